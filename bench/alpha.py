@@ -1,0 +1,71 @@
+"""alpha, the acceptance rate of the papers: how much of the target's law a drafter covers, prefix by prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from foredraft.engine.state import DecodeState, Draft, Verdict
+
+
+@torch.inference_mode()
+def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], temperature: float,
+             batch_size: int = 8) -> float:
+    """E[sum_x min(p(x), q(x))] = 1 - E[total variation(p, q)] over EVERY prefix of the target's own output.
+
+    `outputs` are the target's own (plain decoding at the same temperature). Both models are led along them one token at
+    a time (teacher forcing), whatever would have been accepted, so that every prefix counts once: the empty one and the
+    one before the end token too. q is the drafter's law of the NEXT token, its first draft: a dense drafter's softmax,
+    else a point mass, for which the sum is p(draft); a prefix for which nothing is drafted counts 0. At temperature 0
+    p is the point mass on the argmax, and each prefix counts [argmax p == draft]. It does not depend on K, and it is
+    not accepted / tested of a decode, which sees only the prefixes where a draft was tested
+    (Leviathan et al. 2023, Corollary 3.6).
+    """
+    covered = prefixes = 0.0
+    for start in range(0, len(sources), batch_size):
+        one = _batch(model, sources[start : start + batch_size], outputs[start : start + batch_size], temperature)
+        covered, prefixes = covered + one[0], prefixes + one[1]
+    return covered / prefixes
+
+
+def _batch(model, sources, outputs, temperature: float) -> tuple[float, int]:
+    """Sum of min(p, q) and number of prefixes."""
+    target, drafter = model.target, model.drafter
+    B, rows, longest = len(sources), range(len(sources)), max(map(len, outputs))
+    vectors = [torch.tensor(list(source)) for source in sources]
+    # two past the longest output: the drafter may still propose before the last token
+    target.reserve(B, longest + 2, 1, max(map(len, sources)))
+    drafter.admit(rows, vectors, target.admit(rows, vectors))
+    state = DecodeState(
+        limits=torch.full((B,), longest + 2), draft_tokens=torch.ones(B, dtype=torch.int64),
+        temperature=torch.full((B,), float(temperature)), top_k=torch.zeros(B, dtype=torch.int64), top_p=torch.ones(B),
+        seeds=torch.arange(B), start_token=target.start_token, end_token=target.end_token,
+        width=target.config.d_model)
+    covered = 0.0
+    for place in range(longest):
+        # a row whose output is over is ended, and reads nothing from then on
+        forced = torch.tensor([ids[place] if place < len(ids) else target.end_token for ids in outputs])
+        running = torch.tensor([place < len(ids) for ids in outputs])
+        draft = drafter.draft(state)
+        nothing = Draft.empty(B, 1)
+        hidden = target.decode(*state.inputs(nothing))
+        if temperature == 0:
+            overlap = (draft.tokens[:, 0] == forced).float()
+        else:
+            overlap = _overlap(torch.softmax(target.logits(hidden)[:, 0].float() / temperature, -1), draft)
+        covered += float(overlap[running & (draft.lengths > 0)].sum())
+        verdict = Verdict(torch.stack((forced, forced), 1), torch.ones(B, dtype=torch.int64))
+        state.commit(nothing, verdict, hidden)
+    target.release(rows)
+    drafter.release(rows)
+    return covered, sum(map(len, outputs))
+
+
+def _overlap(p: torch.Tensor, draft: Draft) -> torch.Tensor:
+    """sum_x min(p, q) [B] for p [B, V] and the first column of a draft."""
+    overlap = p.gather(1, draft.tokens[:, :1])[:, 0]
+    if draft.logits is None:
+        return overlap
+    q = torch.softmax(draft.logits[:, 0].float(), -1)
+    return torch.where(draft.dense, torch.minimum(p, q).sum(-1), overlap)

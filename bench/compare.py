@@ -1,0 +1,80 @@
+"""A bench run: build the methods, time them in turns, hold their tokens against plain decoding's, make the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import foredraft
+from foredraft.bench import machine, measure
+from foredraft.bench.alpha import alpha_tv
+from foredraft.bench.cases import Case
+from foredraft.bench.methods import REFERENCE, Absent, Method, build
+from foredraft.bench.record import SCHEMA
+from foredraft.bench.settings import Settings
+
+
+def common_fields(model, settings: Settings, data: dict, command: str) -> dict:
+    """What every row of a run states: when, with what, on which machine, of which target, on which articles."""
+    known = model.describe()
+    return {
+        "schema": SCHEMA,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "foredraft": foredraft.__version__,
+        "command": command,
+        "machine": machine.describe(settings.device),
+        "target": {name: known[name] for name in ("model", "hash", "dtype", "parameters", "threads")},
+        "device": settings.device,
+        "data": data,
+        "batch_size": settings.batch_size,
+        "max_new_tokens": settings.max_new_tokens,
+        "draft_tokens": settings.draft_tokens,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "repeats": settings.repeats,
+    }
+
+
+def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[str], common: dict,
+            on_batch: Callable[[], None] = lambda: None) -> list[dict]:
+    """One row (record.FIELDS) for every name, plain decoding first, whether asked for or not.
+
+    `common` is common_fields(...). `on_batch` is called after each
+    batch of a timed pass. A method that cannot run gets a row with the reason under "absent".
+    """
+    methods: dict[str, Method] = {}
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys((REFERENCE, *names)):
+        try:
+            methods[name] = build(name, model, settings)
+        except Absent as reason:
+            absent[name] = str(reason)
+    sources = [case.source for case in cases]
+    samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
+
+    outputs = [row for sample in samples[REFERENCE][0] for row in sample.rows]
+    rows = []
+    for name in (*methods, *absent):
+        row = common | {"method": name, "absent": absent.get(name)}
+        if name in methods:
+            row |= figures(samples[REFERENCE], samples[name], comparable=methods[name].comparable)
+            if row["acceptance"] and row["acceptance"]["drafted"]:
+                row["acceptance"]["alpha_tv"] = alpha_tv(methods[name].model, sources, outputs, settings.temperature)
+        rows.append(row)
+    return rows
+
+
+def figures(reference: measure.Samples, samples: measure.Samples, *, comparable: bool) -> dict:
+    """A row's measured fields. The gate comes first: no speed-up where tokens differ or cannot be compared."""
+    differ = measure.differing(reference, samples) if comparable else None
+    same = differ == 0
+    return {
+        "differ": differ,
+        "tokens": sum(sample.tokens for sample in samples[0]),
+        "seconds": measure.seconds(samples),
+        "tokens_per_second": measure.tokens_per_second(samples, with_encoding=False),
+        "tokens_per_second_encoding": measure.tokens_per_second(samples, with_encoding=True),
+        "speed_up": measure.speed_up(reference, samples, with_encoding=False) if same else None,
+        "speed_up_encoding": measure.speed_up(reference, samples, with_encoding=True) if same else None,
+        "acceptance": measure.acceptance(samples),
+    }

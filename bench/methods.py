@@ -1,0 +1,163 @@
+"""Who competes: a name, and how to build the function that decodes a batch.
+
+`METHODS` is the one list. A factory takes (model, settings, argument) and returns a Method, or raises Absent with the
+reason why it cannot run here; nothing is dropped silently. The argument is what follows a colon in the name that was
+asked for, as in `ngram:PATH`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from foredraft.bench.settings import Settings
+from foredraft.errors import UserError
+
+REFERENCE = "plain"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One decoded batch: `token_ids` a list per row (without the start token; what follows the end is ignored),
+    `seconds` by phase ("encode" always), `stats` the DecodeStats of a foredraft model, else None."""
+
+    token_ids: list[list[int]]
+    seconds: dict[str, float]
+    stats: object | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """`run(sources, seed)` decodes one batch of source ids. `model` is the foredraft model behind it, if there is one.
+
+    `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own.
+    """
+
+    run: Callable[[Sequence[Sequence[int]], int], Output]
+    comparable: bool = True
+    model: object | None = None
+
+
+class Absent(Exception):
+    """A method that cannot run here; the message is the reason."""
+
+
+def build(name: str, model, settings: Settings) -> Method:
+    """The method called `name`, a key of METHODS with an optional `:argument`. UserError: no such method. Absent."""
+    key, _, argument = name.partition(":")
+    if key not in METHODS:
+        raise UserError(f"--methods: no method called {key!r}; choose from {', '.join(METHODS)}")
+    return METHODS[key](model, settings, argument or None)
+
+
+def _foredraft(drafter: str | None, draft_tokens: int | None = None):
+    def factory(model, settings: Settings, argument: str | None) -> Method:
+        spec = f"{drafter}:{argument}" if drafter and argument else drafter
+        try:
+            drafting = model.with_drafter(spec)
+        except UserError as error:
+            raise Absent(str(error)) from None
+
+        def run(sources, seed: int) -> Output:
+            out = drafting.generate(
+                [list(source) for source in sources],
+                max_new_tokens=settings.max_new_tokens,
+                draft_tokens=settings.draft_tokens if draft_tokens is None else draft_tokens,
+                do_sample=settings.do_sample,
+                temperature=settings.temperature if settings.do_sample else 1.0,
+                seed=seed,
+                batch_size=len(sources),
+            )
+            return Output(out.token_ids, dict(out.stats.seconds), out.stats)
+
+        return Method(run, model=drafting)
+
+    return factory
+
+
+def _transformers(options: Callable[[Settings], dict], speculates: bool = False):
+    """transformers' generate, given the same ids; its encoder is timed on its own and its output handed over.
+
+    `options` adds arguments of generate; the rest of transformers' defaults stay as they are.
+    """
+    def factory(model, settings: Settings, argument: str | None) -> Method:
+        if speculates and settings.batch_size > 1:
+            raise Absent("transformers speculates at batch size 1 only")
+        extra = options(settings)
+        peer = _load_peer(str(model.path), model.dtype, settings.device)
+        if assistant := extra.pop("assistant", None):
+            extra["assistant_model"] = _load_peer(assistant, model.dtype, settings.device)
+        if settings.do_sample:
+            extra |= {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+
+        import torch
+
+        @torch.inference_mode()
+        def run(sources, seed: int) -> Output:
+            ids, mask = _pad(sources, peer.device)
+            torch.manual_seed(seed)
+            start = time.perf_counter()
+            encoded = peer.get_encoder()(input_ids=ids, attention_mask=mask)
+            if ids.is_cuda:
+                torch.cuda.synchronize()
+            encode = time.perf_counter() - start
+            out = peer.generate(ids, attention_mask=mask, encoder_outputs=encoded,
+                                max_new_tokens=settings.max_new_tokens, **extra)
+            return Output(out[:, 1:].tolist(), {"encode": encode})
+
+        return Method(run, comparable=not settings.do_sample)
+
+    return factory
+
+
+@lru_cache(maxsize=2)
+def _load_peer(path: str, dtype: str, device: str):
+    """transformers' own model, with a bare generation config: no sampling or penalties of the checkpoint's own."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+    from transformers import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        peer = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise Absent(f"transformers cannot load {path}: {' '.join(str(error).split())[:200]}") from None
+    config = peer.config
+    peer.generation_config = GenerationConfig(
+        decoder_start_token_id=config.decoder_start_token_id, eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    return peer
+
+
+def _pad(sources: Sequence[Sequence[int]], device):
+    """Sources as ids [B, S] int64, padded with 0 on the right, and their mask [B, S]."""
+    import torch
+
+    longest = max(map(len, sources))
+    ids = torch.tensor([[*source, *[0] * (longest - len(source))] for source in sources], device=device)
+    lengths = torch.tensor([len(source) for source in sources], device=device)
+    return ids, (torch.arange(longest, device=device) < lengths[:, None]).long()
+
+
+def _prompt_lookup(settings: Settings) -> dict:
+    return {"prompt_lookup_num_tokens": settings.draft_tokens}
+
+
+def _assisted(settings: Settings) -> dict:
+    if settings.assistant is None:
+        raise Absent("no assistant; name a small T5 of the same vocabulary with --assistant PATH")
+    return {"assistant": settings.assistant, "num_assistant_tokens": settings.draft_tokens}
+
+
+METHODS = {
+    REFERENCE: _foredraft(None, draft_tokens=0),
+    "lookup": _foredraft("lookup"),
+    "ngram": _foredraft("ngram"),
+    "hf-greedy": _transformers(lambda settings: {}),
+    "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
+    "hf-assisted": _transformers(_assisted, speculates=True),
+}

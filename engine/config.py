@@ -1,0 +1,53 @@
+"""How to decode: the arguments of generate, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from foredraft.errors import UserError
+
+MAX_DRAFT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Named as transformers' generate names them.
+
+    max_new_tokens: ids emitted at most, the end token included. draft_tokens: K, 0 is plain decoding. do_sample False
+    is greedy. temperature > 0; top_k 0 and top_p 1 are off. seed None draws a fresh one; row i of a call uses (seed, i).
+    stop_strings end a text where one of them is complete. max_source: source ids kept; None is the model's own limit.
+    """
+
+    max_new_tokens: int = 128
+    draft_tokens: int = 5
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    batch_size: int = 8
+    max_source: int | None = None
+
+    def __post_init__(self):
+        def whole(name: str, low: int, high: float = math.inf):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                bound = f"between {low} and {high}" if high < math.inf else f"of at least {low}"
+                raise UserError(f"{name} is {value!r}; give a whole number {bound}")
+
+        whole("max_new_tokens", 1, 100_000)
+        whole("draft_tokens", 0, MAX_DRAFT_TOKENS)
+        whole("top_k", 0)
+        whole("batch_size", 1)
+        if self.max_source is not None:
+            whole("max_source", 2)
+        if self.seed is not None:
+            whole("seed", 0, 2**63 - 1)
+        if self.do_sample and not 0 < self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}; give a number above 0 (greedy is do_sample=False)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
+        if any(not text for text in self.stop_strings):
+            raise UserError("stop_strings holds an empty text; leave it out")

@@ -1,0 +1,171 @@
+"""The plain data of a decode round: Draft, Verdict, DecodeState.
+
+Letters: B rows, K drafted tokens a round, R = K + 1 rows read by the target, V vocabulary, T decoder positions,
+C model width. Everything lives on one device and is updated in place; nothing here reads a value back to the host, except `truncate`, which
+the host calls between rounds for stop strings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
+ORIGINS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
+
+
+@dataclass
+class Draft:
+    """What a drafter proposes for one round. K is the state's max_draft, whatever a row may draft.
+
+    tokens [B, K] int64, padding repeats a valid id; lengths [B] int64 in 0..K; dense [B] bool: the row was sampled
+    from softmax(logits[b]), else its tokens are point masses; logits [B, K, V] float32 or None: the drafter's
+    processed logits (after temperature, top-k and top-p: exactly the law that was sampled); lse [B, K] their
+    log-sum-exp; parents [B, K] int64 or None: row (0 = the last committed token, i + 1 = draft i) that each draft
+    follows, None for a chain; origin [B, K] uint8 indexes ORIGINS.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    dense: Tensor
+    origin: Tensor
+    logits: Tensor | None = None
+    lse: Tensor | None = None
+    parents: Tensor | None = None
+
+    @classmethod
+    def empty(cls, rows: int, width: int, device: torch.device | str = "cpu") -> Draft:
+        """A draft of `width` = K columns that proposes nothing."""
+        return cls(
+            tokens=torch.zeros(rows, width, dtype=torch.int64, device=device),
+            lengths=torch.zeros(rows, dtype=torch.int64, device=device),
+            dense=torch.zeros(rows, dtype=torch.bool, device=device),
+            origin=torch.zeros(rows, width, dtype=torch.uint8, device=device),
+        )
+
+
+@dataclass
+class Verdict:
+    """What the judge emits: tokens [B, R] int64, of which row b emits tokens[b, :counts[b]]; counts [B] int64 in 1..R
+    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first."""
+
+    tokens: Tensor
+    counts: Tensor
+    path: Tensor | None = None
+
+
+class DecodeState:
+    """Everything a batch of B rows knows between rounds.
+
+    tokens [B, T + 1] int64: committed ids from the start token on; column T is a spill slot for masked writes.
+    lengths [B] int64: committed ids, the start token included. finished [B] bool. limits [B] int64: the length at
+    which a row stops, at most T. origin [B, T + 1] uint8: who proposed each id (ORIGINS).
+    draft_tokens [B] int64 (each row's K), temperature [B] float32 (0 is greedy), top_k [B] int64 (0 is off),
+    top_p [B] float32 (1 is off), seeds [B] int64. hidden [B, C] float32: the target's state that produced the last
+    committed token. Counters, per row: rounds, covered (rounds with a draft), drafted [B]; tested_at, accepted_at [B, K].
+
+    Invariant: the target's caches hold positions [0, lengths - 1); the last committed id is fed next, so that rejecting
+    a draft costs nothing.
+    """
+
+    def __init__(self, *, limits: Tensor, draft_tokens: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
+                 seeds: Tensor, start_token: int, end_token: int, width: int):
+        B, device = limits.shape[0], limits.device
+        # host values fixed for the life of the state: reading them costs no synchronisation
+        self.capacity = int(limits.max())
+        self.max_draft = int(draft_tokens.max())
+        self.greedy = bool((temperature == 0).all())
+        self.end_token = end_token
+        self.tokens = torch.full((B, self.capacity + 1), start_token, dtype=torch.int64, device=device)
+        self.origin = torch.zeros(B, self.capacity + 1, dtype=torch.uint8, device=device)
+        self.lengths = torch.ones(B, dtype=torch.int64, device=device)
+        self.finished = torch.zeros(B, dtype=torch.bool, device=device)
+        self.limits, self.draft_tokens = limits, draft_tokens
+        self.temperature, self.top_k, self.top_p, self.seeds = temperature, top_k, top_p, seeds
+        self.hidden = torch.zeros(B, width, device=device)
+        K = self.max_draft
+        self.rounds, self.covered, self.drafted = (torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
+        self.tested_at, self.accepted_at = (torch.zeros(B, K, dtype=torch.int64, device=device) for _ in range(2))
+        self.last_tested, self.last_accepted, self.last_counts = (
+            torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
+        self._steps = torch.arange(K + 1, device=device)
+        # the parents [B, K] of a chain: draft i follows row i
+        self.chain = self._steps[:K].expand(B, K).contiguous()
+
+    @property
+    def rows(self) -> int:
+        return self.tokens.shape[0]
+
+    def allowed(self) -> Tensor:
+        """How many ids each row may still draft: [B] int64, its K cut to the room left, 0 once finished."""
+        room = torch.minimum(self.draft_tokens, self.limits - self.lengths - 1).clamp_(min=0)
+        return room.masked_fill_(self.finished, 0)
+
+    def inputs(self, draft: Draft) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The target's next rows: tokens [B, R], positions [B, R] (-1: nothing to read there), parents [B, R] or None.
+
+        Row 0 is the last committed id; rows past a row's draft, and all rows of a finished one, are not read.
+        """
+        last = self.lengths - 1
+        tokens = torch.cat((self.tokens.gather(1, last[:, None]), draft.tokens), dim=1)
+        steps = self._steps[: tokens.shape[1]]
+        unread = (steps > draft.lengths[:, None]) | self.finished[:, None]
+        if draft.parents is None:
+            return tokens, (last[:, None] + steps).masked_fill_(unread, -1), None
+        parents = torch.cat((torch.full_like(last[:, None], -1), draft.parents), dim=1)
+        depth = torch.zeros_like(parents)
+        for row in range(1, tokens.shape[1]):
+            depth[:, row : row + 1] = depth.gather(1, parents[:, row : row + 1]) + 1
+        return tokens, (last[:, None] + depth).masked_fill_(unread, -1), parents
+
+    def commit(self, draft: Draft, verdict: Verdict, hidden: Tensor) -> None:
+        """Append each row's verdict, cut at the end token and at the row's limit, and count.
+
+        hidden [B, R, C] is the target's output of this round. Finished rows emit nothing.
+        """
+        R = verdict.tokens.shape[1]
+        steps = self._steps[:R]
+        is_end = verdict.tokens == self.end_token
+        before_end = is_end.long().cumsum(1) - is_end.long()
+        emitted = (steps < verdict.counts[:, None]) & (before_end == 0)
+        emitted &= steps < (self.limits - self.lengths)[:, None]
+        emitted &= ~self.finished[:, None]
+        counts = emitted.sum(1)
+
+        slots = torch.where(emitted, self.lengths[:, None] + steps, self.capacity)
+        self.tokens.scatter_(1, slots, verdict.tokens)
+        from_draft = steps < (verdict.counts - 1)[:, None]
+        proposed = draft.origin if verdict.path is None else draft.origin.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
+        origin = torch.nn.functional.pad(proposed, (0, 1))
+        self.origin.scatter_(1, slots, origin.masked_fill(~from_draft, 0))
+
+        self.last_counts.copy_(counts)
+        torch.minimum(verdict.counts - 1, counts, out=self.last_accepted)
+        torch.minimum(torch.minimum(draft.lengths, verdict.counts), counts, out=self.last_tested)
+        self.accepted_at += steps[: R - 1] < self.last_accepted[:, None]
+        self.tested_at += steps[: R - 1] < self.last_tested[:, None]
+        running = ~self.finished
+        self.rounds += running
+        self.covered += running & (draft.lengths > 0)
+        self.drafted += draft.lengths.masked_fill(self.finished, 0)
+
+        last_row = (counts - 1).clamp(min=0)
+        if verdict.path is not None:
+            last_row = verdict.path.gather(1, last_row[:, None])[:, 0]
+        produced = hidden.gather(1, last_row[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+        torch.where(running[:, None], produced, self.hidden, out=self.hidden)
+        self.lengths += counts
+        self.finished |= (emitted & is_end).any(1) | (self.lengths >= self.limits)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Cut a row back to `length` ids inside its last round and finish it (a stop string; called by the host)."""
+        cut = int(self.lengths[row]) - length
+        kept = int(self.last_counts[row]) - cut
+        for last, at in ((self.last_accepted, self.accepted_at), (self.last_tested, self.tested_at)):
+            before, after = int(last[row]), min(int(last[row]), kept)
+            at[row, after:before] -= 1
+            last[row] = after
+        self.lengths[row] = length
+        self.finished[row] = True

@@ -1,0 +1,302 @@
+"""A Hugging Face T5 checkpoint (directory or hub id) as the tensors of t5.py.
+
+Reads config.json and safetensors, single or sharded, one tensor at a time: what is held twice is never more than one
+tensor. Pickled weights are refused. T5 v1.0 (relu, head tied to the embedding) and v1.1 / FLAN (gated, head of its own).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foredraft.errors import UserError
+from foredraft.kernels.decoder import ACTIVATIONS
+from foredraft.kernels.linear import LANES, pack
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5, named as in config.json where our own letters do not serve."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    buckets: int
+    max_distance: int
+    epsilon: float
+    activation: int
+    gated: bool
+    head_scale: float
+    start_token: int
+    end_token: int
+    pad_token: int
+    source_limit: int | None
+
+    @classmethod
+    def from_json(cls, path: Path) -> T5Config:
+        try:
+            c = json.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: not readable as JSON ({error}); is this a T5 checkpoint directory?") from None
+        kind = c.get("model_type")
+        if kind not in ("t5", "mt5"):
+            what = "an encoder-decoder of another family" if c.get("is_encoder_decoder") else "no encoder-decoder"
+            raise UserError(f"{path}: model_type {kind!r} is {what}; give a T5, T5 v1.1 or FLAN-T5 checkpoint")
+        missing = [key for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if key not in c]
+        if missing:
+            raise UserError(f"{path}: key {missing[0]!r} is missing; save the model again with transformers")
+        first, _, last = c.get("feed_forward_proj", "relu").partition("-")
+        gated = first == "gated"
+        name = last if gated else first
+        name = "gelu_new" if gated and name == "gelu" else name
+        if name not in ACTIVATIONS:
+            raise UserError(f"{path}: feed_forward_proj {c['feed_forward_proj']!r} is not supported; one of "
+                            f"{', '.join(ACTIVATIONS)}, with or without 'gated-'")
+        # transformers 5 writes scale_decoder_outputs; before it, scaling went with tied embeddings
+        scaled = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True) is not False)
+        end = c.get("eos_token_id", 1)
+        return cls(
+            vocab_size=c["vocab_size"], d_model=c["d_model"], d_kv=c["d_kv"], d_ff=c["d_ff"], num_layers=c["num_layers"],
+            num_decoder_layers=c.get("num_decoder_layers") or c["num_layers"], num_heads=c["num_heads"],
+            buckets=c.get("relative_attention_num_buckets", 32), max_distance=c.get("relative_attention_max_distance", 128),
+            epsilon=c.get("layer_norm_epsilon", 1e-6), activation=ACTIVATIONS.index(name), gated=gated,
+            head_scale=c["d_model"] ** -0.5 if scaled else 1.0, start_token=c.get("decoder_start_token_id", 0) or 0,
+            end_token=end[0] if isinstance(end, list) else end, pad_token=c.get("pad_token_id", 0) or 0,
+            source_limit=c.get("n_positions"),
+        )
+
+
+@dataclass
+class EncoderLayer:
+    """Plain torch matrices [outputs, inputs] in the stored dtype; norms [C] float32."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    out: Tensor
+    ff_norm: Tensor
+    ff_in: Tensor
+    ff_out: Tensor
+
+
+@dataclass
+class T5Weights:
+    """Encoder for torch, decoder packed for kernels/decoder.py (shapes there); cross_kv [L] of [2HD, C] for torch."""
+
+    config: T5Config
+    dtype: torch.dtype
+    embedding: np.ndarray
+    encoder: list[EncoderLayer]
+    encoder_norm: Tensor
+    encoder_bias: Tensor  # [buckets, H]
+    cross_kv: list[Tensor]
+    norms: np.ndarray
+    final_norm: np.ndarray
+    qkv: np.ndarray
+    self_out: np.ndarray
+    cross_q: np.ndarray
+    cross_out: np.ndarray
+    ff_in: np.ndarray
+    ff_out: np.ndarray
+    decoder_bias: Tensor  # [buckets, H]
+    head: np.ndarray
+
+    def parameters(self) -> int:
+        """Distinct stored weights, without the padding of packed blocks."""
+        c = self.config
+        inner = c.num_heads * c.d_kv
+        ff = c.d_ff * c.d_model * (3 if c.gated else 2)
+        per_encoder = 4 * inner * c.d_model + ff + 2 * c.d_model
+        per_decoder = 8 * inner * c.d_model + ff + 3 * c.d_model
+        heads = 1 if c.head_scale != 1.0 else 2
+        return (heads * c.vocab_size * c.d_model + c.num_layers * per_encoder + c.num_decoder_layers * per_decoder
+                + 2 * c.d_model + 2 * c.buckets * c.num_heads)
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """A directory as it is; anything of the form owner/name from the hub (json and safetensors only)."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path}: is a file; give the checkpoint's directory")
+    parts = str(name).split("/")
+    if len(parts) > 2 or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"{name}: no such directory; give a T5 checkpoint directory or a hub id such as google/flan-t5-base")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "spiece.model"]))
+    except Exception as error:  # the hub client raises many kinds; each ends in the same advice
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name}: no such directory, and the hub did not give it ({reason[:160]}); "
+                        "give a T5 checkpoint directory") from None
+
+
+def safetensors_files(path: Path) -> list[Path]:
+    """The checkpoint's weight files, or a UserError that says which is missing."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        for name in names:
+            if not (path / name).exists():
+                raise UserError(f"{path}: shard {name} is missing; copy or download it again")
+        return [path / name for name in names]
+    single = path / "model.safetensors"
+    if single.exists():
+        return [single]
+    if list(path.glob("*.bin")) or list(path.glob("*.pt")):
+        raise UserError(f"{path}: holds only pickled weights, which are never loaded; load it once with transformers and "
+                        "save it with save_pretrained(), which writes model.safetensors")
+    raise UserError(f"{path}: model.safetensors is missing; give a T5 checkpoint directory")
+
+
+def weights_hash(path: str | Path) -> str:
+    """sha256 (16 hex digits) over the sorted tensor names, dtypes, shapes and bytes of a checkpoint directory."""
+    digest = hashlib.sha256()
+    with _Reader(Path(path)) as reader:
+        for name in sorted(reader.where):
+            tensor = reader.raw(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+class _Reader:
+    """Tensors by name over all shards."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> _Reader:
+        from safetensors import SafetensorError, safe_open
+
+        self.where = {}
+        for file in safetensors_files(self.path):
+            try:
+                handle = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: not a readable safetensors file ({error}); copy or download it again") from None
+            self.where.update(dict.fromkeys(handle.keys(), handle))
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.where = {}
+
+    def raw(self, name: str) -> Tensor:
+        if name not in self.where:
+            raise UserError(f"{self.path}: tensor {name!r} is missing; is this a T5ForConditionalGeneration checkpoint?")
+        return self.where[name].get_tensor(name)
+
+    def matrix(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A copy in memory of our own (the file may be memory-mapped)."""
+        return self.raw(name).to(dtype, copy=True)
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+def load_weights(path: Path, dtype: str = "float32") -> T5Weights:
+    """Read a checkpoint directory. `dtype` is how weights are stored; arithmetic accumulates in float32 either way."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not supported; one of {', '.join(DTYPES)} (fp16 overflows in T5's feed-forward)")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
+    c = T5Config.from_json(path / "config.json")
+    kind = DTYPES[dtype]
+    with _Reader(path) as reader:
+        return _assemble(reader, c, kind)
+
+
+def _assemble(reader: _Reader, c: T5Config, kind: torch.dtype) -> T5Weights:
+    inner, L = c.num_heads * c.d_kv, c.num_decoder_layers
+    ff_parts = ("wi_0", "wi_1") if c.gated else ("wi",)
+
+    def read(name: str, rows: int, columns: int, dtype: torch.dtype = kind) -> Tensor:
+        tensor = reader.matrix(name, dtype)
+        if tuple(tensor.shape) != (rows, columns):
+            raise UserError(f"{reader.path}: {name} is {tuple(tensor.shape)}, config.json says ({rows}, {columns})")
+        return tensor
+
+    def norm(name: str) -> Tensor:
+        return reader.matrix(name, torch.float32)
+
+    def joined(prefix: str, names: tuple[str, ...], rows: int, columns: int) -> Tensor:
+        out = torch.empty(len(names) * rows, columns, dtype=kind)
+        for i, name in enumerate(names):
+            out[i * rows : (i + 1) * rows] = read(f"{prefix}.{name}.weight", rows, columns)
+        return out
+
+    def stack(outputs: int, inputs: int, parts) -> np.ndarray:
+        out = np.zeros((L, -(-outputs // LANES), inputs, LANES), np.uint16 if kind == torch.bfloat16 else np.float32)
+        for layer in range(L):
+            out[layer] = pack(_as_numpy(parts(f"decoder.block.{layer}.layer")))
+        return out
+
+    shared = "shared.weight" if "shared.weight" in reader.where else "encoder.embed_tokens.weight"
+    embedding = read(shared, c.vocab_size, c.d_model)
+    tied = "lm_head.weight" not in reader.where
+    head = pack(_as_numpy(embedding if tied else read("lm_head.weight", c.vocab_size, c.d_model)))
+
+    encoder = []
+    for layer in range(c.num_layers):
+        p = f"encoder.block.{layer}.layer"
+        encoder.append(EncoderLayer(
+            attention_norm=norm(f"{p}.0.layer_norm.weight"),
+            qkv=joined(f"{p}.0.SelfAttention", ("q", "k", "v"), inner, c.d_model),
+            out=read(f"{p}.0.SelfAttention.o.weight", c.d_model, inner),
+            ff_norm=norm(f"{p}.1.layer_norm.weight"),
+            ff_in=joined(f"{p}.1.DenseReluDense", ff_parts, c.d_ff, c.d_model),
+            ff_out=read(f"{p}.1.DenseReluDense.wo.weight", c.d_model, c.d_ff),
+        ))
+    bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    return T5Weights(
+        config=c, dtype=kind, embedding=_as_numpy(embedding), encoder=encoder,
+        encoder_norm=norm("encoder.final_layer_norm.weight"),
+        encoder_bias=read(f"encoder.{bias}", c.buckets, c.num_heads, torch.float32),
+        cross_kv=[joined(f"decoder.block.{i}.layer.1.EncDecAttention", ("k", "v"), inner, c.d_model) for i in range(L)],
+        norms=np.stack([[norm(f"decoder.block.{i}.layer.{j}.layer_norm.weight").numpy() for j in range(3)] for i in range(L)]),
+        final_norm=norm("decoder.final_layer_norm.weight").numpy(),
+        qkv=stack(3 * inner, c.d_model, lambda p: joined(f"{p}.0.SelfAttention", ("q", "k", "v"), inner, c.d_model)),
+        self_out=stack(c.d_model, inner, lambda p: read(f"{p}.0.SelfAttention.o.weight", c.d_model, inner)),
+        cross_q=stack(inner, c.d_model, lambda p: read(f"{p}.1.EncDecAttention.q.weight", inner, c.d_model)),
+        cross_out=stack(c.d_model, inner, lambda p: read(f"{p}.1.EncDecAttention.o.weight", c.d_model, inner)),
+        ff_in=stack(len(ff_parts) * c.d_ff, c.d_model,
+                    lambda p: joined(f"{p}.2.DenseReluDense", ff_parts, c.d_ff, c.d_model)),
+        ff_out=stack(c.d_model, c.d_ff, lambda p: read(f"{p}.2.DenseReluDense.wo.weight", c.d_model, c.d_ff)),
+        decoder_bias=read(f"decoder.{bias}", c.buckets, c.num_heads, torch.float32),
+        head=head,
+    )
+
+
+def load_tokenizer(path: Path):
+    """The checkpoint's tokenizer as a tokenizers.Tokenizer, or None when it has none."""
+    from tokenizers import Tokenizer
+
+    if (path / "tokenizer.json").exists():
+        try:
+            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path / 'tokenizer.json'}: not a readable tokenizer ({error}); copy it again") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+    if (path / "spiece.model").exists():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(path, use_fast=True).backend_tokenizer
+    return None

@@ -1,0 +1,163 @@
+"""The command `foredraft`. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import foredraft
+from foredraft import cli_bench, cli_train, cli_train_ngram
+from foredraft.errors import UserError
+
+app = typer.Typer(
+    help="Lossless speculative decoding for T5.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line. What a user can mend ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except BrokenPipeError:
+        # the reader of our output has left, as `head` does; nothing more can be said to it
+        sys.stderr.close()
+        raise SystemExit(1) from None
+
+
+def _fail(message: str) -> None:
+    print(f"foredraft: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"foredraft {foredraft.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Lossless speculative decoding for T5."""
+
+
+@app.command()
+def summarize(
+    files: Annotated[list[str] | None, typer.Argument(metavar="[FILE ...|-]", help="Texts; - is stdin.")] = None,
+    target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
+    drafter: Annotated[str, typer.Option(help="lookup, ngram, ngram:PATH or none.")] = "lookup",
+    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding.")] = 5,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest of this mass; 1 is off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest summary, in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Texts decoded together.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what the drafts gained.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Summarise texts; on a terminal, accepted drafts are coloured."""
+    names, texts = _read(files or [])
+    model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype)
+    config = dict(
+        max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, do_sample=temperature != 0,
+        temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
+        batch_size=batch_size,
+    )
+    out = _generate_and_print(model, names, texts, config)
+    for warning in out.warnings:
+        print(f"foredraft: {warning}", file=sys.stderr)
+    if stats:
+        print(_gain(out.stats), file=sys.stderr)
+    if as_json:
+        summaries = [
+            {"file": name, "summary": text, "token_ids": ids, "origins": origins}
+            for name, text, ids, origins in zip(names, out.texts, out.token_ids, _origin_names(out), strict=True)
+        ]
+        known = {"model": model.describe(), "stats": out.stats.as_dict(), "warnings": out.warnings}
+        print(json.dumps(known | {"summaries": summaries}))
+
+
+def _read(files: list[str]) -> tuple[list[str], list[str]]:
+    """Names and texts of the files; `-`, or no name and no terminal, is standard input."""
+    if not files and sys.stdin.isatty():
+        raise UserError("no text; name a FILE, or - to read standard input")
+    texts = []
+    for name in files or ["-"]:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        try:
+            text = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
+        if not text:
+            raise UserError(f"{name}: the text is empty; give some text to summarise")
+        texts.append(text)
+    return files or ["-"], texts
+
+
+def _generate_and_print(model, names: list[str], texts: list[str], config: dict):
+    """Summaries on stdout: streamed and coloured on a terminal, bare text elsewhere. Returns the Output."""
+    from rich.console import Console
+
+    from foredraft import show
+
+    if model.tokenizer is None:
+        raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
+
+    def decode(ids: list[int]) -> str:
+        return model.tokenizer.decode(ids, skip_special_tokens=True)
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        out = model.generate(texts, **config)
+        for name, text in zip(names, out.texts, strict=True):
+            if len(names) > 1:
+                print(f"== {name}")
+            print(text)
+        return out
+    if len(texts) == 1:
+        with show.Stream(console, decode) as stream:
+            out = model.generate(texts, streamer=stream, **config)
+            stream.finish(show.coloured(out.token_ids[0], _origin_names(out)[0], decode))
+    else:
+        out = model.generate(texts, **config)
+        for name, ids, origins in zip(names, out.token_ids, _origin_names(out), strict=True):
+            console.print(f"== {name}", style="bold", markup=False)
+            console.print(show.coloured(ids, origins, decode))
+    console.print(show.legend(_origin_names(out)))
+    return out
+
+
+def _origin_names(out) -> list[list[str]]:
+    from foredraft.engine.state import ORIGINS
+
+    return [[ORIGINS[origin] for origin in row] for row in out.origins]
+
+
+def _gain(stats) -> str:
+    """The figures of a call in a few words."""
+    seconds = ", ".join(f"{part} {value:.2f} s" for part, value in stats.seconds.items())
+    return (
+        f"{stats.emitted} tokens in {stats.steps} rounds ({stats.tokens_per_step:.2f} a round); accepted "
+        f"{stats.accepted} of {stats.tested} tested drafts ({stats.acceptance_rate:.0%}), "
+        f"drafts in {stats.coverage:.0%} of rounds; {stats.tokens_per_second:.0f} tokens a second of decoding; {seconds}"
+    )
+
+
+cli_bench.register(app)
+cli_train.register(app)
+cli_train_ngram.register(app)

@@ -1,0 +1,176 @@
+"""Verify drafts: how far each row's draft stands, and the token that follows.
+
+    logits         [B, R, V] float32   the target's, row 0 after the last committed token, row i + 1 after draft i
+    draft_tokens   [B, K] int64        draft_lengths [B] int64 in 0..K
+    parents        [B, K] int64        the row that draft i follows: i for a chain, earlier rows in a tree
+    dense          [B] bool            row b was sampled from softmax(draft_logits[b]); else its drafts are point masses
+    draft_logits   [B, K, V] float32   read for dense rows only (else may be empty); draft_lse [B, K] float64: their
+                                       log-sum-exp. After temperature, top-k and top-p: the very law that was sampled
+    temperature, top_k, top_p  [B]     the target's law (law.py); temperature 0 is greedy
+    seeds, starts  [B] int64           key of the random numbers: the request's seed, its length at the round's start
+    tokens, path   [B, R] int64        out: what to emit, and the rows walked (row 0 first)
+    counts         [B] int64           out: tokens emitted, 1..R
+
+Point masses and greedy rows: y is drawn from p (or is its argmax) and a draft stands iff it equals y, so y is also the
+replacement; noise is keyed by (seed, position), so a seeded row equals its own plain sampling. Dense rows, chains only:
+Leviathan et al. 2023, algorithm 1: x stands iff u q(x) <= p(x), else y ~ max(0, p - q); noise keyed by (seed, stream,
+start, offset).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foredraft.kernels.backend import HAS_NUMBA, njit, prange
+from foredraft.kernels.law import draw_loop, draw_reference, law_loop, law_reference
+from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform, uniform_reference
+
+
+def accept_reference(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k,
+                     top_p, seeds, starts, tokens, counts, path) -> None:
+    B, _, V = logits.shape
+    p = np.empty(V)
+    for b in range(B):
+        seed, start, row, n = int(seeds[b]), int(starts[b]), 0, 0
+        path[b, 0] = 0
+        while True:
+            if temperature[b] > 0:
+                total = law_reference(logits[b, row], temperature[b], int(top_k[b]), float(top_p[b]), p)
+            following = None
+            if temperature[b] == 0 or not dense[b]:
+                if temperature[b] == 0:
+                    token = int(np.argmax(logits[b, row]))
+                else:
+                    token = draw_reference(p, total, uniform_reference(seed, POINT, start + n, 0))
+                for i in range(int(draft_lengths[b])):
+                    if parents[b, i] == row and draft_tokens[b, i] == token:
+                        following = i + 1
+                        break
+            elif row < draft_lengths[b]:
+                q = np.exp(draft_logits[b, row].astype(np.float64) - draft_lse[b, row])
+                token = int(draft_tokens[b, row])
+                if uniform_reference(seed, ACCEPT, start, row) * q[token] <= p[token] / total:
+                    following = row + 1
+                else:
+                    residual = np.maximum(0.0, p / total - q)
+                    mass = float(sum(residual))
+                    law, whole = (residual, mass) if mass > 0 else (p, total)
+                    token = draw_reference(law, whole, uniform_reference(seed, RESIDUAL, start, row))
+            else:
+                token = draw_reference(p, total, uniform_reference(seed, RESIDUAL, start, row))
+            tokens[b, n] = token
+            n += 1
+            if following is None:
+                break
+            row = following
+            path[b, n] = row
+        counts[b] = n
+
+
+@njit()
+def _child(draft_tokens, parents, length, row, token):
+    """The row of the draft that follows `row` with this token, or -1."""
+    for i in range(length):
+        if parents[i] == row and draft_tokens[i] == token:
+            return i + 1
+    return -1
+
+
+@njit()
+def _accept_row(logits, draft_tokens, length, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p, seed,
+                start, tokens, path):
+    V = logits.shape[1]
+    p = np.empty(V if temperature > 0 else 0, np.float64)
+    row = 0
+    n = 0
+    path[0] = 0
+    while True:
+        total = 0.0
+        if temperature > 0:
+            total = law_loop(logits[row], temperature, top_k, top_p, p)
+        following = -1
+        if temperature == 0:
+            token = np.argmax(logits[row])
+            following = _child(draft_tokens, parents, length, row, token)
+        elif not dense:
+            token = draw_loop(p, total, uniform(seed, POINT, start + n, 0))
+            following = _child(draft_tokens, parents, length, row, token)
+        elif row < length:
+            token = draft_tokens[row]
+            q = np.exp(np.float64(draft_logits[row, token]) - draft_lse[row])
+            if uniform(seed, ACCEPT, start, row) * q <= p[token] / total:
+                following = row + 1
+            else:
+                residual = np.empty(V, np.float64)
+                mass = 0.0
+                for i in range(V):
+                    q = np.exp(np.float64(draft_logits[row, i]) - draft_lse[row])
+                    residual[i] = max(0.0, p[i] / total - q)
+                    mass += residual[i]
+                u = uniform(seed, RESIDUAL, start, row)
+                token = draw_loop(residual, mass, u) if mass > 0 else draw_loop(p, total, u)
+        else:
+            token = draw_loop(p, total, uniform(seed, RESIDUAL, start, row))
+        tokens[n] = token
+        n += 1
+        if following < 0:
+            return n
+        row = following
+        path[n] = row
+
+
+@njit(parallel=True)
+def _accept_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
+                 seeds, starts, tokens, counts, path):
+    for b in prange(logits.shape[0]):
+        q, lse = np.empty((0, 0), np.float32), np.empty(0, np.float64)
+        if draft_logits.shape[0] > 0:
+            q, lse = draft_logits[b], draft_lse[b]
+        counts[b] = _accept_row(logits[b], draft_tokens[b], draft_lengths[b], parents[b], dense[b], q, lse, temperature[b],
+                                top_k[b], top_p[b], seeds[b], starts[b], tokens[b], path[b])
+
+
+def accept_numba(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
+                 seeds, starts, tokens, counts, path) -> None:
+    _accept_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
+                 seeds, starts, tokens, counts, path)
+
+
+def accept_greedy_reference(chosen, draft_tokens, draft_lengths, parents, tokens, counts, path) -> None:
+    """The greedy case when only the argmax [B, R] int64 is known; the other tensors as above."""
+    for b in range(chosen.shape[0]):
+        row, n = 0, 0
+        path[b, 0] = 0
+        while True:
+            tokens[b, n] = chosen[b, row]
+            n += 1
+            standing = [i + 1 for i in range(int(draft_lengths[b]))
+                        if parents[b, i] == row and draft_tokens[b, i] == chosen[b, row]]
+            if not standing:
+                break
+            row = standing[0]
+            path[b, n] = row
+        counts[b] = n
+
+
+@njit()
+def _accept_greedy_loop(chosen, draft_tokens, draft_lengths, parents, tokens, counts, path):
+    for b in range(chosen.shape[0]):
+        row = 0
+        n = 0
+        path[b, 0] = 0
+        while row >= 0:
+            path[b, n] = row
+            tokens[b, n] = chosen[b, row]
+            row = _child(draft_tokens[b], parents[b], draft_lengths[b], row, chosen[b, row])
+            n += 1
+        counts[b] = n
+
+
+def accept_greedy_numba(chosen, draft_tokens, draft_lengths, parents, tokens, counts, path) -> None:
+    _accept_greedy_loop(chosen, draft_tokens, draft_lengths, parents, tokens, counts, path)
+
+
+ACCEPT_SAMPLED = {"reference": accept_reference, "numba": accept_numba}
+ACCEPT_GREEDY = {"reference": accept_greedy_reference, "numba": accept_greedy_numba}
+BACKEND = "numba" if HAS_NUMBA else "reference"

@@ -1,0 +1,198 @@
+"""Cached attention of decoder rows: self-attention with T5's relative bias, cross-attention over pages.
+
+    q           [n, H, D] float32        queries of the rows read this round (T5 does not scale by 1/sqrt(D))
+    batch, row  [n] int64                which sequence b and which of its R rows each query is
+    positions   [B, R] int64             absolute decoder positions; row 0 is the last committed token
+    parents     [B, R] int64             the row that each row follows, -1 for row 0; a chain is 0, 1, 2, ...
+    k, v        [B, H, T, D] float32     self cache; row r of sequence b lies in slot positions[b, 0] + r
+    bias        [H, T] float32           relative bias by distance (query position - key position >= 0)
+    pages_k/_v  [P, H, 64, D] float32    cross cache in pages of 64 source positions
+    table       [B, pages] int64         page p of sequence b is pages[table[b, p]]
+    sources     [B] int64                source lengths
+    out         [n, H, D] float32
+
+A row sees the committed slots below positions[b, 0] and its own ancestors, keys in ascending slot order, so that its
+bits depend on nothing but its own sequence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
+
+PAGE = 64
+# Fewer multiply-adds than this cost less than waking a second thread.
+THREAD_WORK = 200_000
+
+
+def _attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:
+    scores = [float(np.dot(q.astype(np.float64), key)) + bias for key, bias in zip(keys, biases, strict=True)]
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = sum(weights)
+    return sum(w / total * value.astype(np.float64) for w, value in zip(weights, values, strict=True)).astype(np.float32)
+
+
+def self_attention_reference(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:
+    out = np.empty_like(q)
+    for i, (b, r) in enumerate(zip(batch, row, strict=True)):
+        lineage = [int(r)]
+        while parents[b, lineage[0]] >= 0:
+            lineage.insert(0, int(parents[b, lineage[0]]))
+        base = int(positions[b, 0])
+        seen = [(slot, slot) for slot in range(base)] + [(base + a, int(positions[b, a])) for a in lineage]
+        for h in range(q.shape[1]):
+            out[i, h] = _attend_reference(
+                q[i, h], [k[b, h, slot] for slot, _ in seen], [v[b, h, slot] for slot, _ in seen],
+                [float(bias[h, positions[b, r] - at]) for _, at in seen])
+    return out
+
+
+def cross_attention_reference(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
+    out = np.empty_like(q)
+    for i, b in enumerate(batch):
+        places = [(table[b, s // PAGE], s % PAGE) for s in range(sources[b])]
+        for h in range(q.shape[1]):
+            out[i, h] = _attend_reference(
+                q[i, h], [pages_k[p, h, s] for p, s in places], [pages_v[p, h, s] for p, s in places],
+                [0.0] * len(places))
+    return out
+
+
+@njit(fastmath={"reassoc", "contract"})
+def _dot(a, b):
+    total = np.float32(0.0)
+    for d in range(a.shape[0]):
+        total += a[d] * b[d]
+    return total
+
+
+@njit(fastmath={"reassoc", "contract"})
+def _softmax(scores):
+    top = scores[0]
+    for score in scores:
+        top = max(top, score)
+    total = np.float32(0.0)
+    for t in range(scores.shape[0]):
+        scores[t] = np.exp(scores[t] - top)
+        total += scores[t]
+    return total
+
+
+@njit(fastmath={"contract"})
+def _add_scaled(out, weight, value):
+    for d in range(out.shape[0]):
+        out[d] += weight * value[d]
+
+
+@njit()
+def _self_tasks(q, batch, row, positions, parents, k, v, bias, first, last, out):
+    H = q.shape[1]
+    scores = np.empty(k.shape[2], np.float32)
+    slots = np.empty(k.shape[2], np.int64)
+    for task in range(first, last):
+        i, h = task // H, task % H
+        b, r = batch[i], row[i]
+        base, at = positions[b, 0], positions[b, r]
+        count = at + 1
+        ancestor = r
+        for t in range(at, base - 1, -1):
+            slots[t] = base + ancestor
+            ancestor = parents[b, ancestor]
+        for t in range(count):
+            slot = t if t < base else slots[t]
+            scores[t] = _dot(q[i, h], k[b, h, slot]) + bias[h, at - t]
+        total = _softmax(scores[:count])
+        out[i, h, :] = np.float32(0.0)
+        for t in range(count):
+            slot = t if t < base else slots[t]
+            _add_scaled(out[i, h], scores[t] / total, v[b, h, slot])
+
+
+@njit()
+def _cross_tasks(q, batch, pages_k, pages_v, table, sources, first, last, out):
+    H = q.shape[1]
+    scores = np.empty(table.shape[1] * PAGE, np.float32)
+    for task in range(first, last):
+        i, h = task // H, task % H
+        b = batch[i]
+        S = sources[b]
+        for start in range(0, S, PAGE):
+            keys = pages_k[table[b, start // PAGE], h]
+            for s in range(min(PAGE, S - start)):
+                scores[start + s] = _dot(q[i, h], keys[s])
+        total = _softmax(scores[:S])
+        out[i, h, :] = np.float32(0.0)
+        for start in range(0, S, PAGE):
+            values = pages_v[table[b, start // PAGE], h]
+            for s in range(min(PAGE, S - start)):
+                _add_scaled(out[i, h], scores[start + s] / total, values[s])
+
+
+@njit(parallel=True)
+def _self_threads(q, batch, row, positions, parents, k, v, bias, out, threads):
+    tasks = q.shape[0] * q.shape[1]
+    for thread in prange(threads):
+        _self_tasks(q, batch, row, positions, parents, k, v, bias,
+                    tasks * thread // threads, tasks * (thread + 1) // threads, out)
+
+
+@njit(parallel=True)
+def _cross_threads(q, batch, pages_k, pages_v, table, sources, out, threads):
+    tasks = q.shape[0] * q.shape[1]
+    for thread in prange(threads):
+        _cross_tasks(q, batch, pages_k, pages_v, table, sources,
+                     tasks * thread // threads, tasks * (thread + 1) // threads, out)
+
+
+@njit()
+def self_attention_loop(q, batch, row, positions, parents, k, v, bias, out, threads):
+    n, H, D = q.shape
+    longest = 0
+    for i in range(n):
+        longest = max(longest, positions[batch[i], row[i]])
+    if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
+        _self_tasks(q, batch, row, positions, parents, k, v, bias, 0, n * H, out)
+    else:
+        _self_threads(q, batch, row, positions, parents, k, v, bias, out, threads)
+
+
+@njit()
+def cross_attention_loop(q, batch, pages_k, pages_v, table, sources, out, threads):
+    n, H, D = q.shape
+    longest = 0
+    for i in range(n):
+        longest = max(longest, sources[batch[i]])
+    if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
+        _cross_tasks(q, batch, pages_k, pages_v, table, sources, 0, n * H, out)
+    else:
+        _cross_threads(q, batch, pages_k, pages_v, table, sources, out, threads)
+
+
+def self_attention_numba(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:
+    out = np.empty_like(q)
+    self_attention_loop(q, batch, row, positions, parents, k, v, bias, out, get_num_threads())
+    return out
+
+
+def cross_attention_numba(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
+    out = np.empty_like(q)
+    cross_attention_loop(q, batch, pages_k, pages_v, table, sources, out, get_num_threads())
+    return out
+
+
+SELF_ATTENTION = {"reference": self_attention_reference, "numba": self_attention_numba}
+CROSS_ATTENTION = {"reference": cross_attention_reference, "numba": cross_attention_numba}
+
+
+def self_attention(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:
+    """out [n, H, D] by the fastest implementation present."""
+    return SELF_ATTENTION["numba" if HAS_NUMBA else "reference"](q, batch, row, positions, parents, k, v, bias)
+
+
+def cross_attention(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
+    """out [n, H, D] by the fastest implementation present."""
+    return CROSS_ATTENTION["numba" if HAS_NUMBA else "reference"](q, batch, pages_k, pages_v, table, sources)

@@ -1,0 +1,187 @@
+"""One pass of the T5 decoder over the rows of a round, in one compiled call.
+
+    tokens, positions, parents  [B, R] int64   positions -1: nothing to read; parents as in attention.py
+    embedding                   [V, C]         float32, or bfloat16 bits as uint16
+    norms [L, 3, C], final_norm [C] float32    self-attention, cross-attention, feed-forward; after the last layer
+    qkv [L, 3HD/16, C, 16], self_out [L, C/16, HD, 16], cross_q [L, HD/16, C, 16], cross_out [L, C/16, HD, 16],
+    ff_in [L, F/16 or 2F/16, C, 16] (gate, then linear part), ff_out [L, C/16, F, 16]      packed as in linear.py
+    bias                        [H, T]         as in attention.py
+    k, v                        [L, B, H, T, D], written at slots positions[:, 0] + row
+    pages_k, pages_v            [L, P, H, 64, D], table, sources: as in attention.py
+    activation                  int            index into ACTIVATIONS;  gated bool
+    hidden                      [B, R, C]      written for the rows that are read; after the final norm
+
+Every part keeps one reduction order, so a row's bits depend on its own sequence alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from foredraft.kernels.attention import (
+    cross_attention_loop,
+    cross_attention_reference,
+    self_attention_loop,
+    self_attention_reference,
+)
+from foredraft.kernels.backend import get_num_threads, njit
+from foredraft.kernels.linear import linear_loop, linear_reference, widen
+from foredraft.kernels.norm import norm_loop, norm_reference
+
+ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
+_TANH_GELU = math.sqrt(2.0 / math.pi)
+
+
+def _activate_reference(x: float, activation: int) -> float:
+    if activation == 0:
+        return max(x, 0.0)
+    if activation == 1:
+        return 0.5 * x * (1.0 + math.tanh(_TANH_GELU * (x + 0.044715 * x**3)))
+    if activation == 2:
+        return 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0)))
+    return x / (1.0 + math.exp(-x))
+
+
+def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
+                      ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, hidden) -> None:
+    batch, row = np.nonzero(positions >= 0)
+    L, H, D, C, F = qkv.shape[0], k.shape[2], k.shape[4], embedding.shape[1], ff_out.shape[2]
+    x = widen(embedding)[tokens[batch, row]].astype(np.float32)
+    for layer in range(L):
+        mixed = linear_reference(norm_reference(x, norms[layer, 0], epsilon), qkv[layer], 3 * H * D)
+        q, new_k, new_v = mixed.reshape(len(batch), 3, H, D).transpose(1, 0, 2, 3)
+        for i, (b, r) in enumerate(zip(batch, row, strict=True)):
+            k[layer, b, :, positions[b, 0] + r] = new_k[i]
+            v[layer, b, :, positions[b, 0] + r] = new_v[i]
+        seen = self_attention_reference(q, batch, row, positions, parents, k[layer], v[layer], bias)
+        x = x + linear_reference(seen.reshape(len(batch), H * D), self_out[layer], C)
+        q = linear_reference(norm_reference(x, norms[layer, 1], epsilon), cross_q[layer], H * D).reshape(-1, H, D)
+        seen = cross_attention_reference(q, batch, pages_k[layer], pages_v[layer], table, sources)
+        x = x + linear_reference(seen.reshape(len(batch), H * D), cross_out[layer], C)
+        inner = linear_reference(norm_reference(x, norms[layer, 2], epsilon), ff_in[layer], 2 * F if gated else F)
+        active = np.vectorize(_activate_reference)(inner[:, :F].astype(np.float64), activation)
+        if gated:
+            active = active * inner[:, F:]
+        x = x + linear_reference(active.astype(np.float32), ff_out[layer], C)
+    hidden[batch, row] = norm_reference(x, final_norm, epsilon)
+
+
+@njit()
+def _activate_loop(inner, active, activation, gated):
+    n, F = active.shape
+    for i in range(n):
+        if activation == 0:
+            for f in range(F):
+                active[i, f] = max(inner[i, f], np.float32(0.0))
+        elif activation == 1:
+            for f in range(F):
+                x = inner[i, f]
+                u = np.float32(_TANH_GELU) * (x + np.float32(0.044715) * x * x * x)
+                active[i, f] = np.float32(0.5) * x * (np.float32(1.0) + np.tanh(u))
+        elif activation == 2:
+            for f in range(F):
+                x = inner[i, f]
+                active[i, f] = np.float32(0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))))
+        else:
+            for f in range(F):
+                x = inner[i, f]
+                active[i, f] = x / (np.float32(1.0) + np.exp(-x))
+        if gated:
+            for f in range(F):
+                active[i, f] *= inner[i, F + f]
+
+
+@njit()
+def _embed(embedding, tokens, batch, row, x):
+    for i in range(batch.shape[0]):
+        token = tokens[batch[i], row[i]]
+        for c in range(x.shape[1]):
+            x[i, c] = embedding[token, c]
+
+
+@njit()
+def _embed_bf16(embedding, tokens, batch, row, x):
+    bits = x.view(np.uint32)
+    for i in range(batch.shape[0]):
+        token = tokens[batch[i], row[i]]
+        for c in range(x.shape[1]):
+            bits[i, c] = np.uint32(embedding[token, c]) << np.uint32(16)
+
+
+@njit()
+def _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
+                 pages_k, pages_v, table, sources, activation, gated, epsilon, threads):
+    n, C = x.shape
+    L, H, D, F = qkv.shape[0], k.shape[2], k.shape[4], ff_out.shape[2]
+    normed = np.empty((n, C), np.float32)
+    mixed = np.empty((n, 3 * H * D), np.float32)
+    q = np.empty((n, H, D), np.float32)
+    seen = np.empty((n, H, D), np.float32)
+    inner = np.empty((n, 2 * F if gated else F), np.float32)
+    active = np.empty((n, F), np.float32)
+    added = np.empty((n, C), np.float32)
+    for layer in range(L):
+        norm_loop(x, norms[layer, 0], epsilon, normed)
+        linear_loop(normed, qkv[layer], mixed, threads)
+        for i in range(n):
+            b = batch[i]
+            slot = positions[b, 0] + row[i]
+            for h in range(H):
+                for d in range(D):
+                    q[i, h, d] = mixed[i, h * D + d]
+                    k[layer, b, h, slot, d] = mixed[i, (H + h) * D + d]
+                    v[layer, b, h, slot, d] = mixed[i, (2 * H + h) * D + d]
+        self_attention_loop(q, batch, row, positions, parents, k[layer], v[layer], bias, seen, threads)
+        linear_loop(seen.reshape(n, H * D), self_out[layer], added, threads)
+        x += added
+        norm_loop(x, norms[layer, 1], epsilon, normed)
+        linear_loop(normed, cross_q[layer], q.reshape(n, H * D), threads)
+        cross_attention_loop(q, batch, pages_k[layer], pages_v[layer], table, sources, seen, threads)
+        linear_loop(seen.reshape(n, H * D), cross_out[layer], added, threads)
+        x += added
+        norm_loop(x, norms[layer, 2], epsilon, normed)
+        linear_loop(normed, ff_in[layer], inner, threads)
+        _activate_loop(inner, active, activation, gated)
+        linear_loop(active, ff_out[layer], added, threads)
+        x += added
+
+
+@njit()
+def _rows_read(positions):
+    """The (batch, row) pairs to read, row by row."""
+    B, R = positions.shape
+    batch = np.empty(B * R, np.int64)
+    row = np.empty(B * R, np.int64)
+    n = 0
+    for b in range(B):
+        for r in range(R):
+            if positions[b, r] >= 0:
+                batch[n], row[n] = b, r
+                n += 1
+    return batch[:n], row[:n]
+
+
+@njit()
+def _scatter_norm(x, weight, epsilon, batch, row, hidden):
+    normed = np.empty_like(x)
+    norm_loop(x, weight, epsilon, normed)
+    for i in range(batch.shape[0]):
+        hidden[batch[i], row[i]] = normed[i]
+
+
+def decoder_numba(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
+                  ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, hidden) -> None:
+    batch, row = _rows_read(positions)
+    x = np.empty((batch.shape[0], embedding.shape[1]), np.float32)
+    if embedding.dtype == np.uint16:
+        _embed_bf16(embedding, tokens, batch, row, x)
+    else:
+        _embed(embedding, tokens, batch, row, x)
+    _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
+                 pages_k, pages_v, table, sources, activation, gated, epsilon, get_num_threads())
+    _scatter_norm(x, final_norm, epsilon, batch, row, hidden)
+
+
+DECODER = {"reference": decoder_reference, "numba": decoder_numba}

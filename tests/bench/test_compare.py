@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from foredraft.bench import compare, methods, record, report
+from foredraft.bench.cases import Case, describe
+from foredraft.bench.demo import gain
+from foredraft.bench.settings import Settings
+from foredraft.errors import UserError
+
+CASES = [Case(str(i), (*range(3, 8 + i), 1), 0, None) for i in range(4)]
+
+
+@pytest.fixture
+def run(monkeypatch, fake_model):
+    """run(names, **settings): rows of a comparison on the fake model, "wrong" among its methods."""
+    monkeypatch.setitem(methods.METHODS, "wrong", methods._foredraft("wrong"))
+    monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
+    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
+
+    def rows(names, **options):
+        settings = Settings(repeats=2, **options)
+        common = compare.common_fields(fake_model, settings, describe(None, CASES), "a command")
+        return compare.compare(fake_model, CASES, settings, names, common)
+
+    return rows
+
+
+def test_rows_fit_the_schema_and_say_everything(run):
+    rows = run(["lookup", "ngram", "hf-assisted"])
+    for row in rows:
+        record.check(row)
+        json.dumps(row, allow_nan=False)
+    plain, lookup, ngram, assisted = rows
+    assert plain["method"] == "plain" and plain["differ"] == 0
+    assert lookup["differ"] == 0 and lookup["speed_up"]["median"] > 0
+    assert lookup["acceptance"]["rate"] == 0.5 and lookup["acceptance"]["at"] == [0.5, 0.5]
+    assert lookup["acceptance"]["alpha_tv"] == 0.5
+    assert ngram["absent"] == "no table" and "--assistant" in assisted["absent"]
+
+
+def test_no_speed_up_for_other_tokens(run):
+    wrong = run(["wrong"])[1]
+    assert wrong["differ"] == len(CASES)
+    assert wrong["speed_up"] is None and wrong["speed_up_encoding"] is None
+    assert wrong["tokens_per_second"]["median"] > 0
+
+
+def test_no_speed_up_for_noise_of_its_own(run, monkeypatch):
+    def factory(model, settings, argument):
+        built = methods._foredraft("lookup")(model, settings, argument)
+        return methods.Method(built.run, comparable=False, model=built.model)
+
+    monkeypatch.setitem(methods.METHODS, "noisy", factory)
+    noisy = run(["noisy"], temperature=1.0)[1]
+    assert noisy["differ"] is None and noisy["speed_up"] is None
+
+
+def test_transformers_speculates_alone(run):
+    rows = run(["hf-prompt-lookup"], batch_size=2)
+    assert "batch size 1" in rows[1]["absent"]
+
+
+def test_an_unknown_method(run):
+    with pytest.raises(UserError, match="no method called 'fastest'; choose from plain, lookup"):
+        run(["fastest"])
+
+
+def test_tables(run):
+    rows = run(["lookup", "wrong", "ngram"])
+    console = Console(file=io.StringIO(), width=160)
+    report.show(rows, console)
+    shown = console.file.getvalue()
+    assert "ngram is absent: no table" in shown and "4 of 4" in shown
+    table = report.markdown(rows)
+    lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("|")}
+    assert len({line.count("|") for line in lines.values()}) == 1
+    assert "x |" in lines["lookup"] and "x |" not in lines["wrong"]
+    assert "ngram is absent" in table
+    said = gain(rows)
+    assert "lookup gave the same tokens" in said and "wrong gave other tokens than plain decoding on 4" in said

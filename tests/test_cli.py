@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+import foredraft
+from foredraft import cli
+
+pytestmark = pytest.mark.usefixtures("no_hub")
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(*arguments, stdin=b""): exit code, stdout, stderr of `foredraft ARGUMENTS`."""
+    def run(*arguments, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def fake_load(monkeypatch, fake_model):
+    """foredraft.load gives the fake model; the list of its calls."""
+    calls = []
+
+    def load(target=None, **options):
+        calls.append((target, options))
+        return fake_model
+
+    monkeypatch.setattr(foredraft, "load", load, raising=False)
+    return calls
+
+
+@pytest.fixture
+def article(tmp_path):
+    file = tmp_path / "article.txt"
+    file.write_text("w1 w2 w3 w4 w5\n")
+    return file
+
+
+def one_line_error(result) -> str:
+    """The error of a command that must fail as a user error; nothing on stdout, no traceback."""
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("foredraft: "), err
+    return lines[0]
+
+
+def test_version(command):
+    assert command("--version") == (0, f"foredraft {foredraft.__version__}\n", "")
+
+
+def test_every_command_is_there(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in ("summarize", "bench", "demo", "train", "train-target", "family"):
+        assert name in out
+
+
+def test_summaries_in_order(command, fake_load, article, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("w7 w8")
+    code, out, _ = command("summarize", article, other, "--drafter", "none", "--target", "somewhere")
+    assert code == 0
+    assert out.splitlines() == [f"== {article}", "w1 w2 w3 w4 w5", f"== {other}", "w7 w8"]
+    assert fake_load == [("somewhere", {"drafter": None, "device": "cpu", "dtype": "float32"})]
+
+
+def test_standard_input(command, fake_load):
+    assert command("summarize", stdin=b"w1 w2")[:2] == (0, "w1 w2\n")
+    assert command("summarize", "-", stdin=b"w1 w2")[:2] == (0, "w1 w2\n")
+
+
+def test_json_is_the_last_line(command, fake_load, article):
+    code, out, err = command("summarize", article, "--json", "--stats")
+    text, last = out.splitlines()
+    result = json.loads(last)
+    assert code == 0 and text == "w1 w2 w3 w4 w5"
+    assert result["summaries"][0]["summary"] == text
+    assert result["summaries"][0]["origins"][:3] == ["lookup", "lookup", "target"]
+    assert len(result["summaries"][0]["token_ids"]) == result["stats"]["emitted"] == 6
+    assert "6 tokens in 6 rounds" in err
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"  \n", "the text is empty"),
+    (b"caf\xe9 au lait", "not UTF-8 at byte 3"),
+])
+def test_unreadable_texts(command, fake_load, tmp_path, content, message):
+    file = tmp_path / "bad.txt"
+    file.write_bytes(content)
+    error = one_line_error(command("summarize", file))
+    assert str(file) in error and message in error
+
+
+def test_missing_texts(command, fake_load, tmp_path):
+    assert "gone.txt: No such file" in one_line_error(command("summarize", tmp_path / "gone.txt"))
+    assert "Is a directory" in one_line_error(command("summarize", tmp_path))
+    assert "-: the text is empty" in one_line_error(command("summarize"))
+
+
+@pytest.mark.parametrize(("option", "value", "message"), [
+    ("--draft-tokens", "-1", "draft_tokens is -1"),
+    ("--draft-tokens", "1000", "draft_tokens is 1000"),
+    ("--temperature", "-0.5", "temperature is -0.5"),
+    ("--temperature", "nan", "temperature is nan"),
+    ("--top-p", "0", "top_p is 0"),
+    ("--max-new-tokens", "0", "max_new_tokens is 0"),
+])
+def test_values_out_of_range(command, fake_load, article, option, value, message):
+    assert message in one_line_error(command("summarize", article, option, value))
+
+
+def test_no_such_device(command, article, tiny_checkpoints, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    target = tiny_checkpoints["v1.0"]
+    assert "no CUDA device" in one_line_error(command("summarize", article, "--target", target, "--device", "cuda"))
+    assert "'abacus'" in one_line_error(command("summarize", article, "--target", target, "--device", "abacus"))
+
+
+def test_no_such_drafter(command, article, tiny_checkpoints):
+    target = tiny_checkpoints["v1.0"]
+    assert "drafter 'psychic'" in one_line_error(
+        command("summarize", article, "--target", target, "--drafter", "psychic"))
+
+
+def test_no_checkpoint(command, article, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "config.json" in one_line_error(command("summarize", article, "--target", empty))
+
+
+def test_no_tokenizer(command, article, tiny_checkpoints):
+    error = one_line_error(command("summarize", article, "--target", tiny_checkpoints["v1.0"], "--drafter", "none"))
+    assert "tokenizer.json" in error
+
+
+def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkeypatch):
+    from foredraft.bench import compare, record
+
+    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
+    monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
+    data = tmp_path / "articles.jsonl"
+    data.write_text('{"article": "w1 w2 w3", "highlights": "w1"}\n' * 3)
+    code, out, err = command("bench", "run", "--data", data, "--methods", "lookup,ngram", "--out", tmp_path / "results")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert [row["method"] for row in result["rows"]] == ["plain", "lookup", "ngram"]
+    assert record.read(result["record"]) == result["rows"]
+    assert result["rows"][0]["command"].startswith("foredraft bench run --data")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--methods", "magic"], "no method called 'magic'"),
+    (["--batch-size", "0"], "--batch-size is 0"),
+    (["--draft-tokens", "-1"], "draft_tokens is -1"),
+    (["--data", "gone.jsonl"], "gone.jsonl"),
+])
+def test_bench_errors(command, fake_load, tmp_path, arguments, message):
+    assert message in one_line_error(command("bench", "run", "--out", tmp_path, *arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_colours_cover_the_text(word_tokenizer):
+    from foredraft import show
+
+    def decode(ids):
+        return word_tokenizer.decode(ids, skip_special_tokens=True)
+
+    ids = [4, 5, 6, 7, 1]
+    text = show.coloured(ids, ["lookup", "lookup", "target", "ngram", "target"], decode)
+    assert text.plain == decode(ids)
+    assert [(span.start, span.end) for span in text.spans] == [(0, 5), (8, 11)]
+    meaning = show.legend([["target", "lookup"]]).plain
+    assert "lookup" in meaning and "ngram" not in meaning
+
+
+def test_streaming_on_a_terminal(word_tokenizer):
+    import torch
+    from rich.console import Console
+
+    from foredraft import show
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=60)
+    with show.Stream(console, lambda ids: word_tokenizer.decode(ids, skip_special_tokens=True)) as stream:
+        for token in (0, 4, 5, 1):
+            stream.put(torch.tensor([token]))
+        stream.end()
+        stream.finish(show.coloured([4, 5, 1], ["lookup", "target", "target"], stream.decode))
+    assert "w1" in console.file.getvalue() and stream.ids == [0, 4, 5, 1]
