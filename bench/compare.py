@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-import foredraft
 from foredraft.bench import machine, measure
 from foredraft.bench.alpha import alpha_tv
 from foredraft.bench.cases import Case
@@ -14,13 +13,13 @@ from foredraft.bench.record import SCHEMA
 from foredraft.bench.settings import Settings
 
 
-def common_fields(model, settings: Settings, data: dict, command: str) -> dict:
+def common_fields(model, settings: Settings, data: dict, command: str, version: str) -> dict:
     """What every row of a run states: when, with what, on which machine, of which target, on which articles."""
     known = model.describe()
     return {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "foredraft": foredraft.__version__,
+        "foredraft": version,
         "command": command,
         "machine": machine.describe(settings.device),
         "target": {name: known[name] for name in ("model", "hash", "dtype", "parameters", "threads")},
@@ -44,12 +43,12 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
     """
     methods: dict[str, Method] = {}
     absent: dict[str, str] = {}
+    sources = [case.source for case in cases]
     for name in dict.fromkeys((REFERENCE, *names)):
         try:
-            methods[name] = build(name, model, settings)
+            methods[name] = _tried(build(name, model, settings), sources[: settings.batch_size], settings.seed)
         except Absent as reason:
             absent[name] = str(reason)
-    sources = [case.source for case in cases]
     samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
 
     outputs = [row for sample in samples[REFERENCE][0] for row in sample.rows]
@@ -62,6 +61,16 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
                 row["acceptance"]["alpha_tv"] = alpha_tv(methods[name].model, sources, outputs, settings.temperature)
         rows.append(row)
     return rows
+
+
+def _tried(method: Method, batch: Sequence[Sequence[int]], seed: int) -> Method:
+    """The method, once it has decoded a batch. A peer that breaks on it is Absent; our own errors are not caught."""
+    if method.model is None:
+        try:
+            method.run(batch, seed)
+        except Exception as error:  # whatever another library raises is the reason to report
+            raise Absent(f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    return method
 
 
 def figures(reference: measure.Samples, samples: measure.Samples, *, comparable: bool) -> dict:

@@ -115,16 +115,16 @@ def tokens_per_second(samples: Samples, *, with_encoding: bool) -> dict[str, flo
 
 
 def speed_up(reference: Samples, other: Samples, *, with_encoding: bool, resamples: int = 2000) -> dict[str, float]:
-    """Seconds of `reference` over those of `other` for the same tokens: `spread` over the passes, and as low / high the
-    95 % bootstrap interval over batches (pairs taken side by side; each batch's median over the passes)."""
+    """Seconds of `reference` over those of `other` for the same tokens, totals over totals: `spread` over the passes,
+    and as low / high the 95 % bootstrap interval of the median, over batches (their pairs were taken side by side)."""
     cost = (lambda sample: sample.seconds) if with_encoding else decode_seconds
     ours = np.array([[cost(sample) for sample in one] for one in other])  # [repeats, batches]
     theirs = np.array([[cost(sample) for sample in one] for one in reference])
-    ratios = theirs.sum(1) / ours.sum(1)
-    pairs = np.median(theirs, 0), np.median(ours, 0)
-    picks = np.random.default_rng(0).integers(len(pairs[0]), size=(resamples, len(pairs[0])))
-    low, high = np.percentile(pairs[0][picks].sum(1) / pairs[1][picks].sum(1), [2.5, 97.5])
-    return spread(ratios) | {"low": float(low), "high": float(high)}
+    count = ours.shape[1]
+    # how often each batch is drawn in each resample [batches, resamples]
+    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples).T
+    low, high = np.percentile(np.median((theirs @ weights) / (ours @ weights), axis=0), [2.5, 97.5])
+    return spread(theirs.sum(1) / ours.sum(1)) | {"low": float(low), "high": float(high)}
 
 
 def acceptance(samples: Samples) -> dict | None:

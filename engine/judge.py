@@ -31,7 +31,7 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
         if draft.logits is None:
             logits, lse = torch.zeros(0, 0, 0), torch.zeros(0, 0, dtype=torch.float64)
         else:
-            logits, lse = draft.logits, draft.lse.double()
+            logits, lse = draft.logits.contiguous(), draft.lse.contiguous()
         ACCEPT_SAMPLED[BACKEND](
             target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(),
             draft.dense.numpy(), logits.numpy(), lse.numpy(), state.temperature.numpy(), state.top_k.numpy(),

@@ -22,7 +22,7 @@ class Draft:
 
     tokens [B, K] int64, padding repeats a valid id; lengths [B] int64 in 0..K; dense [B] bool: the row was sampled
     from softmax(logits[b]), else its tokens are point masses; logits [B, K, V] float32 or None: the drafter's
-    processed logits (after temperature, top-k and top-p: exactly the law that was sampled); lse [B, K] their
+    processed logits (after temperature, top-k and top-p: exactly the law that was sampled); lse [B, K] float64: their
     log-sum-exp; parents [B, K] int64 or None: row (0 = the last committed token, i + 1 = draft i) that each draft
     follows, None for a chain; origin [B, K] uint8 indexes ORIGINS.
     """

@@ -84,9 +84,11 @@ def summarize(
     if stats:
         print(_gain(out.stats), file=sys.stderr)
     if as_json:
+        from foredraft.show import origin_names
+
         summaries = [
             {"file": name, "summary": text, "token_ids": ids, "origins": origins}
-            for name, text, ids, origins in zip(names, out.texts, out.token_ids, _origin_names(out), strict=True)
+            for name, text, ids, origins in zip(names, out.texts, out.token_ids, origin_names(out), strict=True)
         ]
         known = {"model": model.describe(), "stats": out.stats.as_dict(), "warnings": out.warnings}
         print(json.dumps(known | {"summaries": summaries}))
@@ -118,9 +120,6 @@ def _generate_and_print(model, names: list[str], texts: list[str], config: dict)
     if model.tokenizer is None:
         raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
 
-    def decode(ids: list[int]) -> str:
-        return model.tokenizer.decode(ids, skip_special_tokens=True)
-
     console = Console(highlight=False)
     if not console.is_terminal:
         out = model.generate(texts, **config)
@@ -129,23 +128,15 @@ def _generate_and_print(model, names: list[str], texts: list[str], config: dict)
                 print(f"== {name}")
             print(text)
         return out
-    if len(texts) == 1:
-        with show.Stream(console, decode) as stream:
-            out = model.generate(texts, streamer=stream, **config)
-            stream.finish(show.coloured(out.token_ids[0], _origin_names(out)[0], decode))
-    else:
+    if len(texts) > 1:
         out = model.generate(texts, **config)
-        for name, ids, origins in zip(names, out.token_ids, _origin_names(out), strict=True):
-            console.print(f"== {name}", style="bold", markup=False)
-            console.print(show.coloured(ids, origins, decode))
-    console.print(show.legend(_origin_names(out)))
+        show.summaries(console, names, out, model.tokenizer)
+        return out
+    with show.Stream(console, model.tokenizer) as stream:
+        out = model.generate(texts, streamer=stream, **config)
+        stream.finish(out)
+    console.print(show.legend(show.origin_names(out)))
     return out
-
-
-def _origin_names(out) -> list[list[str]]:
-    from foredraft.engine.state import ORIGINS
-
-    return [[ORIGINS[origin] for origin in row] for row in out.origins]
 
 
 def _gain(stats) -> str:
@@ -154,7 +145,8 @@ def _gain(stats) -> str:
     return (
         f"{stats.emitted} tokens in {stats.steps} rounds ({stats.tokens_per_step:.2f} a round); accepted "
         f"{stats.accepted} of {stats.tested} tested drafts ({stats.acceptance_rate:.0%}), "
-        f"drafts in {stats.coverage:.0%} of rounds; {stats.tokens_per_second:.0f} tokens a second of decoding; {seconds}"
+        f"drafts in {stats.coverage:.0%} of rounds; {stats.tokens_per_second:.0f} tokens a second of decoding; "
+        f"{seconds}"
     )
 
 

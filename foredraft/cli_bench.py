@@ -55,7 +55,8 @@ def run(
     model = foredraft.load(target, drafter=None, device=device, dtype=dtype)
     articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=max_source or model.source_limit)
     command = shlex.join(["foredraft", *sys.argv[1:]])
-    common = compare.common_fields(model, settings, cases.describe(data, articles), command)
+    described = cases.describe(data, articles)
+    common = compare.common_fields(model, settings, described, command, foredraft.__version__)
     rows = _compare(model, articles, settings, methods.split(",") if methods else list(METHODS), common)
     path = out / f"{machine.file_name(common['machine'])}.jsonl"
     record.append(path, rows)
@@ -67,18 +68,23 @@ def demo() -> None:
     from rich.console import Console
 
     import foredraft
-    from foredraft.bench import cases, compare
-    from foredraft.bench import demo as script
+    from foredraft import show
+    from foredraft.bench import cases, compare, report
     from foredraft.bench.settings import Settings
 
     console = Console(highlight=False)
     model = foredraft.load(drafter="lookup")
-    script.summarise(model, cases.sample_texts()[:2], console)
+    texts = cases.sample_texts()[:2]
+    for name, text in texts:
+        console.print(f"{name}: {text[:160]} ...", style="dim", markup=False)
+    out = model.generate([text for _, text in texts], max_new_tokens=64)
+    show.summaries(console, [name for name, _ in texts], out, model.tokenizer)
     settings = Settings(max_new_tokens=64, repeats=2)
     articles = cases.load_cases(None, model.tokenizer, max_source=model.source_limit)
-    common = compare.common_fields(model, settings, cases.describe(None, articles), "foredraft demo")
+    described = cases.describe(None, articles)
+    common = compare.common_fields(model, settings, described, "foredraft demo", foredraft.__version__)
     rows = _compare(model, articles, settings, ["lookup", "ngram", "hf-greedy"], common)
-    console.print(script.gain(rows))
+    console.print(report.gain(rows))
     print(json.dumps({"rows": rows}))
 
 

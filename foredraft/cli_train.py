@@ -11,6 +11,8 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the training commands to the application."""
     app.command("train-target")(train_target)
+    app.command("target-card")(target_card)
+    app.command("family")(family)
 
 
 def train_target(
@@ -76,7 +78,7 @@ def train_target(
         bf16=bf16,
         lowercase=lowercase,
     )
-    target.train_target(
+    finished = target.train_target(
         data,
         out,
         tokenizer,
@@ -89,3 +91,52 @@ def train_target(
         resume=resume,
         limit=limit,
     )
+    _stop_unless(finished, out)
+
+
+def target_card(
+    target: Annotated[Path, typer.Option(help="Folder of the finished target; its README.md is written anew.")],
+    data: Annotated[Path, typer.Option(help="Test pairs, .jsonl or .jsonl.gz.")],
+    limit: Annotated[int, typer.Option(min=2, help="Use the first pairs only.")] = 500,
+    texts: Annotated[Path | None, typer.Option(help="Folder of .txt files for the samples.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="How many of them to show.")] = 3,
+) -> None:
+    """Measure a target and write its model card."""
+    from foredraft.train.card import write_card
+
+    files = sorted(texts.glob("*.txt"))[:samples] if texts else []
+    _show(write_card(target, data, limit, files))
+
+
+def family(
+    data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the T5 vocabulary, or a folder that holds it.")],
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints and the log.")],
+    out: Annotated[Path, typer.Option(help="Folder to write target/ and ngram/ in; its texts/ give the samples.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --work.")] = False,
+) -> None:
+    """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
+    from foredraft.train.family import build_family
+
+    figures = build_family(data, tokenizer, work, out, resume=resume)
+    _stop_unless(figures is not None, work)
+    _show(figures)
+
+
+def _stop_unless(finished: bool, folder: Path) -> None:
+    if not finished:
+        typer.echo(f"foredraft: interrupted; the same command with --resume continues from {folder}", err=True)
+        raise typer.Exit(1)
+
+
+def _show(figures: dict[str, float]) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:g}")
+    Console().print(table)
+    print(json.dumps(figures))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -16,21 +16,21 @@ STYLES = {
 }
 
 
-def coloured(ids: Sequence[int], origins: Sequence[str], decode: Callable[[list[int]], str]) -> Text:
+def coloured(ids: Sequence[int], origins: Sequence[str], tokenizer) -> Text:
     """The text of `ids`, coloured by `origins` (a name of ORIGINS for each id)."""
     text, end, done = Text(), 0, ""
     ids = list(ids)
     for origin, run in groupby(origins):
         end += len(list(run))
         # decoded from the start each time: a piece alone would lose the space before it
-        whole = decode(ids[:end])
+        whole = tokenizer.decode(ids[:end], skip_special_tokens=True)
         text.append(whole[len(done):], STYLES.get(origin))
         done = whole
     return text
 
 
 def legend(origins: Sequence[Sequence[str]]) -> Text:
-    """What the colours mean, for the origins that occur."""
+    """What the colours mean, for those that occur."""
     text = Text("the target's own tokens", style="dim")
     found = {origin for row in origins for origin in row}
     for name in (name for name in STYLES if name in found):
@@ -38,12 +38,27 @@ def legend(origins: Sequence[Sequence[str]]) -> Text:
     return text
 
 
-class Stream:
-    """A streamer as transformers has them: put(ids) as they come, end(). Shows the growing text on a terminal; `finish`
-    leaves the coloured text in its place."""
+def origin_names(out) -> list[list[str]]:
+    """An Output's origins by name."""
+    from foredraft.engine.state import ORIGINS
 
-    def __init__(self, console: Console, decode: Callable[[list[int]], str]):
-        self.decode, self.ids = decode, []
+    return [[ORIGINS[origin] for origin in row] for row in out.origins]
+
+
+def summaries(console: Console, names: Sequence[str], out, tokenizer) -> None:
+    """Each summary of an Output under its name, coloured, and what the colours mean."""
+    origins = origin_names(out)
+    for name, ids, row in zip(names, out.token_ids, origins, strict=True):
+        console.print(f"== {name}", style="bold", markup=False)
+        console.print(coloured(ids, row, tokenizer))
+    console.print(legend(origins))
+
+
+class Stream:
+    """A streamer as transformers has them, put(ids) as they come and end(): shows the growing text on a terminal."""
+
+    def __init__(self, console: Console, tokenizer):
+        self.tokenizer, self.ids = tokenizer, []
         self.live = Live(Text(), console=console, auto_refresh=False, vertical_overflow="visible")
 
     def __enter__(self) -> Stream:
@@ -55,10 +70,11 @@ class Stream:
 
     def put(self, value) -> None:
         self.ids += value.flatten().tolist()
-        self.live.update(Text(self.decode(self.ids)), refresh=True)
+        self.live.update(Text(self.tokenizer.decode(self.ids, skip_special_tokens=True)), refresh=True)
 
     def end(self) -> None:
         self.live.refresh()
 
-    def finish(self, text: Text) -> None:
-        self.live.update(text, refresh=True)
+    def finish(self, out) -> None:
+        """Put the coloured text of an Output of one text in the stream's place."""
+        self.live.update(coloured(out.token_ids[0], origin_names(out)[0], self.tokenizer), refresh=True)

@@ -69,7 +69,7 @@ def count(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int) -
 def merge(left: Counts, right: Counts) -> Counts:
     """The counts of both corpora together: exactly what `count` gives for the two joined."""
     if (left.order, left.vocab_size) != (right.order, right.vocab_size):
-        raise ValueError(f"order and vocabulary differ: {left.order}, {left.vocab_size}; {right.order}, {right.vocab_size}")
+        raise ValueError(f"orders {left.order}, {right.order} and ids {left.vocab_size}, {right.vocab_size} must agree")
     result = _dense_level(left.counts[0] + right.counts[0])
     moved = [np.arange(left.vocab_size)] * 2
     for level in range(1, left.order):

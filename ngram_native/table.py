@@ -16,8 +16,8 @@ node. Integer arrays have the smallest type that fits.
 
 File `.ngram` (little-endian): 8 bytes magic, uint32 version, uint32 size h of the header, 32 bytes sha256 of the
 header, h bytes of JSON header, then the arrays, each at a multiple of 64 bytes from the first one, which is at a
-multiple of 64 itself. The header names every array with type, shape, offset and CRC-32: a reader skips arrays that it does not know.
-Opening maps the file and checks the header; `verify` reads the pages.
+multiple of 64 itself. The header names every array with type, shape, offset and CRC-32: a reader skips arrays that it
+does not know. Opening maps the file and checks the header; `verify` reads the pages.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _map(path: Path) -> tuple[dict, np.ndarray]:
         _, version, size, digest = _PREFIX.unpack(prefix)
         if version > VERSION:
             raise UserError(
-                f"{path}: table format {version}, this foredraft reads up to {VERSION}; upgrade it or fit the table anew"
+                f"{path}: table format {version}, this foredraft reads up to {VERSION}; upgrade it or fit a new one"
             )
         text = file.read(size)
         file.seek(0, os.SEEK_END)

@@ -5,6 +5,8 @@ import os
 # set TRITON_INTERPRET=0 to run the kernels on a GPU
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# tiny models: waking a second thread costs more than it brings, most of all on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path  # noqa: E402  the environment above comes first
 
@@ -42,6 +44,24 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
             file = paths[kind] / "model.safetensors"
             save_file(load_file(file) | {"lm_head.weight": head}, file, metadata={"format": "pt"})
     return paths
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tiny_checkpoints, tmp_path_factory) -> Path:
+    """The v1.1 checkpoint with a tokenizer of words "w3" .. "w99" (ids 3 to 99) and an end token."""
+    import shutil
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("t5-with-tokenizer")
+    shutil.copytree(tiny_checkpoints["v1.1"], folder, dirs_exist_ok=True)
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, 100)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @pytest.fixture(params=list(_KINDS))
@@ -90,8 +110,8 @@ class FakeModel:
         return {"model": "fake", "hash": "0" * 64, "dtype": "float32", "parameters": 1, "threads": 1,
                 "drafter": self.drafter.name}
 
-    def generate(self, inputs, *, max_new_tokens=128, draft_tokens=5, do_sample=False, temperature=1.0, top_k=0, top_p=1.0,
-                 seed=None, stop_strings=None, streamer=None, batch_size=8):
+    def generate(self, inputs, *, max_new_tokens=128, draft_tokens=5, do_sample=False, temperature=1.0, top_k=0,
+                 top_p=1.0, seed=None, stop_strings=None, streamer=None, batch_size=8):
         from foredraft.engine.config import DecodeConfig
         from foredraft.engine.generate import Output
 

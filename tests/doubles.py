@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
+from foredraft.engine.decode import decode
+from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.philox import DRAFT, uniform_reference
 
 
 class TableTarget:
@@ -86,20 +86,11 @@ class TableDrafter:
         pass
 
     def draft(self, state: DecodeState) -> Draft:
-        B, K, V = state.rows, state.max_draft, self.table.shape[-1]
-        draft = Draft.empty(B, K)
-        draft.dense[:] = True
-        draft.logits = torch.zeros(B, K, V)
+        draft = dense_draft(state, self.table.shape[-1])
         last = state.tokens.gather(1, state.lengths[:, None] - 1)[:, 0]
-        for i in range(K):
+        for i in range(state.max_draft):
             place = (state.lengths - 1 + i).clamp(max=self.table.shape[0] - 1)
-            draft.logits[:, i] = self.table[place, last]
-            cumulative = torch.softmax(draft.logits[:, i].double(), -1).cumsum(-1).numpy()
-            for row in range(B):
-                noise = uniform_reference(int(state.seeds[row]), DRAFT, int(state.lengths[row]), i)
-                draft.tokens[row, i] = min(int(np.searchsorted(cumulative[row], noise, side="right")), V - 1)
-            last = draft.tokens[:, i]
-        draft.lse = torch.logsumexp(draft.logits.double(), -1)
+            last = sample_into(draft, i, self.table[place, last], state)
         draft.lengths = state.allowed()
         return draft
 
@@ -117,3 +108,26 @@ def make_state(rows: int, new_tokens: int | list[int], draft_tokens: int | list[
         top_p=column(top_p, torch.float32),
         seeds=torch.arange(rows) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64),
         start_token=0, end_token=end_token, width=width)
+
+
+def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float, int]:
+    """The statistic of counts against probabilities, and its degrees of freedom."""
+    expected = counts.sum() * probabilities
+    return float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1
+
+
+def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000) -> tuple[float, int]:
+    """The first two sampled tokens against their exact joint law; K = 2, laws that depend on the position.
+
+    drafter "adversarial" drafts from the negated logits, "close" from slightly disturbed ones.
+    """
+    generator = torch.Generator().manual_seed(7)
+    table = torch.randn(4, V, V, generator=generator)
+    q = -table if drafter == "adversarial" else table + 0.5 * torch.randn(4, V, V, generator=generator)
+    counts = torch.zeros(V * V, dtype=torch.int64)
+    for start in range(0, trials, rows):
+        state = make_state(rows, 3, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1)
+        decode(state, TableTarget(table), TableDrafter(q))
+        counts += torch.bincount(state.tokens[:, 1] * V + state.tokens[:, 2], minlength=V * V)
+    first = torch.softmax(table[0, 0].double(), -1)
+    return chi_square(counts, (first[:, None] * torch.softmax(table[1].double(), -1)).reshape(-1))

@@ -183,27 +183,31 @@ def test_bench_errors(command, fake_load, tmp_path, arguments, message):
 def test_colours_cover_the_text(word_tokenizer):
     from foredraft import show
 
-    def decode(ids):
-        return word_tokenizer.decode(ids, skip_special_tokens=True)
-
     ids = [4, 5, 6, 7, 1]
-    text = show.coloured(ids, ["lookup", "lookup", "target", "ngram", "target"], decode)
-    assert text.plain == decode(ids)
+    text = show.coloured(ids, ["lookup", "lookup", "target", "ngram", "target"], word_tokenizer)
+    assert text.plain == word_tokenizer.decode(ids) == "w1 w2 w3 w4"
     assert [(span.start, span.end) for span in text.spans] == [(0, 5), (8, 11)]
     meaning = show.legend([["target", "lookup"]]).plain
     assert "lookup" in meaning and "ngram" not in meaning
 
 
-def test_streaming_on_a_terminal(word_tokenizer):
-    import torch
+def test_streaming_on_a_terminal(fake_model):
     from rich.console import Console
 
     from foredraft import show
 
     console = Console(file=io.StringIO(), force_terminal=True, width=60)
-    with show.Stream(console, lambda ids: word_tokenizer.decode(ids, skip_special_tokens=True)) as stream:
-        for token in (0, 4, 5, 1):
-            stream.put(torch.tensor([token]))
-        stream.end()
-        stream.finish(show.coloured([4, 5, 1], ["lookup", "target", "target"], stream.decode))
-    assert "w1" in console.file.getvalue() and stream.ids == [0, 4, 5, 1]
+    with show.Stream(console, fake_model.tokenizer) as stream:
+        stream.finish(fake_model.generate(["w1 w2"], streamer=stream))
+    assert "w1" in console.file.getvalue() and stream.ids == [4, 5, 1]
+
+
+def test_many_texts_on_a_terminal(fake_model):
+    from rich.console import Console
+
+    from foredraft import show
+
+    console = Console(file=io.StringIO(), width=60)
+    show.summaries(console, ["one", "two"], fake_model.generate(["w1 w2", "w3"]), fake_model.tokenizer)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert lines == ["== one", "w1 w2", "== two", "w3", "the target's own tokens   drafted by lookup"]

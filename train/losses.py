@@ -13,7 +13,7 @@ from foredraft.train.data import IGNORE, PAD
 
 # -log(1 - p) is cut off, with its gradient, where p comes this close to 1: no single repetition can blow a step up.
 CERTAIN = 1e-4
-BLOCK = 128
+BLOCK = 256
 
 
 def vocabulary_loss(
@@ -44,12 +44,17 @@ class _VocabularyLoss(torch.autograd.Function):
         rows, table = hidden.detach().to(dtype), embedding.detach().to(dtype)
         count = len(rows)
         slopes = torch.empty(count, len(table), dtype=dtype, device=rows.device)  # d loss / d logits
+        logits = torch.empty(min(BLOCK, count), len(table), dtype=dtype, device=rows.device)
+        work = torch.empty_like(logits, dtype=torch.promote_types(dtype, torch.float32))
         total = torch.zeros((), device=rows.device)
         for start in range(0, count, BLOCK):
-            part = slice(start, start + BLOCK)
-            probability = torch.softmax((rows[part] @ table.T).float(), dim=-1)
+            part = slice(start, min(start + BLOCK, count))
+            size = part.stop - start
+            probability = work[:size].copy_(torch.mm(rows[part], table.T, out=logits[:size]))
+            probability.sub_(probability.amax(-1, keepdim=True)).exp_()
+            probability.div_(probability.sum(-1, keepdim=True))
             label = labels[part, None]
-            total -= likelihood * probability.gather(1, label).clamp_min(1e-30).log().sum()
+            total -= likelihood * probability.gather(1, label).clamp_min(1e-37).log().sum()
             harm = probability.gather(1, candidates[part])
             counted = negative[part] & (harm < 1 - CERTAIN)
             odds = torch.where(counted, harm / (1 - harm), 0.0)

@@ -65,6 +65,8 @@ def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> floa
 def new_target(recipe: Recipe) -> T5ForConditionalGeneration:
     """A model in fp32: a fresh one with the copy circuit or random weights, or the checkpoint that ``init`` names."""
     model = _initial(recipe)
+    # T5 has no position limit of its own; this records how long a source it was trained on
+    model.config.n_positions = recipe.max_source
     # "gelu_new" is this function written out in seven elementwise passes
     for block in [*model.encoder.block, *model.decoder.block]:
         if model.config.dense_act_fn == "gelu_new":
@@ -90,7 +92,6 @@ def _initial(recipe: Recipe) -> T5ForConditionalGeneration:
         tie_word_embeddings=True,
         dropout_rate=recipe.dropout,
         decoder_start_token_id=0,
-        n_positions=recipe.max_source,
     )
     model = T5ForConditionalGeneration(config)
     if recipe.init == "copy":
@@ -136,7 +137,9 @@ class TargetTrainer(Seq2SeqTrainer):
         return LengthGroups(np.diff(pairs.target_starts), self.recipe.batch_size, self.recipe.seed)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        # a data loader draws from the global generator: looking must not change what dropout does next
+        with torch.random.fork_rng():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         extra = {f"{metric_key_prefix}_span_top1": round(span_accuracy(self.model, self.eval_dataset.pairs, 64), 4)}
         self.log(extra)
         return {**metrics, **extra}
@@ -206,10 +209,11 @@ def train_target(
     keep: int = 3,
     resume: bool = False,
     limit: int | None = None,
-) -> Path:
-    """Train and export; returns ``out``. ``data`` is a pair file or a folder with ``train`` and ``validation`` splits.
+) -> bool:
+    """Train, and export to ``out`` when done; False when SIGINT or SIGTERM came first, which leaves a checkpoint.
 
-    ``resume`` continues from the newest checkpoint in ``out``. An interrupted run leaves a checkpoint and no export.
+    ``data`` is a pair file or a folder with ``train`` and ``validation`` splits. ``resume`` continues from the newest
+    checkpoint in ``out``.
     """
     out = Path(out)
     tokenizer = read_tokenizer(tokenizer_path, recipe.lowercase)
@@ -267,6 +271,7 @@ def train_target(
         for path, pairs in ((train_file, train), (validation, held))
     ]
     record_run(out, describe_run(recipe, data, first_step, trainer.state.global_step, time.monotonic() - started))
-    if not watch.stopping:
-        export_target(model, tokenizer, out)
-    return out
+    if watch.stopping:
+        return False
+    export_target(model, tokenizer, out)
+    return True

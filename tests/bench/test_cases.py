@@ -48,3 +48,15 @@ def test_bad_data(tmp_path, word_tokenizer, content, arguments, message):
     file.write_text(content)
     with pytest.raises(UserError, match=message):
         cases.load_cases(file, word_tokenizer, **arguments)
+
+
+@pytest.mark.realdata
+def test_real_articles(real_data):
+    from tokenizers import Tokenizer
+
+    file = real_data / "cnndm" / "test.jsonl.gz"
+    tokenizer = Tokenizer.from_file(str(real_data / "t5_tokenizer" / "tokenizer.json"))
+    found = cases.load_cases(file, tokenizer, limit=20, max_source=256)
+    assert len(found) == 20
+    assert all(2 < len(case.source) <= 256 and case.source[-1] == 1 and 1 not in case.source[:-1] for case in found)
+    assert any(case.cut for case in found) and all(case.reference for case in found)

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from foredraft.bench import compare, methods, record, report
 from foredraft.bench.cases import Case, describe
-from foredraft.bench.demo import gain
 from foredraft.bench.settings import Settings
 from foredraft.errors import UserError
 
@@ -24,7 +23,7 @@ def run(monkeypatch, fake_model):
 
     def rows(names, **options):
         settings = Settings(repeats=2, **options)
-        common = compare.common_fields(fake_model, settings, describe(None, CASES), "a command")
+        common = compare.common_fields(fake_model, settings, describe(None, CASES), "a command", "1.0")
         return compare.compare(fake_model, CASES, settings, names, common)
 
     return rows
@@ -79,7 +78,7 @@ def test_tables(run):
     table = report.markdown(rows)
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("|")}
     assert len({line.count("|") for line in lines.values()}) == 1
-    assert "x |" in lines["lookup"] and "x |" not in lines["wrong"]
+    assert "x (" in lines["lookup"] and "x (" not in lines["wrong"]
     assert "ngram is absent" in table
-    said = gain(rows)
-    assert "lookup gave the same tokens" in said and "wrong gave other tokens than plain decoding on 4" in said
+    said = report.gain(rows)
+    assert "lookup gave the same tokens" in said and "wrong gave other tokens than plain decoding (4 of 4" in said

@@ -37,7 +37,7 @@ def test_without_penalty_the_loss_and_its_gradient_are_transformers_own(model, b
     model.zero_grad()
     expected = model(**batch).loss
     expected.backward()
-    slopes = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    slopes = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     loss = target_loss(model, batch)
     loss.backward()

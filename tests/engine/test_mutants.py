@@ -1,0 +1,61 @@
+"""Deliberately broken verdicts: the laws of test_decode.py must catch every one of them."""
+
+import types
+
+import pytest
+import torch
+from doubles import ScriptedDrafter, TableTarget, joint_chi_square, make_state
+
+from foredraft.engine import judge
+from foredraft.engine.decode import decode
+from foredraft.engine.draft_none import NoDrafter
+from foredraft.kernels import accept
+
+SAMPLED = {
+    "the residual is the target's law": ("residual[i] = max(0.0, p[i] / total - q)", "residual[i] = p[i] / total"),
+    "q is left out of the test": ("start, row) * q <= p[token]", "start, row) <= p[token]"),
+    "draft and coin share their noise": ("uniform(seed, ACCEPT, start, row)", "uniform(seed, 1, start, row)"),
+    "the law comes from the row before": ("law_loop(logits[row],", "law_loop(logits[max(row - 1, 0)],"),
+    "the noise forgets the round": ("uniform(seed, ACCEPT, start, row)", "uniform(seed, ACCEPT, 0, row)"),
+}
+GREEDY = {
+    "any draft stands": (" and draft_tokens[i] == token", ""),
+    "the answer comes from the row after": ("= chosen[b, row]", "= chosen[b, min(row + 1, chosen.shape[1] - 1)]"),
+}
+
+
+def mutate(old: str, new: str) -> types.ModuleType:
+    """accept.py with `old` replaced by `new` in its compiled half, compiled afresh."""
+    text = open(accept.__file__).read()
+    start = text.index("@njit()\ndef _child")
+    assert old in text[start:], f"the mutant's line is gone: {old}"
+    text = text[:start] + text[start:].replace(old, new)
+    module = types.ModuleType("mutant")
+    module.__dict__["__name__"] = "mutant"
+    text = text.replace("@njit(parallel=True)", "@njit(cache=False)").replace("@njit()", "@njit(cache=False)")
+    exec(compile(text, "mutant", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_broken_sampled_verdict_fails_the_chi_square(name, monkeypatch):
+    monkeypatch.setattr(judge, "ACCEPT_SAMPLED", mutate(*SAMPLED[name]).ACCEPT_SAMPLED)
+    values = [joint_chi_square(drafter, trials=60_000) for drafter in ("adversarial", "close")]
+    assert any(value > freedom + 10 * (2 * freedom) ** 0.5 for value, freedom in values)
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_broken_greedy_verdict_changes_the_output(name, monkeypatch):
+    table = torch.randn(30, 20, 20, generator=torch.Generator().manual_seed(1))
+    plain = make_state(2, 20, 0, 20, end_token=-1)
+    decode(plain, TableTarget(table), NoDrafter())
+    truth = plain.tokens[:, 1:21].tolist()
+
+    def speculative():
+        state = make_state(2, 20, 3, 20, end_token=-1)
+        decode(state, TableTarget(table), ScriptedDrafter(truth, lambda row, at: at % 3 == 1, vocabulary=20))
+        return state.tokens[:, 1:21].tolist()
+
+    assert speculative() == truth
+    monkeypatch.setattr(judge, "ACCEPT_GREEDY", mutate(*GREEDY[name]).ACCEPT_GREEDY)
+    assert speculative() != truth

@@ -1,0 +1,69 @@
+"""commit, inputs and truncate on states written by hand."""
+
+import torch
+from doubles import make_state
+
+from foredraft.engine.state import Draft, Verdict
+
+
+def verdict_of(state, rows):
+    tokens = torch.zeros(state.rows, state.max_draft + 1, dtype=torch.int64)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    return Verdict(tokens, torch.tensor([len(ids) for ids in rows]))
+
+
+def draft_of(state, lengths):
+    draft = Draft.empty(state.rows, state.max_draft)
+    draft.lengths = torch.tensor(lengths)
+    draft.origin[:] = 2
+    return draft
+
+
+def test_inputs_mark_what_is_not_read():
+    state = make_state(3, 9, 3, 4)
+    state.tokens[:, 1] = 8
+    state.lengths += 1
+    state.finished[2] = True
+    tokens, positions, parents = state.inputs(draft_of(state, [3, 1, 2]))
+    assert tokens[:, 0].tolist() == [8, 8, 8] and parents is None
+    assert positions.tolist() == [[1, 2, 3, 4], [1, 2, -1, -1], [-1] * 4]
+
+
+def test_inputs_of_a_tree_use_depth():
+    state = make_state(1, 9, 3, 4)
+    draft = draft_of(state, [3])
+    draft.parents = torch.tensor([[0, 0, 2]])
+    _, positions, parents = state.inputs(draft)
+    assert positions.tolist() == [[0, 1, 1, 2]] and parents.tolist() == [[-1, 0, 0, 2]]
+
+
+def test_commit_is_ragged_and_counts():
+    state = make_state(3, [9, 9, 2], 3, 4)
+    hidden = torch.arange(3 * 4 * 4, dtype=torch.float32).view(3, 4, 4)
+    state.commit(draft_of(state, [3, 3, 3]), verdict_of(state, [[5], [6, 7, 8], [9, 9, 9, 9]]), hidden)
+    assert state.lengths.tolist() == [2, 4, 3] and state.finished.tolist() == [False, False, True]
+    assert state.tokens[1, :4].tolist() == [0, 6, 7, 8]
+    assert state.origin[1, 1:4].tolist() == [2, 2, 0]
+    assert state.origin[2, 1:3].tolist() == [2, 2]
+    assert state.accepted_at.sum(1).tolist() == [0, 2, 2] and state.tested_at.sum(1).tolist() == [1, 3, 2]
+    assert torch.equal(state.hidden[1], hidden[1, 2])
+    before = state.tokens[2].clone()
+    state.commit(draft_of(state, [0, 0, 0]), verdict_of(state, [[1], [4], [4]]), hidden)
+    assert state.finished.tolist() == [True, False, True] and state.rounds.tolist() == [2, 2, 1]
+    assert torch.equal(state.tokens[2, :3], before[:3]) and int(state.lengths[2]) == 3
+
+
+def test_truncate_takes_back_what_was_counted():
+    state = make_state(1, 9, 4, 4)
+    state.commit(draft_of(state, [4]), verdict_of(state, [[5, 6, 7, 8, 9]]), torch.zeros(1, 5, 4))
+    state.truncate(0, 3)
+    assert state.finished.tolist() == [True] and state.lengths.tolist() == [3]
+    assert state.accepted_at.tolist() == [[1, 1, 0, 0]] and state.tested_at.tolist() == [[1, 1, 0, 0]]
+
+
+def test_allowed_leaves_room_for_the_targets_own_token():
+    state = make_state(3, [1, 3, 9], [5, 5, 2], 4)
+    assert state.allowed().tolist() == [0, 2, 2]
+    state.finished[2] = True
+    assert state.allowed().tolist() == [0, 2, 0]

@@ -1,0 +1,90 @@
+"""Verdict kernels: numba against the reference draw for draw, over kinds of rows mixed in one batch."""
+
+import numpy as np
+import pytest
+
+from foredraft.kernels.accept import accept_greedy_numba, accept_greedy_reference, accept_numba, accept_reference
+from foredraft.kernels.sample import sample_numba, sample_reference
+
+
+def case(B, K, V, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((B, K + 1, V)).astype(np.float32) * 2
+    draft_logits = logits[:, :K] + rng.standard_normal((B, K, V)).astype(np.float32)
+    temperature = rng.choice([0.0, 0.7, 1.0], B).astype(np.float32)
+    dense = (rng.random(B) < 0.5) & (temperature > 0)
+    draft_tokens = np.where(rng.random((B, K)) < 0.5, logits[:, :K].argmax(-1), rng.integers(0, V, (B, K)))
+    parents = np.tile(np.arange(K), (B, 1))
+    lse = np.log(np.exp(draft_logits.astype(np.float64)).sum(-1))
+    return [logits, draft_tokens, rng.integers(0, K + 1, B), parents, dense, draft_logits, lse, temperature,
+            rng.choice([0, 5], B), rng.choice([1.0, 0.9], B).astype(np.float32), rng.integers(-(2**62), 2**62, B),
+            rng.integers(1, 100, B)]
+
+
+def outputs(B, K):
+    return [np.full((B, K + 1), -7), np.full(B, -7), np.full((B, K + 1), -7)]
+
+
+def verdicts(function, arguments, B, K):
+    tokens, counts, path = outputs(B, K)
+    function(*arguments, tokens, counts, path)
+    return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
+
+
+@pytest.mark.parametrize("B, K, V", [(1, 1, 2), (5, 3, 16), (40, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128)])
+def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
+    arguments = case(B, K, V)
+    reference = verdicts(accept_reference, arguments, B, K)
+    assert verdicts(accept_numba, arguments, B, K) == reference
+    assert all(0 <= token < V for tokens, _ in reference for token in tokens)
+
+
+def test_no_law_is_needed_for_point_masses():
+    arguments = case(30, 3, 20, seed=2)
+    arguments[4] = np.zeros(30, bool)
+    full = verdicts(accept_numba, arguments, 30, 3)
+    arguments[5], arguments[6] = np.empty((0, 0, 0), np.float32), np.empty((0, 0))
+    assert verdicts(accept_numba, arguments, 30, 3) == full
+
+
+def test_inputs_are_not_changed():
+    arguments = case(20, 3, 20, seed=3)
+    copies = [argument.copy() for argument in arguments]
+    verdicts(accept_numba, arguments, 20, 3)
+    assert all((a == b).all() for a, b in zip(arguments, copies, strict=True))
+
+
+def test_trees_walk_to_the_child_that_stands():
+    chosen = np.array([[4, 9, 5, 6, 7]])
+    tokens = np.array([[3, 4, 5, 9]])
+    parents = np.array([[0, 0, 2, 2]])
+    for function in (accept_greedy_reference, accept_greedy_numba):
+        arguments = [chosen, tokens, np.array([4]), parents]
+        # row 0 says 4: draft 1 (row 2); row 2 says 5: draft 2 (row 3); row 3 says 6: nobody
+        assert verdicts(function, arguments, 1, 4) == [([4, 5, 6], [0, 2, 3])]
+
+
+def test_greedy_kernels_agree():
+    rng = np.random.default_rng(5)
+    arguments = [rng.integers(0, 3, (50, 6)), rng.integers(0, 3, (50, 5)), rng.integers(0, 6, 50),
+                 np.tile(np.arange(5), (50, 1))]
+    assert verdicts(accept_greedy_numba, arguments, 50, 5) == verdicts(accept_greedy_reference, arguments, 50, 5)
+
+
+@pytest.mark.parametrize("B, V", [(1, 2), (7, 16), (3, 8193), (2, 32128)])
+def test_drafted_samples_agree_and_report_the_law_they_came_from(B, V):
+    rng = np.random.default_rng(V)
+    arguments = [rng.standard_normal((B, V)).astype(np.float32) * 2, rng.choice([0.0, 0.8, 1.3], B).astype(np.float32),
+                 rng.choice([0, 5], B), rng.choice([1.0, 0.7], B).astype(np.float32), rng.integers(0, 2**62, B),
+                 rng.integers(1, 50, B), 2]
+    results = []
+    for function in (sample_reference, sample_numba):
+        tokens, processed, lse = np.full(B, -1), np.full((B, V), np.nan, np.float32), np.full(B, np.nan)
+        function(*arguments, tokens, processed, lse)
+        results.append((tokens, processed, lse))
+        for b in np.nonzero(arguments[1])[0]:
+            law = np.exp(processed[b].astype(np.float64) - lse[b])
+            assert abs(law.sum() - 1) < 1e-9 and law[tokens[b]] > 0
+    assert (results[0][0] == results[1][0]).all()
+    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
+    np.testing.assert_allclose(results[0][2], results[1][2], atol=1e-9)

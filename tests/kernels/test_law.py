@@ -1,0 +1,54 @@
+"""The law: compiled against the reference and against transformers' warpers; inverse-CDF draws."""
+
+import numpy as np
+import pytest
+import torch
+
+from foredraft.kernels.law import draw_loop, draw_reference, law_loop, law_reference
+
+LAWS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6), (3.0, 10**6, 0.999999)]
+
+
+@pytest.mark.parametrize("V", [2, 16, 100, 8193])
+@pytest.mark.parametrize("temperature, top_k, top_p", LAWS)
+def test_compiled_equals_reference_equals_transformers(V, temperature, top_k, top_p):
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(V).standard_normal(V).astype(np.float32) * 3
+    ours, compiled = np.full(V, np.nan), np.full(V, np.nan)
+    total = law_reference(logits, temperature, top_k, top_p, ours)
+    total_compiled = law_loop(logits, np.float32(temperature), top_k, np.float32(top_p), compiled)
+    assert ((ours > 0) == (compiled > 0)).all()
+    np.testing.assert_allclose(compiled / total_compiled, ours / total, atol=1e-7)
+
+    theirs = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits)[None])
+    if top_k:
+        theirs = TopKLogitsWarper(top_k)(None, theirs)
+    if top_p < 1:
+        theirs = TopPLogitsWarper(top_p)(None, theirs)
+    np.testing.assert_allclose(ours / total, torch.softmax(theirs[0].double(), -1).numpy(), atol=1e-6)
+
+
+def test_top_p_over_equal_probabilities_keeps_the_lowest_ids():
+    weights = np.empty(10)
+    for law in (law_reference, law_loop):
+        law(np.zeros(10, np.float32), 1.0, 0, 0.35, weights)
+        assert np.nonzero(weights)[0].tolist() == [0, 1, 2, 3]
+
+
+def test_top_p_reaches_into_a_flat_tail():
+    """A nucleus of many small weights: more than the first guess of candidates holds."""
+    logits = np.full(3000, -9.0, np.float32)
+    logits[17] = 0.0
+    ours, compiled = np.empty(3000), np.empty(3000)
+    law_reference(logits, 1.0, 0, 0.9, ours)
+    law_loop(logits, 1.0, 0, 0.9, compiled)
+    assert (ours > 0).sum() == (compiled > 0).sum() > 100
+
+
+def test_draws_invert_the_cumulative_law():
+    weights = np.array([0.0, 2.0, 0.0, 1.0, 1.0, 0.0])
+    for draw in (draw_reference, draw_loop):
+        assert [draw(weights, 4.0, u) for u in (1e-12, 0.49, 0.51, 0.74, 0.76, 1 - 1e-12)] == [1, 1, 3, 3, 4, 4]
+        # a sum rounded upwards still ends on an id that has weight
+        assert draw(weights, 4.5, 0.999) == 4

@@ -1,0 +1,120 @@
+"""Smoothing against an exact small model, by hand, and after pruning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from foredraft.ngram_native.count import count, count_reference
+from foredraft.ngram_native.query import distribution, probability
+from foredraft.ngram_native.smooth import SMOOTHINGS, fit, probability_reference
+
+V = 9
+
+
+def corpus(seed: int = 0, sequences: int = 60) -> list[list[int]]:
+    """Sequences 0 ... 1 with skewed ids, so that every count class and every back-off happens."""
+    draw = np.random.default_rng(seed)
+    body = [np.minimum(draw.geometric(0.4, draw.integers(1, 9)) + 1, V - 1).tolist() for _ in range(sequences)]
+    return [[0, *ids, 1] for ids in body]
+
+
+def fitted(sequences, order, **options):
+    tokens = np.concatenate(sequences)
+    return fit(count(tokens, np.cumsum([0, *map(len, sequences)]), order, V), **options)
+
+
+def contexts(order: int, seed: int = 1):
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, V, size) for size in (0, 1, 2, order, order + 3) for _ in range(15)]
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("discount", [None, 0.6])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_equals_the_exact_model(order, smoothing, discount):
+    sequences = corpus(order, 25)
+    table = fitted(sequences, order, smoothing=smoothing, discount=discount)
+    counts = count_reference(sequences, order)
+    for context in contexts(order)[::5]:
+        law = distribution(table, context)
+        gram = tuple(context.tolist())
+        exact = [probability_reference(counts, order, V, smoothing, gram, word, discount) for word in range(V)]
+        np.testing.assert_allclose(law, exact, rtol=0, atol=2e-7)
+        assert [probability(table, context, word) for word in range(V)] == pytest.approx(law.tolist(), abs=1e-12)
+
+
+def test_kneser_ney_by_hand():
+    """`0 2 3 1`, `0 2 4 1`, `0 4 3 1` with discount 1/2 for every count; V = 9.
+
+    Bigrams, 9 in all: 02 (2), 04, 23, 24, 31 (2), 41, 43. Unigrams count distinct left neighbours:
+    1 has {3, 4}, 2 has {0}, 3 has {2, 4}, 4 has {2, 0}: 2, 1, 2, 2, in all 7.
+    p(3) = (2 - 1/2)/7 + (4 * 1/2)/7 * 1/9 = 15.5/63.  After 2 come 3 and 4, once each:
+    p(3 | 2) = (1 - 1/2)/2 + (2 * 1/2)/2 * p(3) = 1/4 + 1/2 * 15.5/63.
+    After 0 come 2 (twice) and 4: p(2 | 0) = (2 - 1/2)/3 + (2 * 1/2)/3 * p(2), p(2) = (1/2)/7 + 2/63 = 6.5/63.
+    """
+    table = fitted([[0, 2, 3, 1], [0, 2, 4, 1], [0, 4, 3, 1]], 2, discount=0.5)
+    assert probability(table, np.array([], np.int64), 3) == pytest.approx(15.5 / 63)
+    assert probability(table, np.array([2]), 3) == pytest.approx(1 / 4 + 15.5 / 126)
+    assert probability(table, np.array([0]), 2) == pytest.approx(1 / 2 + 6.5 / 189)
+    # 5 was never seen: it backs off to the uniform law, not to zero.
+    assert probability(table, np.array([5]), 5) == pytest.approx(2 / 63)
+
+
+def test_estimated_discounts():
+    """Equation (26) from n1..n4 = 4, 2, 1, 1: Y = 1/2, D = 1 - 2Y 2/4, 2 - 3Y 1/2, 3 - 4Y 1/1."""
+    pairs = [(2, 3), (3, 4), (4, 5), (5, 2)] + [(6, 7), (7, 6)] * 2 + [(6, 8)] * 3 + [(7, 8)] * 4
+    table = fitted([list(pair) for pair in pairs], 2)
+    assert table.discounts[1] == pytest.approx((0.5, 1.25, 1.0))
+
+
+@pytest.mark.parametrize("options", [{"min_count": 2}, {"min_count": 50}, {"share": 0.1}, {"share": 0.7}])
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_pruning_keeps_normalisation_and_closure(order, options):
+    sequences = corpus(7, 200)
+    whole, least = fitted(sequences, order), fitted(sequences, order, min_count=10**6)
+    if "share" in options:
+        options = {"max_bytes": int(least.nbytes + options["share"] * (whole.nbytes - least.nbytes))}
+    table = fitted(sequences, order, **options)
+    assert sum(table.sizes) < sum(whole.sizes)
+    assert table.nbytes <= options.get("max_bytes", whole.nbytes)
+    for context in contexts(order):
+        law = distribution(table, context)
+        assert law.sum() == pytest.approx(1, abs=1e-6) and (law > 0).all()
+    grams = node_ids(table)
+    assert all(gram[1:] in grams and gram[:-1] in grams for gram in grams if len(gram) > 1)
+
+
+def node_ids(table) -> set[tuple[int, ...]]:
+    grams = [(word,) for word in range(table.vocab_size)]
+    for node in range(len(table.best)):
+        children = range(table.first_child[node], table.first_child[node + 1])
+        grams += [(*grams[node], int(table.ids[child - table.vocab_size])) for child in children]
+    return set(grams)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 900}, {"smoothing": "absolute"}])
+def test_best_is_the_argmax(order, options):
+    table = fitted(corpus(3, 100), order, **options)
+    grams = [(word,) for word in range(V)]
+    for node in range(len(table.best)):
+        law = distribution(table, np.array(grams[node]))
+        assert table.best[node] == law.argmax()
+        assert table.best_probability[node] == pytest.approx(law.max(), abs=1e-6)
+        children = range(table.first_child[node], table.first_child[node + 1])
+        grams += [(*grams[node], int(table.ids[child - V])) for child in children]
+
+
+def test_a_budget_is_used():
+    sequences = corpus(5, 300)
+    whole = fitted(sequences, 4)
+    budget = whole.nbytes // 2
+    assert 0.8 * budget < fitted(sequences, 4, max_bytes=budget).nbytes <= budget
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="smoothing"):
+        fitted(corpus(), 2, smoothing="laplace")
+    with pytest.raises(ValueError, match="discount"):
+        fitted(corpus(), 2, discount=1.5)

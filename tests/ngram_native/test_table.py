@@ -1,0 +1,98 @@
+"""The table file: round trip, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from foredraft.errors import UserError
+from foredraft.ngram_native.count import count
+from foredraft.ngram_native.smooth import fit
+from foredraft.ngram_native.table import ALIGNMENT, MAGIC, Table, verify, vocabulary_fingerprint
+
+ARRAYS = ("ids", "alphas", "first_child", "backoffs", "best", "best_probability")
+
+
+@pytest.fixture
+def table() -> Table:
+    tokens = np.random.default_rng(0).integers(0, 50, 3000)
+    return fit(count(tokens, np.array([0, 1500, 3000]), 3, 50), tokenizer="abc")
+
+
+@pytest.fixture
+def path(table, tmp_path):
+    table.save(tmp_path / "folder" / "some.ngram")
+    return tmp_path / "folder" / "some.ngram"
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_round_trip(order, tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 50, 3000)
+    table = fit(count(tokens, np.array([0, 3000]), order, 50))
+    table.save(tmp_path / "t.ngram")
+    verify(tmp_path / "t.ngram")
+    opened = Table.open(tmp_path / "t.ngram")
+    for name in ("vocab_size", "order", "sizes", "smoothing", "discounts", "tokenizer", "nbytes"):
+        assert getattr(opened, name) == getattr(table, name)
+    for name in ARRAYS:
+        stored, made = getattr(opened, name), getattr(table, name)
+        assert stored.dtype == made.dtype and stored.ctypes.data % ALIGNMENT == 0
+        np.testing.assert_array_equal(stored, made)
+
+
+def test_saving_replaces_and_leaves_nothing_else(table, path):
+    table.save(path)
+    assert [file.name for file in path.parent.iterdir()] == ["some.ngram"]
+    assert Table.open(path).tokenizer == "abc"
+
+
+def refused(path, match: str) -> None:
+    """A one-line UserError that names the file."""
+    with pytest.raises(UserError, match=match) as caught:
+        Table.open(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [9, 40, 100, -1])
+def test_cut_short(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(path, "cut short")
+
+
+def test_foreign(path):
+    path.write_bytes(b"PK\x03\x04" + path.read_bytes()[4:])
+    refused(path, "not an n-gram table")
+    path.write_bytes(b"")
+    refused(path, "not an n-gram table")
+
+
+def test_from_the_future(path):
+    data = bytearray(path.read_bytes())
+    data[len(MAGIC)] = 2
+    path.write_bytes(data)
+    refused(path, "format 2")
+
+
+def test_damaged_header(path):
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    refused(path, "header is damaged")
+
+
+def test_missing(tmp_path):
+    refused(tmp_path / "none.ngram", "no such")
+
+
+def test_damaged_page_is_found_by_verify(path):
+    data = bytearray(path.read_bytes())
+    data[-70] ^= 1
+    path.write_bytes(data)
+    Table.open(path)
+    with pytest.raises(UserError, match="'best_probability' is damaged"):
+        verify(path)
+
+
+def test_fingerprint_follows_the_vocabulary():
+    assert vocabulary_fingerprint({"a": 0, "b": 1}) == vocabulary_fingerprint({"b": 1, "a": 0})
+    assert vocabulary_fingerprint({"a": 0, "b": 1}) != vocabulary_fingerprint({"a": 1, "b": 0})
