@@ -12,5 +12,7 @@ ROOMS = ("engine", "kernels", "ngram_native", "train", "bench", "assets")
 setup(
     packages=["foredraft", *(f"foredraft.{room}" for room in ROOMS)],
     package_dir={"foredraft": "foredraft", **{f"foredraft.{room}": room for room in ROOMS}},
+    # only what is named here; the automatic search takes the folders of assets for forgotten packages
+    include_package_data=False,
     package_data={"foredraft.assets": ["*", "**/*"]},
 )

@@ -36,8 +36,10 @@ def load_cases(data: str | Path | None, tokenizer, *, limit: int | None = None,
     """The first `limit` articles of a jsonl(.gz) of article/highlights, or of the sample texts if `data` is None.
 
     `tokenizer` is a tokenizers.Tokenizer. A source keeps at most `max_source` ids (default 512), `</s>` included.
-    UserError: an unreadable file, a broken line, no article, a limit below 1 or a `max_source` below 2.
+    UserError: no tokenizer, an unreadable file, a broken line, no article, a limit below 1, a `max_source` below 2.
     """
+    if tokenizer is None:
+        raise UserError("the target has no tokenizer to read articles with; put tokenizer.json beside config.json")
     max_source = DEFAULT_MAX_SOURCE if max_source is None else max_source
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}; give 1 or more articles")

@@ -195,5 +195,5 @@ class Model:
             raise UserError(f"input {index + 1} is empty; give at least one id")
         vocabulary = self.target.config.vocab_size
         if not all(0 <= token < vocabulary for token in ids):
-            raise UserError(f"input {index + 1} holds an id outside 0..{vocabulary - 1}; was it made with another tokenizer?")
+            raise UserError(f"input {index + 1} holds an id outside 0..{vocabulary - 1}; use the model's own tokenizer")
         return ids

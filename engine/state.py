@@ -1,8 +1,8 @@
 """The plain data of a decode round: Draft, Verdict, DecodeState.
 
 Letters: B rows, K drafted tokens a round, R = K + 1 rows read by the target, V vocabulary, T decoder positions,
-C model width. Everything lives on one device and is updated in place; nothing here reads a value back to the host, except `truncate`, which
-the host calls between rounds for stop strings.
+C model width. Everything lives on one device and is updated in place; nothing here reads a value back to the
+host, except `truncate`, which the host calls between rounds for stop strings.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class DecodeState:
         slots = torch.where(emitted, self.lengths[:, None] + steps, self.capacity)
         self.tokens.scatter_(1, slots, verdict.tokens)
         from_draft = steps < (verdict.counts - 1)[:, None]
-        proposed = draft.origin if verdict.path is None else draft.origin.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
+        proposed = draft.origin
+        if verdict.path is not None:
+            proposed = proposed.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
         origin = torch.nn.functional.pad(proposed, (0, 1))
         self.origin.scatter_(1, slots, origin.masked_fill(~from_draft, 0))
 

@@ -133,7 +133,7 @@ def find_checkpoint(name: str | Path) -> Path:
         raise UserError(f"{path}: is a file; give the checkpoint's directory")
     parts = str(name).split("/")
     if len(parts) > 2 or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"{name}: no such directory; give a T5 checkpoint directory or a hub id such as google/flan-t5-base")
+        raise UserError(f"{name}: no such directory; give a T5 checkpoint directory or a hub id (google/flan-t5-base)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -213,7 +213,7 @@ def _as_numpy(tensor: Tensor) -> np.ndarray:
 def load_weights(path: Path, dtype: str = "float32") -> T5Weights:
     """Read a checkpoint directory. `dtype` is how weights are stored; arithmetic accumulates in float32 either way."""
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported; one of {', '.join(DTYPES)} (fp16 overflows in T5's feed-forward)")
+        raise UserError(f"dtype {dtype!r} is not supported; one of {', '.join(DTYPES)} (T5 overflows in fp16)")
     if not (path / "config.json").exists():
         raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
     c = T5Config.from_json(path / "config.json")
@@ -269,7 +269,8 @@ def _assemble(reader: _Reader, c: T5Config, kind: torch.dtype) -> T5Weights:
         encoder_norm=norm("encoder.final_layer_norm.weight"),
         encoder_bias=read(f"encoder.{bias}", c.buckets, c.num_heads, torch.float32),
         cross_kv=[joined(f"decoder.block.{i}.layer.1.EncDecAttention", ("k", "v"), inner, c.d_model) for i in range(L)],
-        norms=np.stack([[norm(f"decoder.block.{i}.layer.{j}.layer_norm.weight").numpy() for j in range(3)] for i in range(L)]),
+        norms=np.stack([[norm(f"decoder.block.{i}.layer.{j}.layer_norm.weight").numpy() for j in range(3)]
+                        for i in range(L)]),
         final_norm=norm("decoder.final_layer_norm.weight").numpy(),
         qkv=stack(3 * inner, c.d_model, lambda p: joined(f"{p}.0.SelfAttention", ("q", "k", "v"), inner, c.d_model)),
         self_out=stack(c.d_model, inner, lambda p: read(f"{p}.0.SelfAttention.o.weight", c.d_model, inner)),

@@ -31,7 +31,7 @@ def coloured(ids: Sequence[int], origins: Sequence[str], tokenizer) -> Text:
 
 def legend(origins: Sequence[Sequence[str]]) -> Text:
     """What the colours mean, for those that occur."""
-    text = Text("the target's own tokens", style="dim")
+    text = Text().append("the target's own tokens", "dim")
     found = {origin for row in origins for origin in row}
     for name in (name for name in STYLES if name in found):
         text.append("  ").append(f" drafted by {name} ", STYLES[name])

@@ -1,12 +1,15 @@
 """Which implementation runs where. numba and triton are optional at import: a file of kernels always imports.
 
 `njit`, `prange`, `intrinsic` come from here; without numba a compiled kernel raises ImportError when it is called.
-Compiled code is cached on disk; where the default place is not writable, numba's own fallback is a per-user folder.
+Compiled code is cached on disk, in a folder named after the kernels' sources: numba looks at a function's own file only,
+so that a change in one kernel would leave the old one inside the others that call it. NUMBA_CACHE_DIR overrides the place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
 
 try:
     import numba
@@ -25,12 +28,29 @@ except ImportError:
         return function
 
 
+def cache_folder() -> str:
+    """Where compiled kernels of exactly these sources are kept."""
+    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(home) / "foredraft" / f"kernels-{hashlib.sha256(sources).hexdigest()[:12]}")
+
+
+_CACHE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or cache_folder()
+
+
 def njit(**options):
     """numba.njit with caching and without the GIL; `options` add to or override these two."""
-    if HAS_NUMBA:
-        return numba.njit(**({"cache": True, "nogil": True} | options))
 
     def decorate(function):
+        if HAS_NUMBA:
+            before = numba.config.CACHE_DIR
+            # the place is chosen while decorating; other users of numba in this process keep theirs
+            numba.config.CACHE_DIR = _CACHE_FOLDER
+            try:
+                return numba.njit(**({"cache": True, "nogil": True} | options))(function)
+            finally:
+                numba.config.CACHE_DIR = before
+
         def missing(*_args, **_kwargs):
             raise ImportError(f"{function.__name__} needs numba: pip install numba")
 
@@ -39,7 +59,6 @@ def njit(**options):
     return decorate
 
 
-def set_threads(count: int) -> None:
-    """Use `count` threads in compiled kernels; more than the machine's cores are cut to them."""
-    if HAS_NUMBA:
-        numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
+def is_compiled() -> bool:
+    """Whether compiled kernels of these sources were kept by an earlier process; else the first use compiles them."""
+    return any(Path(_CACHE_FOLDER).rglob("*.nbi"))

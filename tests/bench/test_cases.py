@@ -50,6 +50,11 @@ def test_bad_data(tmp_path, word_tokenizer, content, arguments, message):
         cases.load_cases(file, word_tokenizer, **arguments)
 
 
+def test_a_target_without_a_tokenizer():
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        cases.load_cases(None, None)
+
+
 @pytest.mark.realdata
 def test_real_articles(real_data):
     from tokenizers import Tokenizer

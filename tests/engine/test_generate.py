@@ -29,7 +29,8 @@ def test_speculation_changes_nothing_but_the_steps(model):
 
 def test_seeded_sampling_is_reproducible_and_independent_of_batch_and_drafts(model):
     options = dict(max_new_tokens=20, do_sample=True, temperature=0.9, top_k=20, top_p=0.95, seed=11)
-    outputs = [model.generate(TEXTS, batch_size=size, draft_tokens=K, **options).token_ids for size, K in ((4, 5), (1, 3), (3, 0))]
+    outputs = [model.generate(TEXTS, batch_size=size, draft_tokens=K, **options).token_ids
+               for size, K in ((4, 5), (1, 3), (3, 0))]
     assert outputs[0] == outputs[1] == outputs[2]
     assert model.generate(TEXTS, **options | dict(seed=12)).token_ids != outputs[0]
     same = ["w7 w8 w9"] * 2
