@@ -11,8 +11,8 @@ import torch
 
 from foredraft.train.data import IGNORE, PAD
 
-# -log(1 - p) is cut off, with its gradient, where p comes this close to 1: no single repetition can blow a step up.
-CERTAIN = 1e-4
+# 1 - p counts as at least this much: the loss of a certain repetition stays finite.
+CERTAIN = 1e-5
 BLOCK = 256
 
 
@@ -56,9 +56,9 @@ class _VocabularyLoss(torch.autograd.Function):
             label = labels[part, None]
             total -= likelihood * probability.gather(1, label).clamp_min(1e-37).log().sum()
             harm = probability.gather(1, candidates[part])
-            counted = negative[part] & (harm < 1 - CERTAIN)
-            odds = torch.where(counted, harm / (1 - harm), 0.0)
-            total -= penalty * torch.where(negative[part], (1 - harm).clamp_min(CERTAIN).log(), 0.0).sum()
+            rest = (1 - harm).clamp_min(CERTAIN)
+            odds = torch.where(negative[part], harm / rest, 0.0)
+            total -= penalty * torch.where(negative[part], rest.log(), 0.0).sum()
             probability *= likelihood - penalty * odds.sum(1, keepdim=True)
             probability.scatter_add_(1, candidates[part], penalty * odds)
             probability.scatter_add_(1, label, torch.full_like(label, -likelihood, dtype=probability.dtype))

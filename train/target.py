@@ -168,6 +168,8 @@ class Watch(TrainerCallback):
         self.log, self.stopping, self.previous = log, False, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        # a resumed state brings its old intervals along
+        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._stop)
 

@@ -86,14 +86,15 @@ def test_the_fused_gradient_is_the_one_autograd_finds(likelihood):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_certain_repetition_costs_a_finite_amount_and_pushes_nothing():
-    hidden = torch.ones(1, 1, requires_grad=True)
-    embedding = torch.tensor([[0.0], [100.0]])
+def test_a_certain_repetition_costs_a_finite_amount_and_a_likely_one_is_still_pushed_away():
+    embedding = torch.tensor([[0.0], [1.0]])
     one = torch.tensor([[1]])
-    loss = vocabulary_loss(hidden, embedding, torch.tensor([1]), 0.0, 1.0, one, one.bool())
-    loss.backward()
-    assert 5 < loss.item() < 20
-    assert hidden.grad.item() == 0
+    for logit, slope in ((100.0, 0.0), (7.0, 1.0)):
+        hidden = torch.full((1, 1), logit, requires_grad=True)
+        loss = vocabulary_loss(hidden, embedding, torch.tensor([1]), 0.0, 1.0, one, one.bool())
+        loss.backward()
+        assert 5 < loss.item() < 20
+        assert hidden.grad.item() == pytest.approx(slope, abs=0.01)
 
 
 def test_repeated_ngrams_are_marked_from_their_second_occurrence():
