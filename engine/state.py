@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foredraft.kernels.commit import BACKEND, COMMIT
+
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
 ORIGINS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
 
@@ -59,7 +61,7 @@ class Verdict:
 class DecodeState:
     """Everything a batch of B rows knows between rounds.
 
-    tokens [B, T + 1] int64: committed ids from the start token on; column T is a spill slot for masked writes.
+    tokens [B, T + 1] int64: committed ids from the start token on; column T is a spill slot for a device's masked writes.
     lengths [B] int64: committed ids, the start token included. finished [B] bool. limits [B] int64: the length at
     which a row stops, at most T. origin [B, T + 1] uint8: who proposed each id (ORIGINS).
     draft_tokens [B] int64 (each row's K), temperature [B] float32 (0 is greedy), top_k [B] int64 (0 is off),
@@ -91,8 +93,12 @@ class DecodeState:
         self.last_tested, self.last_accepted, self.last_counts = (
             torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
         self._steps = torch.arange(K + 1, device=device)
-        # the parents [B, K] of a chain: draft i follows row i
+        # a chain's parents [B, K], draft i follows row i, and its path [B, R]
         self.chain = self._steps[:K].expand(B, K).contiguous()
+        self._straight = self._steps.expand(B, K + 1).contiguous()
+        self._written = (
+            self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
+            self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
 
     @property
     def rows(self) -> int:
@@ -121,45 +127,13 @@ class DecodeState:
         return tokens, (last[:, None] + depth).masked_fill_(unread, -1), parents
 
     def commit(self, draft: Draft, verdict: Verdict, hidden: Tensor) -> None:
-        """Append each row's verdict, cut at the end token and at the row's limit, and count.
+        """Append each row's verdict, cut at the end token and at the row's limit, and count (kernels/commit.py).
 
         hidden [B, R, C] is the target's output of this round. Finished rows emit nothing.
         """
-        R = verdict.tokens.shape[1]
-        steps = self._steps[:R]
-        is_end = verdict.tokens == self.end_token
-        before_end = is_end.long().cumsum(1) - is_end.long()
-        emitted = (steps < verdict.counts[:, None]) & (before_end == 0)
-        emitted &= steps < (self.limits - self.lengths)[:, None]
-        emitted &= ~self.finished[:, None]
-        counts = emitted.sum(1)
-
-        slots = torch.where(emitted, self.lengths[:, None] + steps, self.capacity)
-        self.tokens.scatter_(1, slots, verdict.tokens)
-        from_draft = steps < (verdict.counts - 1)[:, None]
-        proposed = draft.origin
-        if verdict.path is not None:
-            proposed = proposed.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
-        origin = torch.nn.functional.pad(proposed, (0, 1))
-        self.origin.scatter_(1, slots, origin.masked_fill(~from_draft, 0))
-
-        self.last_counts.copy_(counts)
-        torch.minimum(verdict.counts - 1, counts, out=self.last_accepted)
-        torch.minimum(torch.minimum(draft.lengths, verdict.counts), counts, out=self.last_tested)
-        self.accepted_at += steps[: R - 1] < self.last_accepted[:, None]
-        self.tested_at += steps[: R - 1] < self.last_tested[:, None]
-        running = ~self.finished
-        self.rounds += running
-        self.covered += running & (draft.lengths > 0)
-        self.drafted += draft.lengths.masked_fill(self.finished, 0)
-
-        last_row = (counts - 1).clamp(min=0)
-        if verdict.path is not None:
-            last_row = verdict.path.gather(1, last_row[:, None])[:, 0]
-        produced = hidden.gather(1, last_row[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
-        torch.where(running[:, None], produced, self.hidden, out=self.hidden)
-        self.lengths += counts
-        self.finished |= (emitted & is_end).any(1) | (self.lengths >= self.limits)
+        path = self._straight if verdict.path is None else verdict.path
+        read = (verdict.tokens, verdict.counts, path, draft.lengths, draft.origin, hidden, self.limits)
+        COMMIT[BACKEND](*(tensor.numpy() for tensor in read), self.end_token, *(tensor.numpy() for tensor in self._written))
 
     def truncate(self, row: int, length: int) -> None:
         """Cut a row back to `length` ids inside its last round and finish it (a stop string; called by the host)."""

@@ -24,8 +24,8 @@ import numpy as np
 from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
 
 PAGE = 64
-# Fewer multiply-adds than this cost less than waking a second thread.
-THREAD_WORK = 200_000
+# Fewer multiply-adds than this cost less than waking a second thread (linear.py).
+THREAD_WORK = 1_000_000
 
 
 def _attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:

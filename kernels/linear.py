@@ -20,8 +20,9 @@ LANES = 16
 ROW_TILE = 6
 # Outputs whose scores stay in the first-level cache while their maximum is looked for.
 ARGMAX_BLOCKS = 32
-# Fewer multiply-adds than this cost less than waking a second thread (measured: about 10 us).
-THREAD_WORK = 150_000
+# Fewer multiply-adds than this take one thread some 40 us: a second one must be woken and waited for, and on a busy machine
+# that costs a time slice.
+THREAD_WORK = 1_000_000
 
 
 def pack(weight: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ LOOK_BACK = 12.0
 CURRENT, BEFORE = 0.6, 0.45
 # Strength with which the copied token enters the residual stream.
 COPY = 10.0
+SEEN, REPEL = 0.4, 10.0
 # Every other branch starts small, so that the circuit is heard at step zero.
 OTHER = 0.3
 
@@ -86,6 +87,23 @@ def copy_init(model, seed: int = 0) -> None:
         layers[0].SelfAttention.o.weight[:, : 2 * head] = 0
     for layers in decoder[1:]:
         layers[0].SelfAttention.o.weight[:, :head] = 0
+
+    if config.num_heads >= 3:
+        look_back(decoder[0][0].SelfAttention, 1, 2, p2, first)
+        for layers in decoder[1:]:
+            layers[0].SelfAttention.o.weight[:, head : 2 * head] = 0
+        repel = decoder[1][0].SelfAttention
+        span = slice(2 * head, 3 * head)
+        for weights in (repel.q.weight[span], repel.k.weight[span], repel.v.weight[span]):
+            weights.zero_()
+        repel.o.weight[:, span] = 0
+        repel.q.weight[span][half, :body] = SEEN * p2
+        repel.q.weight[span][other_half, second] = SEEN * torch.eye(slot)
+        repel.k.weight[span][half, second] = SEEN * torch.eye(slot)
+        repel.k.weight[span][other_half, first] = SEEN * torch.eye(slot)
+        rest = torch.linalg.qr(torch.randn(body, head, generator=draw)).Q.T
+        repel.v.weight[span][:, :body] = rest
+        repel.o.weight[:body, span] = -REPEL * rest.T
 
     match = decoder[1][1].EncDecAttention
     match.v.weight.zero_()

@@ -1,0 +1,31 @@
+"""Commit: the compiled version against the reference on random rounds, trees included."""
+
+import numpy as np
+import pytest
+
+from foredraft.kernels.commit import commit_numba, commit_reference
+
+
+def case(B, K, T, C, seed):
+    rng = np.random.default_rng(seed)
+    R, lengths = K + 1, rng.integers(1, T, B)
+    draft_lengths = rng.integers(0, K + 1, B)
+    read = [rng.integers(0, 6, (B, R)), np.minimum(rng.integers(1, R + 1, B), draft_lengths + 1),
+            np.sort(rng.integers(1, R, (B, R)), 1) if K else np.zeros((B, R), int), draft_lengths,
+            rng.integers(1, 4, (B, K)).astype(np.uint8), rng.standard_normal((B, R, C)).astype(np.float32),
+            np.minimum(lengths + rng.integers(1, 2 * R, B), T), 1]
+    read[2][:, 0] = 0
+    written = [rng.integers(0, 9, (B, T + 1)), np.zeros((B, T + 1), np.uint8), lengths, rng.random(B) < 0.2,
+               np.zeros((B, C), np.float32), *(np.zeros(B, int) for _ in range(3)), *(np.zeros((B, K), int) for _ in range(2)),
+               *(np.zeros(B, int) for _ in range(3))]
+    return read, written
+
+
+@pytest.mark.parametrize("B, K, T, C", [(1, 1, 2, 1), (1, 0, 5, 3), (7, 4, 9, 5), (40, 7, 30, 16)])
+def test_numba_equals_the_reference(B, K, T, C):
+    for seed in range(20):
+        read, ours = case(B, K, T, C, seed)
+        theirs = [array.copy() for array in ours]
+        commit_numba(*read, *ours)
+        commit_reference(*read, *theirs)
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
