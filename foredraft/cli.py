@@ -71,7 +71,10 @@ def summarize(
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Summarise texts; on a terminal, accepted drafts are coloured."""
+    from foredraft import show
+
     names, texts = _read(files or [])
+    show.announce_compilation()
     model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype)
     config = dict(
         max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, do_sample=temperature != 0,

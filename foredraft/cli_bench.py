@@ -46,6 +46,7 @@ def run(
 ) -> None:
     """Compare decoding methods on the same articles; tokens first, then speed. The last line is JSON."""
     import foredraft
+    from foredraft import show
     from foredraft.bench import cases, compare, machine, record
     from foredraft.bench.methods import METHODS
     from foredraft.bench.settings import Settings
@@ -54,6 +55,7 @@ def run(
         batch_size=batch_size, draft_tokens=draft_tokens, temperature=temperature, max_new_tokens=max_new_tokens,
         repeats=repeats, seed=seed, device=device, assistant=assistant,
     )
+    show.announce_compilation()
     model = foredraft.load(target, drafter=None, device=device, dtype=dtype)
     articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=max_source or model.source_limit)
     command = shlex.join(["foredraft", *sys.argv[1:]])
@@ -96,6 +98,7 @@ def demo() -> None:
     from foredraft.bench.settings import Settings
 
     console = Console(highlight=False)
+    show.announce_compilation()
     model = foredraft.load(drafter="lookup")
     texts = cases.sample_texts()[:2]
     for name, text in texts:

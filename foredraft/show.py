@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -78,3 +79,11 @@ class Stream:
     def finish(self, out) -> None:
         """Put the coloured text of an Output of one text in the stream's place."""
         self.live.update(coloured(out.token_ids[0], origin_names(out)[0], self.tokenizer), refresh=True)
+
+
+def announce_compilation() -> None:
+    """Say on stderr that the first use compiles; nothing once compiled kernels are kept."""
+    from foredraft.kernels.backend import HAS_NUMBA, is_compiled
+
+    if HAS_NUMBA and not is_compiled():
+        print("foredraft: first use: compiling kernels for this machine, about a minute, once", file=sys.stderr)

@@ -42,9 +42,9 @@ def lines_of(text: str) -> str:
 
 def engine_generate(folder: Path) -> Generate:
     """Greedy summaries of id lists by our own engine, without drafts."""
-    import foredraft
+    from foredraft.engine.generate import load
 
-    model = foredraft.load(str(folder), drafter=None)
+    model = load(folder, drafter=None)
     return lambda sources: model.generate(sources, max_new_tokens=LONGEST, draft_tokens=0).token_ids
 
 
