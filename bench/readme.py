@@ -38,8 +38,8 @@ def table(runs: Sequence[Sequence[dict]]) -> str:
     row = runs[0][0]
     target, data, machine = row["target"], row["data"], row["machine"]
     lines = [
-        f"{data['articles']} articles of {data['name']} ({data['source_tokens']['min']}-{data['source_tokens']['max']} source "
-        f"tokens), the embedded target ({target['parameters'] / 1e6:.1f}M, {target['dtype']}, `{target['hash']}`), "
+        f"{data['articles']} articles of {data['name']} ({data['source_tokens']['min']}-{data['source_tokens']['max']} "
+        f"source tokens), the embedded target ({target['parameters'] / 1e6:.1f}M, {target['dtype']}, `{target['hash']}`), "
         f"K={row['draft_tokens']}, up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {machine['cpu']}, "
         f"{target['threads']} threads. T=0 is greedy; speed-ups are over `plain` of the same run.", "",
         "| T | B | method | " + " | ".join(name for name, _ in COLUMNS) + " |",
@@ -52,7 +52,8 @@ def table(runs: Sequence[Sequence[dict]]) -> str:
                 cells = " | ".join(cell(row) for _, cell in COLUMNS)
                 lines.append(f"| {row['temperature']:g} | {row['batch_size']} | {row['method']} | {cells} |")
             else:
-                absent.setdefault((row["method"], row["absent"]), []).append(f"T={row['temperature']:g} B={row['batch_size']}")
+                where = f"T={row['temperature']:g} B={row['batch_size']}"
+                absent.setdefault((row["method"], row["absent"]), []).append(where)
     lines += [""] + [f"`{method}` is absent at {', '.join(where)}: {why}." for (method, why), where in absent.items()]
     commands = "\n".join(run[0]["command"] for run in runs)
     return "\n".join(lines) + f"\n\n```\n{commands}\n```\n"

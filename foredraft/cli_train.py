@@ -11,7 +11,6 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the training commands to the application."""
     app.command("train-target")(train_target)
-    app.command("mix-extracts")(mix_extracts)
     app.command("target-card")(target_card)
     app.command("family")(family)
 
@@ -36,6 +35,9 @@ def train_target(
     ] = 0.0,
     sequence_every: Annotated[int, typer.Option(min=1, help="Updates between two sequence-level terms.")] = 8,
     span_every: Annotated[int, typer.Option(min=0, help="One example in this many copies a span; 0 for none.")] = 16,
+    extracts: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the summaries replaced by the article's own sentences.")
+    ] = 0.0,
     max_source: Annotated[int, typer.Option(min=8, help="Source tokens, end included.")] = 256,
     max_target: Annotated[int, typer.Option(min=8, help="Summary tokens, end included.")] = 104,
     width: Annotated[int, typer.Option(min=64, help="Model width of a new target.")] = 256,
@@ -68,6 +70,7 @@ def train_target(
         sequence_unlikelihood=sequence_unlikelihood,
         sequence_every=sequence_every,
         span_every=span_every,
+        extracts=extracts,
         max_source=max_source,
         max_target=max_target,
         width=width,
@@ -93,23 +96,6 @@ def train_target(
         limit=limit,
     )
     _stop_unless(finished, out)
-
-
-def mix_extracts(
-    data: Annotated[Path, typer.Option(help="Pairs, .jsonl or .jsonl.gz.")],
-    out: Annotated[Path, typer.Option(help="The mixed pairs, .jsonl.gz.")],
-    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the T5 vocabulary, or a folder that holds it.")],
-    share: Annotated[float, typer.Option(help="How many of the pairs get the extract, 0 to 1.")] = 0.75,
-    max_source: Annotated[int, typer.Option(min=8, help="Source tokens that sentences are chosen from.")] = 256,
-    max_target: Annotated[int, typer.Option(min=8, help="Tokens of an extract at most, end included.")] = 104,
-    seed: Annotated[int, typer.Option(help="Which pairs.")] = 0,
-) -> None:
-    """Replace a share of the summaries by the article's own sentences that say most of them."""
-    from foredraft.train import extract
-    from foredraft.train.export import read_tokenizer
-
-    found = extract.mix_extracts(data, out, read_tokenizer(tokenizer), share, max_source, max_target, seed)
-    typer.echo(f"{out}: {found} extracts")
 
 
 def target_card(

@@ -62,37 +62,36 @@ class Pairs:
 
 def read_pairs(path: str | Path) -> Iterator[tuple[str, str]]:
     """Yield ``(article, highlights)`` from a jsonl or jsonl.gz file; a broken line raises UserError naming it."""
+    return read_texts(path, ("article", "highlights"))
+
+
+def read_texts(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the texts under ``fields`` of every line of a jsonl or jsonl.gz file; UserError names a broken line."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .jsonl or .jsonl.gz of article/highlights pairs")
-    opener = gzip.open if path.suffix == ".gz" else open
+        raise UserError(f"{path}: no such file; give a .jsonl or .jsonl.gz with {_listed(fields)} on every line")
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: not JSON ({error.msg}); repair or delete the line"
-                    ) from None
-                yield _text(row, "article", path, number), _text(row, "highlights", path, number)
+                    raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or delete the line") from None
+                texts = tuple(row.get(field) if isinstance(row, dict) else None for field in fields)
+                for field, text in zip(fields, texts, strict=True):
+                    if not isinstance(text, str) or not text.strip():
+                        raise UserError(f"{path}, line {number}: no text under '{field}'; every line must be an object "
+                                        f"with a non-empty text under {_listed(fields)}")
+                yield texts
     except (EOFError, OSError, UnicodeDecodeError, gzip.zlib.error) as error:
-        raise UserError(
-            f"{path}, after line {number}: unreadable ({error}); fetch or compress the file again"
-        ) from None
+        raise UserError(f"{path}, after line {number}: unreadable ({error}); fetch the file again") from None
 
 
-def _text(row: object, key: str, path: Path, number: int) -> str:
-    value = row.get(key) if isinstance(row, dict) else None
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(
-            f"{path}, line {number}: no text under '{key}'; every line must be an object with the non-empty texts "
-            "'article' and 'highlights'"
-        )
-    return value
+def _listed(fields: tuple[str, ...]) -> str:
+    return " and ".join(f"'{field}'" for field in fields)
 
 
 def load_pairs(path: str | Path, tokenizer, max_source: int, max_target: int, cache: str | Path | None = None) -> Pairs:
@@ -106,11 +105,11 @@ def load_pairs(path: str | Path, tokenizer, max_source: int, max_target: int, ca
         return _truncate(_read_npz(path), max_source, max_target)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .jsonl, .jsonl.gz or .npz of article/highlights pairs")
-    fingerprint = _fingerprint(path, tokenizer, max_source, max_target)
-    kept = Path(cache) / f"{path.name.split('.')[0]}-{fingerprint[:16]}.npz" if cache else None
+    name = fingerprint(path, tokenizer, max_source, max_target)
+    kept = Path(cache) / f"{path.name.split('.')[0]}-{name[:16]}.npz" if cache else None
     if kept is not None and kept.is_file():
         return _read_npz(kept)
-    pairs = _tokenise(path, tokenizer, max_source, max_target, fingerprint)
+    pairs = _tokenise(path, tokenizer, max_source, max_target, name)
     if not len(pairs):
         raise UserError(f"{path}: holds no pairs; give a file with at least one article/highlights line")
     if kept is not None:
@@ -146,7 +145,8 @@ def _read_npz(path: Path) -> Pairs:
         raise UserError(f"{path}: not a saved set of tokenised pairs ({error}); make it again from the text") from None
 
 
-def _fingerprint(path: Path, tokenizer, max_source: int, max_target: int) -> str:
+def fingerprint(path: Path, tokenizer, max_source: int, max_target: int) -> str:
+    """sha256 over a pair file, its tokenizer and both limits."""
     digest = hashlib.sha256(f"pairs 1 {max_source} {max_target} ".encode())
     digest.update(hashlib.sha256(tokenizer.to_str().encode()).digest())
     with open(path, "rb") as file:

@@ -74,7 +74,8 @@ def mix_extracts(data: str | Path, out: str | Path, tokenizer, share: float, max
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     chance = np.random.default_rng(seed)
     replaced = 0
-    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=4) as lines:
+    # no time stamp: the same pairs make the same bytes
+    with open(partial, "wb") as file, gzip.GzipFile("", "wb", 4, file, mtime=0) as lines:
         for article, highlights in tqdm(read_pairs(data), unit=" pairs", desc="extracts", mininterval=1.0):
             if chance.random() < share:
                 pieces = sentences(article)[: max_source // 2]
@@ -84,7 +85,7 @@ def mix_extracts(data: str | Path, out: str | Path, tokenizer, share: float, max
                 if kept:
                     highlights = " ".join(pieces[i] for i in kept)
                     replaced += 1
-            lines.write(json.dumps({"article": article, "highlights": highlights}) + "\n")
+            lines.write(json.dumps({"article": article, "highlights": highlights}).encode() + b"\n")
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, out)

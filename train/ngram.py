@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from foredraft.errors import UserError
 from foredraft.ngram_native import smooth
 from foredraft.ngram_native.count import Counts, count, merge
 from foredraft.ngram_native.table import Table, vocabulary_fingerprint
+from foredraft.train.data import read_texts
 
 START, END = 0, 1
 MAX_ORDER = 8
@@ -81,28 +81,6 @@ def fit_ngram(
     return Fitted(texts, tokens, table)
 
 
-def read_texts(path: str | Path, field: str) -> Iterator[str]:
-    """Yield `field` of every line of a jsonl or jsonl.gz file; a broken line raises UserError naming it."""
-    path, number = Path(path), 0
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .jsonl or .jsonl.gz of summaries")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or delete the line") from None
-                text = row.get(field) if isinstance(row, dict) else None
-                if not isinstance(text, str) or not text.strip():
-                    raise UserError(f"{path}, line {number}: no text under '{field}'; name the right one with --field")
-                yield text
-    except (EOFError, OSError, UnicodeDecodeError, gzip.zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: unreadable ({error}); fetch the file again") from None
-
-
 def _sequences(paths: Sequence[str | Path], field: str, encoder: Tokenizer) -> Iterator[list[np.ndarray]]:
     """Batches of [n] int64 sequences, each start token, ids, end token."""
     batch: list[str] = []
@@ -113,7 +91,7 @@ def _sequences(paths: Sequence[str | Path], field: str, encoder: Tokenizer) -> I
         return [np.array([START, *text, END]) for text in ids]
 
     for path in paths:
-        for text in read_texts(path, field):
+        for (text,) in read_texts(path, (field,)):
             batch.append(text)
             if len(batch) == BATCH:
                 yield encoded()

@@ -21,8 +21,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.errors import UserError
 from foredraft.train.copy_init import copy_init
-from foredraft.train.data import LengthGroups, PairDataset, collate, load_pairs
+from foredraft.train.data import LengthGroups, PairDataset, collate, fingerprint, load_pairs
 from foredraft.train.export import export_target, read_tokenizer
+from foredraft.train.extract import mix_extracts
 from foredraft.train.history import describe_run, record_run
 from foredraft.train.losses import repetition_loss, target_loss
 from foredraft.train.probe import span_accuracy, summary_figures
@@ -43,6 +44,7 @@ class Recipe:
     sequence_unlikelihood: float = 0.0
     sequence_every: int = 8
     span_every: int = 16
+    extracts: float = 0.0  # share of the summaries replaced by extracts of the article
     max_source: int = 256
     max_target: int = 104
     width: int = 256
@@ -198,6 +200,17 @@ def find_split(data: str | Path, split: str) -> Path:
     raise UserError(f"{data}: no {split}.jsonl, {split}.jsonl.gz or {split}.npz in it; name the file itself")
 
 
+def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: Recipe) -> Path:
+    """The pair file with a share of its summaries replaced, made once and kept in ``cache``."""
+    if pairs.suffix == ".npz":
+        raise UserError(f"{pairs}: holds ids; extracts are chosen from text, so give a .jsonl or .jsonl.gz")
+    name = fingerprint(pairs, tokenizer, recipe.max_source, recipe.max_target)[:16]
+    mixed = cache / f"extracts-{recipe.extracts:g}-{recipe.seed}-{name}.jsonl.gz"
+    if not mixed.is_file():
+        mix_extracts(pairs, mixed, tokenizer, recipe.extracts, recipe.max_source, recipe.max_target, recipe.seed)
+    return mixed
+
+
 def train_target(
     data: str | Path,
     out: str | Path,
@@ -225,7 +238,8 @@ def train_target(
     if validation is None:
         raise UserError("--data is a single file: name a second one with --validation")
     limits = recipe.max_source, recipe.max_target
-    train = load_pairs(train_file, tokenizer, *limits, cache=out / "cache")
+    mixed = _with_extracts(train_file, out / "cache", tokenizer, recipe) if recipe.extracts else train_file
+    train = load_pairs(mixed, tokenizer, *limits, cache=out / "cache")
     held = load_pairs(validation, tokenizer, *limits, cache=out / "cache").head(evaluate_examples)
     if limit is not None:
         train = train.head(limit)

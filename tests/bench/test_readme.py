@@ -20,7 +20,8 @@ def row(method, temperature, batch, time, speed, absent=None, data="test.jsonl.g
 
 ROWS = [
     row("plain", 0.0, 1, "t1", 11.0), row("lookup", 0.0, 1, "t1", 33.0),
-    row("plain", 0.0, 1, "t3", 20.0), row("lookup", 0.0, 1, "t3", 60.0), row("hf-assisted", 0.0, 1, "t3", 1.0, "no assistant"),
+    row("plain", 0.0, 1, "t3", 20.0), row("lookup", 0.0, 1, "t3", 60.0),
+    row("hf-assisted", 0.0, 1, "t3", 1.0, "no assistant"),
     row("plain", 1.0, 1, "t2", 10.0), row("plain", 0.0, 1, "t9", 99.0, data="sample texts"),
 ]
 

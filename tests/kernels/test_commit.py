@@ -16,8 +16,8 @@ def case(B, K, T, C, seed):
             np.minimum(lengths + rng.integers(1, 2 * R, B), T), 1]
     read[2][:, 0] = 0
     written = [rng.integers(0, 9, (B, T + 1)), np.zeros((B, T + 1), np.uint8), lengths, rng.random(B) < 0.2,
-               np.zeros((B, C), np.float32), *(np.zeros(B, int) for _ in range(3)), *(np.zeros((B, K), int) for _ in range(2)),
-               *(np.zeros(B, int) for _ in range(3))]
+               np.zeros((B, C), np.float32), *(np.zeros(B, int) for _ in range(3)),
+               *(np.zeros((B, K), int) for _ in range(2)), *(np.zeros(B, int) for _ in range(3))]
     return read, written
 
 

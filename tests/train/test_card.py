@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=104, d_model=64, d_kv=16, d_ff=32, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        vocab_size=104, d_model=256, d_kv=64, d_ff=32, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
         tie_word_embeddings=True, dropout_rate=0.0, decoder_start_token_id=0, n_positions=40,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config)

@@ -110,14 +110,14 @@ def test_descending_the_repetition_loss_makes_the_greedy_output_repeat_less(batc
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4, decoder_start_token_id=0)
     ).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(12):
-        loss = repetition_loss(model, batch, longest=24)
+    for _ in range(6):
+        loss = repetition_loss(model, batch, longest=16)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert model.training
     assert losses[0] > 0
-    assert min(losses[-3:]) < 0.5 * losses[0]
+    assert min(losses[-2:]) < 0.5 * losses[0]
