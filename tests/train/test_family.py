@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from foredraft.engine.t5_weights import weights_hash
 from foredraft.ngram_native.table import Table
 from foredraft.train import family as module
 from foredraft.train.family import build_family
+from foredraft.train.history import read_history
 from foredraft.train.target import Recipe
 
 
@@ -38,7 +40,9 @@ def world(tmp_path):
 
 def test_one_call_makes_target_card_and_table(world):
     recipe = Recipe(init=str(world / "tiny"), steps=2, decay_steps=1, batch_size=4, max_source=20, max_target=8)
-    figures = build_family(world, world, world / "work", world / "assets", recipe, test_articles=4)
+    longer = replace(recipe, steps=3, sequence_unlikelihood=1.0, sequence_every=1)
+    figures = build_family(world, world, world / "work", world / "assets", [recipe, longer], test_articles=4)
+    assert [run["last_step"] for run in read_history(world / "assets" / "target")] == [2, 3]
     target = world / "assets" / "target"
     made = {path.name for path in target.iterdir()}
     assert made == {*module.TARGET_FILES, "README.md", "figures.json", "training.json"}
