@@ -14,7 +14,7 @@ class DecodeStats:
     """Sums over rows; the start token is never counted, nothing past an end of text is.
 
     steps: (row, round) pairs in which a row was running. drafted, tested, accepted: ids; tested stops at the first
-    rejection. emitted: ids. drafted_at is left out: tested_at and accepted_at [K] are per place in the draft.
+    rejection. emitted: ids. tested_at and accepted_at [K] are per place in the draft.
     covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verdict, commit,
     host), total.
     """
