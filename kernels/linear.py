@@ -20,8 +20,8 @@ LANES = 16
 ROW_TILE = 6
 # Outputs whose scores stay in the first-level cache while their maximum is looked for.
 ARGMAX_BLOCKS = 32
-# Fewer multiply-adds than this take one thread some 40 us: a second one must be woken and waited for, and on a busy machine
-# that costs a time slice.
+# Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
+# costs a time slice.
 THREAD_WORK = 1_000_000
 
 
