@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.config import DecodeConfig
 from foredraft.engine.decode import Drafter, decode
 from foredraft.engine.drafters import make_drafter
@@ -20,7 +21,7 @@ from foredraft.engine.stats import DecodeStats
 from foredraft.engine.stops import StopStrings
 from foredraft.engine.stopwatch import Stopwatch
 from foredraft.engine.t5 import T5
-from foredraft.engine.t5_weights import find_checkpoint, load_tokenizer, load_weights, weights_hash
+from foredraft.engine.t5_weights import load_tokenizer, load_weights
 from foredraft.errors import UserError
 from foredraft.kernels.philox import row_seed
 

@@ -1,12 +1,11 @@
 """A Hugging Face T5 checkpoint (directory or hub id) as the tensors of t5.py.
 
-Reads config.json and safetensors, single or sharded, one tensor at a time: what is held twice is never more than one
-tensor. Pickled weights are refused. T5 v1.0 (relu, head tied to the embedding) and v1.1 / FLAN (gated, head of its own).
+Read one tensor at a time: what is held twice is never more than one tensor. T5 v1.0 (relu, head tied to the embedding)
+and v1.1 / FLAN (gated, head of its own).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.checkpoint import StoredTensors, Tensors
 from foredraft.errors import UserError
 from foredraft.kernels.decoder import ACTIVATIONS
 from foredraft.kernels.linear import LANES, pack
@@ -50,6 +50,11 @@ class T5Config:
             c = json.loads(path.read_text())
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UserError(f"{path}: not readable as JSON ({error}); is this a T5 checkpoint directory?") from None
+        return cls.from_dict(c, path)
+
+    @classmethod
+    def from_dict(cls, c: dict, path: str | Path) -> T5Config:
+        """The entries of a config.json; ``path`` is what messages call it."""
         kind = c.get("model_type")
         if kind not in ("t5", "mt5"):
             what = "an encoder-decoder of another family" if c.get("is_encoder_decoder") else "no encoder-decoder"
@@ -124,86 +129,6 @@ class T5Weights:
                 + 2 * c.d_model + 2 * c.buckets * c.num_heads)
 
 
-def find_checkpoint(name: str | Path) -> Path:
-    """A directory as it is; anything of the form owner/name from the hub (json and safetensors only)."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{path}: is a file; give the checkpoint's directory")
-    parts = str(name).split("/")
-    if len(parts) > 2 or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"{name}: no such directory; give a T5 checkpoint directory or a hub id (google/flan-t5-base)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "spiece.model"]))
-    except Exception as error:  # the hub client raises many kinds; each ends in the same advice
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: no such directory, and the hub did not give it ({reason[:160]}); "
-                        "give a T5 checkpoint directory") from None
-
-
-def safetensors_files(path: Path) -> list[Path]:
-    """The checkpoint's weight files, or a UserError that says which is missing."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        for name in names:
-            if not (path / name).exists():
-                raise UserError(f"{path}: shard {name} is missing; copy or download it again")
-        return [path / name for name in names]
-    single = path / "model.safetensors"
-    if single.exists():
-        return [single]
-    if list(path.glob("*.bin")) or list(path.glob("*.pt")):
-        raise UserError(f"{path}: holds only pickled weights, which are never loaded; load it once with transformers and "
-                        "save it with save_pretrained(), which writes model.safetensors")
-    raise UserError(f"{path}: model.safetensors is missing; give a T5 checkpoint directory")
-
-
-def weights_hash(path: str | Path) -> str:
-    """sha256 (16 hex digits) over the sorted tensor names, dtypes, shapes and bytes of a checkpoint directory."""
-    digest = hashlib.sha256()
-    with _Reader(Path(path)) as reader:
-        for name in sorted(reader.where):
-            tensor = reader.raw(name)
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.numel() else b"")
-    return digest.hexdigest()[:16]
-
-
-class _Reader:
-    """Tensors by name over all shards."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> _Reader:
-        from safetensors import SafetensorError, safe_open
-
-        self.where = {}
-        for file in safetensors_files(self.path):
-            try:
-                handle = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a readable safetensors file ({error}); copy or download it again") from None
-            self.where.update(dict.fromkeys(handle.keys(), handle))
-        return self
-
-    def __exit__(self, *_exc) -> None:
-        self.where = {}
-
-    def raw(self, name: str) -> Tensor:
-        if name not in self.where:
-            raise UserError(f"{self.path}: tensor {name!r} is missing; is this a T5ForConditionalGeneration checkpoint?")
-        return self.where[name].get_tensor(name)
-
-    def matrix(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A copy in memory of our own (the file may be memory-mapped)."""
-        return self.raw(name).to(dtype, copy=True)
-
-
 def _as_numpy(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
@@ -218,22 +143,29 @@ def load_weights(path: Path, dtype: str = "float32") -> T5Weights:
         raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
     c = T5Config.from_json(path / "config.json")
     kind = DTYPES[dtype]
-    with _Reader(path) as reader:
-        return _assemble(reader, c, kind)
+    with StoredTensors(path) as tensors:
+        return _assemble(tensors, c, kind)
 
 
-def _assemble(reader: _Reader, c: T5Config, kind: torch.dtype) -> T5Weights:
+def copy_weights(model, dtype: str = "float32") -> T5Weights:
+    """The weights of a transformers T5ForConditionalGeneration as they are now."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    c = T5Config.from_dict(model.config.to_dict(), "the model in memory")
+    return _assemble(Tensors(tensors), c, DTYPES[dtype])
+
+
+def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype) -> T5Weights:
     inner, L = c.num_heads * c.d_kv, c.num_decoder_layers
     ff_parts = ("wi_0", "wi_1") if c.gated else ("wi",)
 
     def read(name: str, rows: int, columns: int, dtype: torch.dtype = kind) -> Tensor:
-        tensor = reader.matrix(name, dtype)
+        tensor = tensors.matrix(name, dtype)
         if tuple(tensor.shape) != (rows, columns):
-            raise UserError(f"{reader.path}: {name} is {tuple(tensor.shape)}, config.json says ({rows}, {columns})")
+            raise UserError(f"{tensors.path}: {name} is {tuple(tensor.shape)}, config.json says ({rows}, {columns})")
         return tensor
 
     def norm(name: str) -> Tensor:
-        return reader.matrix(name, torch.float32)
+        return tensors.matrix(name, torch.float32)
 
     def joined(prefix: str, names: tuple[str, ...], rows: int, columns: int) -> Tensor:
         out = torch.empty(len(names) * rows, columns, dtype=kind)
@@ -247,9 +179,9 @@ def _assemble(reader: _Reader, c: T5Config, kind: torch.dtype) -> T5Weights:
             out[layer] = pack(_as_numpy(parts(f"decoder.block.{layer}.layer")))
         return out
 
-    shared = "shared.weight" if "shared.weight" in reader.where else "encoder.embed_tokens.weight"
+    shared = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
     embedding = read(shared, c.vocab_size, c.d_model)
-    tied = "lm_head.weight" not in reader.where
+    tied = "lm_head.weight" not in tensors.where
     head = pack(_as_numpy(embedding if tied else read("lm_head.weight", c.vocab_size, c.d_model)))
 
     encoder = []

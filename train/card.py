@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from foredraft.engine.t5_weights import weights_hash
+from foredraft.engine.checkpoint import weights_hash
 from foredraft.errors import UserError
 from foredraft.train.data import END, load_pairs, read_pairs
 from foredraft.train.export import read_tokenizer

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from foredraft.train.data import IGNORE, PAD
+from foredraft.train.greedy import greedy_output
 
 # 1 - p counts as at least this much: the loss of a certain repetition stays finite.
 CERTAIN = 1e-5
@@ -137,20 +138,11 @@ def target_loss(model, batch: dict[str, torch.Tensor], bf16: bool = False, unlik
 
 def repetition_loss(model, batch: dict[str, torch.Tensor], longest: int, bf16: bool = False) -> torch.Tensor:
     """Sequence-level unlikelihood of the repeated 4-grams in the model's own greedy output over the batch's sources."""
-    training = model.training
-    model.eval()
-    with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=bf16):
-        tokens = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=longest,
-            do_sample=False,
-        )
-    model.train(training)
-    # generate() fills finished rows with <pad>, which is no output
-    labels = tokens[:, 1:].masked_fill(tokens[:, 1:] == PAD, IGNORE)
+    labels = greedy_output(model, batch, longest)
     scored = labels != IGNORE
-    own = {**batch, "decoder_input_ids": tokens[:, :-1], "labels": labels}
+    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
+    before = torch.cat([start, labels[:, :-1]], 1)
+    own = {**batch, "decoder_input_ids": before.masked_fill(before == IGNORE, PAD), "labels": labels}
     with torch.autocast(labels.device.type, dtype=torch.bfloat16, enabled=bf16):
         hidden = scored_hidden(model, own)
     return vocabulary_loss(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.engine.t5_weights import find_checkpoint, load_weights, weights_hash
+from foredraft.engine.checkpoint import find_checkpoint, weights_hash
+from foredraft.engine.t5_weights import load_weights
 from foredraft.errors import UserError
 
 

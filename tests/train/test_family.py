@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5Config, T5ForConditionalGeneration
 
-from foredraft.engine.t5_weights import weights_hash
+from foredraft.engine.checkpoint import weights_hash
 from foredraft.ngram_native.table import Table
 from foredraft.train import family as module
 from foredraft.train.family import build_family
