@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.kernels.attention import PAGE
+from foredraft.kernels.attention import PAGE, new_pages, write_page
 
 
 class KVCache:
-    """k, v [L, B, H, T, D] and pages_k, pages_v [L, P, H, 64, D] float32; table [B, pages], sources [B] int64.
+    """k, v [L, B, H, T, D], pages_k, pages_v [L, P, ...] float32 (kernels/attention.py); table [B, pages], sources [B].
 
     Buffers only grow, in `reserve`; nothing is allocated while decoding.
     """
@@ -36,19 +36,18 @@ class KVCache:
         self.rows, self.slots, self.pages = rows, slots, pages
         L, H, D = self.layers, self.heads, self.head_size
         self.k, self.v = (np.zeros((L, rows, H, slots, D), np.float32) for _ in range(2))
-        self.pages_k, self.pages_v = (np.zeros((L, rows * pages, H, PAGE, D), np.float32) for _ in range(2))
+        self.pages_k, self.pages_v = (a.reshape(L, rows * pages, *a.shape[1:]) for a in new_pages(L * rows * pages, H, D))
         self.table = np.arange(rows * pages, dtype=np.int64).reshape(rows, pages)
         self.sources = np.zeros(rows, np.int64)
 
     def write_source(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
         """Fill a row's pages of one layer: k, v [S, H, D]."""
-        S = k.shape[0]
+        k, v, S = k.numpy(), v.numpy(), k.shape[0]
         self.sources[row] = S
         for start in range(0, S, PAGE):
             page = self.table[row, start // PAGE]
             stop = min(start + PAGE, S)
-            for pages, new in ((self.pages_k, k), (self.pages_v, v)):
-                torch.from_numpy(pages[layer, page, :, : stop - start]).copy_(new[start:stop].transpose(0, 1))
+            write_page(self.pages_k[layer, page], self.pages_v[layer, page], k[start:stop], v[start:stop])
 
     def keep(self, base: Tensor, path: Tensor) -> None:
         """Move the cache rows of an accepted tree path together: slot base + path[:, i] to base + i.

@@ -6,13 +6,15 @@
     parents     [B, R] int64             the row that each row follows, -1 for row 0; a chain is 0, 1, 2, ...
     k, v        [B, H, T, D] float32     self cache; row r of sequence b lies in slot positions[b, 0] + r
     bias        [H, T] float32           relative bias by distance (query position - key position >= 0)
-    pages_k/_v  [P, H, 64, D] float32    cross cache in pages of 64 source positions
+    pages_k     [P, H, 4, D, 16] float32        cross cache in pages of 64 source positions, packed as linear.py's
+    pages_v     [P, H, ceil(D/16), 64, 16]       weights: keys of 16 positions, values of 16 dimensions side by side
     table       [B, pages] int64         page p of sequence b is pages[table[b, p]]
     sources     [B] int64                source lengths
     out         [n, H, D] float32
 
 A row sees the committed slots below positions[b, 0] and its own ancestors, keys in ascending slot order, so that its
-bits depend on nothing but its own sequence.
+bits depend on nothing but its own sequence. The rows of a sequence stand together in `batch`: cross-attention reads each
+key and value once for all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import math
 import numpy as np
 
 from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
+from foredraft.kernels.exp import exp32
+from foredraft.kernels.linear import LANES, tile_blocks
 
 PAGE = 64
 # Fewer multiply-adds than this cost less than waking a second thread (linear.py).
@@ -51,14 +55,39 @@ def self_attention_reference(q, batch, row, positions, parents, k, v, bias) -> n
     return out
 
 
+def new_pages(count: int, heads: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Empty pages_k and pages_v for `count` pages; leading dimensions may be split off by reshape."""
+    wide = -(-head_size // LANES)
+    return (np.zeros((count, heads, PAGE // LANES, head_size, LANES), np.float32),
+            np.zeros((count, heads, wide, PAGE, LANES), np.float32))
+
+
+def write_page(page_k: np.ndarray, page_v: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+    """Put keys and values [s, H, D] of up to 64 source positions into one page [H, 4, D, 16], [H, D/16, 64, 16]."""
+    s, H, D = k.shape
+    for block in range(-(-s // LANES)):
+        part = k[block * LANES : (block + 1) * LANES]
+        page_k[:, block, :, : len(part)] = part.transpose(1, 2, 0)
+    for block in range(-(-D // LANES)):
+        part = v[:, :, block * LANES : (block + 1) * LANES]
+        page_v[:, block, :s, : part.shape[2]] = part.transpose(1, 0, 2)
+
+
+def read_page(page_k: np.ndarray, page_v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `write_page`: keys and values [64, H, D] of a page."""
+    H, _, D, _ = page_k.shape
+    return (page_k.transpose(1, 3, 0, 2).reshape(PAGE, H, D),
+            page_v.transpose(2, 0, 1, 3).reshape(PAGE, H, -1)[:, :, :D])
+
+
 def cross_attention_reference(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
     out = np.empty_like(q)
     for i, b in enumerate(batch):
-        places = [(table[b, s // PAGE], s % PAGE) for s in range(sources[b])]
+        pages = [read_page(pages_k[page], pages_v[page]) for page in table[b, : -(-sources[b] // PAGE)]]
+        keys = np.concatenate([k for k, _ in pages])[: sources[b]]
+        values = np.concatenate([v for _, v in pages])[: sources[b]]
         for h in range(q.shape[1]):
-            out[i, h] = _attend_reference(
-                q[i, h], [pages_k[p, h, s] for p, s in places], [pages_v[p, h, s] for p, s in places],
-                [0.0] * len(places))
+            out[i, h] = _attend_reference(q[i, h], list(keys[:, h]), list(values[:, h]), [0.0] * len(keys))
     return out
 
 
@@ -77,7 +106,7 @@ def _softmax(scores):
         top = max(top, score)
     total = np.float32(0.0)
     for t in range(scores.shape[0]):
-        scores[t] = np.exp(scores[t] - top)
+        scores[t] = exp32(scores[t] - top)
         total += scores[t]
     return total
 
@@ -113,23 +142,53 @@ def _self_tasks(q, batch, row, positions, parents, k, v, bias, first, last, out)
 
 
 @njit()
-def _cross_tasks(q, batch, pages_k, pages_v, table, sources, first, last, out):
-    H = q.shape[1]
-    scores = np.empty(table.shape[1] * PAGE, np.float32)
+def _groups(batch):
+    """[g + 1]: where the runs of equal batch indices begin, and the end."""
+    starts = np.empty(batch.shape[0] + 1, np.int64)
+    count = 0
+    for i in range(batch.shape[0]):
+        if i == 0 or batch[i] != batch[i - 1]:
+            starts[count] = i
+            count += 1
+    starts[count] = batch.shape[0]
+    return starts[: count + 1]
+
+
+@njit()
+def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last, out):
+    n, H, D = q.shape
+    wide = pages_v.shape[2] * LANES
+    longest = 0
+    for g in range(starts.shape[0] - 1):
+        longest = max(longest, starts[g + 1] - starts[g])
+    scores = np.empty((longest, table.shape[1] * PAGE), np.float32)
+    part = np.empty((longest, wide), np.float32)
+    total = np.empty((longest, wide), np.float32)
     for task in range(first, last):
-        i, h = task // H, task % H
-        b = batch[i]
-        S = sources[b]
+        g, h = task // H, task % H
+        i, M = starts[g], starts[g + 1] - starts[g]
+        S = sources[batch[i]]
+        pages = table[batch[i]]
+        q_at = q.ctypes.data + (i * H + h) * D * 4
         for start in range(0, S, PAGE):
-            keys = pages_k[table[b, start // PAGE], h]
-            for s in range(min(PAGE, S - start)):
-                scores[start + s] = _dot(q[i, h], keys[s])
-        total = _softmax(scores[:S])
-        out[i, h, :] = np.float32(0.0)
+            keys = pages_k[pages[start // PAGE], h]
+            tile_blocks(q_at, H * D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4,
+                        scores.shape[1], M, PAGE // LANES)
+        for m in range(M):
+            weight = np.float32(1.0) / _softmax(scores[m, :S])
+            for s in range(S):
+                scores[m, s] *= weight
+        total[:M] = np.float32(0.0)
         for start in range(0, S, PAGE):
-            values = pages_v[table[b, start // PAGE], h]
-            for s in range(min(PAGE, S - start)):
-                _add_scaled(out[i, h], scores[start + s] / total, values[s])
+            values = pages_v[pages[start // PAGE], h]
+            tile_blocks(scores.ctypes.data + start * 4, scores.shape[1], values, values.ctypes.data, PAGE * LANES,
+                        min(PAGE, S - start), part.ctypes.data, wide, M, pages_v.shape[2])
+            for m in range(M):
+                for d in range(wide):
+                    total[m, d] += part[m, d]
+        for m in range(M):
+            for d in range(D):
+                out[i + m, h, d] = total[m, d]
 
 
 @njit(parallel=True)
@@ -141,10 +200,10 @@ def _self_threads(q, batch, row, positions, parents, k, v, bias, out, threads):
 
 
 @njit(parallel=True)
-def _cross_threads(q, batch, pages_k, pages_v, table, sources, out, threads):
-    tasks = q.shape[0] * q.shape[1]
+def _cross_threads(q, batch, starts, pages_k, pages_v, table, sources, out, threads):
+    tasks = (starts.shape[0] - 1) * q.shape[1]
     for thread in prange(threads):
-        _cross_tasks(q, batch, pages_k, pages_v, table, sources,
+        _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources,
                      tasks * thread // threads, tasks * (thread + 1) // threads, out)
 
 
@@ -166,10 +225,11 @@ def cross_attention_loop(q, batch, pages_k, pages_v, table, sources, out, thread
     longest = 0
     for i in range(n):
         longest = max(longest, sources[batch[i]])
+    starts = _groups(batch)
     if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
-        _cross_tasks(q, batch, pages_k, pages_v, table, sources, 0, n * H, out)
+        _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, 0, (starts.shape[0] - 1) * H, out)
     else:
-        _cross_threads(q, batch, pages_k, pages_v, table, sources, out, threads)
+        _cross_threads(q, batch, starts, pages_k, pages_v, table, sources, out, threads)
 
 
 def self_attention_numba(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:

@@ -4,10 +4,11 @@
     embedding                   [V, C]         float32, or bfloat16 bits as uint16
     norms [L, 3, C], final_norm [C] float32    self-attention, cross-attention, feed-forward; after the last layer
     qkv [L, 3HD/16, C, 16], self_out [L, C/16, HD, 16], cross_q [L, HD/16, C, 16], cross_out [L, C/16, HD, 16],
-    ff_in [L, F/16 or 2F/16, C, 16] (gate, then linear part), ff_out [L, C/16, F, 16]      packed as in linear.py
+    ff_in [L, F/16 or 2F/16, C, 16] (gate, then linear part), ff_out [L, C/16, F, 16]      packed as in linear.py,
+                                               or quantised: then the third size is greater by 4
     bias                        [H, T]         as in attention.py
     k, v                        [L, B, H, T, D], written at slots positions[:, 0] + row
-    pages_k, pages_v            [L, P, H, 64, D], table, sources: as in attention.py
+    pages_k, pages_v            [L, P, ...], table, sources: as in attention.py
     activation                  int            index into ACTIVATIONS;  gated bool
     hidden                      [B, R, C]      written for the rows that are read; after the final norm
 
@@ -27,6 +28,7 @@ from foredraft.kernels.attention import (
     self_attention_reference,
 )
 from foredraft.kernels.backend import get_num_threads, njit
+from foredraft.kernels.exp import HIGHEST, exp32
 from foredraft.kernels.linear import linear_loop, linear_reference, widen
 from foredraft.kernels.norm import norm_loop, norm_reference
 
@@ -68,7 +70,7 @@ def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, 
     hidden[batch, row] = norm_reference(x, final_norm, epsilon)
 
 
-@njit()
+@njit(error_model="numpy")
 def _activate_loop(inner, active, activation, gated):
     n, F = active.shape
     for i in range(n):
@@ -76,10 +78,11 @@ def _activate_loop(inner, active, activation, gated):
             for f in range(F):
                 active[i, f] = max(inner[i, f], np.float32(0.0))
         elif activation == 1:
+            # (1 + tanh u) / 2 is the logistic function of 2u
             for f in range(F):
                 x = inner[i, f]
-                u = np.float32(_TANH_GELU) * (x + np.float32(0.044715) * x * x * x)
-                active[i, f] = np.float32(0.5) * x * (np.float32(1.0) + np.tanh(u))
+                u = np.float32(-2.0 * _TANH_GELU) * (x + np.float32(0.044715) * x * x * x)
+                active[i, f] = x / (np.float32(1.0) + exp32(min(u, HIGHEST)))
         elif activation == 2:
             for f in range(F):
                 x = inner[i, f]
@@ -87,7 +90,7 @@ def _activate_loop(inner, active, activation, gated):
         else:
             for f in range(F):
                 x = inner[i, f]
-                active[i, f] = x / (np.float32(1.0) + np.exp(-x))
+                active[i, f] = x / (np.float32(1.0) + exp32(min(-x, HIGHEST)))
         if gated:
             for f in range(F):
                 active[i, f] *= inner[i, F + f]

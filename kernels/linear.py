@@ -2,6 +2,7 @@
 
     x       [M, K] float32    rows of activations
     weight  [N/16, K, 16]     `pack` of an [N, K] matrix: float32, or bfloat16 bits as uint16; N padded with zeros
+            [N/16, K + 4, 16] `quantize` of one: int8, and in the last 64 bytes of a block its 16 float32 scales
     out     [M, N] float32    x @ W.T, accumulated in float32
 
 Sixteen outputs are accumulated side by side, each over k = 0..K-1 in order with one fused multiply-add a step, so a
@@ -16,6 +17,8 @@ import numpy as np
 from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, intrinsic, njit, prange
 
 LANES = 16
+# int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
+SCALE_ROWS = 4
 # Rows held in registers at once: 6 rows x 16 lanes are 12 of AVX2's 16 vector registers.
 ROW_TILE = 6
 # Outputs whose scores stay in the first-level cache while their maximum is looked for.
@@ -42,10 +45,26 @@ def unpack(packed: np.ndarray, outputs: int) -> np.ndarray:
     return np.ascontiguousarray(packed.transpose(0, 2, 1)).reshape(blocks * LANES, K)[:outputs]
 
 
+def quantize(weight: np.ndarray) -> np.ndarray:
+    """[N, K] float32 to int8 blocks [ceil(N / 16), K + 4, 16]: symmetric, a scale of max|w| / 127 for each output."""
+    N, K = weight.shape
+    blocks = -(-N // LANES)
+    scale = np.ones(blocks * LANES, np.float32)
+    largest = np.abs(weight).max(1)
+    scale[:N] = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    packed = np.empty((blocks, K + SCALE_ROWS, LANES), np.int8)
+    packed[:, :K] = pack(np.rint(weight / scale[:N, None]).astype(np.int8))
+    packed[:, K:] = scale.view(np.int8).reshape(blocks, SCALE_ROWS, LANES)
+    return packed
+
+
 def widen(packed: np.ndarray) -> np.ndarray:
-    """bfloat16 bits (uint16) to the float32 they stand for; float32 is returned as it is."""
+    """The float32 that packed weights stand for; float32 is returned as it is."""
     if packed.dtype == np.uint16:
         return (packed.astype(np.uint32) << 16).view(np.float32)
+    if packed.dtype == np.int8:
+        scale = np.ascontiguousarray(packed[:, -SCALE_ROWS:]).reshape(len(packed), -1).view(np.float32)
+        return packed[:, :-SCALE_ROWS] * scale[:, None]
     return packed
 
 
@@ -59,27 +78,27 @@ def linear_argmax_reference(x: np.ndarray, weight: np.ndarray, outputs: int) -> 
 
 
 def _make_tile(M: int, R: int):
-    """Accumulate M rows x R blocks of 16 outputs: (x address, x stride, weight, its address, K, out address, out stride).
+    """M rows x R blocks of 16 outputs: (x address, x stride, weight, address, block stride, K, out address, out stride).
 
     Strides count elements; `weight` is passed for its dtype. Written as LLVM IR because numba spills array
     accumulators to the stack.
     """
 
     @intrinsic
-    def tile(typingctx, x, x_stride, weight, w, K, out, out_stride):
+    def tile(typingctx, x, x_stride, weight, w, w_stride, K, out, out_stride):
         from llvmlite import ir
         from numba import types
         from numba.core.cgutils import get_or_insert_function
 
-        bf16 = weight.dtype == types.uint16
-        signature = types.void(types.int64, types.int64, weight, types.int64, types.int64, types.int64, types.int64)
+        bits = {types.float32: 32, types.uint16: 16, types.int8: 8}[weight.dtype]
+        signature = types.void(*[types.int64] * 2, weight, *[types.int64] * 5)
 
         def codegen(context, builder, _signature, args):
-            x_at, x_step, _, w_at, count, out_at, out_step = args
+            x_at, x_step, _, w_at, w_step, count, out_at, out_step = args
             i64, i32, f32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
             vector, wide = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES)
-            element = ir.VectorType(ir.IntType(16), LANES) if bf16 else vector
-            size = 2 if bf16 else 4
+            element = vector if bits == 32 else ir.VectorType(ir.IntType(bits), LANES)
+            size = bits // 8
 
             def pointer(base, step, index, scale, kind):
                 offset = builder.mul(step, ir.Constant(i64, index * scale))
@@ -88,7 +107,7 @@ def _make_tile(M: int, R: int):
             fma = get_or_insert_function(
                 builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32")
             x_rows = [pointer(x_at, x_step, m, 4, f32) for m in range(M)]
-            blocks = [pointer(w_at, count, r, LANES * size, element) for r in range(R)]
+            blocks = [pointer(w_at, w_step, r, size, element) for r in range(R)]
             entry = builder.block
             loop = builder.append_basic_block("k")
             done = builder.append_basic_block("done")
@@ -100,7 +119,9 @@ def _make_tile(M: int, R: int):
             loaded = []
             for r in range(R):
                 value = builder.load(builder.gep(blocks[r], [k], inbounds=True), align=size)
-                if bf16:
+                if bits == 8:
+                    value = builder.sitofp(builder.sext(value, wide), vector)
+                elif bits == 16:
                     value = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * LANES))
                     value = builder.bitcast(value, vector)
                 loaded.append(value)
@@ -122,11 +143,15 @@ def _make_tile(M: int, R: int):
             builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
 
             builder.position_at_end(done)
-            for m in range(M):
-                for r in range(R):
+            for r in range(R):
+                if bits == 8:
+                    at = builder.bitcast(builder.gep(blocks[r], [count]), vector.as_pointer())
+                    scale = builder.load(at, align=1)
+                for m in range(M):
+                    result = builder.fmul(results[m][r], scale) if bits == 8 else results[m][r]
                     row = builder.add(out_at, builder.mul(out_step, ir.Constant(i64, m * 4)))
                     place = builder.add(row, ir.Constant(i64, r * LANES * 4))
-                    builder.store(results[m][r], builder.inttoptr(place, vector.as_pointer()), align=4)
+                    builder.store(result, builder.inttoptr(place, vector.as_pointer()), align=4)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -140,55 +165,58 @@ _tile_4x1, _tile_5x1, _tile_6x1 = _make_tile(4, 1), _make_tile(5, 1), _make_tile
 
 
 @njit()
-def _tile_rows(x, x_stride, weight, w, K, out, out_stride, M, R):
+def _tile_rows(x, x_stride, weight, w, w_stride, K, out, out_stride, M, R):
     """One register tile for a run-time row count; R blocks side by side keep enough sums in flight when M is small."""
     if R == 4:
-        _tile_1x4(x, x_stride, weight, w, K, out, out_stride)
+        _tile_1x4(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif R == 2 and M == 1:
-        _tile_1x2(x, x_stride, weight, w, K, out, out_stride)
+        _tile_1x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif R == 2 and M == 2:
-        _tile_2x2(x, x_stride, weight, w, K, out, out_stride)
+        _tile_2x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif R == 2:
-        _tile_3x2(x, x_stride, weight, w, K, out, out_stride)
+        _tile_3x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif M == 1:
-        _tile_1x1(x, x_stride, weight, w, K, out, out_stride)
+        _tile_1x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif M == 2:
-        _tile_2x1(x, x_stride, weight, w, K, out, out_stride)
+        _tile_2x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif M == 3:
-        _tile_3x1(x, x_stride, weight, w, K, out, out_stride)
+        _tile_3x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif M == 4:
-        _tile_4x1(x, x_stride, weight, w, K, out, out_stride)
+        _tile_4x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
     elif M == 5:
-        _tile_5x1(x, x_stride, weight, w, K, out, out_stride)
+        _tile_5x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
     else:
-        _tile_6x1(x, x_stride, weight, w, K, out, out_stride)
+        _tile_6x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
+
+
+@njit()
+def tile_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks):
+    """M rows against `blocks` blocks of 16 outputs, by addresses and element strides; `weight` is passed for its dtype."""
+    block = 0
+    while block < blocks:
+        side = 1
+        if M == 1 and blocks - block >= 4:
+            side = 4
+        elif M <= 3 and blocks - block >= 2:
+            side = 2
+        w_at = w + block * w_stride * weight.itemsize
+        row = 0
+        while row < M:
+            rows = min(ROW_TILE, M - row)
+            out_at = out + (row * out_stride + block * LANES) * 4
+            _tile_rows(x + row * x_stride * 4, x_stride, weight, w_at, w_stride, K, out_at, out_stride, rows, side)
+            row += rows
+        block += side
 
 
 @njit()
 def _span(x, weight, first, last, out, out_offset):
     """out[:, out_offset + 16 i :][:16] = x @ block (first + i), for blocks first..last-1; out has room for all 16."""
     M, K = x.shape
-    x_stride = x.strides[0] // 4
-    out_stride = out.strides[0] // 4
-    w_stride = K * LANES
-    size = weight.itemsize
-    block = first
-    while block < last:
-        side = 1
-        if M == 1 and last - block >= 4:
-            side = 4
-        elif M <= 3 and last - block >= 2:
-            side = 2
-        w_at = weight.ctypes.data + block * w_stride * size
-        column = out_offset + (block - first) * LANES
-        row = 0
-        while row < M:
-            rows = min(ROW_TILE, M - row)
-            x_at = x.ctypes.data + row * x.strides[0]
-            out_at = out.ctypes.data + row * out.strides[0] + column * 4
-            _tile_rows(x_at, x_stride, weight, w_at, K, out_at, out_stride, rows, side)
-            row += rows
-        block += side
+    w_stride = weight.shape[1] * LANES
+    w_at = weight.ctypes.data + first * w_stride * weight.itemsize
+    tile_blocks(x.ctypes.data, x.strides[0] // 4, weight, w_at, w_stride, K, out.ctypes.data + out_offset * 4,
+                out.strides[0] // 4, M, last - first)
 
 
 @njit()

@@ -24,10 +24,12 @@ def case(B, R, H, D, T, pages, seed=0, tree=False):
     table = rng.permutation(B * pages).reshape(B, pages)
     sources = rng.integers(1, pages * att.PAGE + 1, B)
     n = len(batch)
+    pages_k, pages_v = att.new_pages(B * pages, H, D)
+    for page in range(B * pages):
+        att.write_page(pages_k[page], pages_v[page], normal(att.PAGE, H, D), normal(att.PAGE, H, D))
     return dict(
         q=normal(n, H, D), batch=batch, row=row, positions=positions, parents=parents, k=normal(B, H, T, D),
-        v=normal(B, H, T, D), bias=normal(H, T), pages_k=normal(B * pages, H, att.PAGE, D),
-        pages_v=normal(B * pages, H, att.PAGE, D), table=table, sources=sources)
+        v=normal(B, H, T, D), bias=normal(H, T), pages_k=pages_k, pages_v=pages_v, table=table, sources=sources)
 
 
 SELF = ("q", "batch", "row", "positions", "parents", "k", "v", "bias")
@@ -52,7 +54,7 @@ def test_cross_attention_equals_the_reference(shape):
     reference = att.cross_attention_reference(*(c[name] for name in CROSS))
     np.testing.assert_allclose(att.cross_attention_numba(*(c[name] for name in CROSS)), reference, atol=1e-5)
     out = np.full_like(reference, np.nan)
-    att._cross_threads(*(c[name] for name in CROSS), out, 3)
+    att._cross_threads(c["q"], c["batch"], att._groups(c["batch"]), *(c[name] for name in CROSS[2:]), out, 3)
     np.testing.assert_allclose(out, reference, atol=1e-5)
 
 
@@ -63,8 +65,9 @@ def test_slots_and_pages_that_are_not_seen_do_not_matter():
         c["k"][b, :, c["positions"][b, -1] + 1 :] = np.nan
         c["v"][b, :, c["positions"][b, -1] + 1 :] = np.nan
         for place in range(c["sources"][b], 2 * att.PAGE):
-            c["pages_k"][c["table"][b, place // att.PAGE], :, place % att.PAGE] = np.nan
-            c["pages_v"][c["table"][b, place // att.PAGE], :, place % att.PAGE] = np.nan
+            page, at = c["table"][b, place // att.PAGE], place % att.PAGE
+            c["pages_k"][page, :, at // 16, :, at % 16] = np.nan
+            c["pages_v"][page, :, :, at] = np.nan
     after = att.self_attention_numba(*(c[name] for name in SELF)), att.cross_attention_numba(*(c[name] for name in CROSS))
     assert (before[0] == after[0]).all() and (before[1] == after[1]).all()
 
@@ -76,3 +79,13 @@ def test_a_query_keeps_its_bits_whatever_shares_the_pass():
         one = c | {name: c[name][i : i + 1] for name in ("q", "batch", "row")}
         assert (att.self_attention_numba(*(one[name] for name in SELF))[0] == whole[0][i]).all()
         assert (att.cross_attention_numba(*(one[name] for name in CROSS))[0] == whole[1][i]).all()
+
+
+@pytest.mark.parametrize("count, D", [(1, 4), (17, 16), (64, 20)])
+def test_a_page_gives_back_what_was_written(count, D):
+    rng = np.random.default_rng(5)
+    k, v = (rng.standard_normal((count, 3, D)).astype(np.float32) for _ in range(2))
+    pages = att.new_pages(1, 3, D)
+    att.write_page(pages[0][0], pages[1][0], k, v)
+    found = att.read_page(pages[0][0], pages[1][0])
+    assert (found[0][:count] == k).all() and (found[1][:count] == v).all()

@@ -11,6 +11,9 @@ SHAPES = [(1, 1, 2), (3, 33, 19), (7, 100, 48), (16, 48, 64)]
 
 def weights(N, K, dtype, seed=0):
     matrix = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+    if dtype == "int8":
+        packed = lin.quantize(matrix.numpy())
+        return packed, lin.unpack(lin.widen(packed), N)
     if dtype == "bfloat16":
         return lin.pack(matrix.bfloat16().view(torch.int16).numpy().view(np.uint16)), matrix.bfloat16().float().numpy()
     return lin.pack(matrix.numpy()), matrix.numpy()
@@ -20,7 +23,7 @@ def rows(M, K, seed=1):
     return np.random.default_rng(seed).standard_normal((M, K)).astype(np.float32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("M, N, K", SHAPES)
 def test_numba_equals_the_reference(M, N, K, dtype):
     packed, dense = weights(N, K, dtype)
@@ -31,7 +34,7 @@ def test_numba_equals_the_reference(M, N, K, dtype):
     assert lin.linear_argmax_numba(x, packed, N).tolist() == lin.linear_argmax_reference(x, packed, N).tolist()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("N, K", [(8193, 24), (32100, 16), (32128, 16)])
 def test_wide_outputs_are_all_written(N, K, dtype):
     packed, dense = weights(N, K, dtype)
@@ -46,7 +49,7 @@ def test_wide_outputs_are_all_written(N, K, dtype):
         assert best.tolist() == out.argmax(1).tolist()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_row_keeps_its_bits_whatever_shares_the_pass(dtype):
     N, K = 700, 96
     packed, _ = weights(N, K, dtype)
@@ -81,3 +84,12 @@ def test_argmax_never_names_a_padding_output():
 def test_unpack_inverts_pack(N):
     matrix = rows(N, 7)
     assert (lin.unpack(lin.pack(matrix), N) == matrix).all()
+
+
+def test_quantised_weights_lie_within_half_a_step_of_their_row():
+    matrix = rows(33, 20)
+    matrix[7] = 0.0
+    matrix[8] *= 1e-3
+    error = np.abs(lin.unpack(lin.widen(lin.quantize(matrix)), 33) - matrix).max(1)
+    assert (error <= np.abs(matrix).max(1) / 127 * 0.501).all()
+    assert error[7] == 0.0
