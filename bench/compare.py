@@ -22,7 +22,7 @@ def common_fields(model, settings: Settings, data: dict, command: str, version: 
         "foredraft": version,
         "command": command,
         "machine": machine.describe(settings.device),
-        "target": {name: known[name] for name in ("model", "hash", "dtype", "parameters", "threads")},
+        "target": {name: known[name] for name in ("model", "hash", "dtype", "weights", "parameters", "threads")},
         "device": settings.device,
         "data": data,
         "batch_size": settings.batch_size,

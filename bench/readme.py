@@ -39,7 +39,7 @@ def table(runs: Sequence[Sequence[dict]]) -> str:
     target, data, machine = row["target"], row["data"], row["machine"]
     lines = [
         f"{data['articles']} articles of {data['name']} ({data['source_tokens']['min']}-{data['source_tokens']['max']} "
-        f"source tokens), the embedded target ({target['parameters'] / 1e6:.1f}M, {target['dtype']}, `{target['hash']}`), "
+        f"source tokens), the embedded target ({target['parameters'] / 1e6:.1f}M, {target['weights']}, `{target['hash']}`), "
         f"K={row['draft_tokens']}, up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {machine['cpu']}, "
         f"{target['threads']} threads. T=0 is greedy; speed-ups are over `plain` of the same run.", "",
         "| T | B | method | " + " | ".join(name for name, _ in COLUMNS) + " |",

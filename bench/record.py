@@ -17,7 +17,7 @@ FIELDS = {
     "foredraft": "version",
     "command": "what was typed",
     "machine": "machine.describe()",
-    "target": "model, hash, dtype, parameters, threads",
+    "target": "model, hash, dtype, weights, parameters, threads",
     "device": "cpu or cuda",
     "data": "cases.describe()",
     "method": "key of methods.METHODS, with its argument",

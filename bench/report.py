@@ -70,7 +70,7 @@ def title(row: dict) -> str:
     """What a run measured, from any of its rows."""
     target, data, lengths = row["target"], row["data"], row["data"]["source_tokens"]
     return (
-        f"{target['model']} ({target['parameters'] / 1e6:.1f}M, {target['dtype']}, {target['hash'][:12]}) on "
+        f"{target['model']} ({target['parameters'] / 1e6:.1f}M, {target['weights']}, {target['hash'][:12]}) on "
         f"{data['articles']} x {data['name']}, {lengths['min']}-{lengths['max']} source tokens; B={row['batch_size']}, "
         f"K={row['draft_tokens']}, T={row['temperature']:g}, up to {row['max_new_tokens']} new tokens, "
         f"{row['repeats']} passes; {row['machine']['gpu'] or row['machine']['cpu']}, {target['threads']} threads, "

@@ -7,7 +7,6 @@ Cross-attention: pages of 64 source positions behind a table (today page p of ro
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from foredraft.kernels.attention import PAGE, new_pages, write_page

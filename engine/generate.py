@@ -41,15 +41,16 @@ class Output:
 
 
 def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = "lookup", device: str = "cpu",
-         dtype: str = "float32") -> Model:
+         dtype: str = "float32", weights: str | None = None) -> Model:
     """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
 
     drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", None for plain decoding, or a Drafter.
-    dtype: how weights are stored, float32 or bfloat16; arithmetic accumulates in float32.
+    dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
+    or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
     """
     check_device(device)
     folder = find_checkpoint(EMBEDDED_TARGET if path is None else path)
-    target = T5(load_weights(folder, dtype))
+    target = T5(load_weights(folder, dtype, weights))
     return Model(target, load_tokenizer(folder), drafter, folder, dtype)
 
 
@@ -84,6 +85,7 @@ class Model:
         from foredraft.kernels.backend import get_num_threads
 
         return {"model": self.path.name, "hash": weights_hash(self.path), "dtype": self.dtype,
+                "weights": self.target.weights.stored,
                 "parameters": self.target.weights.parameters(), "drafter": self.drafter.name,
                 "threads": get_num_threads()}
 

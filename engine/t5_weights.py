@@ -17,9 +17,11 @@ from torch import Tensor
 from foredraft.engine.checkpoint import StoredTensors, Tensors
 from foredraft.errors import UserError
 from foredraft.kernels.decoder import ACTIVATIONS
-from foredraft.kernels.linear import LANES, pack
+from foredraft.kernels.linear import pack, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# How the decoder's matrices and the head may be stored; all are widened to float32 on their way into the arithmetic.
+STORED = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,14 @@ class EncoderLayer:
 
 @dataclass
 class T5Weights:
-    """Encoder for torch, decoder packed for kernels/decoder.py (shapes there); cross_kv [L] of [2HD, C] for torch."""
+    """Encoder for torch, decoder packed for kernels/decoder.py (shapes there); cross_kv [L] of [2HD, C] for torch.
+
+    `dtype`: of the embedding, the encoder and cross_kv; `stored`, one of STORED: of the decoder's matrices and the head.
+    """
 
     config: T5Config
     dtype: torch.dtype
+    stored: str
     embedding: np.ndarray
     encoder: list[EncoderLayer]
     encoder_norm: Tensor
@@ -135,16 +141,27 @@ def _as_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def load_weights(path: Path, dtype: str = "float32") -> T5Weights:
-    """Read a checkpoint directory. `dtype` is how weights are stored; arithmetic accumulates in float32 either way."""
+def _packed(matrix: Tensor, stored: str) -> np.ndarray:
+    if stored == "int8":
+        return quantize(matrix.float().numpy())
+    return pack(_as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
+
+
+def load_weights(path: Path, dtype: str = "float32", weights: str | None = None) -> T5Weights:
+    """Read a checkpoint directory; arithmetic accumulates in float32 whatever the storage.
+
+    `weights`, one of STORED: the decoder's storage. None keeps what the checkpoint holds: bf16 for one in bfloat16, which
+    loses nothing and halves the bytes of a step, else fp32. int8 quantises each output symmetrically.
+    """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not supported; one of {', '.join(DTYPES)} (T5 overflows in fp16)")
+    if weights not in (None, *STORED):
+        raise UserError(f"weights {weights!r} is not supported; one of {', '.join(STORED)}")
     if not (path / "config.json").exists():
         raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
     c = T5Config.from_json(path / "config.json")
-    kind = DTYPES[dtype]
     with StoredTensors(path) as tensors:
-        return _assemble(tensors, c, kind)
+        return _assemble(tensors, c, DTYPES[dtype], weights)
 
 
 def copy_weights(model, dtype: str = "float32") -> T5Weights:
@@ -154,7 +171,7 @@ def copy_weights(model, dtype: str = "float32") -> T5Weights:
     return _assemble(Tensors(tensors), c, DTYPES[dtype])
 
 
-def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype) -> T5Weights:
+def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | None = None) -> T5Weights:
     inner, L = c.num_heads * c.d_kv, c.num_decoder_layers
     ff_parts = ("wi_0", "wi_1") if c.gated else ("wi",)
 
@@ -173,16 +190,20 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype) -> T5Weights:
             out[i * rows : (i + 1) * rows] = read(f"{prefix}.{name}.weight", rows, columns)
         return out
 
-    def stack(outputs: int, inputs: int, parts) -> np.ndarray:
-        out = np.zeros((L, -(-outputs // LANES), inputs, LANES), np.uint16 if kind == torch.bfloat16 else np.float32)
-        for layer in range(L):
-            out[layer] = pack(_as_numpy(parts(f"decoder.block.{layer}.layer")))
+    def stack(parts) -> np.ndarray:
+        first = _packed(parts("decoder.block.0.layer"), stored)
+        out = np.empty((L, *first.shape), first.dtype)
+        out[0] = first
+        for layer in range(1, L):
+            out[layer] = _packed(parts(f"decoder.block.{layer}.layer"), stored)
         return out
 
     shared = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
+    if stored is None:
+        stored = "bf16" if torch.bfloat16 in (kind, tensors.raw(shared).dtype) else "fp32"
     embedding = read(shared, c.vocab_size, c.d_model)
     tied = "lm_head.weight" not in tensors.where
-    head = pack(_as_numpy(embedding if tied else read("lm_head.weight", c.vocab_size, c.d_model)))
+    head = _packed(embedding if tied else read("lm_head.weight", c.vocab_size, c.d_model), stored)
 
     encoder = []
     for layer in range(c.num_layers):
@@ -197,20 +218,19 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype) -> T5Weights:
         ))
     bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return T5Weights(
-        config=c, dtype=kind, embedding=_as_numpy(embedding), encoder=encoder,
+        config=c, dtype=kind, stored=stored, embedding=_as_numpy(embedding), encoder=encoder,
         encoder_norm=norm("encoder.final_layer_norm.weight"),
         encoder_bias=read(f"encoder.{bias}", c.buckets, c.num_heads, torch.float32),
         cross_kv=[joined(f"decoder.block.{i}.layer.1.EncDecAttention", ("k", "v"), inner, c.d_model) for i in range(L)],
         norms=np.stack([[norm(f"decoder.block.{i}.layer.{j}.layer_norm.weight").numpy() for j in range(3)]
                         for i in range(L)]),
         final_norm=norm("decoder.final_layer_norm.weight").numpy(),
-        qkv=stack(3 * inner, c.d_model, lambda p: joined(f"{p}.0.SelfAttention", ("q", "k", "v"), inner, c.d_model)),
-        self_out=stack(c.d_model, inner, lambda p: read(f"{p}.0.SelfAttention.o.weight", c.d_model, inner)),
-        cross_q=stack(inner, c.d_model, lambda p: read(f"{p}.1.EncDecAttention.q.weight", inner, c.d_model)),
-        cross_out=stack(c.d_model, inner, lambda p: read(f"{p}.1.EncDecAttention.o.weight", c.d_model, inner)),
-        ff_in=stack(len(ff_parts) * c.d_ff, c.d_model,
-                    lambda p: joined(f"{p}.2.DenseReluDense", ff_parts, c.d_ff, c.d_model)),
-        ff_out=stack(c.d_model, c.d_ff, lambda p: read(f"{p}.2.DenseReluDense.wo.weight", c.d_model, c.d_ff)),
+        qkv=stack(lambda p: joined(f"{p}.0.SelfAttention", ("q", "k", "v"), inner, c.d_model)),
+        self_out=stack(lambda p: read(f"{p}.0.SelfAttention.o.weight", c.d_model, inner)),
+        cross_q=stack(lambda p: read(f"{p}.1.EncDecAttention.q.weight", inner, c.d_model)),
+        cross_out=stack(lambda p: read(f"{p}.1.EncDecAttention.o.weight", c.d_model, inner)),
+        ff_in=stack(lambda p: joined(f"{p}.2.DenseReluDense", ff_parts, c.d_ff, c.d_model)),
+        ff_out=stack(lambda p: read(f"{p}.2.DenseReluDense.wo.weight", c.d_model, c.d_ff)),
         decoder_bias=read(f"decoder.{bias}", c.buckets, c.num_heads, torch.float32),
         head=head,
     )

@@ -66,7 +66,8 @@ def summarize(
     max_new_tokens: Annotated[int, typer.Option(help="Longest summary, in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together.")] = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the encoder: float32 or bfloat16.")] = "float32",
+    weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what the drafts gained.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
@@ -75,7 +76,8 @@ def summarize(
 
     names, texts = _read(files or [])
     show.announce_compilation()
-    model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype)
+    drafter = None if drafter == "none" else drafter
+    model = foredraft.load(target, drafter=drafter, device=device, dtype=dtype, weights=weights)
     config = dict(
         max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,

@@ -41,7 +41,8 @@ def run(
     assistant: Annotated[str | None, typer.Option(help="Small T5 for transformers' assisted generation.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling, above temperature 0.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the encoder: float32 or bfloat16.")] = "float32",
+    weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
     out: Annotated[Path, typer.Option(help="The record's folder; a line a method is added.")] = Path("bench/results"),
 ) -> None:
     """Compare decoding methods on the same articles; tokens first, then speed. The last line is JSON."""
@@ -56,7 +57,7 @@ def run(
         repeats=repeats, seed=seed, device=device, assistant=assistant,
     )
     show.announce_compilation()
-    model = foredraft.load(target, drafter=None, device=device, dtype=dtype)
+    model = foredraft.load(target, drafter=None, device=device, dtype=dtype, weights=weights)
     articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=max_source or model.source_limit)
     command = shlex.join(["foredraft", *sys.argv[1:]])
     described = cases.describe(data, articles)

@@ -29,7 +29,7 @@ from foredraft.kernels.attention import (
 )
 from foredraft.kernels.backend import get_num_threads, njit
 from foredraft.kernels.exp import HIGHEST, exp32
-from foredraft.kernels.linear import linear_loop, linear_reference, widen
+from foredraft.kernels.linear import inputs_of, linear_loop, linear_reference, widen
 from foredraft.kernels.norm import norm_loop, norm_reference
 
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
@@ -49,7 +49,7 @@ def _activate_reference(x: float, activation: int) -> float:
 def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
                       ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, hidden) -> None:
     batch, row = np.nonzero(positions >= 0)
-    L, H, D, C, F = qkv.shape[0], k.shape[2], k.shape[4], embedding.shape[1], ff_out.shape[2]
+    L, H, D, C, F = qkv.shape[0], k.shape[2], k.shape[4], embedding.shape[1], widen(ff_out[0]).shape[1]
     x = widen(embedding)[tokens[batch, row]].astype(np.float32)
     for layer in range(L):
         mixed = linear_reference(norm_reference(x, norms[layer, 0], epsilon), qkv[layer], 3 * H * D)
@@ -117,7 +117,7 @@ def _embed_bf16(embedding, tokens, batch, row, x):
 def _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
                  pages_k, pages_v, table, sources, activation, gated, epsilon, threads):
     n, C = x.shape
-    L, H, D, F = qkv.shape[0], k.shape[2], k.shape[4], ff_out.shape[2]
+    L, H, D, F = qkv.shape[0], k.shape[2], k.shape[4], inputs_of(ff_out)
     normed = np.empty((n, C), np.float32)
     mixed = np.empty((n, 3 * H * D), np.float32)
     q = np.empty((n, H, D), np.float32)

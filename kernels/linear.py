@@ -68,6 +68,12 @@ def widen(packed: np.ndarray) -> np.ndarray:
     return packed
 
 
+@njit()
+def inputs_of(packed):
+    """K of packed or quantised weights [..., N/16, rows, 16]."""
+    return packed.shape[-2] - (SCALE_ROWS if packed.itemsize == 1 else 0)
+
+
 def linear_reference(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
     W = unpack(widen(weight), outputs).astype(np.float64)
     return np.array([[sum(float(a) * float(b) for a, b in zip(row, w, strict=True)) for w in W] for row in x], np.float32)

@@ -107,7 +107,7 @@ class FakeModel:
         return FakeModel(self.tokenizer, drafter)
 
     def describe(self) -> dict:
-        return {"model": "fake", "hash": "0" * 64, "dtype": "float32", "parameters": 1, "threads": 1,
+        return {"model": "fake", "hash": "0" * 64, "dtype": "float32", "weights": "fp32", "parameters": 1, "threads": 1,
                 "drafter": self.drafter.name}
 
     def generate(self, inputs, *, max_new_tokens=128, draft_tokens=5, do_sample=False, temperature=1.0, top_k=0,

@@ -18,8 +18,8 @@ TABLE_ORDER, TABLE_BYTES = 4, 3_000_000
 SAMPLES = 3
 
 # How the shipped target was trained: to the end of a decay, then on, against the loops of its own greedy output.
-SHIPPED = Recipe(steps=2400, decay_steps=600, embedding_scale=2.0, extracts=0.75, bf16=True, lowercase=True)
-UNLOOPED = replace(SHIPPED, steps=3000, decay_steps=600, sequence_unlikelihood=4.0, sequence_every=1)
+SHIPPED = Recipe(steps=2000, decay_steps=500, embedding_scale=2.0, extracts=0.75, bf16=True, lowercase=True)
+UNLOOPED = replace(SHIPPED, steps=2500, decay_steps=500, sequence_unlikelihood=4.0, sequence_every=1)
 
 
 def build_family(

@@ -1,12 +1,15 @@
 """Our T5 equals transformers' on random configurations of both kinds, at every decode offset, for 1 and K + 1 rows."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from foredraft.engine.t5 import T5, relative_bucket
 from foredraft.engine.t5_weights import load_weights
+from foredraft.kernels.linear import widen
 
 SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], list(range(3, 90)) + [1], [1])]
 
@@ -65,6 +68,43 @@ def test_bfloat16_weights_are_the_rounded_float32_ones(tiny_checkpoint):
     assert not torch.equal(*outputs)
     error = (outputs[0] - outputs[1]).norm() / outputs[1].norm()
     assert error < 0.03
+
+
+def logits_of(model, R):
+    tokens = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        model.reserve(3, 12, 5, 88)
+        model.admit(range(3), SOURCES)
+        return torch.cat([
+            model.logits(model.decode(tokens[:, start : start + R].contiguous(),
+                                      torch.arange(start, start + R).expand(3, -1).contiguous())).clone()
+            for start in range(0, 12, R)], 1)
+
+
+def test_int8_weights_are_their_float32_values_at_any_number_of_rows(tiny_checkpoint):
+    ours = T5(load_weights(tiny_checkpoint, weights="int8"))
+    w = ours.weights
+    single = logits_of(ours, 1)
+    assert torch.equal(logits_of(ours, 6), single)
+
+    def float32(packed):
+        return widen(packed).astype(np.float32)
+
+    names = ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out")
+    stacks = {name: np.stack([float32(layer) for layer in getattr(w, name)]) for name in names}
+    same = T5(replace(w, stored="fp32", head=float32(w.head), **stacks))
+    assert torch.allclose(logits_of(same, 1), single, atol=1e-4)
+    full = logits_of(T5(load_weights(tiny_checkpoint)), 1)
+    assert 0 < (single - full).norm() / full.norm() < 0.03
+
+
+def test_a_bfloat16_checkpoint_gives_the_same_bits_in_either_storage(tiny_checkpoint, tmp_path):
+    from transformers import T5ForConditionalGeneration
+
+    T5ForConditionalGeneration.from_pretrained(tiny_checkpoint).bfloat16().save_pretrained(tmp_path)
+    narrow, wide = load_weights(tmp_path), load_weights(tmp_path, weights="fp32")
+    assert (narrow.stored, wide.stored) == ("bf16", "fp32")
+    assert torch.equal(logits_of(T5(narrow), 3), logits_of(T5(wide), 3))
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -54,8 +54,16 @@ def test_a_bfloat16_checkpoint_loads_as_either(copy):
 
     tensors = {name: t.bfloat16() for name, t in load_file(copy / "model.safetensors").items()}
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    wide, narrow = load_weights(copy, "float32"), load_weights(copy, "bfloat16")
+    wide, narrow = load_weights(copy, weights="fp32"), load_weights(copy)
+    assert (wide.stored, narrow.stored, narrow.dtype) == ("fp32", "bf16", torch.float32)
     assert np.array_equal((narrow.qkv.astype(np.uint32) << 16).view(np.float32), wide.qkv)
+    assert np.array_equal(narrow.embedding, wide.embedding)
+    assert np.array_equal(load_weights(copy, "bfloat16").qkv, narrow.qkv)
+
+
+def test_a_float32_checkpoint_stays_as_it_is_unless_asked(copy):
+    assert load_weights(copy).stored == "fp32"
+    assert load_weights(copy, weights="int8").head.dtype == np.int8
 
 
 def refuse(path, match, **options):
@@ -67,6 +75,7 @@ def refuse(path, match, **options):
 def test_refusals(copy, tmp_path):
     refuse(tmp_path / "nowhere" / "at" / "all", "no such directory")
     refuse(copy, "float16", dtype="float16")
+    refuse(copy, "weights 'int4' is not supported; one of fp32, bf16, int8", weights="int4")
     config = json.loads((copy / "config.json").read_text())
 
     def rewrite(**change):
