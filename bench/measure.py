@@ -58,7 +58,7 @@ def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], set
         seed = settings.seed + number * settings.batch_size
         start = clock()
         output = methods[name].run(work[number], seed)
-        seconds = clock() - start
+        seconds = output.wall if output.wall is not None else clock() - start
         rows = [until_end(ids, end_token, settings.max_new_tokens) for ids in output.token_ids]
         return Sample(rows, seconds, output.seconds, output.stats)
 

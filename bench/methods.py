@@ -21,11 +21,13 @@ REFERENCE = "plain"
 @dataclass(frozen=True)
 class Output:
     """One decoded batch: `token_ids` a list per row (without the start token; what follows the end is ignored),
-    `seconds` by phase ("encode" always), `stats` the DecodeStats of a foredraft model, else None."""
+    `seconds` by phase ("encode" always), `stats` the DecodeStats of a foredraft model, else None. `wall`: the seconds of
+    the decoding, where the call did more than decode; else the whole call counts."""
 
     token_ids: list[list[int]]
     seconds: dict[str, float]
     stats: object | None = None
+    wall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,27 @@ def _transformers(options: Callable[[Settings], dict], speculates: bool = False)
     return factory
 
 
+def _ctranslate2(compute_type: str):
+    """CTranslate2, converted from the same checkpoint. It does not tell its encoder's time, so a second call that stops
+    after one token stands for it, one decode step included."""
+    def factory(model, settings: Settings, argument: str | None) -> Method:
+        from foredraft.bench.ct2 import Translator
+
+        translator = Translator(model.path, compute_type)
+        extra = {"sampling_topk": 0, "sampling_temperature": settings.temperature} if settings.do_sample else {}
+
+        def run(sources, seed: int) -> Output:
+            start = time.perf_counter()
+            token_ids = translator(sources, settings.max_new_tokens, **extra)
+            middle = time.perf_counter()
+            translator(sources, 1, **extra)
+            return Output(token_ids, {"encode": time.perf_counter() - middle}, wall=middle - start)
+
+        return Method(run, comparable=not settings.do_sample)
+
+    return factory
+
+
 @lru_cache(maxsize=2)
 def _load_peer(path: str, dtype: str, device: str):
     """transformers' own model, with a bare generation config: no sampling or penalties of the checkpoint's own."""
@@ -160,4 +183,6 @@ METHODS = {
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
     "hf-assisted": _transformers(_assisted, speculates=True),
+    "ctranslate2": _ctranslate2("float32"),
+    "ctranslate2-int8": _ctranslate2("int8"),
 }

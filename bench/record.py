@@ -39,7 +39,7 @@ MEASURED = {
     "speed_up_encoding": "the same with the encoder's time",
     "acceptance": "measure.acceptance() and alpha_tv, None for a method that does not tell",
 }
-SCHEMA = 1
+SCHEMA = 2
 
 
 def check(row: dict) -> None:
@@ -52,13 +52,18 @@ def check(row: dict) -> None:
 
 
 def append(path: str | Path, rows: Sequence[dict]) -> None:
-    """Add rows to a record file: all of them or none, whatever happens in between, and one writer at a time.
+    """Add the rows of a comparison (FIELDS, MEASURED) to a record file."""
+    for row in rows:
+        check(row)
+    append_lines(path, rows)
+
+
+def append_lines(path: str | Path, rows: Sequence[dict]) -> None:
+    """Add objects to a file, a line each: all or none, whatever happens in between, and one writer at a time.
 
     The old lines and the new go to a temporary file, which is flushed to the disk and renamed over the old one.
     """
     path = Path(path)
-    for row in rows:
-        check(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli_bench_steps import steps
 from foredraft.errors import UserError
 
 bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_help=True, rich_markup_mode=None)
@@ -17,6 +18,7 @@ bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_he
 
 def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
+    bench.command("steps")(steps)
     app.add_typer(bench, name="bench")
     app.command("demo")(demo)
 

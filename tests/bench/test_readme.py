@@ -13,7 +13,8 @@ def row(method, temperature, batch, time, speed, absent=None, data="test.jsonl.g
     return dict(
         method=method, temperature=temperature, batch_size=batch, time=time, absent=absent, command=f"run {time}",
         data=dict(name=data, articles=3, source_tokens=dict(min=5, max=9)), draft_tokens=5, max_new_tokens=9, repeats=1,
-        target=dict(parameters=2e6, dtype="float32", weights="bf16", hash="abc", threads=2, model="m"), machine=dict(cpu="cpu"), differ=0,
+        target=dict(parameters=2e6, dtype="float32", weights="bf16", hash="abc", threads=2, model="m"),
+        machine=dict(cpu="cpu"), differ=0,
         tokens_per_second=spread, tokens_per_second_encoding=spread, acceptance=None,
         speed_up=spread | dict(low=1, high=2), speed_up_encoding=spread | dict(low=1, high=2))
 

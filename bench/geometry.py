@@ -1,0 +1,85 @@
+"""Checkpoints of a real model's sizes with random weights: what a step costs does not depend on what they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from foredraft.errors import UserError
+
+_COMMON = dict(model_type="t5", is_encoder_decoder=True, vocab_size=32128, d_kv=64, decoder_start_token_id=0, eos_token_id=1,
+               pad_token_id=0)
+_FLAN = _COMMON | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+# The sizes of the published checkpoints (config.json of each).
+GEOMETRIES = {
+    "t5-small": _COMMON | dict(d_model=512, d_ff=2048, num_layers=6, num_decoder_layers=6, num_heads=8,
+                               feed_forward_proj="relu", tie_word_embeddings=True),
+    "flan-t5-small": _FLAN | dict(d_model=512, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6),
+    "flan-t5-base": _FLAN | dict(d_model=768, d_ff=2048, num_layers=12, num_decoder_layers=12, num_heads=12),
+    "flan-t5-large": _FLAN | dict(d_model=1024, d_ff=2816, num_layers=24, num_decoder_layers=24, num_heads=16),
+    "flan-t5-xl": _FLAN | dict(d_model=2048, d_ff=5120, num_layers=24, num_decoder_layers=24, num_heads=32),
+}
+SHARD_BYTES = 10**9
+
+
+def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a T5ForConditionalGeneration of these sizes."""
+    C, F, H = config["d_model"], config["d_ff"], config["num_heads"]
+    inner = H * config["d_kv"]
+    shapes = {"shared.weight": (config["vocab_size"], C)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], C)
+    ff_in = ("wi_0", "wi_1") if config["feed_forward_proj"].startswith("gated") else ("wi",)
+    for side, layers in (("encoder", config["num_layers"]), ("decoder", config["num_decoder_layers"])):
+        shapes[f"{side}.final_layer_norm.weight"] = (C,)
+        shapes[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, H)
+        kinds = ("SelfAttention",) if side == "encoder" else ("SelfAttention", "EncDecAttention")
+        for i in range(layers):
+            for j, kind in enumerate(kinds):
+                p = f"{side}.block.{i}.layer.{j}"
+                shapes |= {f"{p}.{kind}.{name}.weight": (inner, C) for name in "qkv"}
+                shapes |= {f"{p}.{kind}.o.weight": (C, inner), f"{p}.layer_norm.weight": (C,)}
+            p = f"{side}.block.{i}.layer.{len(kinds)}"
+            shapes |= {f"{p}.DenseReluDense.{name}.weight": (F, C) for name in ff_in}
+            shapes |= {f"{p}.DenseReluDense.wo.weight": (C, F), f"{p}.layer_norm.weight": (C,)}
+    return shapes
+
+
+def write_checkpoint(name: str, folder: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Write a checkpoint of GEOMETRIES[name] in shards of about 1 GB; no more than one shard is ever held.
+
+    UserError: no such geometry.
+    """
+    from safetensors.torch import save_file
+
+    if name not in GEOMETRIES:
+        raise UserError(f"geometry {name!r} is not known; one of {', '.join(GEOMETRIES)}")
+    folder, config = Path(folder), GEOMETRIES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    # one block of noise, shifted by another amount for each tensor: drawing billions of numbers would take minutes
+    noise = torch.randn((1 << 20) + 17, generator=torch.Generator().manual_seed(seed))
+    where, part, size = {}, {}, 0
+
+    def flush() -> None:
+        nonlocal part, size
+        file = f"model-{len(set(where.values())) + 1:05d}.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(part, file))
+        part, size = {}, 0
+
+    for number, (tensor, shape) in enumerate(tensor_shapes(config).items()):
+        count = torch.Size(shape).numel()
+        values = noise.roll(number * 7919).repeat(-(-count // len(noise)))[:count].view(shape)
+        # so that activations keep their size through the layers; T5 has no 1/sqrt(D) in its attention
+        scale = 0.02 if tensor.endswith((".q.weight", "bias.weight")) else shape[-1] ** -0.5
+        part[tensor] = (torch.ones(shape) if len(shape) == 1 else values * scale).to(dtype)
+        size += count * part[tensor].element_size()
+        if size > SHARD_BYTES:
+            flush()
+    flush()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where, "metadata": {}}))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["T5ForConditionalGeneration"]}))
+    return folder
