@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from foredraft.bench.methods import Absent
-from foredraft.bench.steps import random_source, spread
+from foredraft.bench.steps import spread
 
 Run = Callable[[Sequence[int], int], list[int]]
 
@@ -87,17 +87,17 @@ def seconds_per_token(run: Run, source: Sequence[int], short: int, long: int) ->
     return (times[1] - times[0]) / (long - short)
 
 
-def compare_peers(folder: Path, names: Sequence[str], source: int, short: int, long: int, repeats: int) -> dict[str, dict]:
+def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], short: int, long: int,
+                  repeats: int) -> dict[str, dict]:
     """Milliseconds a token of each engine, in turns, over the first engine's, and how many tokens differ from its own.
 
     An engine that cannot run, or breaks, has its reason under "absent".
     """
-    ids = random_source(source)
     runs, found, tokens = {}, {}, {}
     for name in names:
         try:
             runs[name] = PEERS[name](folder)
-            tokens[name] = runs[name](ids, long)
+            tokens[name] = runs[name](source, long)
         except Absent as reason:
             found[name] = {"absent": str(reason)}
         except Exception as error:  # whatever another library raises is the reason to report
@@ -108,7 +108,7 @@ def compare_peers(folder: Path, names: Sequence[str], source: int, short: int, l
         order = list(runs)
         turn = repeat % len(order)
         for name in order[turn:] + order[:turn]:
-            taken[name].append(seconds_per_token(runs[name], ids, short, long))
+            taken[name].append(seconds_per_token(runs[name], source, short, long))
     first = next(iter(taken), None)
     for name, values in taken.items():
         found[name] = {

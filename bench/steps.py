@@ -5,6 +5,8 @@ Plain decoding on random weights: no drafts, for acceptance on random weights me
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +19,25 @@ from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import T5Weights, load_weights
 from foredraft.kernels.attention import cross_attention_loop
 from foredraft.kernels.backend import get_num_threads
+from foredraft.kernels.head import CHOOSE
 from foredraft.kernels.linear import inputs_of, linear_loop
 
 # The decoder position at which steps are timed: the middle of a summary.
 POSITION = 32
+# Memory that is no mapped file, before and after loading, in a process that did nothing else.
+GROWTH = """
+import sys
+from pathlib import Path
+from foredraft.engine.t5_weights import load_weights
+
+def anonymous():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+before = anonymous()
+weights = load_weights(Path(sys.argv[1]), weights=sys.argv[2])
+print(anonymous() - before)
+"""
 MATRICES = ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out")
 
 
@@ -56,7 +73,8 @@ def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
     outputs = {name: np.empty((rows, getattr(w, name).shape[1] * 16), np.float32) for name in MATRICES}
     q = np.ones((rows, c.num_heads, c.d_kv), np.float32)
     batch, seen = np.zeros(rows, np.int64), np.empty_like(q)
-    hidden = torch.ones(1, rows, c.d_model)
+    hidden = np.ones((1, rows, c.d_model), np.float32)
+    positions, chosen = np.zeros((1, rows), np.int64), np.zeros((1, rows), np.int64)
 
     def matrices() -> None:
         for layer in range(c.num_decoder_layers):
@@ -68,7 +86,10 @@ def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
             cross_attention_loop(q, batch, cache.pages_k[layer], cache.pages_v[layer], cache.table, cache.sources, seen,
                                  threads)
 
-    return {"matrices": matrices, "cross-attention": cross, "head and argmax": lambda: target.choose(hidden)}
+    def head() -> None:
+        CHOOSE["numba"](hidden, positions, w.head, c.vocab_size, c.head_scale, chosen)
+
+    return {"matrices": matrices, "cross-attention": cross, "head and argmax": head}
 
 
 def admit(target: T5, source: Sequence[int], rows: int) -> None:
@@ -101,21 +122,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(middle), "p20": float(low), "p80": float(high)}
 
 
-def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int]]:
-    """The target with its weights so stored, and how much memory loading took beside the bytes of its tensors."""
-    before = _anonymous()
+def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]:
+    """The target with its weights so stored; the bytes of its tensors, and what a fresh process grew by to load them
+    (None where the system does not tell)."""
+    grown = None
+    if Path("/proc/self/status").is_file():
+        command = [sys.executable, "-c", GROWTH, str(folder), stored]
+        grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     weights = load_weights(folder, weights=stored)
-    memory = {"loaded_bytes": _anonymous() - before, "weight_bytes": _tensor_bytes(weights)}
-    return T5(weights), memory
-
-
-def _anonymous() -> int:
-    """Bytes of this process's memory that are not mapped files; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+    return T5(weights), {"loaded_bytes": grown, "weight_bytes": _tensor_bytes(weights)}
 
 
 def _tensor_bytes(weights: T5Weights) -> int:
@@ -130,7 +145,7 @@ def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) ->
     admit(target, ids, max(rows))
     bandwidth = []
     cases: dict[str, Callable[[], None]] = {f"rows {n}": step(target, n) for n in rows}
-    for n in (1, 6):
+    for n in sorted({1, min(6, max(rows))}):
         cases |= {f"{name} {n}": run for name, run in parts(target, n, source).items()}
     cases["encode"] = lambda: target.encode(torch.tensor(ids))
     with torch.inference_mode():

@@ -17,7 +17,7 @@ def show(row: dict, console: Console) -> None:
     for stored, figures in row["weights"].items():
         cells = [f"{figures['step_ms'][n]['median']:.2f} (v {figures['v'][n]:.2f})" for n in counts]
         table.add_row(stored, f"{figures['floor_ms']:.2f}", f"{figures['over_floor']:.2f}x", *cells,
-                      f"{figures['loaded_bytes'] / figures['weight_bytes']:.2f}")
+                      f"{figures['loaded_bytes'] / figures['weight_bytes']:.2f}" if figures["loaded_bytes"] else "-")
     console.print(table)
 
     table = Table(title="where a step's time goes, milliseconds (the number is the rows)", title_justify="left")

@@ -33,7 +33,7 @@ def steps(
     from foredraft.bench import machine, record, steps_report
     from foredraft.bench.geometry import write_checkpoint
     from foredraft.bench.peers import PEERS, compare_peers
-    from foredraft.bench.steps import loaded_target, measure_steps
+    from foredraft.bench.steps import loaded_target, measure_steps, random_source
 
     names = list(PEERS) if peers == "all" else [] if peers == "none" else peers.split(",")
     if unknown := [name for name in names if name not in PEERS]:
@@ -46,7 +46,7 @@ def steps(
             target, memory = loaded_target(checkpoint, stored)
             storages[stored] = memory | measure_steps(target, source, range(1, most_rows + 1), repeats)
             del target
-        found = compare_peers(checkpoint, names, source, tokens // 4, tokens, repeats) if names else {}
+        found = compare_peers(checkpoint, names, random_source(source), tokens // 4, tokens, repeats) if names else {}
     row = {
         "kind": "steps", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
         "command": shlex.join(["foredraft", *sys.argv[1:]]), "machine": machine.describe(), "geometry": geometry,

@@ -25,7 +25,7 @@ import numpy as np
 
 from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
 from foredraft.kernels.exp import exp32
-from foredraft.kernels.linear import LANES, tile_blocks
+from foredraft.kernels.tile import LANES, tile_blocks
 
 PAGE = 64
 # Fewer multiply-adds than this cost less than waking a second thread (linear.py).

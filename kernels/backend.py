@@ -28,6 +28,15 @@ except ImportError:
         return function
 
 
+def has_cpu_feature(name: str) -> bool:
+    """Whether compiled code may use an instruction set of this machine, by LLVM's name; False without numba."""
+    if not HAS_NUMBA or numba.config.CPU_NAME == "generic":
+        return False
+    from llvmlite.binding import get_host_cpu_features
+
+    return bool(get_host_cpu_features().get(name))
+
+
 def cache_folder() -> str:
     """Where compiled kernels of exactly these sources are kept."""
     sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))

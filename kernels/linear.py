@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, intrinsic, njit, prange
+from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
+from foredraft.kernels.tile import LANES, tile_blocks
 
-LANES = 16
 # int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
 SCALE_ROWS = 4
-# Rows held in registers at once: 6 rows x 16 lanes are 12 of AVX2's 16 vector registers.
-ROW_TILE = 6
 # Outputs whose scores stay in the first-level cache while their maximum is looked for.
 ARGMAX_BLOCKS = 32
 # Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
@@ -81,138 +79,6 @@ def linear_reference(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndar
 
 def linear_argmax_reference(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
     return np.array([int(np.argmax(row)) for row in linear_reference(x, weight, outputs)], np.int64)
-
-
-def _make_tile(M: int, R: int):
-    """M rows x R blocks of 16 outputs: (x address, x stride, weight, address, block stride, K, out address, out stride).
-
-    Strides count elements; `weight` is passed for its dtype. Written as LLVM IR because numba spills array
-    accumulators to the stack.
-    """
-
-    @intrinsic
-    def tile(typingctx, x, x_stride, weight, w, w_stride, K, out, out_stride):
-        from llvmlite import ir
-        from numba import types
-        from numba.core.cgutils import get_or_insert_function
-
-        bits = {types.float32: 32, types.uint16: 16, types.int8: 8}[weight.dtype]
-        signature = types.void(*[types.int64] * 2, weight, *[types.int64] * 5)
-
-        def codegen(context, builder, _signature, args):
-            x_at, x_step, _, w_at, w_step, count, out_at, out_step = args
-            i64, i32, f32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
-            vector, wide = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES)
-            element = vector if bits == 32 else ir.VectorType(ir.IntType(bits), LANES)
-            size = bits // 8
-
-            def pointer(base, step, index, scale, kind):
-                offset = builder.mul(step, ir.Constant(i64, index * scale))
-                return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
-
-            fma = get_or_insert_function(
-                builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32")
-            x_rows = [pointer(x_at, x_step, m, 4, f32) for m in range(M)]
-            blocks = [pointer(w_at, w_step, r, size, element) for r in range(R)]
-            entry = builder.block
-            loop = builder.append_basic_block("k")
-            done = builder.append_basic_block("done")
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            k = builder.phi(i64)
-            sums = [[builder.phi(vector) for _ in range(R)] for _ in range(M)]
-            loaded = []
-            for r in range(R):
-                value = builder.load(builder.gep(blocks[r], [k], inbounds=True), align=size)
-                if bits == 8:
-                    value = builder.sitofp(builder.sext(value, wide), vector)
-                elif bits == 16:
-                    value = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * LANES))
-                    value = builder.bitcast(value, vector)
-                loaded.append(value)
-            nothing = ir.Constant(vector, ir.Undefined)
-            spread_lane = ir.Constant(wide, [0] * LANES)
-            results = []
-            for m in range(M):
-                scalar = builder.load(builder.gep(x_rows[m], [k]), align=4)
-                spread = builder.shuffle_vector(
-                    builder.insert_element(nothing, scalar, ir.Constant(i32, 0)), nothing, spread_lane)
-                results.append([builder.call(fma, [spread, loaded[r], sums[m][r]]) for r in range(R)])
-            following = builder.add(k, ir.Constant(i64, 1))
-            k.add_incoming(ir.Constant(i64, 0), entry)
-            k.add_incoming(following, loop)
-            for m in range(M):
-                for r in range(R):
-                    sums[m][r].add_incoming(ir.Constant(vector, [0.0] * LANES), entry)
-                    sums[m][r].add_incoming(results[m][r], loop)
-            builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-
-            builder.position_at_end(done)
-            for r in range(R):
-                if bits == 8:
-                    at = builder.bitcast(builder.gep(blocks[r], [count]), vector.as_pointer())
-                    scale = builder.load(at, align=1)
-                for m in range(M):
-                    result = builder.fmul(results[m][r], scale) if bits == 8 else results[m][r]
-                    row = builder.add(out_at, builder.mul(out_step, ir.Constant(i64, m * 4)))
-                    place = builder.add(row, ir.Constant(i64, r * LANES * 4))
-                    builder.store(result, builder.inttoptr(place, vector.as_pointer()), align=4)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return tile
-
-
-_tile_1x4, _tile_1x2, _tile_2x2, _tile_3x2 = _make_tile(1, 4), _make_tile(1, 2), _make_tile(2, 2), _make_tile(3, 2)
-_tile_1x1, _tile_2x1, _tile_3x1 = _make_tile(1, 1), _make_tile(2, 1), _make_tile(3, 1)
-_tile_4x1, _tile_5x1, _tile_6x1 = _make_tile(4, 1), _make_tile(5, 1), _make_tile(6, 1)
-
-
-@njit()
-def _tile_rows(x, x_stride, weight, w, w_stride, K, out, out_stride, M, R):
-    """One register tile for a run-time row count; R blocks side by side keep enough sums in flight when M is small."""
-    if R == 4:
-        _tile_1x4(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif R == 2 and M == 1:
-        _tile_1x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif R == 2 and M == 2:
-        _tile_2x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif R == 2:
-        _tile_3x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 1:
-        _tile_1x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 2:
-        _tile_2x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 3:
-        _tile_3x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 4:
-        _tile_4x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 5:
-        _tile_5x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    else:
-        _tile_6x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-
-
-@njit()
-def tile_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks):
-    """M rows against `blocks` blocks of 16 outputs, by addresses and element strides; `weight` is passed for its dtype."""
-    block = 0
-    while block < blocks:
-        side = 1
-        if M == 1 and blocks - block >= 4:
-            side = 4
-        elif M <= 3 and blocks - block >= 2:
-            side = 2
-        w_at = w + block * w_stride * weight.itemsize
-        row = 0
-        while row < M:
-            rows = min(ROW_TILE, M - row)
-            out_at = out + (row * out_stride + block * LANES) * 4
-            _tile_rows(x + row * x_stride * 4, x_stride, weight, w_at, w_stride, K, out_at, out_stride, rows, side)
-            row += rows
-        block += side
 
 
 @njit()
