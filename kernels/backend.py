@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 try:
@@ -44,7 +45,19 @@ def cache_folder() -> str:
     return str(Path(home) / "foredraft" / f"kernels-{hashlib.sha256(sources).hexdigest()[:12]}")
 
 
+def is_writable(folder: str) -> bool:
+    """Whether files can be kept there; makes the folder if it can."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 _CACHE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or cache_folder()
+# without a place to keep it, compiled code lives as long as the process
+_IS_KEPT = is_writable(_CACHE_FOLDER)
 
 
 def njit(**options):
@@ -56,7 +69,7 @@ def njit(**options):
             # the place is chosen while decorating; other users of numba in this process keep theirs
             numba.config.CACHE_DIR = _CACHE_FOLDER
             try:
-                return numba.njit(**({"cache": True, "nogil": True} | options))(function)
+                return numba.njit(**({"cache": _IS_KEPT, "nogil": True} | options))(function)
             finally:
                 numba.config.CACHE_DIR = before
 
@@ -70,4 +83,4 @@ def njit(**options):
 
 def is_compiled() -> bool:
     """Whether compiled kernels of these sources were kept by an earlier process; else the first use compiles them."""
-    return any(Path(_CACHE_FOLDER).rglob("*.nbi"))
+    return _IS_KEPT and any(Path(_CACHE_FOLDER).rglob("*.nbi"))
