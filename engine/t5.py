@@ -1,11 +1,10 @@
 """T5 on plain tensors: encode once, keep the cross keys and values, decode R rows a round against position-indexed caches.
 
-Implements the Target protocol of decode.py on the CPU. Raffel et al. 2020; v1.1 / FLAN: Shazeer 2020 (gated).
+Implements the Target protocol of decode.py on the CPU.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,36 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foredraft.engine.buckets import relative_bucket
 from foredraft.engine.cache import KVCache
-from foredraft.engine.t5_weights import EncoderLayer, T5Weights
+from foredraft.engine.t5_encoder import Encoder
+from foredraft.engine.t5_weights import T5Weights
 from foredraft.kernels.backend import HAS_NUMBA
 from foredraft.kernels.decoder import DECODER
 from foredraft.kernels.head import CHOOSE, LOGITS
-
-
-def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """T5's bucket of a relative position (key - query), any shape: exact for small distances, then logarithmic."""
-    offset = torch.zeros_like(distance)
-    if bidirectional:
-        buckets //= 2
-        offset = (distance > 0).long() * buckets
-        distance = distance.abs()
-    else:
-        distance = -distance.clamp(max=0)
-    exact = buckets // 2
-    # in float32 and truncated, as the trained models were: another rounding moves a boundary by one position
-    far = exact + (torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-                   * (buckets - exact)).long()
-    return offset + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
-
-
-def activate(x: Tensor, activation: int) -> Tensor:
-    """The feed-forward's nonlinearity; `activation` indexes kernels.decoder.ACTIVATIONS."""
-    if activation == 0:
-        return F.relu(x)
-    if activation == 3:
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == 1 else "none")
 
 
 class T5:
@@ -54,8 +30,7 @@ class T5:
         c = self.config
         self.start_token, self.end_token = c.start_token, c.end_token
         self.cache = KVCache(c.num_decoder_layers, c.num_heads, c.d_kv)
-        self._embedding = torch.from_numpy(weights.embedding.view(np.int16)).view(torch.bfloat16) \
-            if weights.dtype == torch.bfloat16 else torch.from_numpy(weights.embedding)
+        self.encoder = Encoder(weights, self.backend)
         self._bias = np.zeros((c.num_heads, 0), np.float32)
         self._chains: dict[tuple[int, int], np.ndarray] = {}
         self._hidden = torch.zeros(0)
@@ -77,12 +52,7 @@ class T5:
 
     def encode(self, source: Tensor) -> Tensor:
         """Ids [S] to the encoder's output [S, C] float32; a source is never padded."""
-        x = self._embedding[source].float()
-        bias = self._encoder_bias(len(source))
-        for layer in self.weights.encoder:
-            x = x + self._encoder_attention(layer, x, bias)
-            x = x + self._feed_forward(layer, x)
-        return self._norm(x, self.weights.encoder_norm)
+        return self.encoder.encode(source)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]:
         """Encode each source by its own length and fill its row's cross keys and values."""
@@ -135,29 +105,3 @@ class T5:
 
     def keep(self, path: Tensor) -> None:
         self.cache.keep(self._positions[:, 0], path)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.epsilon) * weight
-
-    def _encoder_bias(self, S: int) -> Tensor:
-        """[1, H, S, S]: the bias depends on key - query alone, so it is read from 2S - 1 values."""
-        c = self.config
-        distance = torch.arange(-(S - 1), S)
-        values = self.weights.encoder_bias[relative_bucket(distance, c.buckets, c.max_distance, bidirectional=True)].T
-        return values.unfold(1, S, 1).flip(1)[None]
-
-    def _encoder_attention(self, layer: EncoderLayer, x: Tensor, bias: Tensor) -> Tensor:
-        c, S = self.config, x.shape[0]
-        mixed = F.linear(self._norm(x, layer.attention_norm).to(layer.qkv.dtype), layer.qkv).float()
-        q, k, v = mixed.view(S, 3, c.num_heads, c.d_kv).permute(1, 2, 0, 3)[:, None]
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        return F.linear(seen[0].transpose(0, 1).reshape(S, -1).to(layer.out.dtype), layer.out).float()
-
-    def _feed_forward(self, layer: EncoderLayer, x: Tensor) -> Tensor:
-        inner = F.linear(self._norm(x, layer.ff_norm).to(layer.ff_in.dtype), layer.ff_in)
-        if self.config.gated:
-            gate, linear = inner.chunk(2, -1)
-            inner = activate(gate, self.config.activation) * linear
-        else:
-            inner = activate(inner, self.config.activation)
-        return F.linear(inner, layer.ff_out).float()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foredraft.engine.checkpoint import StoredTensors, Tensors
 from foredraft.errors import UserError
-from foredraft.kernels.decoder import ACTIVATIONS
+from foredraft.kernels.activate import ACTIVATIONS
 from foredraft.kernels.linear import pack, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,6 +22,8 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.backend import HAS_NUMBA, njit, prange
+from foredraft.kernels.exp import exp32
+from foredraft.kernels.largest import argmax_loop
 from foredraft.kernels.law import draw_loop, draw_reference, law_loop, law_reference
 from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform, uniform_reference
 
@@ -29,7 +31,7 @@ from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform, uniform_r
 def accept_reference(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k,
                      top_p, seeds, starts, tokens, counts, path) -> None:
     B, _, V = logits.shape
-    p = np.empty(V)
+    p = np.empty(V, np.float32)
     for b in range(B):
         seed, start, row, n = int(seeds[b]), int(starts[b]), 0, 0
         path[b, 0] = 0
@@ -52,7 +54,7 @@ def accept_reference(logits, draft_tokens, draft_lengths, parents, dense, draft_
                 if uniform_reference(seed, ACCEPT, start, row) * q[token] <= p[token] / total:
                     following = row + 1
                 else:
-                    residual = np.maximum(0.0, p / total - q)
+                    residual = np.maximum(0.0, p.astype(np.float64) / total - q)
                     mass = float(sum(residual))
                     law, whole = (residual, mass) if mass > 0 else (p, total)
                     token = draw_reference(law, whole, uniform_reference(seed, RESIDUAL, start, row))
@@ -76,11 +78,22 @@ def _child(draft_tokens, parents, length, row, token):
     return -1
 
 
+@njit(fastmath={"reassoc", "contract"})
+def _residual(p, scale, draft_logits, lse, residual):
+    """max(0, p scale - q) into residual [V] float32; returns its sum."""
+    mass = 0.0
+    for i in range(p.shape[0]):
+        rest = p[i] * scale - exp32(draft_logits[i] - lse)
+        residual[i] = rest if rest > np.float32(0.0) else np.float32(0.0)
+        mass += np.float64(residual[i])
+    return mass
+
+
 @njit()
 def _accept_row(logits, draft_tokens, length, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p, seed,
                 start, tokens, path):
     V = logits.shape[1]
-    p = np.empty(V if temperature > 0 else 0, np.float64)
+    p = np.empty(V if temperature > 0 else 0, np.float32)
     row = 0
     n = 0
     path[0] = 0
@@ -90,7 +103,7 @@ def _accept_row(logits, draft_tokens, length, parents, dense, draft_logits, draf
             total = law_loop(logits[row], temperature, top_k, top_p, p)
         following = -1
         if temperature == 0:
-            token = np.argmax(logits[row])
+            token = argmax_loop(logits[row])
             following = _child(draft_tokens, parents, length, row, token)
         elif not dense:
             token = draw_loop(p, total, uniform(seed, POINT, start + n, 0))
@@ -101,12 +114,8 @@ def _accept_row(logits, draft_tokens, length, parents, dense, draft_logits, draf
             if uniform(seed, ACCEPT, start, row) * q <= p[token] / total:
                 following = row + 1
             else:
-                residual = np.empty(V, np.float64)
-                mass = 0.0
-                for i in range(V):
-                    q = np.exp(np.float64(draft_logits[row, i]) - draft_lse[row])
-                    residual[i] = max(0.0, p[i] / total - q)
-                    mass += residual[i]
+                residual = np.empty(V, np.float32)
+                mass = _residual(p, np.float32(1.0 / total), draft_logits[row], np.float32(draft_lse[row]), residual)
                 u = uniform(seed, RESIDUAL, start, row)
                 token = draw_loop(residual, mass, u) if mass > 0 else draw_loop(p, total, u)
         else:

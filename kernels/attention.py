@@ -25,6 +25,7 @@ import numpy as np
 
 from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
 from foredraft.kernels.exp import exp32
+from foredraft.kernels.largest import largest_loop
 from foredraft.kernels.tile import LANES, tile_blocks
 
 PAGE = 64
@@ -32,7 +33,7 @@ PAGE = 64
 THREAD_WORK = 1_000_000
 
 
-def _attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:
+def attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:
     scores = [float(np.dot(q.astype(np.float64), key)) + bias for key, bias in zip(keys, biases, strict=True)]
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
@@ -49,7 +50,7 @@ def self_attention_reference(q, batch, row, positions, parents, k, v, bias) -> n
         base = int(positions[b, 0])
         seen = [(slot, slot) for slot in range(base)] + [(base + a, int(positions[b, a])) for a in lineage]
         for h in range(q.shape[1]):
-            out[i, h] = _attend_reference(
+            out[i, h] = attend_reference(
                 q[i, h], [k[b, h, slot] for slot, _ in seen], [v[b, h, slot] for slot, _ in seen],
                 [float(bias[h, positions[b, r] - at]) for _, at in seen])
     return out
@@ -87,7 +88,7 @@ def cross_attention_reference(q, batch, pages_k, pages_v, table, sources) -> np.
         keys = np.concatenate([k for k, _ in pages])[: sources[b]]
         values = np.concatenate([v for _, v in pages])[: sources[b]]
         for h in range(q.shape[1]):
-            out[i, h] = _attend_reference(q[i, h], list(keys[:, h]), list(values[:, h]), [0.0] * len(keys))
+            out[i, h] = attend_reference(q[i, h], list(keys[:, h]), list(values[:, h]), [0.0] * len(keys))
     return out
 
 
@@ -101,9 +102,7 @@ def _dot(a, b):
 
 @njit(fastmath={"reassoc", "contract"})
 def _softmax(scores):
-    top = scores[0]
-    for score in scores:
-        top = max(top, score)
+    top = largest_loop(scores)
     total = np.float32(0.0)
     for t in range(scores.shape[0]):
         scores[t] = exp32(scores[t] - top)

@@ -9,7 +9,7 @@
     bias                        [H, T]         as in attention.py
     k, v                        [L, B, H, T, D], written at slots positions[:, 0] + row
     pages_k, pages_v            [L, P, ...], table, sources: as in attention.py
-    activation                  int            index into ACTIVATIONS;  gated bool
+    activation                  int            as in activate.py;  gated bool
     hidden                      [B, R, C]      written for the rows that are read; after the final norm
 
 Every part keeps one reduction order, so a row's bits depend on its own sequence alone.
@@ -17,10 +17,9 @@ Every part keeps one reduction order, so a row's bits depend on its own sequence
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from foredraft.kernels.activate import activate_loop, activate_reference
 from foredraft.kernels.attention import (
     cross_attention_loop,
     cross_attention_reference,
@@ -28,22 +27,8 @@ from foredraft.kernels.attention import (
     self_attention_reference,
 )
 from foredraft.kernels.backend import get_num_threads, njit
-from foredraft.kernels.exp import HIGHEST, exp32
 from foredraft.kernels.linear import inputs_of, linear_loop, linear_reference, widen
 from foredraft.kernels.norm import norm_loop, norm_reference
-
-ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
-_TANH_GELU = math.sqrt(2.0 / math.pi)
-
-
-def _activate_reference(x: float, activation: int) -> float:
-    if activation == 0:
-        return max(x, 0.0)
-    if activation == 1:
-        return 0.5 * x * (1.0 + math.tanh(_TANH_GELU * (x + 0.044715 * x**3)))
-    if activation == 2:
-        return 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0)))
-    return x / (1.0 + math.exp(-x))
 
 
 def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
@@ -63,37 +48,10 @@ def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, 
         seen = cross_attention_reference(q, batch, pages_k[layer], pages_v[layer], table, sources)
         x = x + linear_reference(seen.reshape(len(batch), H * D), cross_out[layer], C)
         inner = linear_reference(norm_reference(x, norms[layer, 2], epsilon), ff_in[layer], 2 * F if gated else F)
-        active = np.vectorize(_activate_reference)(inner[:, :F].astype(np.float64), activation)
-        if gated:
-            active = active * inner[:, F:]
-        x = x + linear_reference(active.astype(np.float32), ff_out[layer], C)
+        active = np.empty((len(batch), F), np.float32)
+        activate_reference(inner, active, activation, gated)
+        x = x + linear_reference(active, ff_out[layer], C)
     hidden[batch, row] = norm_reference(x, final_norm, epsilon)
-
-
-@njit(error_model="numpy")
-def _activate_loop(inner, active, activation, gated):
-    n, F = active.shape
-    for i in range(n):
-        if activation == 0:
-            for f in range(F):
-                active[i, f] = max(inner[i, f], np.float32(0.0))
-        elif activation == 1:
-            # (1 + tanh u) / 2 is the logistic function of 2u
-            for f in range(F):
-                x = inner[i, f]
-                u = np.float32(-2.0 * _TANH_GELU) * (x + np.float32(0.044715) * x * x * x)
-                active[i, f] = x / (np.float32(1.0) + exp32(min(u, HIGHEST)))
-        elif activation == 2:
-            for f in range(F):
-                x = inner[i, f]
-                active[i, f] = np.float32(0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))))
-        else:
-            for f in range(F):
-                x = inner[i, f]
-                active[i, f] = x / (np.float32(1.0) + exp32(min(-x, HIGHEST)))
-        if gated:
-            for f in range(F):
-                active[i, f] *= inner[i, F + f]
 
 
 @njit()
@@ -146,7 +104,7 @@ def _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_
         x += added
         norm_loop(x, norms[layer, 2], epsilon, normed)
         linear_loop(normed, ff_in[layer], inner, threads)
-        _activate_loop(inner, active, activation, gated)
+        activate_loop(inner, active, activation, gated)
         linear_loop(active, ff_out[layer], added, threads)
         x += added
 

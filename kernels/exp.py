@@ -22,13 +22,13 @@ _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
 # adding and subtracting it rounds a float32 below 2^22 to an integer
 _ROUND = np.float32(1.5 * 2**23)
-_LOWEST = np.float32(-87.0)
+LOWEST = np.float32(-87.0)
 HIGHEST = np.float32(88.0)
 _ONE = np.float32(1.0)
 
 
 def exp_reference(x: float) -> float:
-    return math.exp(max(x, float(_LOWEST)))
+    return math.exp(max(x, float(LOWEST)))
 
 
 @intrinsic
@@ -45,7 +45,7 @@ def _float_of_bits(typingctx, bits):
 @njit()
 def exp32(x):
     """For use inside other kernels."""
-    x = x if x > _LOWEST or x != x else _LOWEST
+    x = x if x > LOWEST or x != x else LOWEST
     n = (x * _LOG2_E + _ROUND) - _ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     tail = (((_A * r + _B) * r + _C) * r + _D) * r + _E

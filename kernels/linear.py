@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.backend import HAS_NUMBA, get_num_threads, njit, prange
+from foredraft.kernels.largest import argmax_loop
 from foredraft.kernels.tile import LANES, tile_blocks
 
 # int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
@@ -119,14 +120,6 @@ def linear_loop(x, weight, out, threads):
         _linear_threads(x, weight, out, threads)
 
 
-@njit(fastmath={"nnan", "nsz", "reassoc"})
-def _largest(values):
-    best = values[0]
-    for value in values:
-        best = max(best, value)
-    return best
-
-
 @njit()
 def _argmax_serial(x, weight, outputs, first, last, best, best_at):
     M = x.shape[0]
@@ -136,12 +129,9 @@ def _argmax_serial(x, weight, outputs, first, last, best, best_at):
         _span(x, weight, start, stop, scores, 0)
         width = min(stop * LANES, outputs) - start * LANES
         for m in range(M):
-            top = _largest(scores[m, :width])
-            if top > best[m]:
-                best[m] = top
-                at = 0
-                while scores[m, at] != top:
-                    at += 1
+            at = argmax_loop(scores[m, :width])
+            if scores[m, at] > best[m]:
+                best[m] = scores[m, at]
                 best_at[m] = start * LANES + at
 
 

@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from foredraft.kernels.backend import HAS_NUMBA, njit
+from foredraft.kernels.backend import get_num_threads, njit, prange
 
 
-def norm_reference(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
-    out = np.empty_like(x)
+def norm_reference(x: np.ndarray, weight: np.ndarray, epsilon: float, out: np.ndarray | None = None) -> np.ndarray:
+    out = np.empty_like(x) if out is None else out
     for m, row in enumerate(x):
         scale = 1.0 / math.sqrt(sum(float(value) ** 2 for value in row) / len(row) + epsilon)
         out[m] = [float(value) * scale * float(w) for value, w in zip(row, weight, strict=True)]
@@ -33,15 +33,19 @@ def norm_loop(x, weight, epsilon, out):
             out[m, c] = x[m, c] * scale * weight[c]
 
 
-def norm_numba(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
-    out = np.empty_like(x)
-    norm_loop(x, weight, epsilon, out)
+@njit(parallel=True)
+def _norm_threads(x, weight, epsilon, out, threads):
+    M = x.shape[0]
+    for thread in prange(threads):
+        first, last = M * thread // threads, M * (thread + 1) // threads
+        norm_loop(x[first:last], weight, epsilon, out[first:last])
+
+
+def norm_numba(x: np.ndarray, weight: np.ndarray, epsilon: float, out: np.ndarray | None = None) -> np.ndarray:
+    """By all threads: for the many rows of an encoder."""
+    out = np.empty_like(x) if out is None else out
+    _norm_threads(x, weight, epsilon, out, get_num_threads())
     return out
 
 
 NORM = {"reference": norm_reference, "numba": norm_numba}
-
-
-def norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
-    """out [M, C] by the fastest implementation present."""
-    return NORM["numba" if HAS_NUMBA else "reference"](x, weight, epsilon)

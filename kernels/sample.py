@@ -5,7 +5,7 @@
     seeds, starts              [B] int64         the request's seed, its length at the round's start
     offset                     int               place in the draft
     tokens                     [B] int64         out
-    processed                  [B, V] float32    out: log weights of the law, -inf where cut
+    processed                  [B, V] float32    out: log weights of the law, the largest 0, -inf where cut
     lse                        [B] float64       out: their log-sum-exp; the draw used exp(processed - lse)
 """
 
@@ -16,25 +16,31 @@ import math
 import numpy as np
 
 from foredraft.kernels.backend import HAS_NUMBA, njit, prange
+from foredraft.kernels.largest import argmax_loop, largest_loop
 from foredraft.kernels.law import draw_loop, draw_reference, law_loop, law_reference
 from foredraft.kernels.philox import DRAFT, uniform, uniform_reference
 
 
 def sample_reference(logits, temperature, top_k, top_p, seeds, starts, offset, tokens, processed, lse) -> None:
     B, V = logits.shape
-    weights = np.empty(V)
+    weights = np.empty(V, np.float32)
     for b in range(B):
         if temperature[b] == 0:
             tokens[b], processed[b], lse[b] = int(np.argmax(logits[b])), logits[b], 0.0
             continue
-        law_reference(logits[b], temperature[b], int(top_k[b]), float(top_p[b]), weights)
+        total = law_reference(logits[b], temperature[b], int(top_k[b]), float(top_p[b]), weights)
+        top = float(max(logits[b]))
         for i in range(V):
-            processed[b, i] = np.float32(float(logits[b, i]) / float(temperature[b])) if weights[i] > 0 else -np.inf
-        top = float(max(processed[b]))
-        weights[:] = [math.exp(float(value) - top) for value in processed[b]]
-        total = float(sum(weights))
-        lse[b] = top + math.log(total)
+            processed[b, i] = (float(logits[b, i]) - top) / float(temperature[b]) if weights[i] > 0 else -math.inf
+        lse[b] = math.log(total)
         tokens[b] = draw_reference(weights, total, uniform_reference(int(seeds[b]), DRAFT, int(starts[b]), offset))
+
+
+@njit()
+def _log_weights(logits, temperature, weights, processed):
+    top, rate = largest_loop(logits), np.float32(1.0 / np.float64(temperature))
+    for i in range(logits.shape[0]):
+        processed[i] = (logits[i] - top) * rate if weights[i] > 0 else np.float32(-np.inf)
 
 
 @njit(parallel=True)
@@ -42,24 +48,14 @@ def _sample_loop(logits, temperature, top_k, top_p, seeds, starts, offset, token
     B, V = logits.shape
     for b in prange(B):
         if temperature[b] == 0:
-            tokens[b] = np.argmax(logits[b])
+            tokens[b] = argmax_loop(logits[b])
             processed[b] = logits[b]
             lse[b] = 0.0
         else:
-            weights = np.empty(V, np.float64)
-            law_loop(logits[b], temperature[b], top_k[b], top_p[b], weights)
-            top = np.float32(-np.inf)
-            for i in range(V):
-                value = np.float32(-np.inf)
-                if weights[i] > 0:
-                    value = np.float32(np.float64(logits[b, i]) / np.float64(temperature[b]))
-                processed[b, i] = value
-                top = max(top, value)
-            total = 0.0
-            for i in range(V):
-                weights[i] = np.exp(np.float64(processed[b, i]) - np.float64(top))
-                total += weights[i]
-            lse[b] = np.float64(top) + np.log(total)
+            weights = np.empty(V, np.float32)
+            total = law_loop(logits[b], temperature[b], top_k[b], top_p[b], weights)
+            _log_weights(logits[b], temperature[b], weights, processed[b])
+            lse[b] = np.log(total)
             tokens[b] = draw_loop(weights, total, uniform(seeds[b], DRAFT, starts[b], offset))
 
 

@@ -5,15 +5,14 @@ from collections import Counter
 import pytest
 
 import foredraft
-from foredraft.kernels import accept, attention, commit, decoder, head, law, linear, norm, sample
+from foredraft.kernels import accept, activate, attention, commit, decoder, head, law, linear, norm, sample
 from foredraft.kernels.backend import HAS_NUMBA
 
 pytestmark = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
-FILES = (accept, attention, commit, decoder, head, law, linear, norm, sample)
+FILES = (accept, activate, attention, commit, decoder, head, law, linear, norm, sample)
 
 
-@pytest.fixture
-def calls(monkeypatch):
+def count_calls(monkeypatch) -> Counter:
     """Counts calls from Python into compiled functions; what compiled code calls stays compiled and is not seen."""
     from numba.core.dispatcher import Dispatcher
 
@@ -33,19 +32,24 @@ def calls(monkeypatch):
     return counted
 
 
-def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_path, calls):
+def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_path, monkeypatch):
     model = foredraft.load(tiny_model_path, drafter="lookup")
+    # all is compiled before anything is replaced: numba would look the replacements up
+    model.generate([[5, 6, 7, 5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=3)
+    calls = count_calls(monkeypatch)
     out = model.generate([[5, 6, 7, 5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=3)
     assert out.stats.steps > 2
     rounds = calls["_layers_loop"]
     once = ("_rows_read", "_embed", "_layers_loop", "_scatter_norm", "_choose_loop")
     assert {name: calls[name] for name in once} == dict.fromkeys(once, rounds)
     assert "_logits_loop" not in calls, "greedy decoding writes no logits"
+    assert calls["_activate_threads"] == 2 * model.target.config.num_layers, "one call a layer and source while encoding"
+    del calls["_activate_threads"]
     assert sum(calls.values()) <= 8 * rounds
 
 
 def test_inside_them_are_the_kernels_that_the_tests_hold():
     layers = decoder._layers_loop.py_func.__code__.co_names
-    assert {"norm_loop", "linear_loop", "self_attention_loop", "cross_attention_loop", "_activate_loop"} <= set(layers)
+    assert {"norm_loop", "linear_loop", "self_attention_loop", "cross_attention_loop", "activate_loop"} <= set(layers)
     assert "linear_argmax_loop" in head._choose_loop.py_func.__code__.co_names
     assert "tile_blocks" in attention._cross_tasks.py_func.__code__.co_names

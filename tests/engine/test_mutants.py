@@ -12,7 +12,7 @@ from foredraft.engine.draft_none import NoDrafter
 from foredraft.kernels import accept
 
 SAMPLED = {
-    "the residual is the target's law": ("residual[i] = max(0.0, p[i] / total - q)", "residual[i] = p[i] / total"),
+    "the residual is the target's law": ("rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
     "q is left out of the test": ("start, row) * q <= p[token]", "start, row) <= p[token]"),
     "draft and coin share their noise": ("uniform(seed, ACCEPT, start, row)", "uniform(seed, 1, start, row)"),
     "the law comes from the row before": ("law_loop(logits[row],", "law_loop(logits[max(row - 1, 0)],"),
@@ -32,7 +32,7 @@ def mutate(old: str, new: str) -> types.ModuleType:
     text = text[:start] + text[start:].replace(old, new)
     module = types.ModuleType("mutant")
     module.__dict__["__name__"] = "mutant"
-    text = text.replace("@njit(parallel=True)", "@njit(cache=False)").replace("@njit()", "@njit(cache=False)")
+    text = text.replace("@njit(parallel=True)", "@njit()").replace("@njit(", "@njit(cache=False, ")
     exec(compile(text, "mutant", "exec"), module.__dict__)
     return module
 

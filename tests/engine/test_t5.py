@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.engine.t5 import T5, relative_bucket
+from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import load_weights
 from foredraft.kernels.linear import widen
 
@@ -105,16 +105,6 @@ def test_a_bfloat16_checkpoint_gives_the_same_bits_in_either_storage(tiny_checkp
     narrow, wide = load_weights(tmp_path), load_weights(tmp_path, weights="fp32")
     assert (narrow.stored, wide.stored) == ("bf16", "fp32")
     assert torch.equal(logits_of(T5(narrow), 3), logits_of(T5(wide), 3))
-
-
-@pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("buckets, far", [(32, 128), (8, 16)])
-def test_buckets_equal_transformers(bidirectional, buckets, far):
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    distance = torch.arange(-3000, 3001)
-    theirs = T5Attention._relative_position_bucket(distance, bidirectional, buckets, far)
-    assert torch.equal(relative_bucket(distance, buckets, far, bidirectional), theirs)
 
 
 @pytest.mark.parametrize("change", [

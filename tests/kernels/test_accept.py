@@ -84,7 +84,7 @@ def test_drafted_samples_agree_and_report_the_law_they_came_from(B, V):
         results.append((tokens, processed, lse))
         for b in np.nonzero(arguments[1])[0]:
             law = np.exp(processed[b].astype(np.float64) - lse[b])
-            assert abs(law.sum() - 1) < 1e-9 and law[tokens[b]] > 0
+            assert abs(law.sum() - 1) < 1e-6 and law[tokens[b]] > 0
     assert (results[0][0] == results[1][0]).all()
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
-    np.testing.assert_allclose(results[0][2], results[1][2], atol=1e-9)
+    np.testing.assert_allclose(results[0][2], results[1][2], atol=1e-6)
