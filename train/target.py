@@ -211,6 +211,11 @@ def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: Recipe) -> Path:
     return mixed
 
 
+def checkpoint_step(folder: str | Path | None) -> int:
+    """The step of a checkpoint folder; 0 for None."""
+    return int(Path(folder).name.rsplit("-", 1)[1]) if folder else 0
+
+
 def train_target(
     data: str | Path,
     out: str | Path,
@@ -279,7 +284,11 @@ def train_target(
         compute_metrics=lambda prediction: summary_figures(prediction.predictions, prediction.label_ids, tokenizer),
         callbacks=[watch := Watch(out / "log.jsonl")],
     )
-    first_step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    first_step = checkpoint_step(checkpoint)
+    if first_step >= recipe.steps:
+        # trained to the end, but perhaps cut off before the export
+        export_target(T5ForConditionalGeneration.from_pretrained(checkpoint), tokenizer, out)
+        return True
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     data = [

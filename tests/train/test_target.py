@@ -115,6 +115,14 @@ def test_a_resumed_run_may_be_given_another_length(world, uninterrupted, tmp_pat
     assert (tmp_path / "checkpoint-10").is_dir()
 
 
+def test_resuming_what_is_finished_only_exports_again(world, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted / "checkpoint-7", tmp_path / "checkpoint-7")
+    assert train(world, tmp_path, lowercase=True, resume=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
+    again, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, uninterrupted))
+    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
+
+
 def test_a_failing_checkpoint_leaves_the_earlier_one(world, tmp_path, monkeypatch):
     train(world, tmp_path, steps=2, save_every=2)
     before = (tmp_path / "checkpoint-2" / "model.safetensors").read_bytes()
