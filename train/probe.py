@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,10 +63,15 @@ def _batches(pairs: Pairs, count: int, batch_size: int, example):
         yield collate([example(i) for i in range(start, min(start + batch_size, count))])
 
 
-def repeats(ids: Sequence[int], n: int = 4) -> bool:
-    """Whether some ``n``-gram occurs twice."""
+def repeats(ids: Sequence, n: int = 4) -> bool:
+    """Whether some ``n``-gram of ids, or of words, occurs twice."""
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return len(set(grams)) < len(grams)
+
+
+def words(text: str) -> list[str]:
+    """The lower-cased words of a text, without punctuation."""
+    return re.findall(r"\w+", text.lower())
 
 
 def copied_share(ids: Sequence[int], source: Sequence[int], n: int = 3) -> float:

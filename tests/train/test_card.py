@@ -12,7 +12,7 @@ from foredraft.train.copy_init import copy_init
 from foredraft.train.data import END
 from foredraft.train.export import export_target
 from foredraft.train.history import describe_run, record_run
-from foredraft.train.probe import copied_share, repeats, rouge
+from foredraft.train.probe import copied_share, repeats, rouge, words
 from foredraft.train.target import Recipe
 
 WORDS = ["river", "bridge", "walked", "mayor", "opened", "children", "festival", "police", "storm", "garden"]
@@ -78,8 +78,9 @@ def test_the_card_states_figures_commands_samples_and_misses(world):
 
     figures = write_card(world / "target", world / "test.jsonl", 6, [world / "sample.txt"], stutter)
     card = (world / "target" / "README.md").read_text()
-    assert figures["repeated_4grams"] == 1
-    assert "| summaries with a repeated 4-gram | <= 0.05 | 1.000 | **missed** |" in card
+    assert figures["repeated_4grams"] == figures["repeated_4pieces"] == 1
+    assert figures["human_repeated_4grams"] == figures["human_repeated_4pieces"] == 0
+    assert "| summaries with a repeated 4-gram of words | <= 0.05 | 1.000 | **missed** |" in card
     assert "foredraft train-target --data DATA --tokenizer TOKENIZER --out OUT --lowercase\n" in card
     assert "--steps 70 --resume" in card and "800 examples in 10 minutes" in card and "77 pairs" in card
     assert "**sample.txt**: river bridge walked mayor opened river bridge" in card
@@ -115,6 +116,7 @@ def test_the_commands_list_their_options():
 
 def test_repeats_shares_and_rouge():
     assert repeats([1, 2, 3, 4, 1, 2, 3, 4]) and not repeats([1, 2, 3, 4, 1, 2, 3])
+    assert words("It's 5, It's 5.") == ["it", "s", "5"] * 2
     assert copied_share([1, 2, 3, 9], [0, 1, 2, 3]) == 0.5
     scores = rouge(["the dogs ran"], ["the dog ran\nhome"])
     assert scores["rouge1"] == pytest.approx(100 * 6 / 7)
