@@ -1,7 +1,8 @@
 """Timed decoding, and the sums over it: one counter and one clock for all methods.
 
-The methods take turns batch by batch inside one process, in an order that rotates, so that a machine that slows down
-slows all of them. The tokens compared with plain decoding's are those of the timed passes themselves.
+The methods take turns batch by batch inside one process, in random order and each after the last one's threads have gone
+to sleep, so that a machine that slows down slows all of them. The tokens compared with plain decoding's are those of the
+timed passes themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from foredraft.bench.methods import Method
 from foredraft.bench.settings import Settings
+from foredraft.bench.turns import orders, wait_until_idle
 
 PHASES = ("encode", "draft", "verify")
 
@@ -49,13 +51,14 @@ def batches(sources: Sequence[Sequence[int]], size: int) -> list[list[Sequence[i
 
 def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], settings: Settings, *, end_token: int,
             on_batch: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
-            ) -> dict[str, Samples]:
+            settle: Callable[[], None] = wait_until_idle) -> dict[str, Samples]:
     """Decode all sources `settings.repeats` times with every method, after an untimed pass over the first batches."""
     names, work = list(methods), batches(sources, settings.batch_size)
 
     def once(name: str, number: int) -> Sample:
         # one seed a batch: the same for every method, so that seeded outputs can be compared
         seed = settings.seed + number * settings.batch_size
+        settle()
         start = clock()
         output = methods[name].run(work[number], seed)
         seconds = output.wall if output.wall is not None else clock() - start
@@ -66,10 +69,10 @@ def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], set
         for name in names:
             once(name, number)
     taken = {name: [[] for _ in range(settings.repeats)] for name in names}
+    turns = orders(names, settings.seed)
     for repeat in range(settings.repeats):
         for number in range(len(work)):
-            turn = (repeat + number) % len(names)
-            for name in names[turn:] + names[:turn]:
+            for name in next(turns):
                 taken[name][repeat].append(once(name, number))
             on_batch()
     return taken

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from foredraft.bench.methods import Absent
 from foredraft.bench.steps import spread
+from foredraft.bench.turns import orders, wait_until_idle
 
 Run = Callable[[Sequence[int], int], list[int]]
 
@@ -104,10 +105,10 @@ def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], sho
             found[name] = {"absent": f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
             runs.pop(name, None)
     taken = {name: [] for name in runs}
-    for repeat in range(repeats):
-        order = list(runs)
-        turn = repeat % len(order)
-        for name in order[turn:] + order[:turn]:
+    turns = orders(list(runs), seed=0)
+    for _ in range(repeats):
+        for name in next(turns):
+            wait_until_idle()
             taken[name].append(seconds_per_token(runs[name], source, short, long))
     first = next(iter(taken), None)
     for name, values in taken.items():

@@ -33,7 +33,7 @@ def ticking(step: float = 1.0):
 
 
 def take(methods, settings):
-    return measure.measure(methods, SOURCES, settings, end_token=END, clock=ticking())
+    return measure.measure(methods, SOURCES, settings, end_token=END, clock=ticking(), settle=lambda: None)
 
 
 def test_until_end():
@@ -67,11 +67,17 @@ def test_a_row_that_is_missing_its_end_differs():
     assert measure.differing(samples["plain"], short) == 3
 
 
-def test_methods_take_turns_on_the_same_seed():
+def test_methods_take_turns_on_the_same_seed_each_after_a_pause():
     calls = []
     methods = {name: copier(calls=calls, name=name) for name in "ab"}
-    take(methods, Settings(batch_size=2, repeats=2, warm_up=1, seed=7))
-    assert calls == [("a", 7), ("b", 7), ("a", 7), ("b", 7), ("b", 9), ("a", 9), ("b", 7), ("a", 7), ("a", 9), ("b", 9)]
+    settings = Settings(batch_size=2, repeats=4, warm_up=1, seed=7)
+    measure.measure(methods, SOURCES, settings, end_token=END, clock=ticking(), settle=lambda: calls.append("pause"))
+    assert calls[::2] == ["pause"] * 18
+    pairs = list(zip(calls[1::4], calls[3::4], strict=True))
+    assert pairs[0] == (("a", 7), ("b", 7))
+    assert [{seed for _, seed in pair} for pair in pairs[1:]] == [{7}, {9}] * 4
+    assert all({name for name, _ in pair} == {"a", "b"} for pair in pairs)
+    assert len({tuple(name for name, _ in pair) for pair in pairs}) == 2
 
 
 def test_totals_over_totals():
