@@ -81,9 +81,12 @@ def draw(runs: Sequence[Sequence[dict]], path: Path) -> None:
         ran = [row for row in run if row["absent"] is None]
         names = [row["method"] for row in ran]
         speeds = [row["tokens_per_second"]["median"] for row in ran]
-        colours = ["#8a8f98" if name.startswith("hf") else "#3f6fb5" if name == "plain" else "#e07b39" for name in names]
+        # grey: without DecodeStats it is another's engine
+        colours = ["#8a8f98" if row["acceptance"] is None else "#3f6fb5" if row["method"] == "plain" else "#e07b39"
+                   for row in ran]
         bars = panel.barh(names, speeds, color=colours)
-        panel.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=3, fontsize=8)
+        panel.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=3, fontsize=8,
+                        bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
         panel.axvline(speeds[names.index("plain")], color="#3f6fb5", linestyle="--", linewidth=1)
         panel.invert_yaxis()
         panel.set_title(f"T={run[0]['temperature']:g}, B={run[0]['batch_size']}", fontsize=10)
