@@ -30,7 +30,7 @@ from foredraft.kernels.tile import LANES, tile_blocks
 
 PAGE = 64
 # Fewer multiply-adds than this cost less than waking a second thread (linear.py).
-THREAD_WORK = 1_000_000
+THREAD_WORK = 500_000
 
 
 def attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:

@@ -24,7 +24,7 @@ SCALE_ROWS = 4
 ARGMAX_BLOCKS = 32
 # Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
 # costs a time slice.
-THREAD_WORK = 1_000_000
+THREAD_WORK = 500_000
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
