@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import foredraft
-from foredraft import cli_bench, cli_train, cli_train_ngram
+from foredraft import cli_bench, cli_pseudo, cli_train, cli_train_ngram
 from foredraft.errors import UserError
 
 app = typer.Typer(
@@ -156,5 +156,6 @@ def _gain(stats) -> str:
 
 
 cli_bench.register(app)
+cli_pseudo.register(app)
 cli_train.register(app)
 cli_train_ngram.register(app)
