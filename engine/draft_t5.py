@@ -45,12 +45,12 @@ class ShallowT5Model(DraftModel):
         from transformers.models.t5.modeling_t5 import T5Stack
 
         super().__init__(config, tables)
+        sizes = {name: getattr(config, name) for name in (
+            "d_model", "d_kv", "d_ff", "num_heads", "relative_attention_num_buckets", "relative_attention_max_distance",
+            "layer_norm_epsilon", "feed_forward_proj")}
         decoder = T5Stack(TheirConfig(
-            vocab_size=1, eos_token_id=None, d_model=config.d_model, d_kv=config.d_kv, d_ff=config.d_ff, num_layers=len(config.layers),
-            num_heads=config.num_heads, relative_attention_num_buckets=config.relative_attention_num_buckets,
-            relative_attention_max_distance=config.relative_attention_max_distance, dropout_rate=0.0,
-            layer_norm_epsilon=config.layer_norm_epsilon, feed_forward_proj=config.feed_forward_proj, is_decoder=True,
-            is_encoder_decoder=False, use_cache=False))
+            vocab_size=1, eos_token_id=None, num_layers=len(config.layers), dropout_rate=0.0, is_decoder=True,
+            is_encoder_decoder=False, use_cache=False, **sizes))
         decoder.embed_tokens = None
         self.decoder = decoder
 
