@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foredraft.engine.checkpoint import StoredTensors, weights_hash
-from foredraft.engine.t5_weights import T5Config
+from foredraft.engine.t5_weights import T5Config, T5Weights
 from foredraft.errors import UserError
+from foredraft.kernels.linear import pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,28 @@ class DraftModel(nn.Module):
                     what = "is missing" if found is None else f"is {tuple(found.shape)}"
                     raise UserError(f"{folder}: tensor {name} {what}, config.json says {tuple(tensor.shape)}")
                 tensor.copy_(found)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a drafter embeds with and ends in, as the engine holds it: embedding [V, C] float32 or bfloat16 bits, head
+    packed as in kernels/linear.py in any storage."""
+
+    embedding: np.ndarray
+    head: np.ndarray
+
+    @classmethod
+    def of(cls, model: DraftModel, weights: T5Weights) -> Tables:
+        """The target's, or the model's own in float32."""
+        if model.config.shared_embeddings:
+            return cls(weights.embedding, weights.head)
+        return cls(model.embedding.detach().numpy(), pack(model.head.detach().numpy()))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[S, C] float32."""
+        if self.embedding.dtype == np.uint16:
+            return torch.from_numpy(self.embedding.view(np.int16)).view(torch.bfloat16)[ids].float()
+        return torch.from_numpy(self.embedding)[ids]
 
 
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
