@@ -1,7 +1,7 @@
 """Pointer attention of the recurrent drafters (engine/pointer.py): where in its source a row stands, and what follows.
 
     query        [n, Q] float32             [state ; the latest ids' normed embeddings, the last one first]
-    mixed        [n, U + H D + C] float32   in: [state ; room ; normed embedding of the last id]; the context goes in the room
+    mixed        [n, U + H D + C] float32   [state ; room for the context ; normed embedding of the last id]
     rows         [n] int64                  which sequence each is
     weights      Pointer, packed as in linear.py: query [HD/16, Q, 16], inner [F/16, U + H D + C, 16], outer [C/16, F, 16],
                  biases float32, gain [U + H D + C], gain_bias [1] float32
