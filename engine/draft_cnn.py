@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foredraft.engine.neural import DraftConfig, DraftModel, Tables, rms_norm
+from foredraft.engine.neural import DraftConfig, DraftModel, rms_norm
 from foredraft.engine.pointer import Pointer, pointed_logits
 from foredraft.engine.recurrent import RecurrentDrafter, cell_of
 from foredraft.kernels.recurrent import CNN, Cell
@@ -67,5 +67,5 @@ class CNNModel(DraftModel):
 class CNNDrafter(RecurrentDrafter):
     """Drafts of a CNNModel; a drafted id costs one step of it and its head."""
 
-    def __init__(self, model: CNNModel, tables: Tables):
-        super().__init__(model, tables, "cnn")
+    name = "cnn"
+    model_class = CNNModel

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from foredraft.engine.neural import DraftConfig, DraftModel, Tables
+from foredraft.engine.neural import DraftConfig, DraftModel
 from foredraft.engine.pointer import Pointer, pointed_logits
 from foredraft.engine.recurrent import RecurrentDrafter, cell_of
 from foredraft.kernels.recurrent import LSTM, Cell
@@ -60,5 +60,5 @@ class LSTMModel(DraftModel):
 class LSTMDrafter(RecurrentDrafter):
     """Drafts of an LSTMModel; a drafted id costs one step of it and its head."""
 
-    def __init__(self, model: LSTMModel, tables: Tables):
-        super().__init__(model, tables, "lstm")
+    name = "lstm"
+    model_class = LSTMModel

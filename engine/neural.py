@@ -109,12 +109,15 @@ class DraftModel(nn.Module):
         save_files(folder, entries, tensors)
 
     @classmethod
-    def load(cls, folder: str | Path, target: str | Path) -> DraftModel:
-        """Read a saved drafter over the tables of its target's folder. UserError: another target, vocabulary or kind."""
+    def load(cls, folder: str | Path, target: str | Path, with_tables: bool = True) -> DraftModel:
+        """Read a saved drafter over the tables of its target's folder. UserError: another target, vocabulary or kind.
+
+        with_tables False leaves shared tables away, where they are at hand in another form.
+        """
         folder = Path(folder)
         config = cls.config_class(**read_entries(folder, cls.config_class, cls.model_type))
         check_target(folder, config, target)
-        model = cls(config, read_tables(target, config) if config.shared_embeddings else None)
+        model = cls(config, read_tables(target, config) if config.shared_embeddings and with_tables else None)
         model.load_tensors(folder)
         return model
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from foredraft.engine.cache import KVCache
 from foredraft.engine.neural import DraftModel, Tables, rms_norm
 from foredraft.engine.shortlists import Shortlists
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
+from foredraft.engine.t5_weights import T5Weights
 from foredraft.kernels.linear import pack
 from foredraft.kernels.pointer import Pointer, Source
 from foredraft.kernels.recurrent import Cell, Memory, draft_numba
@@ -19,10 +22,13 @@ from foredraft.kernels.tile import LANES
 
 
 class RecurrentDrafter:
-    """Drafts of a DraftModel with a `pointer` and a `cell()`: greedy rows as point masses, others with their laws."""
+    """Drafts of a DraftModel with a `pointer` and `cell_arrays`: greedy rows as point masses, others with their laws."""
 
-    def __init__(self, model: DraftModel, tables: Tables, name: str):
-        self.model, self.tables, self.name = model.eval(), tables, name
+    name: ClassVar[str]
+    model_class: ClassVar[type[DraftModel]]
+
+    def __init__(self, model: DraftModel, tables: Tables):
+        self.model, self.tables = model.eval(), tables
         self.config, pointer = model.config, model.pointer
         self.lists = Shortlists(tables.head, self.config.vocab_size, model.draft_ids.numpy(), copies=True)
         self.keys = KVCache(1, pointer.heads, pointer.d_kv)
@@ -33,6 +39,12 @@ class RecurrentDrafter:
         self.cell = model.cell_arrays()
         self._grow(0, 0)
         self._warm_up()
+
+    @classmethod
+    def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> RecurrentDrafter:
+        """A saved drafter, for the target it was made for."""
+        model = cls.model_class.load(folder, target_folder, with_tables=False)
+        return cls(model, Tables.of(model, target))
 
     def _grow(self, rows: int, slots: int) -> None:
         """Room for B rows of T positions; what was read is forgotten, so that it is read again."""

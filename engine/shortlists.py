@@ -18,7 +18,8 @@ class Shortlists:
     pointer can raise their logits.
     """
 
-    def __init__(self, head: np.ndarray, vocab_size: int, ids: np.ndarray, copies: bool):
+    def __init__(self, head: np.ndarray, vocab_size: int, ids: np.ndarray | None, copies: bool):
+        ids = np.zeros(0, np.int64) if ids is None else ids
         self.packed, self.vocab_size, self.copies, self.whole = head, vocab_size, copies, len(ids) == 0
         self.ids = np.arange(vocab_size) if self.whole else ids.astype(np.int64)
         self.head = head if self.whole else take_outputs(head, self.ids)

@@ -9,8 +9,8 @@
     drafted      [B, K] int64, counts [B] int64                out; a row stops after the end token
     logits       [B, K, V] float32, lse [B, K] float64         out for rows of temperature > 0, else not touched
 
-States are kept by position, so the ids read before are those that still stand (`agreeing`), and a rejection costs
-nothing. A row's bits do not depend on the rows beside it.
+States are kept by position: what was read stays valid up to the first id that was not committed (unread.py), and a
+rejection costs nothing. A row's bits do not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from foredraft.kernels.lstm import lstm_loop
 from foredraft.kernels.norm import norm_loop
 from foredraft.kernels.pointer import pointer_loop
 from foredraft.kernels.shortlist import pick_loop, shortlist_loop
+from foredraft.kernels.unread import unread_loop
 
 LSTM, CNN = 0, 1
 EPSILON = 1e-6
@@ -45,16 +46,6 @@ class Memory(NamedTuple):
     fed: np.ndarray
     counts: np.ndarray
     embedded: np.ndarray
-
-
-@njit()
-def agreeing(tokens, length, fed, count):
-    """How many positions of a row were read and still stand; its last committed id is always read again."""
-    most = min(count, length - 1)
-    for t in range(most):
-        if fed[t] != tokens[t]:
-            return t
-    return most
 
 
 @njit()
@@ -118,12 +109,12 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, sour
     B, K = drafted.shape
     rows, at, ids = np.empty(B, np.int64), np.empty(B, np.int64), np.empty(B, np.int64)
     unread = np.zeros(B, np.int64)
+    unread_loop(tokens, lengths, memory.fed, memory.counts, unread)
     longest = 0
     for b in range(B):
         counts[b] = 0
-        if allowed[b] > 0:
-            unread[b] = lengths[b] - agreeing(tokens[b], lengths[b], memory.fed[b], memory.counts[b])
-            longest = max(longest, unread[b])
+        unread[b] = unread[b] if allowed[b] > 0 else 0
+        longest = max(longest, unread[b])
     for turn in range(longest):
         n = 0
         for b in range(B):
