@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from foredraft.engine.neural import DraftConfig, DraftModel, rms_norm
 from foredraft.engine.pointer import Pointer, pointed_logits
+from foredraft.engine.recurrent import RecurrentDrafter, cell_of
+from foredraft.kernels.recurrent import CNN, Cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,20 @@ class CNNModel(DraftModel):
             x = x + F.glu(convolution(padded).transpose(1, 2), -1)
         return rms_norm(x)
 
+    def cell_arrays(self) -> Cell:
+        """For kernels/recurrent.py: a convolution as a matrix over its places, the earliest first."""
+        weights = [convolution.weight.transpose(1, 2).flatten(1) for convolution in self.convolutions]
+        return cell_of(CNN, self.enter.weight, self.enter.bias, weights, [c.bias for c in self.convolutions],
+                       self.config.dilations, len(weights) + 1, self.config.hidden_size)
+
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:
         """Logits as engine/neural.py says; source_ids are needed."""
         return pointed_logits(self, input_ids, encoder_output, source_mask, source_ids, scored)
+
+
+class CNNDrafter(RecurrentDrafter):
+    """Drafts of a CNNModel; a drafted id costs one step of it and its head."""
+
+    name = "cnn"
+    model_class = CNNModel

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from foredraft.engine.neural import DraftConfig, DraftModel
 from foredraft.engine.pointer import Pointer, pointed_logits
+from foredraft.engine.recurrent import RecurrentDrafter, cell_of
+from foredraft.kernels.recurrent import LSTM, Cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,24 @@ class LSTMModel(DraftModel):
         """[B, T, hidden_size] of normed embeddings [B, T, C], causal."""
         return self.cell(embedded)[0]
 
+    def cell_arrays(self) -> Cell:
+        """For kernels/recurrent.py."""
+        def layer(number: int) -> tuple[Tensor, Tensor]:
+            x, h, x_bias, h_bias = self.cell.all_weights[number]
+            return torch.cat((x, h), 1), x_bias + h_bias
+
+        first, *rest = (layer(number) for number in range(self.config.num_layers))
+        return cell_of(LSTM, *first, [weight for weight, _ in rest], [bias for _, bias in rest], (),
+                       self.config.num_layers, self.config.hidden_size)
+
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:
         """Logits as engine/neural.py says; source_ids are needed."""
         return pointed_logits(self, input_ids, encoder_output, source_mask, source_ids, scored)
+
+
+class LSTMDrafter(RecurrentDrafter):
+    """Drafts of an LSTMModel; a drafted id costs one step of it and its head."""
+
+    name = "lstm"
+    model_class = LSTMModel

@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foredraft.engine.checkpoint import StoredTensors, weights_hash
-from foredraft.engine.t5_weights import T5Config
+from foredraft.engine.t5_weights import T5Config, T5Weights
 from foredraft.errors import UserError
+from foredraft.kernels.linear import pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +109,15 @@ class DraftModel(nn.Module):
         save_files(folder, entries, tensors)
 
     @classmethod
-    def load(cls, folder: str | Path, target: str | Path) -> DraftModel:
-        """Read a saved drafter over the tables of its target's folder. UserError: another target, vocabulary or kind."""
+    def load(cls, folder: str | Path, target: str | Path, with_tables: bool = True) -> DraftModel:
+        """Read a saved drafter over the tables of its target's folder. UserError: another target, vocabulary or kind.
+
+        with_tables False leaves shared tables away, where they are at hand in another form.
+        """
         folder = Path(folder)
         config = cls.config_class(**read_entries(folder, cls.config_class, cls.model_type))
         check_target(folder, config, target)
-        model = cls(config, read_tables(target, config) if config.shared_embeddings else None)
+        model = cls(config, read_tables(target, config) if config.shared_embeddings and with_tables else None)
         model.load_tensors(folder)
         return model
 
@@ -127,6 +132,28 @@ class DraftModel(nn.Module):
                     what = "is missing" if found is None else f"is {tuple(found.shape)}"
                     raise UserError(f"{folder}: tensor {name} {what}, config.json says {tuple(tensor.shape)}")
                 tensor.copy_(found)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a drafter embeds with and ends in, as the engine holds it: embedding [V, C] float32 or bfloat16 bits, head
+    packed as in kernels/linear.py in any storage."""
+
+    embedding: np.ndarray
+    head: np.ndarray
+
+    @classmethod
+    def of(cls, model: DraftModel, weights: T5Weights) -> Tables:
+        """The target's, or the model's own in float32."""
+        if model.config.shared_embeddings:
+            return cls(weights.embedding, weights.head)
+        return cls(model.embedding.detach().numpy(), pack(model.head.detach().numpy()))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[S, C] float32."""
+        if self.embedding.dtype == np.uint16:
+            return torch.from_numpy(self.embedding.view(np.int16)).view(torch.bfloat16)[ids].float()
+        return torch.from_numpy(self.embedding)[ids]
 
 
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
