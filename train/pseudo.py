@@ -71,7 +71,8 @@ class Engine:
     def load(self) -> Model:
         model = load(self.target, None if self.drafter == "none" else self.drafter, self.device, self.dtype)
         if model.tokenizer is None:
-            raise UserError(f"{model.path}: tokenizer.json is missing, so articles cannot be read; put it beside config.json")
+            raise UserError(f"{model.path}: tokenizer.json is missing, so articles cannot be read; put it beside "
+                            "config.json")
         return model
 
 
