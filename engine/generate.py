@@ -92,8 +92,9 @@ class Model:
 
     def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 128,
                  draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int | Sequence[int] | None = None, stop_strings: str | Sequence[str] | None = None,
-                 streamer: Any = None, batch_size: int = 8, max_source: int | None = None) -> Output:
+                 top_p: float = 1.0, seed: int | Sequence[int] | None = None,
+                 stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
+                 max_source: int | None = None) -> Output:
         """Texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
         The arguments are DecodeConfig's; seeds in a list, int64, are one for each input, whatever its place in the call.

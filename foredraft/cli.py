@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import foredraft
-from foredraft import cli_bench, cli_pseudo, cli_train, cli_train_ngram
+from foredraft import cli_bench, cli_pseudo, cli_train, cli_train_drafter
 from foredraft.errors import UserError
 
 app = typer.Typer(
@@ -158,4 +158,4 @@ def _gain(stats) -> str:
 cli_bench.register(app)
 cli_pseudo.register(app)
 cli_train.register(app)
-cli_train_ngram.register(app)
+cli_train_drafter.register(app)

@@ -64,6 +64,11 @@ class TargetKit:
         self._encoded: dict[int, EncodedSources] = {}
 
     @property
+    def source_limit(self) -> int:
+        """Source ids that the checkpoint says it takes, else 512."""
+        return self.weights.config.source_limit or 512
+
+    @property
     def weights(self):
         self._weights = self._weights or load_weights(self.folder)
         return self._weights
