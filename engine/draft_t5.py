@@ -129,7 +129,8 @@ class T5Model(nn.Module):
                           "scale_decoder_outputs": True}
         theirs = TheirConfig(**kept | sizes | made_for)
         model = cls(T5ForConditionalGeneration(theirs), target)
-        same = all(getattr(theirs, name) == entries[name] for name in ("d_model", "d_ff", "num_heads", "d_kv"))
+        same = all(getattr(theirs, name) == entries[name] for name in ("d_model", "d_ff", "num_heads", "d_kv")) and (
+            theirs.num_layers <= ours.num_layers and theirs.num_decoder_layers <= ours.num_decoder_layers)
         with StoredTensors(target) as tensors, torch.no_grad():
             if same:
                 for name, parameter in model.model.named_parameters():

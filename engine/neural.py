@@ -163,7 +163,7 @@ def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 def earlier(x: Tensor, steps: int) -> Tensor:
     """x [B, T, ...] moved to `steps` places later, zeros where nothing was."""
-    return torch.cat((torch.zeros_like(x[:, :steps]), x[:, : x.shape[1] - steps]), 1)
+    return torch.cat((x.new_zeros(x.shape[0], steps, *x.shape[2:]), x), 1)[:, : x.shape[1]]
 
 
 def read_tables(target: str | Path, config: DraftConfig) -> tuple[Tensor, Tensor]:

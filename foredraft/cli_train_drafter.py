@@ -79,6 +79,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     max_source: Annotated[int | None, flag("max_source", "Source tokens; default: the target's.", min=8)] = None,
     max_target: Annotated[int, flag("max_target", "Summary tokens.", min=2)] = 128,
+    sample_tokens: Annotated[int, flag("sample_tokens", "Longest sample of the drafter's own.", min=2)] = 128,
     cache: Annotated[Path, typer.Option(help="What runs share: encoder outputs, validation.")] = Path("runs/cache"),
     encoder_cache: Annotated[
         bool, typer.Option("--encoder-cache/--no-encoder-cache", help="Keep the target's encoder outputs on disk.")
@@ -124,7 +125,7 @@ def train(
     recipe = DrafterRecipe(
         drafter=drafter, method=method, init=init, sizes=parse_sizes(size or []), steps=steps, warmup_steps=warmup_steps,
         decay_steps=steps // 4 if decay_steps is None else decay_steps, batch_size=batch_size, accumulation=accumulation,
-        learning_rate=lr, max_target=max_target, seed=seed, bf16=bf16)
+        learning_rate=lr, max_target=max_target, sample_tokens=sample_tokens, seed=seed, bf16=bf16)
     kit = TargetKit(folder, cache, device, encoder_cache)
     longest = max_source or kit.source_limit
     articles = read_drafter_data(pairs, pseudo_dataset_path, kit.tokenizer, longest, max_target, limit)

@@ -43,6 +43,7 @@ class DrafterRecipe:
     accumulation: int = 1
     learning_rate: float = 1e-3
     max_target: int = 128
+    sample_tokens: int = 128  # longest sample of the drafter's own
     seed: int = 0
     bf16: bool = False
 
@@ -158,9 +159,9 @@ class DistillTrainer(RunTrainer, Trainer):
         encoded = [output[:length].cpu() for output, length in zip(batch["encoder_output"], lengths, strict=True)]
         method, seed = self.recipe.method, self.recipe.seed * 2**32 + noise
         if method.form == "policy":
-            return mixed_samples(drafter, self.kit.engine, sources, encoded, self.recipe.max_target, seed,
+            return mixed_samples(drafter, self.kit.engine, sources, encoded, self.recipe.sample_tokens, seed,
                                  method.teacher_mix)
-        return student_samples(drafter, self.kit.engine, sources, encoded, self.recipe.max_target, seed)
+        return student_samples(drafter, self.kit.engine, sources, encoded, self.recipe.sample_tokens, seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         row, labels = inputs["row"], inputs["labels"]

@@ -23,7 +23,6 @@ from foredraft.train.methods import METHODS
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
 BASELINE = "baseline"
 RESULT = "result.json"
-NGRAM_TABLE = "table.ngram"
 
 # What each drafter starts from and how fast it learns; shared by its baseline and its distilled twins.
 LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "t5small": 5e-4, "t5shallow": 5e-4}
@@ -138,12 +137,12 @@ def _fit_ngram(plan: Plan, kit: TargetKit, articles: Articles, folder: Path, met
     with open(texts, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps({"highlights": kit.tokenizer.decode(row.tolist())}) + "\n")
-    fitted = fit_ngram([texts], folder / NGRAM_TABLE, kit.folder, order=plan.ngram_order, progress=False)
+    fitted = fit_ngram([texts], folder / f"{folder.name}.ngram", kit.folder, order=plan.ngram_order, progress=False)
     texts.unlink()
     return {"texts": fitted.texts, "tokens": fitted.tokens}
 
 
-def drafter_spec(result: dict, out: Path) -> str:
-    """What `--drafter` of foredraft's commands calls a finished run."""
+def checkpoint_of(result: dict, out: Path) -> Path:
+    """What `--ckpt_path` of foredraft eval calls a finished run: a folder, or an n-gram table's file."""
     folder = run_folder(out, result["drafter"], result["method"], result["seed"])
-    return f"ngram:{folder / NGRAM_TABLE}" if result["drafter"] == "ngram" else str(folder)
+    return folder / f"{folder.name}.ngram" if result["drafter"] == "ngram" else folder
