@@ -91,5 +91,5 @@ def pointed_logits(model, input_ids: Tensor, encoder_output: Tensor, source_mask
         scored = torch.ones_like(input_ids, dtype=torch.bool)
     batch = scored.nonzero()[:, 0]
     logits = (outputs[scored] * model.config.head_scale) @ model.head.T
-    logits = logits.scatter_add(1, source_ids[batch], (gain[scored] * weights[scored]).to(logits.dtype))
+    logits = logits.scatter_add_(1, source_ids[batch], (gain[scored] * weights[scored]).to(logits.dtype))
     return logits.view(*input_ids.shape, -1) if whole else logits

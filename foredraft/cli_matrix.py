@@ -116,7 +116,7 @@ def evaluate_runs(results: list[dict], failures: list[str], out: Path, target: P
 
     for result in results:
         checkpoint = checkpoint_of(result, out)
-        kept = checkpoint.parent / "eval.json" if checkpoint.is_file() else checkpoint / "eval.json"
+        kept = (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
         if kept.is_file():
             continue
         command = ["eval", "--ckpt_path", str(checkpoint), "--target", str(target), "--data", str(test),

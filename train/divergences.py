@@ -69,7 +69,8 @@ class _BlendedLoss(torch.autograd.Function):
             log_q = torch.log_softmax(student, -1)
             label = labels[part, None]
             surprise[part] = -log_q.gather(1, label)[:, 0]
-            slope = log_q.exp()
+            # in place where the types allow: a copy costs as much as an exponential
+            slope = torch.exp(log_q, out=slopes[part]) if slopes.dtype == log_q.dtype else log_q.exp()
             slope.scatter_add_(1, label, torch.full_like(label, -1.0, dtype=slope.dtype))
             slope.mul_(hard[part, None])
             if start >= first:
@@ -80,7 +81,8 @@ class _BlendedLoss(torch.autograd.Function):
                 apart[own], soft_slope = divergence_rows(log_q, log_p, kind, beta)
                 # T^2 of the term times 1/T of the tempered logits
                 slope.addcmul_(soft_slope, soft[own, None], value=temperature)
-            slopes[part] = slope
+            if slopes.dtype != slope.dtype:
+                slopes[part] = slope
         ctx.save_for_backward(slopes)
         total = (hard * surprise).sum() + temperature**2 * (soft * apart).sum()
         ctx.mark_non_differentiable(surprise, apart)

@@ -84,6 +84,11 @@ class Watch(TrainerCallback):
         self.stopping = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        if torch.distributed.is_initialized():
+            # all processes stop after the same step, or they would wait for each other
+            told = torch.tensor(int(self.stopping), device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.stopping = bool(told)
         if self.stopping:
             control.should_save = control.should_training_stop = True
 
@@ -92,6 +97,8 @@ class Watch(TrainerCallback):
             signal.signal(number, handler)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
