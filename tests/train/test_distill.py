@@ -176,9 +176,6 @@ def test_two_processes_lose_what_one_loses(world, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     train(world, tmp_path / "one", method=Distillation(distill_method="Supervised_KD", kd_temp=2))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
-    one, two = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [

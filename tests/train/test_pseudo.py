@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import signal
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,29 +87,29 @@ def test_an_interrupted_run_goes_on_without_loss_or_repeat(sampled, data, tiny_m
     assert {path: path.stat().st_mtime_ns for path in done} == before
 
 
-def _slow_shard(records, path):
-    time.sleep(0.2)
-    _WRITE(records, path)
-
-
-_WRITE = module.write_shard
-
-
-def _work(data, out, model, slow):
-    if slow:
-        module.write_shard = _slow_shard
-    make(data, out, model, temperature=1.0, samples_per_article=2, seed=3)
+# a process that dies in the middle of its second shard
+_DYING = """
+import os, signal, sys
+from foredraft.train import pseudo as module
+data, out, model = sys.argv[1:]
+write, done = module.write_shard, []
+def dying(records, path):
+    if done:
+        open(str(path.with_name(f".{path.name}.half")), "w").write("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(path)
+    write(records, path)
+module.write_shard = dying
+order = module.Order(1.0, 2, 3, 6, None, 4)
+module.pseudo(data, out, order, module.Engine(model, batch_size=3), progress=False)
+"""
 
 
 def test_a_killed_process_leaves_its_shards_to_the_others(sampled, data, tiny_model_path, tmp_path):
-    context = multiprocessing.get_context("fork")
-    victim = context.Process(target=_work, args=(data, tmp_path, tiny_model_path, True))
-    victim.start()
-    deadline = time.monotonic() + 60
-    while not shards(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
+    checkout = Path(__file__).resolve().parent.parent.parent
+    dead = subprocess.run([sys.executable, "-c", _DYING, data, tmp_path, tiny_model_path],
+                          env=os.environ | {"PYTHONPATH": str(checkout)}, cwd=tmp_path)
+    assert dead.returncode == -signal.SIGKILL and len(shards(tmp_path)) == 1
     make(data, tmp_path, tiny_model_path, temperature=1.0, samples_per_article=2, seed=3)
     assert shards(tmp_path) == shards(sampled)
 
