@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.engine.checkpoint import weights_hash
@@ -114,7 +114,7 @@ class DistillTrainer(RunTrainer, Trainer):
                  top: TopLogits | None, **arguments):
         super().__init__(recipe, **arguments)
         self.kit, self.articles, self.held, self.top = kit, articles, held, top
-        self.encodings = kit.encoded(articles)
+        self.encodings, self.evaluation_seconds = kit.encoded(articles), 0.0
 
     @property
     def drafter(self) -> torch.nn.Module:
@@ -190,7 +190,9 @@ class DistillTrainer(RunTrainer, Trainer):
         model.train(training)
         metrics[f"{metric_key_prefix}_alpha"] = sum(metrics.values()) / len(metrics)
         metrics = {name: round(value, 5) for name, value in metrics.items()}
-        metrics[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - began, 2)
+        seconds = time.perf_counter() - began
+        self.evaluation_seconds += seconds
+        metrics[f"{metric_key_prefix}_seconds"] = round(seconds, 2)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -259,13 +261,16 @@ def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles
         recipe, kit, articles, held, top, model=Student(model), args=arguments, data_collator=collate_drafter,
         train_dataset=DrafterDataset(articles, recipe.seed), eval_dataset=DrafterDataset(next(iter(held.values()))),
         callbacks=[watch := Watch(out / "log.jsonl")])
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
     first_step, began = checkpoint_step(checkpoint), time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     if watch.stopping and trainer.state.global_step < recipe.steps:
         return None
     seconds = time.monotonic() - began
+    read, training = (recipe.steps - first_step) * recipe.batch_size, seconds - trainer.evaluation_seconds
     figures = {"alpha": trainer.state.best_metric, "best_step": trainer.state.best_global_step, "seconds": round(seconds, 1),
-               "articles_a_second": round((recipe.steps - first_step) * recipe.batch_size / max(seconds, 1e-9), 2)}
+               "articles_a_second": round(read / max(training, 1e-9), 2)}
     if trainer.is_world_process_zero():
         data = [{"file": "articles", "pairs": len(articles), "fingerprint": _fingerprint(articles)}]
         run = describe_run(recipe, data, first_step, trainer.state.global_step, seconds)
