@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from foredraft.engine.checkpoint import weights_hash
 from foredraft.engine.draft_models import kind_of, model_class
 from foredraft.engine.t5 import T5
-from foredraft.engine.t5_weights import load_tokenizer, load_weights
+from foredraft.engine.t5_weights import T5Config, load_tokenizer, load_weights
 from foredraft.errors import UserError
 from foredraft.train.alpha import own_laws
 from foredraft.train.data import IGNORE, LengthGroups
@@ -211,7 +211,8 @@ class DistillTrainer(RunTrainer, Trainer):
 
 
 def new_drafter(recipe: DrafterRecipe, target: str | Path) -> torch.nn.Module:
-    """A drafter's module in fp32, made from the target's folder or read from `init`."""
+    """A drafter's module in fp32, made from the target's folder or read from `init`. A t5small has half of the target's
+    encoder and decoder layers unless `sizes` say otherwise: with all of them it would be the target."""
     if recipe.init is not None:
         if not (Path(recipe.init) / "config.json").is_file():
             raise UserError(f"--init {recipe.init}: no config.json in it; give a drafter's folder, or leave it out")
@@ -219,7 +220,12 @@ def new_drafter(recipe: DrafterRecipe, target: str | Path) -> torch.nn.Module:
             raise UserError(f"--init {recipe.init}: holds a {found} drafter, not {recipe.drafter}; give its own kind")
         return model_class(recipe.drafter).load(recipe.init, target)
     torch.manual_seed(recipe.seed)
-    return model_class(recipe.drafter).from_target(target, **dict(recipe.sizes))
+    sizes = dict(recipe.sizes)
+    if recipe.drafter == "t5small":
+        whole = T5Config.from_json(Path(target) / "config.json")
+        half = {"num_layers": -(-whole.num_layers // 2), "num_decoder_layers": -(-whole.num_decoder_layers // 2)}
+        sizes = half | sizes
+    return model_class(recipe.drafter).from_target(target, **sizes)
 
 
 def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles], out: str | Path, recipe: DrafterRecipe,

@@ -44,8 +44,7 @@ def run_ray(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Eng
                 for number, articles in pseudo.read_shards(data, order) if number in missing]
         places = {"num_gpus": 1} if engine.device.startswith("cuda") else {"num_cpus": 1}
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            ShardWorker, fn_constructor_args=(order, engine), compute=ray.data.ActorPoolStrategy(size=workers),
-            max_restarts=-1, max_task_retries=-1, **places)
+            ShardWorker, fn_constructor_args=(order, engine), compute=ray.data.ActorPoolStrategy(size=workers), **places)
         for row in done.iter_rows():
             records = list(row["records"])
             pseudo.write_shard(records, pseudo.shard_path(out, row["shard"], order))
