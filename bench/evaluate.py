@@ -9,11 +9,12 @@ from foredraft.bench import measure
 from foredraft.bench.alpha import interval, overlaps
 from foredraft.bench.methods import drafting_method
 from foredraft.bench.settings import Settings
+from foredraft.engine.draft_models import KINDS, kind_of
 from foredraft.errors import UserError
 
 PLAIN = "plain"
-# Drafters that need no checkpoint, and the n-gram table, which is a file.
-WITHOUT_FILES, NGRAM = ("lookup", "none"), "ngram"
+# The drafter that needs no checkpoint, and the one whose checkpoint is a file.
+LOOKUP, NGRAM = "lookup", "ngram"
 
 
 def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]:
@@ -21,13 +22,11 @@ def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]
 
     UserError: no checkpoint and no name, a path that is not there, a checkpoint of another kind than `drafter`.
     """
-    from foredraft.engine.draft_models import KINDS, kind_of
-
-    known = (*WITHOUT_FILES, NGRAM, *KINDS)
+    known = (LOOKUP, NGRAM, *KINDS)
     if drafter is not None and drafter not in known:
         raise UserError(f"--drafter {drafter} is not known; one of {', '.join(known)}")
     if ckpt_path is None:
-        if drafter not in (*WITHOUT_FILES, NGRAM):
+        if drafter not in (LOOKUP, NGRAM):
             raise UserError("name what to evaluate: --ckpt_path PATH, or --drafter lookup or ngram")
         return drafter, drafter
     if not ckpt_path.exists():

@@ -52,11 +52,11 @@ class CNNModel(DraftModel):
             x = x + F.glu(convolution(padded).transpose(1, 2), -1)
         return rms_norm(x)
 
-    def cell_arrays(self) -> Cell:
+    def cell_arrays(self, stored: str) -> Cell:
         """For kernels/recurrent.py: a convolution as a matrix over its places, the earliest first."""
         weights = [convolution.weight.transpose(1, 2).flatten(1) for convolution in self.convolutions]
         return cell_of(CNN, self.enter.weight, self.enter.bias, weights, [c.bias for c in self.convolutions],
-                       self.config.dilations, len(weights) + 1, self.config.hidden_size)
+                       self.config.dilations, len(weights) + 1, self.config.hidden_size, stored)
 
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:

@@ -41,7 +41,7 @@ class LSTMModel(DraftModel):
         """[B, T, hidden_size] of normed embeddings [B, T, C], causal."""
         return self.cell(embedded)[0]
 
-    def cell_arrays(self) -> Cell:
+    def cell_arrays(self, stored: str) -> Cell:
         """For kernels/recurrent.py."""
         def layer(number: int) -> tuple[Tensor, Tensor]:
             x, h, x_bias, h_bias = self.cell.all_weights[number]
@@ -49,7 +49,7 @@ class LSTMModel(DraftModel):
 
         first, *rest = (layer(number) for number in range(self.config.num_layers))
         return cell_of(LSTM, *first, [weight for weight, _ in rest], [bias for _, bias in rest], (),
-                       self.config.num_layers, self.config.hidden_size)
+                       self.config.num_layers, self.config.hidden_size, stored)
 
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.engine.checkpoint import StoredTensors, Tensors
-from foredraft.engine.neural import DraftConfig, DraftModel, Tables, read_json, save_files, target_entries
+from foredraft.engine.neural import DraftConfig, DraftModel, Tables, read_json, save_files, stored_as, target_entries
 from foredraft.engine.shortlists import Shortlists
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.engine.t5 import T5
@@ -188,7 +188,7 @@ class T5Drafter:
     @classmethod
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> T5Drafter:
         """A T5 checkpoint directory (form 1). `tokenizer`: the target's, or None."""
-        weights = load_weights(folder)
+        weights = load_weights(folder, weights="int8" if target.stored == "int8" else None)
         ours, its = weights.config, target.config
         if ours.vocab_size != its.vocab_size:
             raise UserError(f"{folder}: has {ours.vocab_size} ids, the target {target_folder} has {its.vocab_size}; "
@@ -279,15 +279,16 @@ class ShallowT5Drafter(T5Drafter):
     @classmethod
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> ShallowT5Drafter:
         model = ShallowT5Model.load(folder, target_folder, with_tables=False)
-        return cls.of(model, target)
+        return cls.of(model, target, stored_as(folder, target))
 
     @classmethod
-    def of(cls, model: ShallowT5Model, target: T5Weights) -> ShallowT5Drafter:
-        """`target`: the weights whose tables it shares; a model with tables of its own brings them."""
+    def of(cls, model: ShallowT5Model, target: T5Weights, stored: str = "fp32") -> ShallowT5Drafter:
+        """`target`: the weights whose tables it shares; a model with tables of its own brings them. `stored`, one of
+        t5_weights.STORED: its own matrices."""
         c, tables = model.config, Tables.of(model, target)
         entries = asdict(c) | {"model_type": "t5", "num_layers": 0, "num_decoder_layers": len(c.layers)}
         config = replace(T5Config.from_dict(entries, "config.json"), num_layers=0, head_scale=c.head_scale)
-        weights = decoder_weights(Tensors(model.state_dict()), config, "fp32", torch.float32, tables.embedding,
+        weights = decoder_weights(Tensors(model.state_dict()), config, stored, torch.float32, tables.embedding,
                                   tables.head)
         return cls(weights, model.draft_ids.numpy())
 

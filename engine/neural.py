@@ -156,6 +156,14 @@ class Tables:
         return torch.from_numpy(self.embedding)[ids]
 
 
+def stored_as(folder: Path, target: T5Weights) -> str:
+    """How the engine stores a drafter's own matrices: int8 beside an int8 target, else as the file holds them."""
+    if target.stored == "int8":
+        return "int8"
+    with StoredTensors(folder) as tensors:
+        return "bf16" if any(tensors.raw(name).dtype == torch.bfloat16 for name in tensors.where) else "fp32"
+
+
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Rows of root mean square 1, without a weight."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)

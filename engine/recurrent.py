@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.cache import KVCache
-from foredraft.engine.neural import DraftModel, Tables, rms_norm
+from foredraft.engine.neural import DraftModel, Tables, rms_norm, stored_as
 from foredraft.engine.shortlists import Shortlists
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
-from foredraft.engine.t5_weights import T5Weights
-from foredraft.kernels.linear import pack
+from foredraft.engine.t5_weights import T5Weights, packed
 from foredraft.kernels.pointer import Pointer, Source
 from foredraft.kernels.recurrent import Cell, Memory, draft_numba
-from foredraft.kernels.tile import LANES
 
 
 class RecurrentDrafter:
@@ -27,16 +25,17 @@ class RecurrentDrafter:
     name: ClassVar[str]
     model_class: ClassVar[type[DraftModel]]
 
-    def __init__(self, model: DraftModel, tables: Tables):
+    def __init__(self, model: DraftModel, tables: Tables, stored: str = "fp32"):
+        """`stored`, one of t5_weights.STORED: its own matrices."""
         self.model, self.tables = model.eval(), tables
         self.config, pointer = model.config, model.pointer
         self.lists = Shortlists(tables.head, self.config.vocab_size, model.draft_ids.numpy(), copies=True)
         self.keys = KVCache(1, pointer.heads, pointer.d_kv)
-        self.pointer = Pointer(
-            packed(pointer.query.weight), array(pointer.query.bias), packed(pointer.inner.weight),
-            array(pointer.inner.bias), packed(pointer.outer.weight), array(pointer.gain.weight)[0],
-            array(pointer.gain.bias))
-        self.cell = model.cell_arrays()
+        query, inner, outer = (packed(layer.weight.detach(), stored)
+                               for layer in (pointer.query, pointer.inner, pointer.outer))
+        self.pointer = Pointer(query, array(pointer.query.bias), inner, array(pointer.inner.bias), outer,
+                               array(pointer.gain.weight)[0], array(pointer.gain.bias))
+        self.cell = model.cell_arrays(stored)
         self._grow(0, 0)
         self._warm_up()
 
@@ -44,7 +43,7 @@ class RecurrentDrafter:
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> RecurrentDrafter:
         """A saved drafter, for the target it was made for."""
         model = cls.model_class.load(folder, target_folder, with_tables=False)
-        return cls(model, Tables.of(model, target))
+        return cls(model, Tables.of(model, target), stored_as(folder, target))
 
     def _grow(self, rows: int, slots: int) -> None:
         """Room for B rows of T positions; what was read is forgotten, so that it is read again."""
@@ -101,18 +100,15 @@ class RecurrentDrafter:
 _NO_LAW, _NO_LSE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
 
 
-def packed(weight: Tensor) -> np.ndarray:
-    return pack(array(weight))
-
-
 def array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().float().numpy())
 
 
 def cell_of(kind: int, first: Tensor, first_bias: Tensor, rest: list[Tensor], rest_bias: list[Tensor],
-            dilations: Sequence[int], states: int, size: int) -> Cell:
+            dilations: Sequence[int], states: int, size: int, stored: str) -> Cell:
     """The arrays of kernels/recurrent.py's Cell, without room for states; a position keeps `states` of `size`."""
-    stacked = np.stack([packed(weight) for weight in rest]) if rest else np.zeros((0, 1, 1, LANES), np.float32)
+    first, rest = packed(first.detach(), stored), [packed(weight.detach(), stored) for weight in rest]
+    stacked = np.stack(rest) if rest else np.zeros((0, *first.shape), first.dtype)
     biases = np.stack([array(bias) for bias in rest_bias]) if rest else np.zeros((0, 1), np.float32)
     empty = np.zeros((0, 0, states, size), np.float32)
-    return Cell(kind, packed(first), array(first_bias), stacked, biases, np.array(dilations, np.int64), empty, empty)
+    return Cell(kind, first, array(first_bias), stacked, biases, np.array(dilations, np.int64), empty, empty)

@@ -141,7 +141,8 @@ def _as_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def _packed(matrix: Tensor, stored: str) -> np.ndarray:
+def packed(matrix: Tensor, stored: str) -> np.ndarray:
+    """A matrix [N, K] as kernels/linear.py reads it, in one of STORED."""
     if stored == "int8":
         return quantize(matrix.float().numpy())
     return pack(_as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
@@ -198,11 +199,11 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | No
         return out
 
     def stack(parts) -> np.ndarray:
-        first = _packed(parts("decoder.block.0.layer"), stored)
+        first = packed(parts("decoder.block.0.layer"), stored)
         out = np.empty((L, *first.shape), first.dtype)
         out[0] = first
         for layer in range(1, L):
-            out[layer] = _packed(parts(f"decoder.block.{layer}.layer"), stored)
+            out[layer] = packed(parts(f"decoder.block.{layer}.layer"), stored)
         return out
 
     if tables is None:
@@ -211,7 +212,7 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | No
             stored = "bf16" if torch.bfloat16 in (kind, tensors.raw(shared).dtype) else "fp32"
         matrix = read(shared, c.vocab_size, c.d_model)
         tied = "lm_head.weight" not in tensors.where
-        head = _packed(matrix if tied else read("lm_head.weight", c.vocab_size, c.d_model), stored)
+        head = packed(matrix if tied else read("lm_head.weight", c.vocab_size, c.d_model), stored)
         tables = (_as_numpy(matrix), head)
 
     encoder = []
