@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -114,6 +115,9 @@ def evaluate_runs(results: list[dict], failures: list[str], out: Path, target: P
     from foredraft.bench import record
     from foredraft.train.matrix import checkpoint_of
 
+    # the very foredraft that trained, wherever it was started
+    paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     for result in results:
         checkpoint = checkpoint_of(result, out)
         kept = (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
@@ -122,7 +126,8 @@ def evaluate_runs(results: list[dict], failures: list[str], out: Path, target: P
         command = ["eval", "--ckpt_path", str(checkpoint), "--target", str(target), "--data", str(test),
                    "--limit", str(articles), "--draft-tokens", draft_tokens, "--temperature", "0,1"]
         print(shlex.join(["foredraft", *command]), flush=True)
-        done = subprocess.run([sys.executable, "-m", "foredraft", *command], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-m", "foredraft", *command], stdout=subprocess.PIPE, text=True,
+                              env=environment)
         if done.returncode:
             failures.append(f"{checkpoint}: foredraft eval ended with {done.returncode}")
             continue

@@ -25,7 +25,7 @@ from foredraft.train.history import describe_run, record_run
 from foredraft.train.methods import Distillation, step_inputs, step_loss, token_counts
 from foredraft.train.samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.teacher import Teacher, TopLogits, keep_top_logits
-from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step
+from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,7 @@ def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles
     if rest or not each:
         raise UserError(f"--batch-size {recipe.batch_size} does not divide among {world} processes and "
                         f"--accumulation {recipe.accumulation}; give a multiple of {world * recipe.accumulation}")
+    check_summaries(recipe.method, articles)
     if len(articles) < recipe.batch_size:
         raise UserError(f"{len(articles)} articles are fewer than --batch-size {recipe.batch_size}; give a smaller one")
     if evaluate_every > recipe.steps or save_every % evaluate_every:
@@ -263,6 +264,7 @@ def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles
             kit.encoded(own)
         top = _top_logits(kit, articles, recipe.method)
     model = new_drafter(recipe, kit.folder)
+    fuse_gelu(model)
     trainer = DistillTrainer(
         recipe, kit, articles, held, top, model=Student(model), args=arguments, data_collator=collate_drafter,
         train_dataset=DrafterDataset(articles, recipe.seed), eval_dataset=DrafterDataset(next(iter(held.values()))),
@@ -283,6 +285,15 @@ def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles
         model.save(out)
         record_run(out, run | {"target_hash": kit.hash, "figures": figures})
     return figures
+
+
+def check_summaries(method: Distillation, articles: Articles) -> None:
+    """UserError when articles lack a summary that the method reads."""
+    if (method.loss or (method.kd_loss and method.data != "pseudo")) and any(gold is None for gold in articles.gold):
+        raise UserError("human summaries are asked for; give --data, a pair file, or --loss 0 and --kd-data pseudo")
+    if method.kd_loss and method.data != "gold" and not all(articles.own):
+        raise UserError(f"{method.distill_method} reads the target's own summaries; give --pseudo-dataset-path (foredraft "
+                        "pseudo makes one), or --kd-data gold")
 
 
 def _top_logits(kit: TargetKit, articles: Articles, method: Distillation) -> TopLogits | None:

@@ -104,14 +104,11 @@ class Distillation:
 
 
 def fixed_rows(method: Distillation, batch: dict) -> list[np.ndarray]:
-    """The method's fixed summary of each article of a batch. UserError when there is none."""
+    """The method's fixed summary of each article of a batch."""
     rows = []
     for gold, own, coin in zip(batch["gold"], batch["own"], batch["coin"].tolist(), strict=True):
         wanted = method.data if method.data != "mixed" else ("pseudo" if coin < 0.5 else "gold")
         row = own if wanted == "pseudo" else gold
-        if row is None:
-            raise UserError(f"{method.distill_method} trains on the target's own summaries; give --pseudo-dataset-path"
-                            if wanted == "pseudo" else "human summaries are asked for; give --data, a pair file")
         rows.append(row)
     return rows
 
@@ -125,8 +122,6 @@ def step_inputs(method: Distillation, batch: dict, samples: list[np.ndarray] | N
         kd = fixed_rows(method, batch) if samples is None else samples
     shared = bool(kd) and samples is None and method.data == "gold"
     gold = batch["gold"] if method.loss and not shared else []
-    if any(row is None for row in gold):
-        raise UserError("--loss weighs cross-entropy on human summaries; give --data, a pair file, or --loss 0")
     input_ids, labels = pad_rows([*gold, *kd], start_token)
     places = torch.arange(B)
     out = {name: batch[name] for name in ("source_ids", "source_mask", "article", "encoder_output") if name in batch}

@@ -19,7 +19,7 @@ from foredraft.train.extract import mix_extracts
 from foredraft.train.history import describe_run, record_run
 from foredraft.train.losses import repetition_loss, target_loss
 from foredraft.train.probe import span_accuracy, summary_figures
-from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step
+from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ def new_target(recipe: Recipe) -> T5ForConditionalGeneration:
     model = _initial(recipe)
     # T5 has no position limit of its own; this records how long a source it was trained on
     model.config.n_positions = recipe.max_source
-    # "gelu_new" is this function written out in seven elementwise passes
-    for block in [*model.encoder.block, *model.decoder.block]:
-        if model.config.dense_act_fn == "gelu_new":
-            block.layer[-1].DenseReluDense.act = torch.nn.GELU(approximate="tanh")
+    fuse_gelu(model)
     return model
 
 

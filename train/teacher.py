@@ -15,6 +15,7 @@ from transformers import T5ForConditionalGeneration
 from foredraft.errors import UserError
 from foredraft.train.data import IGNORE
 from foredraft.train.drafter_data import pad_rows
+from foredraft.train.trainer import fuse_gelu
 
 
 class Teacher:
@@ -22,6 +23,7 @@ class Teacher:
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         self.model = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False).to(device)
+        fuse_gelu(self.model)
         config = self.model.config
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
+from transformers.activations import NewGELUActivation
 from transformers.trainer import TRAINER_STATE_NAME
 
 
@@ -106,3 +107,10 @@ class Watch(TrainerCallback):
 def checkpoint_step(folder: str | Path | None) -> int:
     """The step of a checkpoint folder; 0 for None."""
     return int(Path(folder).name.rsplit("-", 1)[1]) if folder else 0
+
+
+def fuse_gelu(model: torch.nn.Module) -> None:
+    """transformers' "gelu_new" is this function written out in seven elementwise passes."""
+    for module in model.modules():
+        if isinstance(getattr(module, "act", None), NewGELUActivation):
+            module.act = torch.nn.GELU(approximate="tanh")

@@ -191,6 +191,14 @@ def test_bad_input_is_one_line(world, tmp_path, changes, complaint):
     assert "\n" not in str(error.value)
 
 
+def test_missing_summaries_are_told_at_the_start(world, tmp_path):
+    kit, articles, held, folder = world
+    for method, own, complaint in ((Distillation(), False, "--pseudo-dataset-path"), (Distillation(), True, "--data")):
+        lacking = replace(articles, own=[[]] * 12) if not own else replace(articles, gold=[None] * 12)
+        with pytest.raises(UserError, match=complaint):
+            train_drafter(kit, lacking, held, tmp_path, replace(RECIPE, method=method))
+
+
 def test_a_start_of_another_kind_or_target_is_refused(world, tmp_path, tiny_checkpoints):
     kit = world[0]
     new_drafter(RECIPE, kit.folder).save(tmp_path)

@@ -106,11 +106,3 @@ def test_mixtures(batch):
 def test_bad_settings_are_one_line(settings, complaint):
     with pytest.raises(UserError, match=complaint):
         Distillation(**settings)
-
-
-def test_missing_summaries_are_named(batch):
-    batch["own"][1] = batch["gold"][0] = None
-    with pytest.raises(UserError, match="--pseudo-dataset-path"):
-        step_inputs(Distillation(loss=0), batch, None, 0)
-    with pytest.raises(UserError, match="--data"):
-        step_inputs(Distillation(kd_loss=0), batch, None, 0)
