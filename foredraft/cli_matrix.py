@@ -58,9 +58,10 @@ def matrix(
     from foredraft.engine.generate import EMBEDDED_TARGET
     from foredraft.train import matrix as runs
     from foredraft.train.data import find_split
-    from foredraft.train.distill import DrafterRecipe, TargetKit
+    from foredraft.train.distill import DrafterRecipe
     from foredraft.train.drafter_data import read_drafter_data
     from foredraft.train.held import held_articles
+    from foredraft.train.kit import TargetKit
     from foredraft.train.methods import Distillation
 
     try:

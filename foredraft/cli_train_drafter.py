@@ -107,9 +107,10 @@ def train(
                    max_size, vocab_size)
         return
     from foredraft.train.data import find_split
-    from foredraft.train.distill import DrafterRecipe, TargetKit, train_drafter
+    from foredraft.train.distill import DrafterRecipe, train_drafter
     from foredraft.train.drafter_data import read_drafter_data
     from foredraft.train.held import held_articles
+    from foredraft.train.kit import TargetKit
     from foredraft.train.methods import Distillation
 
     method = Distillation(loss, kd_loss, kd_temp, distill_method, divergence, beta, lmbda, kd_data, teacher_mix,
@@ -154,7 +155,7 @@ def parse_sizes(items: list[str]) -> tuple[tuple[str, object], ...]:
 
 def _fit_ngram(data, pseudo, table, tokenizer, order, field, smoothing, discount, min_count, max_size, vocab_size) -> None:
     from foredraft.train.ngram import fit_ngram
-    from foredraft.train.pseudo import summary_files
+    from foredraft.train.shards import summary_files
 
     files = [*(data or []), *(file for path in pseudo or [] for file in summary_files(path))]
     fitted = fit_ngram(

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from foredraft.errors import UserError
 from foredraft.train.data import END, IGNORE, PAD, read_texts
-from foredraft.train.pseudo import article_id, read_pseudo
+from foredraft.train.pseudo import article_id
+from foredraft.train.shards import read_pseudo
 
 
 @dataclass

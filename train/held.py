@@ -14,7 +14,7 @@ def held_articles(kit, data: str | Path, count: int, max_source: int, max_target
                   seed: int = 0) -> dict[float, Articles]:
     """{temperature: the first `count` articles of a jsonl(.gz) with the target's output at that temperature}.
 
-    Generated once into the kit's cache; `kit` is a distill.TargetKit.
+    Generated once into the kit's cache; `kit` is a kit.TargetKit.
     """
     names = article_id("".join(name for name, _ in read_articles(data, count)))
     out = {}

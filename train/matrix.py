@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from foredraft.errors import UserError
-from foredraft.train.distill import DrafterRecipe, TargetKit, train_drafter
+from foredraft.train.distill import DrafterRecipe, train_drafter
 from foredraft.train.drafter_data import Articles
 from foredraft.train.history import machine
+from foredraft.train.kit import TargetKit
 from foredraft.train.methods import METHODS
 
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from foredraft.errors import UserError
 from foredraft.train import pseudo
+from foredraft.train.shards import write_shard
 
 
 class ShardWorker:
@@ -47,7 +48,7 @@ def run_ray(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Eng
             ShardWorker, fn_constructor_args=(order, engine), compute=ray.data.ActorPoolStrategy(size=workers), **places)
         for row in done.iter_rows():
             records = list(row["records"])
-            pseudo.write_shard(records, pseudo.shard_path(out, row["shard"], order))
+            write_shard(records, pseudo.shard_path(out, row["shard"], order))
             on_batch(len(records), sum(len(record["target_ids"]) for record in records))
             on_shard(row)
     finally:

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from foredraft.engine.draft_models import kind_of
 from foredraft.errors import UserError
-from foredraft.train.distill import DrafterRecipe, TargetKit, new_drafter, train_drafter
+from foredraft.train.distill import DrafterRecipe, new_drafter, train_drafter
 from foredraft.train.drafter_data import DrafterDataset, read_drafter_data
 from foredraft.train.held import held_articles
 from foredraft.train.history import read_history
+from foredraft.train.kit import TargetKit
 from foredraft.train.methods import METHODS, Distillation
 from foredraft.train.pseudo import Engine, Order, pseudo
 
@@ -150,6 +151,7 @@ def test_alpha_while_training_is_the_engines(world, tmp_path):
 _TWO = """
 import sys, torch
 from foredraft.train.distill import *
+from foredraft.train.kit import TargetKit
 from foredraft.train.drafter_data import read_drafter_data
 from foredraft.train.held import held_articles
 torch.set_num_threads(1)

@@ -8,9 +8,10 @@ import torch
 
 from foredraft.errors import UserError
 from foredraft.train import matrix as module
-from foredraft.train.distill import DrafterRecipe, TargetKit
+from foredraft.train.distill import DrafterRecipe
 from foredraft.train.drafter_data import read_drafter_data
 from foredraft.train.held import held_articles
+from foredraft.train.kit import TargetKit
 from foredraft.train.matrix import BASELINE, Plan, checkpoint_of, run_folder, train_matrix
 from foredraft.train.methods import METHODS
 from foredraft.train.pseudo import Engine, Order, pseudo

@@ -12,7 +12,8 @@ import pytest
 
 from foredraft.errors import UserError
 from foredraft.train import pseudo as module
-from foredraft.train.pseudo import Engine, Order, article_id, pseudo, read_pseudo
+from foredraft.train.pseudo import Engine, Order, article_id, pseudo
+from foredraft.train.shards import read_pseudo
 
 N = 14
 

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from foredraft.train import pseudo as module
-from foredraft.train.pseudo import Engine, Order, missing_shards, open_folder, pseudo, read_pseudo
+from foredraft.train.pseudo import Engine, Order, missing_shards, open_folder, pseudo
+from foredraft.train.shards import read_pseudo
 
 
 @pytest.mark.slow
