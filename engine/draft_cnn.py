@@ -18,12 +18,12 @@ from foredraft.kernels.recurrent import CNN, Cell
 class CNNConfig(DraftConfig):
     """dilations: one layer each; a layer sees `kernel` places, that far apart."""
 
-    hidden_size: int = 192
+    hidden_size: int = 128
     kernel: int = 3
     dilations: tuple[int, ...] = (1, 2, 4)
     num_heads: int = 2
     d_kv: int = 96
-    d_ff: int = 384
+    d_ff: int = 256
 
 
 class CNNModel(DraftModel):

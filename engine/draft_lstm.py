@@ -16,11 +16,11 @@ from foredraft.kernels.recurrent import LSTM, Cell
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig(DraftConfig):
-    hidden_size: int = 256
+    hidden_size: int = 128
     num_layers: int = 1
     num_heads: int = 2
     d_kv: int = 96
-    d_ff: int = 384
+    d_ff: int = 256
 
 
 class LSTMModel(DraftModel):

@@ -2,7 +2,7 @@
 
 For a trainer, every DraftModel (draft_lstm.py, draft_cnn.py, draft_t5.py) has
 
-    model = LSTMModel.from_target(target_folder, hidden_size=256)    sizes by the names of its config
+    model = LSTMModel.from_target(target_folder, hidden_size=128)    sizes by the names of its config
     model(input_ids [B, T], encoder_output [B, S, C], source_mask [B, S], source_ids [B, S]) -> logits [B, T, V]
     model(..., scored=mask [B, T] bool)                              -> logits [N, V] of the N scored places, row by row
     model.save(folder);  LSTMModel.load(folder, target_folder)       config.json + model.safetensors

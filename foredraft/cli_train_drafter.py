@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ def train(
     exp_name: Annotated[str | None, flag("exp_name", "Without --out, runs/EXP_NAME; default: the drafter.")] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Pair file, .jsonl(.gz), or a folder with train and validation; ngram: may be repeated."),
+        typer.Option(help="Pairs, .jsonl(.gz), or a folder with train and validation; default: $FOREDRAFT_DATA/cnndm."),
     ] = None,
     pseudo_dataset_path: Annotated[
         list[Path] | None, flag("pseudo_dataset_path", "What foredraft pseudo wrote; may be repeated.")
@@ -99,14 +100,18 @@ def train(
     from foredraft.engine.checkpoint import find_checkpoint
     from foredraft.engine.generate import EMBEDDED_TARGET
 
+    if not data and os.environ.get("FOREDRAFT_DATA") and not (drafter == "ngram" and pseudo_dataset_path):
+        data = [Path(os.environ["FOREDRAFT_DATA"]) / "cnndm"]
     place = out or Path("runs") / (exp_name or drafter)
     folder = find_checkpoint(target or EMBEDDED_TARGET)
+    from foredraft.train.data import find_split
+
     if drafter == "ngram":
+        data = [find_split(path, "train") if path.is_dir() else path for path in data or []]
         table = place if out else place / "table.ngram"
         _fit_ngram(data, pseudo_dataset_path, table, tokenizer or folder, ngram_n, field, smoothing, discount, min_count,
                    max_size, vocab_size)
         return
-    from foredraft.train.data import find_split
     from foredraft.train.distill import DrafterRecipe, train_drafter
     from foredraft.train.drafter_data import read_drafter_data
     from foredraft.train.held import held_articles

@@ -14,6 +14,8 @@ SIZES = ["--size", "hidden_size=8", "--size", "num_heads=2", "--size", "d_kv=6",
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("FOREDRAFT_DATA", raising=False)
+
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
