@@ -7,15 +7,18 @@ from typing import Any
 
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_lookup import LookupDrafter
+from foredraft.engine.draft_models import open_drafter
 from foredraft.engine.draft_ngram import NgramDrafter
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.t5_weights import T5Weights
 from foredraft.errors import UserError
 
 EMBEDDED_NGRAM = Path(__file__).resolve().parent.parent / "assets" / "ngram" / "cnndm.ngram"
 
 
-def make_drafter(spec: str | Path | Drafter | None, vocab_size: int, tokenizer: Any) -> Drafter:
-    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", or a Drafter as it is."""
+def make_drafter(spec: str | Path | Drafter | None, target: T5Weights, target_folder: Path, tokenizer: Any) -> Drafter:
+    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter, or a Drafter
+    as it is."""
     if spec is None or spec == "none":
         return NoDrafter()
     if not isinstance(spec, str | Path):
@@ -24,5 +27,8 @@ def make_drafter(spec: str | Path | Drafter | None, vocab_size: int, tokenizer: 
     if kind == "lookup" and not path:
         return LookupDrafter()
     if kind == "ngram":
-        return NgramDrafter.open(path or EMBEDDED_NGRAM, vocab_size=vocab_size, tokenizer=tokenizer)
-    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH or none")
+        return NgramDrafter.open(path or EMBEDDED_NGRAM, vocab_size=target.config.vocab_size, tokenizer=tokenizer)
+    if Path(spec).is_dir():
+        return open_drafter(Path(spec), target, target_folder, tokenizer)
+    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, none or the folder of a trained "
+                    "drafter")
