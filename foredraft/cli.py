@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import foredraft
-from foredraft import cli_bench, cli_eval, cli_matrix, cli_pseudo, cli_train, cli_train_drafter
+from foredraft import cli_bench, cli_compact, cli_eval, cli_matrix, cli_pseudo, cli_train, cli_train_drafter
 from foredraft.errors import UserError
 
 app = typer.Typer(
@@ -156,6 +156,7 @@ def _gain(stats) -> str:
 
 
 cli_bench.register(app)
+cli_compact.register(app)
 cli_pseudo.register(app)
 cli_eval.register(app)
 cli_matrix.register(app)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -48,6 +47,9 @@ def matrix(
     eval_every: Annotated[int, typer.Option(min=1, help="Updates between two looks at them.")] = 50,
     test_articles: Annotated[int, typer.Option(min=0, help="Test articles of the evaluation; 0: train only.")] = 300,
     draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K), with commas between.")] = "1,2,3,5",
+    draft_vocab: Annotated[
+        int, typer.Option(min=0, help="Evaluate them compacted to so many ids, in bfloat16; 0: as trained.")
+    ] = 1024,
     cache: Annotated[Path | None, typer.Option(help="Encoder outputs and validation; default: in --out.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     record: Annotated[Path | None, typer.Option(help="Where the rows go; default: bench/results/drafters.jsonl.")] = None,
@@ -57,6 +59,7 @@ def matrix(
     from foredraft.engine.checkpoint import find_checkpoint
     from foredraft.engine.generate import EMBEDDED_TARGET
     from foredraft.train import matrix as runs
+    from foredraft.train.compact import compact_drafter
     from foredraft.train.data import find_split
     from foredraft.train.distill import DrafterRecipe
     from foredraft.train.drafter_data import read_drafter_data
@@ -91,7 +94,11 @@ def matrix(
         raise typer.Exit(1) from None
     path = record or Path("bench/results/drafters.jsonl")
     if test_articles:
-        evaluate_runs(results, failures, out, folder, test, test_articles, draft_tokens, path)
+        for result in results:
+            checkpoint = runs.checkpoint_of(result, out)
+            if draft_vocab and checkpoint.is_dir():
+                checkpoint = compact_drafter(checkpoint, folder, out / "compact" / checkpoint.name, found, draft_vocab)
+            evaluate_run(result, checkpoint, failures, folder, test, test_articles, draft_tokens, path)
     for failure in failures:
         typer.echo(f"foredraft: failed: {failure}", err=True)
     print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
@@ -110,30 +117,23 @@ def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int
     return folders
 
 
-def evaluate_runs(results: list[dict], failures: list[str], out: Path, target: Path, test: Path, articles: int,
-                  draft_tokens: str, path: Path) -> None:
-    """`foredraft eval` of every run that has no row yet, one after the other; a row is the run, its training and figures."""
+def evaluate_run(result: dict, checkpoint: Path, failures: list[str], target: Path, test: Path, articles: int,
+                 draft_tokens: str, path: Path) -> None:
+    """`foredraft eval` of a run that has no row yet; a row is the run, its training and its figures."""
     from foredraft.bench import record
-    from foredraft.train.matrix import checkpoint_of
 
-    # the very foredraft that trained, wherever it was started
-    paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    for result in results:
-        checkpoint = checkpoint_of(result, out)
-        kept = (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
-        if kept.is_file():
-            continue
-        command = ["eval", "--ckpt_path", str(checkpoint), "--target", str(target), "--data", str(test),
-                   "--limit", str(articles), "--draft-tokens", draft_tokens, "--temperature", "0,1"]
-        print(shlex.join(["foredraft", *command]), flush=True)
-        done = subprocess.run([sys.executable, "-m", "foredraft", *command], stdout=subprocess.PIPE, text=True,
-                              env=environment)
-        if done.returncode:
-            failures.append(f"{checkpoint}: foredraft eval ended with {done.returncode}")
-            continue
-        table, _, last = done.stdout.rstrip().rpartition("\n")
-        print(table, flush=True)
-        row = {**json.loads(last), "kind": "matrix", "training": result}
-        record.append_lines(path, [row])
-        kept.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    kept = (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
+    if kept.is_file():
+        return
+    command = ["eval", "--ckpt_path", str(checkpoint), "--target", str(target), "--data", str(test),
+               "--limit", str(articles), "--draft-tokens", draft_tokens, "--temperature", "0,1"]
+    print(shlex.join(["foredraft", *command]), flush=True)
+    done = subprocess.run([sys.executable, "-m", "foredraft", *command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        failures.append(f"{checkpoint}: foredraft eval ended with {done.returncode}")
+        return
+    table, _, last = done.stdout.rstrip().rpartition("\n")
+    print(table, flush=True)
+    row = {**json.loads(last), "kind": "matrix", "training": result}
+    record.append_lines(path, [row])
+    kept.write_text(json.dumps(row) + "\n", encoding="utf-8")
