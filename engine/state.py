@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foredraft.kernels.commit import BACKEND, COMMIT
+from foredraft.kernels.backend import backend_of
+from foredraft.kernels.commit import COMMIT
+from foredraft.kernels.verdict import Rows
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
 ORIGINS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
@@ -51,11 +53,13 @@ class Draft:
 @dataclass
 class Verdict:
     """What the judge emits: tokens [B, R] int64, of which row b emits tokens[b, :counts[b]]; counts [B] int64 in 1..R
-    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first."""
+    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first;
+    committed: a device's kernel committed a chain in the same launch."""
 
     tokens: Tensor
     counts: Tensor
     path: Tensor | None = None
+    committed: bool = False
 
 
 class DecodeState:
@@ -79,6 +83,8 @@ class DecodeState:
         self.capacity = int(limits.max())
         self.max_draft = int(draft_tokens.max())
         self.greedy = bool((temperature == 0).all())
+        self.cuts = bool(((top_k > 0) | (top_p < 1)).any())
+        self.backend = backend_of(limits)
         self.end_token = end_token
         self.tokens = torch.full((B, self.capacity + 1), start_token, dtype=torch.int64, device=device)
         self.origin = torch.zeros(B, self.capacity + 1, dtype=torch.uint8, device=device)
@@ -99,6 +105,8 @@ class DecodeState:
         self._written = (
             self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
             self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
+        # a device's verdict buffers, made in the first round (judge.py)
+        self.workspace = None
 
     @property
     def rows(self) -> int:
@@ -131,9 +139,18 @@ class DecodeState:
 
         hidden [B, R, C] is the target's output of this round. Finished rows emit nothing.
         """
+        if verdict.committed:
+            return
         path = self._straight if verdict.path is None else verdict.path
-        read = (verdict.tokens, verdict.counts, path, draft.lengths, draft.origin, hidden, self.limits)
-        COMMIT[BACKEND](*(tensor.numpy() for tensor in read), self.end_token, *(tensor.numpy() for tensor in self._written))
+        arguments = (verdict.tokens, verdict.counts, path, draft.lengths, *self.committed_into(draft, hidden))
+        if self.backend == "triton":
+            COMMIT["triton"](*arguments)
+        else:
+            COMMIT[self.backend](*(item.numpy() if isinstance(item, Tensor) else item for item in arguments))
+
+    def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:
+        """What a commit reads of the draft and the state, and what it writes."""
+        return Rows(draft.origin, hidden, self.limits, self.end_token, *self._written)
 
     def truncate(self, row: int, length: int) -> None:
         """Cut a row back to `length` ids inside its last round and finish it (a stop string; called by the host)."""
