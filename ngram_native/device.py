@@ -38,6 +38,7 @@ from foredraft.ngram_native.table import Table
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 EMPTY = 0
+SEED_STEP = 0x1D8E4E27C47D124F
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def export_device(table: Table) -> DeviceTable:
     contexts = len(table.best)
     bits = max(int(2 * contexts - 1).bit_length(), 1)
     parents = _parents(table)
-    for seed in range(1, 100):
+    for attempt in range(1, 100):
+        # far from any id: small seeds would cancel against small ids
+        seed = attempt * SEED_STEP % 2**63
         hashes = _hash_contexts(table.ids, parents, table.vocab_size, contexts, np.uint64(seed))
         if len(np.unique(hashes)) == contexts:
             break
