@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foredraft.kernels.backend import backend_of
 from foredraft.kernels.commit import COMMIT
+from foredraft.kernels.inputs import allowed_triton, inputs_triton
 from foredraft.kernels.verdict import Rows
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
@@ -105,7 +106,9 @@ class DecodeState:
         self._written = (
             self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
             self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
-        # a device's verdict buffers, made in the first round (judge.py)
+        # a device's buffers, the same in every round: allowed, inputs and (made in the first round, judge.py) verdicts
+        self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
+        self._inputs = tuple(torch.zeros(B, K + 1, dtype=torch.int64, device=device) for _ in range(3))
         self.workspace = None
 
     @property
@@ -114,6 +117,9 @@ class DecodeState:
 
     def allowed(self) -> Tensor:
         """How many ids each row may still draft: [B] int64, its K cut to the room left, 0 once finished."""
+        if self.backend == "triton":
+            allowed_triton(self.lengths, self.limits, self.finished, self.draft_tokens, self._allowed)
+            return self._allowed
         room = torch.minimum(self.draft_tokens, self.limits - self.lengths - 1).clamp_(min=0)
         return room.masked_fill_(self.finished, 0)
 
@@ -122,6 +128,12 @@ class DecodeState:
 
         Row 0 is the last committed id; rows past a row's draft, and all rows of a finished one, are not read.
         """
+        if self.backend == "triton":
+            tokens, positions, above = self._inputs
+            above = None if draft.parents is None else above
+            inputs_triton(self.tokens, self.lengths, self.finished, draft.tokens, draft.lengths, draft.parents, tokens,
+                          positions, above)
+            return tokens, positions, above
         last = self.lengths - 1
         tokens = torch.cat((self.tokens.gather(1, last[:, None]), draft.tokens), dim=1)
         steps = self._steps[: tokens.shape[1]]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from foredraft.kernels.backend import constexpr, jit, power_of_2, tl
 from foredraft.kernels.commit import commit_tile, tile_rows
+from foredraft.kernels.inputs import depths
 from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform_tile
 
 _POINT, _ACCEPT, _RESIDUAL = (constexpr(stream) for stream in (POINT, ACCEPT, RESIDUAL))
@@ -64,18 +65,6 @@ def first_hit(hit, has_weight, index, NONE: tl.constexpr):
 def _kept(x, ids, floor, tie):
     """The law's cut: logits outside it become -inf."""
     return tl.where((x > floor) | ((x == floor) & (ids <= tie)), x, float("-inf"))
-
-
-@jit
-def depths(parents, b, inside, K: tl.constexpr, R_PAD: tl.constexpr):
-    """How deep each row of a tree lies, [N, R_PAD] int64."""
-    row = tl.arange(0, R_PAD)[None, :]
-    depth = tl.zeros((b.shape[0], R_PAD), tl.int64)
-    for i in tl.static_range(K):
-        parent = tl.load(parents + b * K + i, mask=inside, other=0)
-        above = tl.sum(tl.where(row == parent[:, None], depth, 0), axis=1)
-        depth = tl.where(row == i + 1, above[:, None] + 1, depth)
-    return depth
 
 
 @jit
