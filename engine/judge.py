@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foredraft.engine.state import DecodeState, Draft, Verdict
 from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
+from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.verdict import Scratch, make_scratch, verdict_greedy_triton, verdict_triton
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Workspace:
         B, R, self.device = state.rows, state.max_draft + 1, state.tokens.device
         self.tokens, self.path = (torch.zeros(B, R, dtype=torch.int64, device=self.device) for _ in range(2))
         self.counts = torch.ones(B, dtype=torch.int64, device=self.device)
+        self.floors = torch.empty(B, R, device=self.device)
+        self.ties = torch.empty(B, R, dtype=torch.int32, device=self.device)
         self.scratch: Scratch | None = None
 
     def sampled(self, logits: Tensor) -> Scratch:
@@ -60,7 +63,7 @@ class Workspace:
 
 
 def _judge_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
-    """One launch after the target's logits or choice, into buffers that are there from the first round on."""
+    """One launch after the target's logits or choice, two with top-k or top-p, into buffers that stay in place."""
     if state.workspace is None:
         state.workspace = Workspace(state)
     space, rows, commit = state.workspace, state.committed_into(draft, hidden), draft.parents is None
@@ -68,8 +71,11 @@ def _judge_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: T
     if state.greedy:
         verdict_greedy_triton(target.choose(hidden), draft.tokens, draft.lengths, draft.parents, rows, *outputs, commit)
     else:
-        logits = target.logits(hidden)
+        logits, cuts = target.logits(hidden), (None, None)
+        if state.cuts:
+            cuts = space.floors, space.ties
+            cut_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
         verdict_triton(
             logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
-            None, None, state.seeds, rows, *outputs, space.sampled(logits), commit)
+            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit)
     return Verdict(space.tokens, space.counts, None if commit else space.path, commit)

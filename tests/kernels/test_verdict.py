@@ -11,6 +11,7 @@ from foredraft.kernels import verdict
 from foredraft.kernels.accept import accept_greedy_reference, accept_reference
 from foredraft.kernels.backend import HAS_TRITON
 from foredraft.kernels.compile import costs
+from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.verdict import Rows, make_scratch, verdict_greedy_triton, verdict_triton
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -30,7 +31,7 @@ def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> Rows:
 
 def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32):
     """verdicts() of verdict_triton: everything it may not read is NaN, and so is its scratch."""
-    logits, tokens, lengths, parents, dense, draft_logits, lse, temperature, _, _, seeds, starts = (
+    logits, tokens, lengths, parents, dense, draft_logits, lse, temperature, top_k, top_p, seeds, starts = (
         torch.from_numpy(np.ascontiguousarray(item)).to(DEVICE) for item in arguments)
     logits, rows = logits.to(dtype), make_rows(B, K)._replace(lengths=starts)
     if finished is not None:
@@ -42,8 +43,12 @@ def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32
         tensor.fill_(torch.nan if tensor.dtype.is_floating_point else -(2**31))
     out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
     drafts = (draft_logits, lse) if draft_logits.numel() else (None, None)
+    cuts = (None, None)
+    if bool(((top_k > 0) | (top_p < 1)).any()):
+        cuts = torch.full((B, K + 1), torch.nan, device=DEVICE), torch.full((B, K + 1), -9, dtype=torch.int32, device=DEVICE)
+        cut_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
     for _ in range(2):  # the tickets are as they were
-        verdict_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, None, None, seeds,
+        verdict_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, *cuts, seeds,
                        rows, *out, scratch, False)
     tokens, counts, path = (tensor.cpu() for tensor in out)
     return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
@@ -73,6 +78,15 @@ def many_splits(monkeypatch):
 def test_equals_the_reference_draw_for_draw(B, K, V, tiles):
     arguments = plain_laws(case(B, K, V))
     assert on_device(arguments, B, K) == verdicts(accept_reference, arguments, B, K)
+
+
+@pytest.mark.parametrize("B, K, V", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_k_and_top_p(B, K, V, dtype):
+    """Of p; q's are in the law that a draft reports."""
+    arguments = case(B, K, V)
+    arguments[0] = torch.from_numpy(arguments[0]).to(dtype).float().numpy()
+    assert on_device(arguments, B, K, dtype=dtype) == verdicts(accept_reference, arguments, B, K)
 
 
 @pytest.mark.parametrize("V", [15, 16, 100])
