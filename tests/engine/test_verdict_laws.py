@@ -4,17 +4,20 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from doubles import ScriptedDrafter, TableTarget, joint_chi_square, make_state
+from doubles import ScriptedDrafter, TableTarget, chi_square, joint_chi_square, make_state
 
 from foredraft.engine import judge
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.kernels import draw, verdict
 from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.law import law_reference
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON or torch.cuda.is_available(), reason="needs triton's interpreter")
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 SAMPLED = {
     "the residual is the target's law": (" - tl.exp(y - lse[:, None])", ""),
@@ -63,6 +66,59 @@ def is_lawful(drafter: str, trials: int) -> bool:
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 def test_sampled_tokens_follow_the_target(drafter, many_splits):
     assert is_lawful(drafter, trials=30_000)
+
+
+class Laws:
+    """A target, or a drafter, whose law depends on nothing; logits [V] of its own device."""
+
+    name, start_token, end_token = "laws", 0, -1
+
+    def __init__(self, logits: torch.Tensor):
+        self.row = logits
+        self.kept = None
+
+    def decode(self, tokens, positions, parents=None):
+        return self.row.expand(*tokens.shape, -1).contiguous()
+
+    def logits(self, hidden):
+        return hidden
+
+    def draft(self, state):
+        if self.kept is None:
+            self.kept = dense_draft(state, len(self.row))
+        for place in range(state.max_draft):
+            sample_into(self.kept, place, self.row.expand(state.rows, -1).contiguous(), state)
+        self.kept.lengths.copy_(state.allowed())
+        return self.kept
+
+
+@pytest.mark.parametrize("law", [dict(), dict(top_k=40, top_p=0.95)])
+def test_wide_vocabulary_follows_the_target(law):
+    """The second token, after drafts from the reversed law, binned where fewer than five are expected; at full size on a
+    GPU."""
+    on_gpu = torch.cuda.is_available()
+    V, trials, rows, device = (32128, 400_000, 1000, "cuda") if on_gpu else (700, 3_000, 3000, "cpu")
+    if law and not on_gpu:
+        V, trials, rows = 100, 1_500, 1_500
+    logits = 2 * torch.randn(V, generator=torch.Generator().manual_seed(8))
+    counts = torch.zeros(V, dtype=torch.int64, device=device)
+    target, q = logits.to(device), logits.flip(0).to(device) * 0.5
+    for start in range(0, trials, rows):
+        state = make_state(rows, 2, 1, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1, backend="triton",
+                           device=device, **law)
+        decode(state, Laws(target), Laws(q))
+        counts += torch.bincount(state.tokens[:, 2], minlength=V)
+    weights = np.empty(V, np.float32)
+    law_reference(logits.numpy(), 1.0, law.get("top_k", 0), float(np.float32(law.get("top_p", 1.0))), weights)
+    counts, p = counts.cpu(), torch.from_numpy(weights).double() / float(weights.sum(dtype=np.float64))
+    assert not counts[p == 0].any()
+    common = p * trials >= 5
+    if common.all() or not (p[~common].sum() * trials > 5):
+        counts, p = counts[common], p[common] / p[common].sum()
+    else:
+        counts, p = (torch.cat((x[common], x[~common].sum()[None])) for x in (counts, p))
+    value, freedom = chi_square(counts, p)
+    assert freedom > 10 and value < freedom + 10 * (2 * freedom) ** 0.5
 
 
 @pytest.mark.parametrize("name", SAMPLED)
