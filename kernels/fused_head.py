@@ -57,9 +57,9 @@ def _choose_kernel(hidden, weight, chosen, work, work_ids, arrived, scale, M, V:
     scores = _scores(hidden, weight, scale, rows, is_row, ids, V, C, N, WAYS, STEP)
     scores = tl.where((ids < V)[None, :], scores, float("-inf"))
     best = tl.max(scores, 1)
-    best_id = tl.min(tl.where(scores == best[:, None], ids[None, :], V), 1)
+    best_id = tl.min(tl.where(scores == best[:, None], ids.to(tl.int32)[None, :], V), 1)
     tl.store(work + rows * parts + tl.program_id(1), best, mask=is_row)
-    tl.store(work_ids + rows * parts + tl.program_id(1), best_id.to(tl.int32), mask=is_row)
+    tl.store(work_ids + rows * parts + tl.program_id(1), best_id, mask=is_row)
     # every thread's stores come before the arrival, and the last one's loads after it
     tl.debug_barrier()
     if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == parts - 1:
