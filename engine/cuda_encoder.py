@@ -14,7 +14,7 @@ _NONLINEAR = {"relu": F.relu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"
 
 
 class CudaEncoder:
-    """Reads a source by its own length, never padded; the residual stream stays in float32, in which `wo` cannot overflow."""
+    """Reads a source by its own length, never padded; the residual stream stays in float32, where `wo` fits."""
 
     def __init__(self, weights: CudaWeights):
         self.weights, self.config = weights, weights.config

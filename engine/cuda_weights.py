@@ -46,7 +46,10 @@ class CudaWeights:
         return sum({tensor.data_ptr(): tensor.numel() for tensor in self.tensors.values()}.values())
 
 
-def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool) -> Layout:
     """Name -> shape and type of every tensor of CudaWeights."""
     C, F, V, inner, L, Le = c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv, c.num_decoder_layers, c.num_layers
     ff = 2 * F if c.gated else F
@@ -67,7 +70,11 @@ def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool) ->
 
 def weight_bytes(c: T5Config, dtype: torch.dtype, stored: str, tied: bool) -> int:
     """What `assemble` will allocate."""
-    return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in _layout(c, dtype, STORED[stored], tied).values())
+    return layout_bytes(_layout(c, dtype, STORED[stored], tied))
+
+
+def layout_bytes(layout: Layout) -> int:
+    return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in layout.values())
 
 
 def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
@@ -111,7 +118,8 @@ def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: t
     return w
 
 
-def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "float32", weights: str | None = None) -> CudaWeights:
+def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "float32",
+                      weights: str | None = None) -> CudaWeights:
     """Read a checkpoint directory onto the device. `weights`: storage of the decoder's matrices, fp32 or bf16; None keeps
     what the checkpoint holds (bf16 for one in bfloat16, else fp32)."""
     if dtype not in DTYPES:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from foredraft.engine.buckets import relative_bucket
 from foredraft.engine.cuda_encoder import CudaEncoder
-from foredraft.engine.cuda_weights import STORED, CudaWeights, check_memory
+from foredraft.engine.cuda_weights import STORED, CudaWeights, Layout, check_memory, layout_bytes
+from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
 from foredraft.kernels.fused_embed import CLOSE, EMBED
 from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
@@ -24,6 +25,7 @@ from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
 # Launches of one pass: a layer's (qkv, self-attention, out; cross q, cross-attention, out; gate, out), and those outside
 # the layers (embedding, closing norm, head). Each needs the whole of what the one before it wrote.
 LAYER_LAUNCHES, END_LAUNCHES = 8, 3
+SLOTS = 64
 
 
 class T5Cuda:
@@ -42,8 +44,9 @@ class T5Cuda:
 
         UserError where the device has too little memory, before any is taken.
         """
-        R, pages = draft_tokens + 1, -(-source // PAGE)
-        slots = positions + R
+        # in steps, so that requests of about the same size share their buffers, and the graphs captured on them
+        R, pages = draft_tokens + 1, power_of_2(-(-source // PAGE))
+        slots = -(-(positions + R) // SLOTS) * SLOTS
         if rows <= self.rows and slots <= self.slots and pages <= self.pages and R <= self.reads:
             return
         wanted = [max(pair) for pair in ((rows, self.rows), (slots, self.slots), (pages, self.pages), (R, self.reads))]
@@ -55,9 +58,9 @@ class T5Cuda:
 
     def buffer_bytes(self, rows: int, slots: int, pages: int, reads: int) -> int:
         """Of the caches and the buffers of a round, the logits [B, R, V] float32 included."""
-        return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in self._shapes(rows, slots, pages, reads).values())
+        return layout_bytes(self._shapes(rows, slots, pages, reads))
 
-    def _shapes(self, rows: int, slots: int, pages: int, reads: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _shapes(self, rows: int, slots: int, pages: int, reads: int) -> Layout:
         c, kind, M = self.config, self.kind, rows * reads
         L, H, D, C = c.num_decoder_layers, c.num_heads, c.d_kv, c.d_model
         parts = -(-c.vocab_size // WIDTH)
@@ -138,7 +141,7 @@ class T5Cuda:
             GATE[run](y, squares, w.ff_in[i], eps, c.activation, c.gated, active)
             ADD[run](active, w.ff_out[i], following, x, y, squares)
         hidden = self._view("hidden", M, C)
-        CLOSE[run](x, squares, w.final_norm, eps, hidden)
+        CLOSE[run](x, squares, w.final_norm, eps, c.head_scale, hidden, y)
         return hidden.view(B, R, C)
 
     def _cache(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -147,18 +150,18 @@ class T5Cuda:
         return tuple(self.buffers[name][layer][: torch.Size(shape).numel()].view(shape) for name in ("k", "v"))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[B, R, V] float32, a buffer; unread rows hold no meaning."""
+        """[B, R, V] float32 for the latest decode, a buffer; unread rows hold no meaning."""
         (B, R, C), V = hidden.shape, self.config.vocab_size
         out = self._view("all_logits", B * R, V)
-        FUSED_LOGITS[self.backend](hidden.view(B * R, C), self.weights.head, self.config.head_scale, out)
+        FUSED_LOGITS[self.backend](self._view("y", B * R, C), self.weights.head, out)
         return out.view(B, R, V)
 
     def choose(self, hidden: Tensor) -> Tensor:
-        """[B, R] int64: the argmax, a buffer; unread rows hold no meaning."""
+        """[B, R] int64: the argmax for the latest decode, a buffer; unread rows hold no meaning."""
         B, R, C = hidden.shape
         chosen = self._view("chosen", B * R)
-        FUSED_CHOOSE[self.backend](hidden.view(B * R, C), self.weights.head, self.config.head_scale, chosen,
-                                   self.buffers["work"], self.buffers["ids"], self.buffers["arrived"])
+        FUSED_CHOOSE[self.backend](self._view("y", B * R, C), self.weights.head, chosen, self.buffers["work"],
+                                   self.buffers["ids"], self.buffers["arrived"])
         return chosen.view(B, R)
 
     def keep(self, path: Tensor) -> None:

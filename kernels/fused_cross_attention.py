@@ -97,8 +97,8 @@ def fused_cross_attention_triton(q: Tensor, pages_k: Tensor, pages_v: Tensor, ta
                                  work: Tensor, arrived: Tensor) -> None:
     B, pages = table.shape
     M, H, D = q.shape
-    _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived, pages, R=M // B, H=H, D=D,
-                                           D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, num_warps=4, num_stages=2)
+    _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived, pages, R=M // B, H=H,
+                                           D=D, D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, num_warps=4, num_stages=2)
 
 
 def fused_cross_attention_reference(q, pages_k, pages_v, table, sources, out, work=None, arrived=None) -> None:

@@ -1,8 +1,8 @@
 """The language-model head on a GPU.
 
-    hidden   [M, C] float32     the decoder's output
-    weight   [V, C]             bf16 or float32; scale float, C^-0.5 where the head is tied to the embedding (T5 v1.0)
-    logits   [M, V] float32     hidden * scale @ weight.T; or, without writing them,
+    y        [M, C]             the decoder's output, scaled, in the type of the weight (fused_embed.py, `close`)
+    weight   [V, C]             bf16 or float32
+    logits   [M, V] float32     y @ weight.T; or, without writing them,
     chosen   [M] int64          the argmax, the lowest id on ties
     work     float32, ids int32 M ceil(V/32) or more of each: the parts' maxima
     arrived  [ceil(M/16)] or more int32    zeros, and zeros again afterwards
@@ -16,45 +16,29 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.backend import jit, tl
-from foredraft.kernels.fused_linear import tiling
+from foredraft.kernels.fused_linear import tiling, weigh
 
 WIDTH = 32
 TOGETHER = 128
 
 
 @jit
-def _scores(hidden, weight, scale, rows, is_row, ids, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-            STEP: tl.constexpr):
-    """[16, N] float32; fused_linear.weigh for float32 rows that are scaled and rounded to the weight's type."""
-    way, step = tl.arange(0, WAYS), tl.arange(0, STEP)
-    sums = tl.zeros((WAYS, 16, N), tl.float32)
-    for start in range(0, C, WAYS * STEP):
-        k = start + way[:, None] * STEP + step[None, :]
-        a = tl.load(hidden + rows[None, :, None] * C + k[:, None, :], mask=is_row[None, :, None] & (k < C)[:, None, :],
-                    other=0.0)
-        w = tl.load(weight + ids[None, :, None] * C + k[:, None, :], mask=(ids < V)[None, :, None] & (k < C)[:, None, :],
-                    other=0.0)
-        sums = tl.dot((a * scale).to(w.dtype), tl.permute(w, (0, 2, 1)), sums, input_precision="ieee")
-    return tl.sum(sums, 0)
-
-
-@jit
-def _logits_kernel(hidden, weight, logits, scale, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
                    STEP: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
-    scores = _scores(hidden, weight, scale, rows, rows < M, ids, V, C, N, WAYS, STEP)
+    scores = weigh(y, weight, rows, rows < M, ids, ids < V, C, N, WAYS, STEP)
     tl.store(logits + rows[:, None] * V + ids[None, :], scores, mask=(rows < M)[:, None] & (ids < V)[None, :])
 
 
 @jit
-def _choose_kernel(hidden, weight, chosen, work, work_ids, arrived, scale, M, V: tl.constexpr, C: tl.constexpr,
+def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexpr, C: tl.constexpr,
                    N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     parts: tl.constexpr = (V + N - 1) // N
-    scores = _scores(hidden, weight, scale, rows, is_row, ids, V, C, N, WAYS, STEP)
+    scores = weigh(y, weight, rows, is_row, ids, ids < V, C, N, WAYS, STEP)
     scores = tl.where((ids < V)[None, :], scores, float("-inf"))
     best = tl.max(scores, 1)
     best_id = tl.min(tl.where(scores == best[:, None], ids.to(tl.int32)[None, :], V), 1)
@@ -80,16 +64,16 @@ def _choose_kernel(hidden, weight, chosen, work, work_ids, arrived, scale, M, V:
         tl.store(arrived + tl.program_id(0), 0)
 
 
-def fused_logits_triton(hidden: Tensor, weight: Tensor, scale: float, logits: Tensor) -> None:
+def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor) -> None:
     M, V = logits.shape
-    _logits_kernel[(-(-M // 16), -(-V // WIDTH))](hidden, weight, logits, scale, M, V=V, C=weight.shape[1], N=WIDTH,
+    _logits_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, logits, M, V=V, C=weight.shape[1], N=WIDTH,
                                                   **_tiling(weight))
 
 
-def fused_choose_triton(hidden: Tensor, weight: Tensor, scale: float, chosen: Tensor, work: Tensor, ids: Tensor,
+def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, ids: Tensor,
                         arrived: Tensor) -> None:
     (M,), (V, C) = chosen.shape, weight.shape
-    _choose_kernel[(-(-M // 16), -(-V // WIDTH))](hidden, weight, chosen, work, ids, arrived, scale, M, V=V, C=C, N=WIDTH,
+    _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, ids, arrived, M, V=V, C=C, N=WIDTH,
                                                   TOGETHER=TOGETHER, **_tiling(weight))
 
 
@@ -97,13 +81,13 @@ def _tiling(weight: Tensor) -> dict[str, int]:
     return tiling(weight) | {"num_stages": 3 if weight.dtype == torch.bfloat16 else 2}
 
 
-def fused_logits_reference(hidden, weight, scale, logits) -> None:
-    logits[:] = (hidden * scale).to(weight.dtype).double() @ weight.double().T
+def fused_logits_reference(y, weight, logits) -> None:
+    logits[:] = y.double() @ weight.double().T
 
 
-def fused_choose_reference(hidden, weight, scale, chosen, work=None, ids=None, arrived=None) -> None:
-    logits = torch.empty(hidden.shape[0], weight.shape[0])
-    fused_logits_reference(hidden, weight, scale, logits)
+def fused_choose_reference(y, weight, chosen, work=None, ids=None, arrived=None) -> None:
+    logits = torch.empty(y.shape[0], weight.shape[0])
+    fused_logits_reference(y, weight, logits)
     for m, row in enumerate(logits.tolist()):
         chosen[m] = row.index(max(row))
 

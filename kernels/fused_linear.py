@@ -5,7 +5,7 @@
     squares  [M, ceil(C/16)] float32   sums of x^2 whose total over a row is |x|^2; so that
     norm(x)  = y / sqrt(sum(squares) / C + epsilon), the division being left to the reader's output
 
-    qkv      weight [3HD, C] -> q [M, H, D], and k, v [B, H, T, D] at slots positions[b, 0] + r (positions [B, R], -1: no write)
+    qkv      weight [3HD, C] -> q [M, H, D], and k, v [B, H, T, D] in slots positions[b, 0] + r (positions [B, R]; -1: none)
     project  weight [N, C] -> out [M, N] = norm(x) @ weight.T
     gate     weight [F or 2F, C] -> out [M, F], activate.py's nonlinearity of norm(x) @ weight.T
     add      inputs [M, K], weight [C, K], norm [C] -> x += inputs @ weight.T in place, and the y and squares that go with it
@@ -47,7 +47,8 @@ def weigh(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.co
 def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr):
     """[16] float32: what norm(x) is over y."""
     tile = tl.arange(0, TILES_UP)
-    parts = tl.load(squares + rows[:, None] * TILES + tile[None, :], mask=is_row[:, None] & (tile < TILES)[None, :], other=0.0)
+    mask = is_row[:, None] & (tile < TILES)[None, :]
+    parts = tl.load(squares + rows[:, None] * TILES + tile[None, :], mask=mask, other=0.0)
     return 1.0 / tl.sqrt(tl.sum(parts, 1) / C + epsilon)
 
 

@@ -1,4 +1,4 @@
-"""The device's T5, by Triton's interpreter on CPU tensors: the same hidden states, choices and tokens as the compiled one."""
+"""The device's T5, by Triton's interpreter on CPU tensors: hidden states, choices and tokens of the compiled one."""
 
 import pytest
 import torch

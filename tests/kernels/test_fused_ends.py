@@ -28,8 +28,9 @@ def test_embed_and_close(parents, dtype):
         visible, hidden = poisoned(B, R, R, dtype=torch.int8), poisoned(B * R, C)
         EMBED[name](tokens, positions, None if parents is None else torch.tensor(parents), embedding, norm, visible, x, y,
                     squares)
-        CLOSE[name](x, squares, norm, 1e-6, hidden)
-        results.append((visible, x, y, squares, hidden))
+        embedded = y.clone()
+        CLOSE[name](x, squares, norm, 1e-6, 0.5, hidden, y)
+        results.append((visible, x, embedded, squares, hidden, y))
     for wanted, found in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-2 if found.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
@@ -40,13 +41,13 @@ def head_case(M, C, V, dtype):
     # equal scores: the lowest id has to win, within a program's ids and between programs
     for twin in (3, V // 2, V - 1):
         weight[twin] = weight[V // 3]
-    return hidden, weight.to(dtype)
+    return hidden.to(dtype), weight.to(dtype)
 
 
-def choose(hidden, weight, scale=0.5):
+def choose(hidden, weight):
     M, parts = hidden.shape[0], -(-weight.shape[0] // WIDTH)
     chosen, arrived = poisoned(M, dtype=torch.int64), torch.zeros(-(-M // 16), dtype=torch.int32)
-    FUSED_CHOOSE["triton"](hidden, weight, scale, chosen, poisoned(M, parts), poisoned(M, parts, dtype=torch.int32), arrived)
+    FUSED_CHOOSE["triton"](hidden, weight, chosen, poisoned(M, parts), poisoned(M, parts, dtype=torch.int32), arrived)
     assert not arrived.any()
     return chosen
 
@@ -57,8 +58,8 @@ def choose(hidden, weight, scale=0.5):
 def test_head(V, M, dtype):
     hidden, weight = head_case(M, 24, V, dtype)
     wanted, found = poisoned(M, V), poisoned(M, V)
-    FUSED_LOGITS["reference"](hidden, weight, 0.5, wanted)
-    FUSED_LOGITS["triton"](hidden, weight, 0.5, found)
+    FUSED_LOGITS["reference"](hidden, weight, wanted)
+    FUSED_LOGITS["triton"](hidden, weight, found)
     close = 1e-5 if dtype == torch.float32 else 6e-2
     torch.testing.assert_close(found, wanted, rtol=close, atol=close)
     assert choose(hidden, weight).tolist() == [row.index(max(row)) for row in found.tolist()]
@@ -74,9 +75,9 @@ def test_the_lowest_of_equal_ids_wins():
 def test_a_row_has_the_same_choice_and_bits_in_any_company():
     hidden, weight = head_case(20, 24, 100, torch.bfloat16)
     whole, one = poisoned(20, 100), poisoned(1, 100)
-    FUSED_LOGITS["triton"](hidden, weight, 1.0, whole)
+    FUSED_LOGITS["triton"](hidden, weight, whole)
     for m in (0, 15, 19):
-        FUSED_LOGITS["triton"](hidden[m : m + 1].contiguous(), weight, 1.0, one)
+        FUSED_LOGITS["triton"](hidden[m : m + 1].contiguous(), weight, one)
         assert torch.equal(one[0], whole[m])
 
 
@@ -85,10 +86,11 @@ def ends_at_real_size():
     for C in (512, 2048):
         embedding, x, y, squares = torch.empty(V, C, dtype=bf16), *(torch.empty(M, n) for n in (C, C, C // 16))
         places, norm = torch.zeros(1, M, dtype=torch.int64), torch.empty(C)
-        EMBED["triton"](places, places, places, embedding, norm, torch.zeros(1, M, M, dtype=torch.int8), x, y.to(bf16), squares)
-        CLOSE["triton"](x, squares, norm, 1e-6, x)
-        FUSED_LOGITS["triton"](x, embedding, 1.0, torch.empty(M, V))
-        FUSED_CHOOSE["triton"](x, embedding, 1.0, torch.zeros(M, dtype=torch.int64), torch.empty(M, 1004),
+        visible = torch.zeros(1, M, M, dtype=torch.int8)
+        EMBED["triton"](places, places, places, embedding, norm, visible, x, y.to(bf16), squares)
+        CLOSE["triton"](x, squares, norm, 1e-6, 1.0, x, y.to(bf16))
+        FUSED_LOGITS["triton"](y.to(bf16), embedding, torch.empty(M, V))
+        FUSED_CHOOSE["triton"](y.to(bf16), embedding, torch.zeros(M, dtype=torch.int64), torch.empty(M, 1004),
                                torch.empty(M, 1004, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
 
 
