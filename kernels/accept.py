@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.backend import HAS_NUMBA, njit, prange
+from foredraft.kernels.backend import njit, prange
 from foredraft.kernels.exp import exp32
 from foredraft.kernels.largest import argmax_loop
 from foredraft.kernels.law import draw_loop, draw_reference, law_loop, law_reference
@@ -182,4 +182,3 @@ def accept_greedy_numba(chosen, draft_tokens, draft_lengths, parents, tokens, co
 
 ACCEPT_SAMPLED = {"reference": accept_reference, "numba": accept_numba}
 ACCEPT_GREEDY = {"reference": accept_greedy_reference, "numba": accept_greedy_numba}
-BACKEND = "numba" if HAS_NUMBA else "reference"

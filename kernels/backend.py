@@ -1,7 +1,8 @@
 """Which implementation runs where. numba and triton are optional at import: a file of kernels always imports.
 
 `njit`, `prange`, `intrinsic` come from here; without numba a compiled kernel raises ImportError when it is called.
-`jit` and `tl` are triton's: a kernel's file imports them by these names; without triton a launch raises ImportError.
+`jit`, `tl`, `constexpr` are triton's: a kernel's file imports them by these names; without triton a launch raises
+ImportError.
 Compiled code is cached on disk, in a folder named after the kernels' sources: numba looks at a function's own file only,
 so that a change in one kernel would leave the old one inside the others that call it. NUMBA_CACHE_DIR overrides the place.
 """
@@ -37,9 +38,13 @@ try:
 
     HAS_TRITON = True
     jit = triton.jit
+    constexpr = tl.constexpr
 except ImportError:
     HAS_TRITON = False
     tl = None
+
+    def constexpr(value):
+        return value
 
     class jit:  # noqa: N801  stands in for triton.jit
         """A kernel that cannot be launched."""
@@ -55,6 +60,11 @@ except ImportError:
 def is_interpreted() -> bool:
     """Whether Triton kernels run under its interpreter, on CPU tensors (TRITON_INTERPRET=1 before triton's import)."""
     return HAS_TRITON and not isinstance(jit(power_of_2), triton.runtime.JITFunction)
+
+
+def backend_of(tensor) -> str:
+    """Which implementation works on a torch tensor where it lies: "triton", "numba" or, without it, "reference"."""
+    return "triton" if tensor.is_cuda else "numba" if HAS_NUMBA else "reference"
 
 
 def power_of_2(size: int) -> int:
