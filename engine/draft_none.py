@@ -19,4 +19,4 @@ class NoDrafter:
         pass
 
     def draft(self, state: DecodeState) -> Draft:
-        return Draft.empty(state.rows, state.max_draft)
+        return Draft.empty(state.rows, state.max_draft, state.tokens.device)
