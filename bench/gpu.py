@@ -66,6 +66,13 @@ def _rounds(sizes: Sizes, known: dict) -> Iterator[dict]:
     yield from gpu_times.measure_rounds(sizes)
 
 
+def _verdict(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_verdict
+
+    yield from gpu_verdict.check_verdict(sizes.device)
+    yield from gpu_verdict.measure_verdict(sizes, copy_bandwidth(known))
+
+
 def _family(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_times
 
@@ -94,6 +101,7 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
 SECTIONS = {
     "checks": Section(120, _checks), "law": Section(60, _law), "bandwidth": Section(20, _bandwidth),
     "steps": Section(120, _steps), "family": Section(60, _family), "rounds": Section(40, _rounds),
+    "verdict": Section(60, _verdict),
     "peers": Section(120, _peers), "library": Section(20, _library), "model": Section(20, _model),
 }
 

@@ -62,6 +62,15 @@ def is_interpreted() -> bool:
     return HAS_TRITON and not isinstance(jit(power_of_2), triton.runtime.JITFunction)
 
 
+def can_launch() -> bool:
+    """Whether Triton kernels can run here: under the interpreter, or on a GPU."""
+    if not HAS_TRITON or is_interpreted():
+        return HAS_TRITON
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def backend_of(tensor) -> str:
     """Which implementation works on a torch tensor where it lies: "triton", "numba" or, without it, "reference"."""
     return "triton" if tensor.is_cuda else "numba" if HAS_NUMBA else "reference"

@@ -14,15 +14,15 @@ from foredraft.engine.drafters import EMBEDDED_NGRAM
 from foredraft.engine.generate import EMBEDDED_TARGET
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels import lookup
-from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.smooth import fit
 from foredraft.ngram_native.suffix import WINDOW
 from foredraft.ngram_native.table import Table
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
 END = 1
 
 

@@ -14,10 +14,11 @@ from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.kernels import draw, verdict
-from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.law import law_reference
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+pytestmark = pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
+interpreted = pytest.mark.skipif(not is_interpreted(), reason="these states lie on the CPU")
 
 SAMPLED = {
     "the residual is the target's law": (" - tl.exp(y - lse[:, None])", ""),
@@ -63,6 +64,7 @@ def is_lawful(drafter: str, trials: int) -> bool:
     return value < freedom + 10 * (2 * freedom) ** 0.5
 
 
+@interpreted
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 def test_sampled_tokens_follow_the_target(drafter, many_splits):
     assert is_lawful(drafter, trials=30_000)
@@ -92,11 +94,12 @@ class Laws:
         return self.kept
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("law", [dict(), dict(top_k=40, top_p=0.95)])
 def test_wide_vocabulary_follows_the_target(law):
     """The second token, after drafts from the reversed law, binned where fewer than five are expected; at full size on a
     GPU."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = not is_interpreted()
     V, trials, rows, device = (32128, 400_000, 1000, "cuda") if on_gpu else (700, 3_000, 3000, "cpu")
     if law and not on_gpu:
         V, trials, rows = 100, 1_500, 1_500
@@ -121,12 +124,14 @@ def test_wide_vocabulary_follows_the_target(law):
     assert freedom > 10 and value < freedom + 10 * (2 * freedom) ** 0.5
 
 
+@interpreted
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verdict_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
     monkeypatch.setattr(judge, "verdict_triton", mutate(*SAMPLED[name], tmp_path, monkeypatch).verdict_triton)
     assert not all(is_lawful(drafter, trials=12_000) for drafter in ("adversarial", "close"))
 
 
+@interpreted
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_broken_greedy_verdict_changes_the_output(name, monkeypatch, tmp_path):
     table = torch.randn(30, 20, 20, generator=torch.Generator().manual_seed(1))

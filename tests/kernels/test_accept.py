@@ -8,11 +8,11 @@ from verdict_cases import case, verdicts
 
 from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.kernels.accept import accept_greedy_numba, accept_greedy_reference, accept_numba, accept_reference
-from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
 from foredraft.kernels.sample import sample_numba, sample_reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu" if is_interpreted() else "cuda"
 
 
 @pytest.mark.parametrize("B, K, V", [(1, 1, 2), (5, 3, 16), (40, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128)])
@@ -74,7 +74,8 @@ def test_drafted_samples_agree_and_report_the_law_they_came_from(B, V):
     np.testing.assert_allclose(results[0][2], results[1][2], atol=1e-6)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.gpu
+@pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 @pytest.mark.parametrize("law", [dict(), dict(top_k=torch.tensor([0, 5, 2, 0, 0, 9, 1]), top_p=0.8)])
 @pytest.mark.parametrize("V", [2, 16, 8193, 32128])
 def test_a_devices_samples_equal_numbas(V, law):
@@ -107,7 +108,8 @@ def at_real_sizes():
     sample_into(dense_draft(state, 32128), 0, torch.empty(8, 32128), state)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.gpu
+@pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 def test_compiled_for_three_machines():
     found = [cost for cost in costs(f"{__file__}:at_real_sizes") if cost.kernel == "_sample_kernel"]
     assert len(found) == 6

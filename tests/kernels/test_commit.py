@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from foredraft.kernels import commit
-from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.commit import commit_numba, commit_reference, commit_triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu" if is_interpreted() else "cuda"
 
 
 def case(B, K, T, C, seed):
@@ -36,7 +36,8 @@ def test_numba_equals_the_reference(B, K, T, C):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.gpu
+@pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 @pytest.mark.parametrize("rows", [None, 1])
 @pytest.mark.parametrize("B, K, T, C", [(1, 1, 2, 1), (1, 0, 5, 3), (7, 4, 9, 5), (40, 7, 30, 1030)])
 def test_triton_equals_the_reference(B, K, T, C, rows, monkeypatch):

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from foredraft.kernels import cut
-from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
 from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.law import law_reference
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
 LAWS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6), (3.0, 10**6, 0.999999),
         (0.0, 3, 0.5)]
 

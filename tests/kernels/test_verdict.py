@@ -9,15 +9,15 @@ from verdict_cases import case, verdicts
 from foredraft.engine.decode import decode
 from foredraft.kernels import draw, verdict
 from foredraft.kernels.accept import accept_greedy_reference, accept_reference
-from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
 from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.draw import make_scratch
 from foredraft.kernels.verdict import Rows, verdict_greedy_triton, verdict_triton
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = [(1, 1, 2), (5, 3, 16), (9, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128)]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
+SIZES = [(1, 1, 2), (5, 3, 16), (9, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128), (6, 0, 50)]
 
 
 def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> Rows:
@@ -43,7 +43,7 @@ def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32
     for tensor in scratch[:3]:
         tensor.fill_(torch.nan if tensor.dtype.is_floating_point else -(2**31))
     out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
-    drafts = (draft_logits, lse) if draft_logits.numel() else (None, None)
+    drafts = (draft_logits, lse) if len(draft_logits) else (None, None)
     cuts = (None, None)
     if bool(((top_k > 0) | (top_p < 1)).any()):
         cuts = torch.full((B, K + 1), torch.nan, device=DEVICE), torch.full((B, K + 1), -9, dtype=torch.int32, device=DEVICE)
