@@ -10,7 +10,8 @@ from torch import Tensor
 from foredraft.engine.state import DecodeState, Draft, Verdict
 from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
 from foredraft.kernels.cut import cut_triton
-from foredraft.kernels.verdict import Scratch, make_scratch, verdict_greedy_triton, verdict_triton
+from foredraft.kernels.draw import Scratch, make_scratch
+from foredraft.kernels.verdict import verdict_greedy_triton, verdict_triton
 
 if TYPE_CHECKING:
     from foredraft.engine.decode import Target

@@ -106,10 +106,11 @@ class DecodeState:
         self._written = (
             self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
             self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
-        # a device's buffers, the same in every round: allowed, inputs and (made in the first round, judge.py) verdicts
+        # a device's buffers, the same in every round: allowed, inputs and, made in the first round, those of judge.py and
+        # sampling.py
         self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
         self._inputs = tuple(torch.zeros(B, K + 1, dtype=torch.int64, device=device) for _ in range(3))
-        self.workspace = None
+        self.workspace = self.sampler = None
 
     @property
     def rows(self) -> int:

@@ -1,10 +1,8 @@
 """Verdicts on a device: accept.py's contract in Triton, one launch for a batch, in which rows are committed too.
 
-A program of _verdict_kernel reads one split of the vocabulary for one row of the target (grid: batch x R x splits) and
-leaves the split's largest logit, its argmax, and the sum of every SUB ids' weights. The last program of a batch row to
-arrive, by an atomic ticket, combines them: all R draws at once by inverse CDF (the SUB ids that hold the draw are read
-again), the leading run of drafts that stand, for a rejected dense draft one more pass over that row of p and q, and
-commit.py. Nothing of size V is written; splits depend on V alone.
+A program of _verdict_kernel reads one split of the vocabulary for one row of the target (grid: batch x R x splits), as
+draw.py says. The last program of a batch row to arrive, by an atomic ticket, makes all R draws at once, and then: the
+leading run of drafts that stand, for a rejected dense draft one more pass over that row of p and q, and commit.py.
 
     logits        [B, R, V] float32 or bfloat16, contiguous; rows past a row's draft, and finished rows, are not read
     draft_logits  [B, K, V] float32 of any strides over the first two axes, draft_lse [B, K] float64; None: no dense rows
@@ -17,54 +15,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from foredraft.kernels.backend import constexpr, jit, power_of_2, tl
 from foredraft.kernels.commit import commit_tile, tile_rows
+from foredraft.kernels.draw import Scratch, combine_tile, first_hit, split_sizes, split_tile, within
 from foredraft.kernels.inputs import depths
 from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform_tile
 
 _POINT, _ACCEPT, _RESIDUAL = (constexpr(stream) for stream in (POINT, ACCEPT, RESIDUAL))
-# Ids whose weights are summed together, ids of one split, ids of a residual that are read together.
-SUB, SPLIT, CHUNK = 256, 4096, 1024
-
-
-class Scratch(NamedTuple):
-    """What programs of one launch tell each other: allocated once, zeros in tickets between launches."""
-
-    maxima: Tensor  # [B, R, splits] float32
-    tops: Tensor  # [B, R, splits] int32
-    sums: Tensor  # [B, R, splits * subs] float32
-    tickets: Tensor  # [B] int32
-
-
-def split_sizes(V: int) -> tuple[int, int, int]:
-    """SUB ids a sum, sums a split, splits: fixed by the vocabulary alone."""
-    sub = min(SUB, power_of_2(V))
-    subs = min(SPLIT // SUB, power_of_2(-(-V // sub)))
-    return sub, subs, -(-V // (sub * subs))
-
-
-def make_scratch(B: int, R: int, V: int, device: torch.device | str) -> Scratch:
-    _, subs, splits = split_sizes(V)
-    return Scratch(
-        torch.empty(B, R, splits, device=device), torch.empty(B, R, splits, dtype=torch.int32, device=device),
-        torch.empty(B, R, splits * subs, device=device), torch.zeros(B, dtype=torch.int32, device=device))
-
-
-@jit
-def first_hit(hit, has_weight, index, NONE: tl.constexpr):
-    """The first index of each row that is hit; where rounding leaves none, the last that has weight, or 0."""
-    first = tl.min(tl.where(hit & has_weight, index, NONE), axis=1)
-    last = tl.max(tl.where(has_weight, index, 0), axis=1)
-    return tl.where(first < NONE, first, last)
-
-
-@jit
-def _kept(x, ids, floor, tie):
-    """The law's cut: logits outside it become -inf."""
-    return tl.where((x > floor) | ((x == floor) & (ids <= tie)), x, float("-inf"))
+# Ids of a residual that are read together.
+CHUNK = 1024
 
 
 @jit
@@ -145,7 +106,7 @@ def _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, sca
     read = rejected[:, None] & (ids < V)
     x = tl.load(logits + row[:, None] * V + ids, mask=read, other=float("-inf")).to(tl.float32)
     if CUT:
-        x = _kept(x, ids, floor[:, None], tie[:, None])
+        x = within(x, ids, floor[:, None], tie[:, None])
     y = tl.load(draft_logits + draft_row[:, None] + ids, mask=read, other=float("-inf"))
     rest = tl.exp((x - best[:, None]) * rate[:, None]) * scale[:, None] - tl.exp(y - lse[:, None])
     return tl.where(read & (rest > 0), rest, 0.0)
@@ -176,21 +137,6 @@ def _decide_tile(
         floor = tl.load(floors + jrow, mask=jread, other=0.0)
         tie = tl.load(ties + jrow, mask=jread, other=0).to(tl.int64)
 
-    s = tl.arange(0, SPLITS_PAD)[None, :]
-    known = jread[:, None] & (s < SPLITS)
-    largest = tl.load(maxima + jrow[:, None] * SPLITS + s, mask=known, other=float("-inf"), cache_modifier=".cg")
-    best = tl.max(largest, axis=1)
-    where = tl.load(tops + jrow[:, None] * SPLITS + s, mask=known, other=0, cache_modifier=".cg")
-    top = tl.min(tl.where(known & (largest == best[:, None]), where, V - 1), axis=1)
-    best = tl.where(best == float("-inf"), 0.0, best)
-
-    m = tl.arange(0, SUMS_PAD)[None, :]
-    known = jread[:, None] & (m < SPLITS * SUBS)
-    part = tl.load(sums + jrow[:, None] * (SPLITS * SUBS) + m, mask=known, other=0.0, cache_modifier=".cg")
-    level = tl.load(maxima + jrow[:, None] * SPLITS + m // SUBS, mask=known, other=float("-inf"), cache_modifier=".cg")
-    part = (part * tl.exp((level - best[:, None]) * rate[:, None])).to(tl.float64)
-    total = tl.where(jread, tl.sum(part, axis=1), 1.0)
-
     seed = tl.load(seeds + jb, mask=jinside, other=0)
     start = tl.load(lengths + jb, mask=jinside, other=0)
     depth = jr
@@ -205,18 +151,8 @@ def _decide_tile(
         position, offset = tl.where(is_dense, start, position), tl.where(is_dense, jr, offset)
     uniform = uniform_tile(seed, stream, position, offset)
 
-    # the draw from p in every row: first which SUB ids hold it, then which of them
-    threshold = uniform * total
-    chosen = first_hit(tl.cumsum(part, axis=1) > threshold[:, None], part > 0, m, SUMS_PAD)
-    before = tl.sum(tl.where(m < chosen[:, None], part, 0.0), axis=1)
-    i = tl.arange(0, SUB)[None, :]
-    ids = (chosen * SUB)[:, None] + i
-    x = tl.load(logits + jrow[:, None] * V + ids, mask=jread[:, None] & (ids < V), other=float("-inf")).to(tl.float32)
-    if CUT:
-        x = _kept(x, ids, floor[:, None], tie[:, None])
-    weights = tl.exp((x - best[:, None]) * rate[:, None])
-    reached = tl.cumsum(weights, axis=1)
-    drawn = chosen * SUB + first_hit(reached > (threshold - before).to(tl.float32)[:, None], weights > 0, i, SUB)
+    best, top, total, drawn = combine_tile(logits, jrow, jread, rate, uniform, floor, tie, maxima, tops, sums, V, SUB, SUBS,
+                                           SPLITS, SPLITS_PAD, SUMS_PAD, CUT)
     token = tl.where(t > 0, drawn, top).to(tl.int64)
 
     tested = jread & (jr < proposed)
@@ -225,7 +161,7 @@ def _decide_tile(
     if DENSE:
         px = tl.load(logits + jrow * V + draft, mask=tested & is_dense, other=float("-inf")).to(tl.float32)
         if CUT:
-            px = _kept(px, draft, floor, tie)
+            px = within(px, draft, floor, tie)
         p = tl.exp((px - best) * rate).to(tl.float64) / total
         at = jb * draft_stride_b + jr * draft_stride_k
         qx = tl.load(draft_logits + at + draft, mask=tested & is_dense, other=0.0).to(tl.float64)
@@ -277,26 +213,7 @@ def _verdict_kernel(
     read = live & (r <= tl.load(draft_lengths + b, mask=inside, other=-1))
     t = tl.load(temperature + b, mask=inside, other=1.0)
     rate = 1.0 / tl.where(t > 0, t, 1.0)
-    row = b * R + r
-
-    # one pass: this split's largest logit, its lowest id, and the sums of SUB weights each
-    ids = (split * (SUBS * SUB) + tl.arange(0, SUBS)[:, None] * SUB + tl.arange(0, SUB)[None, :])[None, :, :]
-    x = tl.load(logits + row[:, None, None] * V + ids, mask=read[:, None, None] & (ids < V), other=float("-inf"))
-    x = x.to(tl.float32)
-    if CUT:
-        floor = tl.load(floors + row, mask=read, other=0.0)
-        tie = tl.load(ties + row, mask=read, other=0)
-        x = _kept(x, ids, floor[:, None, None], tie[:, None, None])
-    best = tl.max(tl.max(x, axis=2), axis=1)
-    top = tl.min(tl.min(tl.where(x == best[:, None, None], ids, V - 1), axis=2), axis=1)
-    # a split without any law: -inf less -inf is no number
-    level = tl.where(best == float("-inf"), 0.0, best)
-    weights = tl.exp((x - level[:, None, None]) * rate[:, None, None])
-    tl.store(maxima + row * SPLITS + split, best, mask=read)
-    tl.store(tops + row * SPLITS + split, top, mask=read)
-    place = row[:, None] * (SPLITS * SUBS) + split * SUBS + tl.arange(0, SUBS)[None, :]
-    tl.store(sums + place, tl.sum(weights, axis=2), mask=read[:, None])
-
+    split_tile(logits, b * R + r, read, rate, split, floors, ties, maxima, tops, sums, V, SUB, SUBS, SPLITS, CUT)
     # all of this program's threads have written before its ticket says so
     tl.debug_barrier()
     if tl.atomic_add(tickets + group, 1, sem="acq_rel") == SPLITS * R - 1:
@@ -365,14 +282,14 @@ def verdict_triton(logits, draft_tokens, draft_lengths, parents, dense, draft_lo
 
     Without `commit` rows are read (lengths, finished) and nothing in them is written."""
     B, R, V = logits.shape
-    sub, subs, splits = split_sizes(V)
-    tile, C, chunk = tile_rows(B, R * sub * subs), rows.hidden.shape[1], min(CHUNK, sub * subs)
+    sizes = split_sizes(V)
+    split = sizes["SUB"] * sizes["SUBS"]
+    tile, C, chunk = tile_rows(B, R * split), rows.hidden.shape[1], min(CHUNK, split)
     strides = (0, 0, 0, 0) if draft_logits is None else (*draft_logits.stride()[:2], *draft_lse.stride())
-    _verdict_kernel[(-(-B // tile) * R * splits,)](
+    _verdict_kernel[(-(-B // tile) * R * sizes["SPLITS"],)](
         logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
         *scratch, verdict_tokens, verdict_counts, path, *rows, B, V, rows.tokens.shape[1], C, *strides,
-        K=R - 1, ROWS=tile, R_PAD=power_of_2(R), SUB=sub, SUBS=subs, SPLITS=splits, SPLITS_PAD=power_of_2(splits),
-        SUMS_PAD=power_of_2(splits * subs), CHUNK=chunk, CHUNKS_PAD=power_of_2(-(-V // chunk)),
+        K=R - 1, ROWS=tile, R_PAD=power_of_2(R), **sizes, CHUNK=chunk, CHUNKS_PAD=power_of_2(-(-V // chunk)),
         C_TILE=min(1024, power_of_2(C)), DENSE=draft_logits is not None, CUT=floors is not None,
         TREE=parents is not None, COMMIT=commit, num_warps=8)
 

@@ -91,7 +91,7 @@ class TableDrafter:
         for i in range(state.max_draft):
             place = (state.lengths - 1 + i).clamp(max=self.table.shape[0] - 1)
             last = sample_into(draft, i, self.table[place, last], state)
-        draft.lengths = state.allowed()
+        draft.lengths = state.allowed().clone()
         return draft
 
 

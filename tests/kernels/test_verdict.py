@@ -7,12 +7,13 @@ from doubles import ScriptedDrafter, TableDrafter, TableTarget, make_state
 from verdict_cases import case, verdicts
 
 from foredraft.engine.decode import decode
-from foredraft.kernels import verdict
+from foredraft.kernels import draw, verdict
 from foredraft.kernels.accept import accept_greedy_reference, accept_reference
 from foredraft.kernels.backend import HAS_TRITON
 from foredraft.kernels.compile import costs
 from foredraft.kernels.cut import cut_triton
-from foredraft.kernels.verdict import Rows, make_scratch, verdict_greedy_triton, verdict_triton
+from foredraft.kernels.draw import make_scratch
+from foredraft.kernels.verdict import Rows, verdict_greedy_triton, verdict_triton
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,8 +71,8 @@ def tiles(request, monkeypatch):
 @pytest.fixture
 def many_splits(monkeypatch):
     """Splits and sums that a vocabulary of 16 already fills."""
-    for name, size in (("SUB", 2), ("SPLIT", 4), ("CHUNK", 4)):
-        monkeypatch.setattr(verdict, name, size)
+    for module, name, size in ((draw, "SUB", 2), (draw, "SPLIT", 4), (verdict, "CHUNK", 4)):
+        monkeypatch.setattr(module, name, size)
 
 
 @pytest.mark.parametrize("B, K, V", SIZES)
@@ -147,9 +148,9 @@ def test_trees(tiles):
 @pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize("B, K", [(1, 0), (1, 1), (50, 5)])
 def test_greedy_equals_the_reference(B, K, tree, tiles):
-    draw = np.random.default_rng(7)
+    random = np.random.default_rng(7)
     parents = TREE[:K] if tree else np.arange(K)
-    arguments = [draw.integers(0, 3, (B, K + 1)), draw.integers(0, 3, (B, K)), draw.integers(0, K + 1, B),
+    arguments = [random.integers(0, 3, (B, K + 1)), random.integers(0, 3, (B, K)), random.integers(0, K + 1, B),
                  np.tile(parents, (B, 1))]
     chosen, tokens, lengths, parents = (torch.from_numpy(item).to(DEVICE) for item in arguments)
     out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
