@@ -41,10 +41,9 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
-    """The verdict's own tests, chi-square among them, with the kernels compiled."""
+    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"],
                           env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
-    # 5: no test carries the mark
     yield {"check": "pytest -m gpu", "passed": done.returncode == 0, "said": (done.stdout + done.stderr)[-1500:]}
 
 

@@ -45,6 +45,11 @@ def random_target(sizes: Sizes, geometry: str, layers: int | None = None) -> T5C
     return T5Cuda(random_cuda_weights(config, sizes.device, "bfloat16"))
 
 
+def can_overlap(sizes: Sizes) -> bool:
+    """Whether the device knows kernels/overlap.py's launches."""
+    return sizes.device != "cpu" and torch.version.hip is None and torch.cuda.get_device_capability(sizes.device) >= (9, 0)
+
+
 def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
     """Keys and values as if `rows` requests had been encoded and decoded up to POSITION; all of them different."""
     target.reserve(rows, POSITION + reads, reads - 1, source)

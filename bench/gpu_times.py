@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import torch
 
-from foredraft.bench.gpu_sizes import POSITION, Sizes, captured, fill_caches, one_pass, random_target, seconds
+from foredraft.bench.gpu_sizes import POSITION, Sizes, can_overlap, captured, fill_caches, one_pass, random_target, seconds
 from foredraft.bench.model import MACHINES, Machine, Round, config_of, predict, table
 from foredraft.bench.steps import random_source, spread
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.graph import GraphRounds
 from foredraft.engine.state import DecodeState
+from foredraft.kernels.overlap import OVERLAPPED
 
 
 def _us(values: list[float]) -> dict[str, float]:
@@ -47,6 +48,10 @@ def measure_steps(sizes: Sizes, bandwidth: float) -> Iterator[dict]:
                 taken = {"us": _us(seconds(sizes, captured(sizes, run)))}
                 if rows == 1 and reads in (1, R):
                     taken["eager_us"] = _us(seconds(sizes, run))
+                if rows == 1 and can_overlap(sizes):
+                    target.launch = OVERLAPPED
+                    taken["overlapping_us"] = _us(seconds(sizes, captured(sizes, run)))
+                    target.launch = {}
             expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"),
                                Machine(bandwidth, MACHINES["h200"].rate))
             median = taken["us"]["median"]

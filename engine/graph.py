@@ -51,9 +51,10 @@ class CudaCapture:
     def __call__(self, run: Callable[[], None]) -> Any:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self.pool):
             run()
-        self.pool = graph.pool()
         return graph
 
     def mark(self) -> Any:

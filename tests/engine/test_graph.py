@@ -95,6 +95,7 @@ def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():
     assert torch.equal(state.tokens[:, :9], plain.tokens[:, :9]) and int(state.accepted_at.sum()) > 0
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_memory_stays_flat_over_200_requests():
     model = foredraft.load(device="cuda", drafter=None, dtype="bfloat16")
@@ -105,6 +106,7 @@ def test_memory_stays_flat_over_200_requests():
     assert len(set(sizes[20:])) == 1, sorted(set(sizes[20:]))
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_graphs_give_the_tokens_of_the_cpu():
     source = [[5, 9, 33, 5, 9, 40, 7, 1]]
