@@ -78,9 +78,9 @@ def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _peers(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench import gpu_times
+    from foredraft.bench import gpu_peers
 
-    yield from gpu_times.measure_peers(sizes)
+    yield from gpu_peers.measure_peers(sizes)
 
 
 def _model(sizes: Sizes, known: dict) -> Iterator[dict]:

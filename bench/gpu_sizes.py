@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from foredraft.bench.geometry import GEOMETRIES
+from foredraft.bench.steps import spread
 from foredraft.engine.cuda_weights import random_cuda_weights
 from foredraft.engine.t5_cuda import T5Cuda
 
@@ -77,6 +78,10 @@ def captured(sizes: Sizes, run: Callable[[], object]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def microseconds(values: list[float]) -> dict[str, float]:
+    return {name: value * 1e6 for name, value in spread(values).items()}
 
 
 def seconds(sizes: Sizes, run: Callable[[], object], inner: int = 5) -> list[float]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foredraft.bench import gpu, gpu_checks, gpu_times
+from foredraft.bench import gpu, gpu_checks, gpu_peers, gpu_times
 from foredraft.bench.gpu_sizes import Sizes
 from foredraft.kernels.backend import HAS_TRITON
 
@@ -45,7 +45,7 @@ def test_family_and_model():
 
 
 def test_peers_run_or_say_why_not():
-    rows = list(gpu_times.measure_peers(SIZES))
+    rows = list(gpu_peers.measure_peers(SIZES))
     assert [row["engine"] for row in rows] == ["transformers eager"] * 2 + ["transformers static + compile"]
     assert all(row.get("us") or row.get("absent") for row in rows)
     assert rows[0]["us"]["median"] > 0
