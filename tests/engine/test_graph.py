@@ -7,9 +7,13 @@ import torch
 from doubles import ScriptedDrafter, TableTarget, make_state
 
 import foredraft
+from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.generate import Model
 from foredraft.engine.graph import KEPT, GraphRounds
+from foredraft.engine.t5_cuda import T5Cuda
+from foredraft.kernels.backend import HAS_TRITON
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TABLE = torch.randn(20, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -93,6 +97,25 @@ def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():
     truth = [row[1:].tolist() for row in plain.tokens]
     state = rounds.decode(make_state(2, 8, 2, 16, end_token=-1), target, ScriptedDrafter(truth, vocabulary=16))
     assert torch.equal(state.tokens[:, :9], plain.tokens[:, :9]) and int(state.accepted_at.sum()) > 0
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model_path):
+    """The whole door, with the stand-in for capture; the device's model runs under Triton's interpreter."""
+    cpu = foredraft.load(tiny_model_path)
+    device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), cpu.tokenizer, "lookup", tiny_model_path, "float32")
+    device.graphs = GraphRounds(FakeCapture())
+    texts = ["w5 w9 w33 w5 w9", "w7 w8"]
+    wanted, found = (model.generate(texts, max_new_tokens=6, draft_tokens=2) for model in (cpu, device))
+    assert found.token_ids == wanted.token_ids and found.stats.accepted_at == wanted.stats.accepted_at
+    word = wanted.texts[0].split()[2]
+    wanted, found = (model.generate(texts[:1], max_new_tokens=6, draft_tokens=2, stop_strings=word)
+                     for model in (cpu, device))
+    assert found.token_ids == wanted.token_ids
+    pieces = []
+    streamer = SimpleNamespace(put=lambda ids: pieces.append(ids.tolist()), end=lambda: pieces.append([]))
+    out = device.generate(texts[:1], max_new_tokens=6, draft_tokens=2, streamer=streamer)
+    assert pieces[0] == [0] and pieces[-1] == [] and sum(pieces[1:], []) == out.token_ids[0]
 
 
 @pytest.mark.gpu
