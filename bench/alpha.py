@@ -24,7 +24,9 @@ def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence
     """
     covered = prefixes = 0.0
     for start in range(0, len(sources), batch_size):
-        one = _batch(model, sources[start : start + batch_size], outputs[start : start + batch_size], temperature)
+        # tensors of the context lie on the target's device
+        with model.target.device:
+            one = _batch(model, sources[start : start + batch_size], outputs[start : start + batch_size], temperature)
         covered, prefixes = covered + one[0], prefixes + one[1]
     return covered / prefixes
 
@@ -48,7 +50,7 @@ def _batch(model, sources, outputs, temperature: float) -> tuple[float, int]:
         forced = torch.tensor([ids[place] if place < len(ids) else target.end_token for ids in outputs])
         running = torch.tensor([place < len(ids) for ids in outputs])
         draft = drafter.draft(state)
-        nothing = Draft.empty(B, 1)
+        nothing = Draft.empty(B, 1, target.device)
         hidden = target.decode(*state.inputs(nothing))
         if temperature == 0:
             overlap = (draft.tokens[:, 0] == forced).float()

@@ -41,10 +41,9 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
-    """The verdict's own tests, chi-square among them, with the kernels compiled."""
+    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"],
                           env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
-    # 5: no test carries the mark
     yield {"check": "pytest -m gpu", "passed": done.returncode == 0, "said": (done.stdout + done.stderr)[-1500:]}
 
 
@@ -86,9 +85,9 @@ def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _peers(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench import gpu_times
+    from foredraft.bench import gpu_peers
 
-    yield from gpu_times.measure_peers(sizes)
+    yield from gpu_peers.measure_peers(sizes)
 
 
 def _model(sizes: Sizes, known: dict) -> Iterator[dict]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foredraft.bench.gpu_sizes import POSITION, Sizes, fill_caches, random_target, seconds
+from foredraft.bench.gpu_sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
 from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
 from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
+from foredraft.kernels.overlap import OVERLAPPED
 
 
 class _Case:
@@ -105,6 +106,10 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
         found = run(rows, reads)
         yield {"check": f"bf16 bits: {reads} rows a pass, batch {rows}, against one row alone",
                "passed": all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))}
+    if can_overlap(sizes):
+        target.launch = OVERLAPPED
+        yield {"check": "bf16 bits with launches that overlap",
+               "passed": all(torch.equal(a, b) for a, b in zip(plain, run(largest, R), strict=True))}
 
 
 def check_model(sizes: Sizes) -> Iterator[dict]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from foredraft.bench.geometry import GEOMETRIES
+from foredraft.bench.steps import spread
 from foredraft.engine.cuda_weights import random_cuda_weights
 from foredraft.engine.t5_cuda import T5Cuda
 
@@ -45,6 +46,11 @@ def random_target(sizes: Sizes, geometry: str, layers: int | None = None) -> T5C
     return T5Cuda(random_cuda_weights(config, sizes.device, "bfloat16"))
 
 
+def can_overlap(sizes: Sizes) -> bool:
+    """Whether the device knows kernels/overlap.py's launches."""
+    return sizes.device != "cpu" and torch.version.hip is None and torch.cuda.get_device_capability(sizes.device) >= (9, 0)
+
+
 def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
     """Keys and values as if `rows` requests had been encoded and decoded up to POSITION; all of them different."""
     target.reserve(rows, POSITION + reads, reads - 1, source)
@@ -72,6 +78,10 @@ def captured(sizes: Sizes, run: Callable[[], object]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def microseconds(values: list[float]) -> dict[str, float]:
+    return {name: value * 1e6 for name, value in spread(values).items()}
 
 
 def seconds(sizes: Sizes, run: Callable[[], object], inner: int = 5) -> list[float]:

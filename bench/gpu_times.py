@@ -8,17 +8,24 @@ from dataclasses import replace
 
 import torch
 
-from foredraft.bench.gpu_sizes import POSITION, Sizes, captured, fill_caches, one_pass, random_target, seconds
+from foredraft.bench.gpu_sizes import (
+    POSITION,
+    Sizes,
+    can_overlap,
+    captured,
+    fill_caches,
+    microseconds,
+    one_pass,
+    random_target,
+    seconds,
+)
 from foredraft.bench.model import MACHINES, Machine, Round, config_of, predict, table
-from foredraft.bench.steps import random_source, spread
+from foredraft.bench.steps import spread
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.graph import GraphRounds
 from foredraft.engine.state import DecodeState
-
-
-def _us(values: list[float]) -> dict[str, float]:
-    return {name: value * 1e6 for name, value in spread(values).items()}
+from foredraft.kernels.overlap import OVERLAPPED
 
 
 def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
@@ -44,9 +51,13 @@ def measure_steps(sizes: Sizes, bandwidth: float) -> Iterator[dict]:
             fill_caches(target, rows, sizes.source, max(*sizes.reads, R))
             with torch.inference_mode():
                 run = one_pass(target, rows, reads)
-                taken = {"us": _us(seconds(sizes, captured(sizes, run)))}
+                taken = {"us": microseconds(seconds(sizes, captured(sizes, run)))}
                 if rows == 1 and reads in (1, R):
-                    taken["eager_us"] = _us(seconds(sizes, run))
+                    taken["eager_us"] = microseconds(seconds(sizes, run))
+                if rows == 1 and can_overlap(sizes):
+                    target.launch = OVERLAPPED
+                    taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
+                    target.launch = {}
             expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"),
                                Machine(bandwidth, MACHINES["h200"].rate))
             median = taken["us"]["median"]
@@ -121,42 +132,6 @@ def measure_family(sizes: Sizes) -> Iterator[dict]:
             yield {"batch": batch, "method": name, "tokens_per_second": rate, "same_tokens": same,
                    "speed_up": rate / spread(rates["plain"])["median"] if same else None,
                    "tokens_per_round": out.stats.tokens_per_step, "accepted_over_tested": out.stats.acceptance_rate}
-
-
-def measure_peers(sizes: Sizes) -> Iterator[dict]:
-    """transformers on the same sizes in bf16: eager, and with a static cache and torch.compile; milliseconds a token."""
-    from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
-
-    for geometry in sizes.large:
-        with torch.device(sizes.device):
-            model = T5ForConditionalGeneration(T5Config(**sizes.geometries[geometry])).to(torch.bfloat16).eval()
-        model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
-        for name, options in (("eager", {}), ("static + compile", {"cache_implementation": "static"})):
-            for rows in sizes.batches[:1] if options else sizes.batches:
-                known = {"geometry": geometry, "engine": f"transformers {name}", "batch": rows}
-                yield known | _peer(sizes, model, rows, options)
-        del model
-
-
-def _peer(sizes: Sizes, model, rows: int, options: dict) -> dict:
-    vocabulary = model.config.vocab_size
-    ids = torch.tensor([random_source(sizes.source, vocabulary)] * rows, device=sizes.device)
-
-    @torch.inference_mode()
-    def run(tokens: int) -> float:
-        start = time.perf_counter()
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-                             do_sample=False, **options)
-        assert out[0, 1:].tolist()
-        return time.perf_counter() - start
-
-    short, long = sizes.new_tokens // 4, sizes.new_tokens
-    try:
-        run(long), run(short)
-        taken = [(run(long) - run(short)) / (long - short) for _ in range(3)]
-    except Exception as error:  # whatever another library raises is the reason to report
-        return {"absent": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
-    return {"us": _us(taken)}
 
 
 def model_xl(sizes: Sizes, bandwidth: float, tokens_per_round: float) -> Iterator[dict]:

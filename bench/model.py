@@ -28,18 +28,20 @@ class Machine:
 MACHINES = {"h200": Machine(4800, 989), "h100": Machine(3350, 989), "a100": Machine(2039, 312)}
 # Launches of a drafter that runs on the device, and of the round around target and drafter.
 DRAFTER_LAUNCHES = {"none": 0, "lookup": 1, "ngram": 1}
-ROUND_LAUNCHES = {"inputs": 1, "verdict and commit": 1}
+ROUND_LAUNCHES = {"inputs": 1, "top-k and top-p": 1, "verdict and commit": 1, "host's view": 3}
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is decoded: B rows of `source` source tokens at decoder position `position`, K drafts each."""
+    """What is decoded: B rows of `source` source tokens at decoder position `position`, K drafts each; `cuts`: by top-k or
+    top-p; `item`: bytes of a weight."""
 
     batch_size: int = 1
     draft_tokens: int = 0
     source: int = 512
     position: int = 64
     sampled: bool = False
+    cuts: bool = False
     drafter: str = "lookup"
     item: int = 2
 
@@ -92,7 +94,9 @@ def parts(c: T5Config, r: Round) -> list[Part]:
         attention("cross-attention", pages),
         matrices("feed-forward", LAYER_LAUNCHES - 6, (3 if c.gated else 2) * F * C),
         Part("head", 1, V * C * r.item + written, V * C * rows * 2),
+        Part("top-k and top-p", ROUND_LAUNCHES["top-k and top-p"] * r.cuts, written * r.cuts, 0),
         Part("verdict and commit", ROUND_LAUNCHES["verdict and commit"], written, 0),
+        Part("host's view", ROUND_LAUNCHES["host's view"], 0, 0),
     ]
 
 

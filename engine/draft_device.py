@@ -1,16 +1,18 @@
 """Lookup and n-gram drafts on a device: one kernel launch a round, the same drafts as their halves on the host.
 
-Each drafter keeps one Draft for a state's shape and writes it anew every round, so that a captured graph finds it in place.
+Each drafter keeps one Draft for every state and writes it anew every round, so that a captured graph finds it in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
+from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.chain import chain_triton
 from foredraft.kernels.lookup import lookup_triton
 from foredraft.ngram_native.device import export_device
@@ -19,22 +21,27 @@ from foredraft.ngram_native.table import Table
 
 
 class _Kept:
-    """One Draft of point masses for each state that is drafted for."""
+    """One Draft of point masses for each state that is drafted for, as long as the state lives."""
 
     def __init__(self, name: str):
-        self.origin, self.state, self.draft = ORIGINS.index(name), None, None
+        self.origin = ORIGINS.index(name)
+        self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()
 
     def of(self, state: DecodeState) -> Draft:
-        if self.state is not state:
-            self.state, self.draft = state, Draft.empty(state.rows, state.max_draft, state.tokens.device)
-            self.draft.origin.fill_(self.origin)
-        return self.draft
+        if state not in self.drafts:
+            draft = self.drafts[state] = Draft.empty(state.rows, state.max_draft, state.tokens.device)
+            draft.origin.fill_(self.origin)
+        return self.drafts[state]
 
 
 class DeviceLookup:
-    """engine/draft_lookup.py on a device: no index, every position is compared (kernels/lookup.py)."""
+    """engine/draft_lookup.py on a device: no index, every position is compared (kernels/lookup.py).
+
+    `generation` counts the changes of place of the sources: graphs captured before one hold the old place.
+    """
 
     name = "lookup"
+    generation = 0
 
     def __init__(self, device: torch.device | str, min_match: int = 1, max_match: int = 4):
         self.device, self.min_match, self.max_match = device, min_match, max_match
@@ -46,11 +53,12 @@ class DeviceLookup:
                 torch.zeros(rows, dtype=torch.int64, device=self.device))
 
     def reserve(self, rows: int, length: int) -> None:
-        """Room for sources of so many ids; graphs captured before it grew hold the old place."""
+        """Room for sources of so many ids, in steps, so that it seldom grows."""
         had_rows, had_length = self.source.shape
         if rows <= had_rows and length <= had_length:
             return
-        source, lengths = self._texts(max(rows, had_rows), max(length, had_length))
+        source, lengths = self._texts(max(rows, had_rows), max(power_of_2(length), had_length))
+        self.generation += 1
         source[:had_rows, :had_length], lengths[:had_rows] = self.source, self.source_lengths
         self.source, self.source_lengths = source, lengths
 

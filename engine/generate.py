@@ -87,7 +87,7 @@ class Model:
 
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
-        self.drafter = make_drafter(drafter, target.config.vocab_size, tokenizer)
+        self.drafter = make_drafter(drafter, target.config.vocab_size, tokenizer, str(target.device))
         self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
 
     @property

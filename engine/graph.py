@@ -51,9 +51,10 @@ class CudaCapture:
     def __call__(self, run: Callable[[], None]) -> Any:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self.pool):
             run()
-        self.pool = graph.pool()
         return graph
 
     def mark(self) -> Any:
@@ -87,7 +88,7 @@ class GraphRounds:
         `after_round` sees a HostView, a round late, and the last round again at the end; with `in_step` it sees the state
         itself after every round and may change it, and the device waits for it.
         """
-        shape = self._shape(fresh, target)
+        shape = self._shape(fresh, target, drafter)
         state, previous = shape.state, None
         while True:
             if not shape.is_warm:
@@ -122,11 +123,12 @@ class GraphRounds:
         step(shape.state, target, drafter)
         shape.view.copy_from(shape.state)
 
-    def _shape(self, fresh: DecodeState, target: T5Cuda) -> Shape:
+    def _shape(self, fresh: DecodeState, target: T5Cuda, drafter: Drafter) -> Shape:
         """The shape's entry, its state loaded with `fresh`."""
-        # what a captured round has built in: sizes, host values of the state, and the target's buffers
-        key = (fresh.rows, fresh.max_draft, fresh.capacity, fresh.greedy, target.generation)
-        if any(known[-1] != target.generation for known in self.shapes):
+        # what a captured round has built in: sizes, host values of the state, and the buffers of target and drafter
+        places = (target.generation, getattr(drafter, "generation", 0))
+        key = (fresh.rows, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.cuts, fresh.end_token, places)
+        if any(known[-1] != places for known in self.shapes):
             self.shapes.clear()
         if key not in self.shapes:
             while len(self.shapes) >= KEPT:

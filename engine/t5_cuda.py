@@ -21,6 +21,7 @@ from foredraft.kernels.fused_embed import CLOSE, EMBED
 from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
+from foredraft.kernels.overlap import OVERLAPPED
 
 # Launches of one pass: a layer's (qkv, self-attention, out; cross q, cross-attention, out; gate, out), and those outside
 # the layers (embedding, closing norm, head). Each needs the whole of what the one before it wrote.
@@ -29,12 +30,16 @@ SLOTS = 64
 
 
 class T5Cuda:
-    """A T5 target for up to as many rows as `reserve` made room for. `generation` counts the buffers' changes of place."""
+    """A T5 target for up to as many rows as `reserve` made room for. `generation` counts the buffers' changes of place.
 
-    def __init__(self, weights: CudaWeights, backend: str = "triton"):
+    `overlap`: launches overlap (kernels/overlap.py), where the device can.
+    """
+
+    def __init__(self, weights: CudaWeights, backend: str = "triton", overlap: bool = False):
         self.weights, self.config, self.device, self.backend = weights, weights.config, weights.device, backend
         self.start_token, self.end_token = self.config.start_token, self.config.end_token
         self.encoder = CudaEncoder(weights)
+        self.launch = OVERLAPPED if overlap else {}
         self.kind = STORED[weights.stored]
         self.generation = 0
         self.rows = self.slots = self.pages = self.reads = 0
@@ -127,21 +132,21 @@ class T5Cuda:
         q, seen, active = self._view("q", M, H, D), self._view("seen", M, H * D), self._view("active", M, c.d_ff)
         visible, table, sources = self._view("visible", B, R, R), self.buffers["table"][:B], self.buffers["sources"][:B]
         self._positions = positions
-        EMBED[run](tokens, positions, parents, w.embedding, w.norms[0, 0], visible, x, y, squares)
+        EMBED[run](tokens, positions, parents, w.embedding, w.norms[0, 0], visible, x, y, squares, **self.launch)
         for i in range(c.num_decoder_layers):
             k, v = self._cache(i, B)
             following = w.norms[i + 1, 0] if i + 1 < c.num_decoder_layers else w.final_norm
-            QKV[run](y, squares, w.qkv[i], eps, positions, q, k, v)
-            FUSED_SELF_ATTENTION[run](q, k, v, positions, visible, self.buffers["bias"], seen)
-            ADD[run](seen, w.self_out[i], w.norms[i, 1], x, y, squares)
-            PROJECT[run](y, squares, w.cross_q[i], eps, q.view(M, H * D))
+            QKV[run](y, squares, w.qkv[i], eps, positions, q, k, v, **self.launch)
+            FUSED_SELF_ATTENTION[run](q, k, v, positions, visible, self.buffers["bias"], seen, **self.launch)
+            ADD[run](seen, w.self_out[i], w.norms[i, 1], x, y, squares, **self.launch)
+            PROJECT[run](y, squares, w.cross_q[i], eps, q.view(M, H * D), **self.launch)
             FUSED_CROSS_ATTENTION[run](q, self.buffers["pages_k"][i], self.buffers["pages_v"][i], table, sources, seen,
-                                       self.buffers["work"], self.buffers["arrived"])
-            ADD[run](seen, w.cross_out[i], w.norms[i, 2], x, y, squares)
-            GATE[run](y, squares, w.ff_in[i], eps, c.activation, c.gated, active)
-            ADD[run](active, w.ff_out[i], following, x, y, squares)
+                                       self.buffers["work"], self.buffers["arrived"], **self.launch)
+            ADD[run](seen, w.cross_out[i], w.norms[i, 2], x, y, squares, **self.launch)
+            GATE[run](y, squares, w.ff_in[i], eps, c.activation, c.gated, active, **self.launch)
+            ADD[run](active, w.ff_out[i], following, x, y, squares, **self.launch)
         hidden = self._view("hidden", M, C)
-        CLOSE[run](x, squares, w.final_norm, eps, c.head_scale, hidden, y)
+        CLOSE[run](x, squares, w.final_norm, eps, c.head_scale, hidden, y, **self.launch)
         return hidden.view(B, R, C)
 
     def _cache(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -153,7 +158,7 @@ class T5Cuda:
         """[B, R, V] float32 for the latest decode, a buffer; unread rows hold no meaning."""
         (B, R, C), V = hidden.shape, self.config.vocab_size
         out = self._view("all_logits", B * R, V)
-        FUSED_LOGITS[self.backend](self._view("y", B * R, C), self.weights.head, out)
+        FUSED_LOGITS[self.backend](self._view("y", B * R, C), self.weights.head, out, **self.launch)
         return out.view(B, R, V)
 
     def choose(self, hidden: Tensor) -> Tensor:
@@ -161,7 +166,7 @@ class T5Cuda:
         B, R, C = hidden.shape
         chosen = self._view("chosen", B * R)
         FUSED_CHOOSE[self.backend](self._view("y", B * R, C), self.weights.head, chosen, self.buffers["work"],
-                                   self.buffers["ids"], self.buffers["arrived"])
+                                   self.buffers["ids"], self.buffers["arrived"], **self.launch)
         return chosen.view(B, R)
 
     def keep(self, path: Tensor) -> None:

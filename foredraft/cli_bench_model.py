@@ -46,7 +46,7 @@ def model(
             if value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; give a number above 0")
             known = replace(known, **{name: value})
-    rounds = [Round(size, draft_tokens, source, position, sampled, drafter) for size in sizes]
+    rounds = [Round(size, draft_tokens, source, position, sampled, drafter=drafter) for size in sizes]
     rows = table(geometry, known, rounds, tokens_per_round)
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

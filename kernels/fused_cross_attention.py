@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.backend import jit, power_of_2, tl
+from foredraft.kernels.overlap import await_inputs
 
 PAGE = 64
 TOGETHER = 8
 
 
 @jit
-def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, pages, R: tl.constexpr, H: tl.constexpr,
-                            D: tl.constexpr, D_UP: tl.constexpr, TOGETHER: tl.constexpr):
+def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, pages, R, H: tl.constexpr,
+                            D: tl.constexpr, D_UP: tl.constexpr, TOGETHER: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     page, head, b = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(sources + b)
     if page * 64 < length:
@@ -94,11 +96,12 @@ def work_size(rows: int, reads: int, heads: int, pages: int, head_size: int) -> 
 
 
 def fused_cross_attention_triton(q: Tensor, pages_k: Tensor, pages_v: Tensor, table: Tensor, sources: Tensor, out: Tensor,
-                                 work: Tensor, arrived: Tensor) -> None:
+                                 work: Tensor, arrived: Tensor, **launch) -> None:
     B, pages = table.shape
     M, H, D = q.shape
-    _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived, pages, R=M // B, H=H,
-                                           D=D, D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, num_warps=4, num_stages=2)
+    _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived, pages, M // B, H=H,
+                                           D=D, D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, num_warps=4, num_stages=2,
+                                           **launch)
 
 
 def fused_cross_attention_reference(q, pages_k, pages_v, table, sources, out, work=None, arrived=None) -> None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from foredraft.kernels.backend import jit, power_of_2, tl
+from foredraft.kernels.overlap import await_inputs
 
 
 @jit
 def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, squares, R: tl.constexpr, R_UP: tl.constexpr,
-                  C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, CHAIN: tl.constexpr):
+                  C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, CHAIN: tl.constexpr,
+                  OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     m = tl.program_id(0).to(tl.int64)
     position, token = tl.load(positions + m), tl.load(tokens + m)
     c = tl.arange(0, C_UP)
@@ -45,7 +48,8 @@ def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, sq
 
 @jit
 def _close_kernel(x, squares, norm, hidden, y, epsilon, scale, C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr,
-                  TILES_UP: tl.constexpr):
+                  TILES_UP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     m = tl.program_id(0).to(tl.int64)
     c, tile = tl.arange(0, C_UP), tl.arange(0, TILES_UP)
     total = tl.sum(tl.load(squares + m * TILES + tile, mask=tile < TILES, other=0.0))
@@ -56,17 +60,18 @@ def _close_kernel(x, squares, norm, hidden, y, epsilon, scale, C: tl.constexpr, 
 
 
 def embed_triton(tokens: Tensor, positions: Tensor, parents: Tensor | None, embedding: Tensor, norm: Tensor, visible: Tensor,
-                 x: Tensor, y: Tensor, squares: Tensor) -> None:
+                 x: Tensor, y: Tensor, squares: Tensor, **launch) -> None:
     (M, C), R = x.shape, tokens.shape[1]
     _embed_kernel[(M,)](tokens, positions, positions if parents is None else parents, embedding, norm, visible, x, y,
                         squares, R=R, R_UP=power_of_2(R), C=C, C_UP=power_of_2(C), TILES=squares.shape[1],
-                        TILES_UP=power_of_2(squares.shape[1]), CHAIN=parents is None, num_warps=4)
+                        TILES_UP=power_of_2(squares.shape[1]), CHAIN=parents is None, num_warps=4, **launch)
 
 
-def close_triton(x: Tensor, squares: Tensor, norm: Tensor, epsilon: float, scale: float, hidden: Tensor, y: Tensor) -> None:
+def close_triton(x: Tensor, squares: Tensor, norm: Tensor, epsilon: float, scale: float, hidden: Tensor, y: Tensor,
+                 **launch) -> None:
     M, C = x.shape
     _close_kernel[(M,)](x, squares, norm, hidden, y, epsilon, scale, C=C, C_UP=power_of_2(C), TILES=squares.shape[1],
-                        TILES_UP=power_of_2(squares.shape[1]), num_warps=4)
+                        TILES_UP=power_of_2(squares.shape[1]), num_warps=4, **launch)
 
 
 def embed_reference(tokens, positions, parents, embedding, norm, visible, x, y, squares) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foredraft.kernels.backend import jit, tl
 from foredraft.kernels.fused_linear import tiling, weigh
+from foredraft.kernels.overlap import await_inputs
 
 WIDTH = 32
 TOGETHER = 128
@@ -24,7 +25,8 @@ TOGETHER = 128
 
 @jit
 def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                   STEP: tl.constexpr):
+                   STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     scores = weigh(y, weight, rows, rows < M, ids, ids < V, C, N, WAYS, STEP)
@@ -33,7 +35,9 @@ def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl
 
 @jit
 def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexpr, C: tl.constexpr,
-                   N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr):
+                   N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
+                   OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
@@ -64,17 +68,17 @@ def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexp
         tl.store(arrived + tl.program_id(0), 0)
 
 
-def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor) -> None:
+def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor, **launch) -> None:
     M, V = logits.shape
     _logits_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, logits, M, V=V, C=weight.shape[1], N=WIDTH,
-                                                  **_tiling(weight))
+                                                  **_tiling(weight), **launch)
 
 
 def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, ids: Tensor,
-                        arrived: Tensor) -> None:
+                        arrived: Tensor, **launch) -> None:
     (M,), (V, C) = chosen.shape, weight.shape
     _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, ids, arrived, M, V=V, C=C, N=WIDTH,
-                                                  TOGETHER=TOGETHER, **_tiling(weight))
+                                                  TOGETHER=TOGETHER, **_tiling(weight), **launch)
 
 
 def _tiling(weight: Tensor) -> dict[str, int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from foredraft.kernels.activate import activate_reference
 from foredraft.kernels.backend import jit, power_of_2, tl
+from foredraft.kernels.overlap import await_inputs
 
 # Outputs of a program: narrow, so that one request's step fills the machine; a tensor core's smallest tile.
 WIDTH = 16
@@ -53,9 +54,10 @@ def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.conste
 
 
 @jit
-def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-                C: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                STEP: tl.constexpr):
+def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+                TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+                STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     pieces: tl.constexpr = (D + N - 1) // N
@@ -81,7 +83,9 @@ def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R: tl.con
 
 @jit
 def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr,
-                    TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr):
+                    TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr,
+                    OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
@@ -94,7 +98,8 @@ def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C:
 @jit
 def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.constexpr, ACTIVATION: tl.constexpr,
                  GATED: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                 STEP: tl.constexpr):
+                 STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
@@ -117,7 +122,8 @@ def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.con
 
 @jit
 def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
-                N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr):
+                N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
@@ -132,8 +138,12 @@ def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.c
 
 
 def tiling(weight: Tensor) -> dict[str, int]:
-    """Options of a launch: loads far enough ahead to cover memory's latency, within a multiprocessor's shared memory."""
-    return {"WAYS": WAYS, "STEP": STEP, "num_warps": WAYS, "num_stages": 4 if weight.dtype == torch.bfloat16 else 2}
+    """Options of a launch: loads far enough ahead to cover memory's latency, within a multiprocessor's shared memory.
+
+    float32 has no exact tensor core: it multiplies in registers, which take half the columns.
+    """
+    narrow = weight.dtype == torch.bfloat16
+    return {"WAYS": WAYS, "STEP": STEP if narrow else STEP // 2, "num_warps": WAYS, "num_stages": 4 if narrow else 2}
 
 
 def _norm_sizes(squares: Tensor) -> dict[str, int]:
@@ -146,30 +156,30 @@ def _tiles(rows: int, outputs: int) -> tuple[int, int]:
 
 
 def qkv_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, positions: Tensor, q: Tensor, k: Tensor,
-               v: Tensor) -> None:
+               v: Tensor, **launch) -> None:
     M, H, D = q.shape
     grid = (-(-M // 16), 3 * H * -(-D // WIDTH))
-    _qkv_kernel[grid](y, squares, weight, positions, q, k, v, M, k.shape[2], epsilon, R=positions.shape[1], H=H, D=D,
-                      C=y.shape[1], N=WIDTH, **_norm_sizes(squares), **tiling(weight))
+    _qkv_kernel[grid](y, squares, weight, positions, q, k, v, M, k.shape[2], epsilon, positions.shape[1], H=H, D=D,
+                      C=y.shape[1], N=WIDTH, **_norm_sizes(squares), **tiling(weight), **launch)
 
 
-def project_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:
+def project_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, out: Tensor, **launch) -> None:
     M, N = out.shape
     _project_kernel[_tiles(M, N)](y, squares, weight, out, M, epsilon, N_ALL=N, C=y.shape[1], N=WIDTH,
-                                  **_norm_sizes(squares), **tiling(weight))
+                                  **_norm_sizes(squares), **tiling(weight), **launch)
 
 
 def gate_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, activation: int, gated: bool,
-                out: Tensor) -> None:
+                out: Tensor, **launch) -> None:
     M, F = out.shape
     _gate_kernel[_tiles(M, F)](y, squares, weight, out, M, epsilon, F=F, C=y.shape[1], ACTIVATION=activation, GATED=gated,
-                               N=WIDTH, **_norm_sizes(squares), **tiling(weight))
+                               N=WIDTH, **_norm_sizes(squares), **tiling(weight), **launch)
 
 
-def add_triton(inputs: Tensor, weight: Tensor, norm: Tensor, x: Tensor, y: Tensor, squares: Tensor) -> None:
+def add_triton(inputs: Tensor, weight: Tensor, norm: Tensor, x: Tensor, y: Tensor, squares: Tensor, **launch) -> None:
     M, C = x.shape
     _add_kernel[_tiles(M, C)](inputs, weight, norm, x, y, squares, M, C=C, K=weight.shape[1], TILES=squares.shape[1],
-                              N=WIDTH, **tiling(weight))
+                              N=WIDTH, **tiling(weight), **launch)
 
 
 def _normed(y: Tensor, squares: Tensor, epsilon: float) -> Tensor:

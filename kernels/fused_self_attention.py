@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.backend import jit, power_of_2, tl
+from foredraft.kernels.overlap import await_inputs
 
 BLOCK = 64
 
 
 @jit
-def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-                           D_UP: tl.constexpr, BLOCK: tl.constexpr):
+def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R, H: tl.constexpr, D: tl.constexpr,
+                           D_UP: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
     b, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     r = tl.program_id(2) * 16 + tl.arange(0, 16)
     d = tl.arange(0, D_UP)
@@ -65,11 +67,12 @@ def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R: tl.cons
 
 
 def fused_self_attention_triton(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, visible: Tensor, bias: Tensor,
-                                out: Tensor) -> None:
+                                out: Tensor, **launch) -> None:
     B, H, T, D = k.shape
     R = positions.shape[1]
-    _self_attention_kernel[(B, H, -(-R // 16))](q, k, v, positions, visible, bias, out, T, R=R, H=H, D=D,
-                                                D_UP=max(16, power_of_2(D)), BLOCK=BLOCK, num_warps=4, num_stages=2)
+    _self_attention_kernel[(B, H, -(-R // 16))](q, k, v, positions, visible, bias, out, T, R, H=H, D=D,
+                                                D_UP=max(16, power_of_2(D)), BLOCK=BLOCK, num_warps=4, num_stages=2,
+                                                **launch)
 
 
 def fused_self_attention_reference(q, k, v, positions, visible, bias, out) -> None:

@@ -16,6 +16,7 @@ class TableTarget:
     """
 
     start_token = 0
+    device = torch.device("cpu")
 
     def __init__(self, table: torch.Tensor, end_token: int = -1):
         self.table, self.end_token = table, end_token

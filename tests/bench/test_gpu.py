@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foredraft.bench import gpu, gpu_checks, gpu_times
+from foredraft.bench import gpu, gpu_checks, gpu_peers, gpu_times
 from foredraft.bench.gpu_sizes import Sizes
 from foredraft.kernels.backend import HAS_TRITON
 
@@ -12,9 +12,8 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, relative_attention_num_buckets=8,
             decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
-SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("tiny",), checked="tiny", batches=(1, 2), reads=(1, 2),
-              draft_tokens=1, source=66, new_tokens=4, repeats=1, texts=2,
-              megabytes=1)
+SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("tiny",), checked="tiny",
+              batches=(1, 2), reads=(1, 2), draft_tokens=1, source=66, new_tokens=4, repeats=1, texts=2, megabytes=1)
 
 
 def test_kernels_and_bits_pass_their_checks():
@@ -46,7 +45,7 @@ def test_family_and_model():
 
 
 def test_peers_run_or_say_why_not():
-    rows = list(gpu_times.measure_peers(SIZES))
+    rows = list(gpu_peers.measure_peers(SIZES))
     assert [row["engine"] for row in rows] == ["transformers eager"] * 2 + ["transformers static + compile"]
     assert all(row.get("us") or row.get("absent") for row in rows)
     assert rows[0]["us"]["median"] > 0

@@ -5,14 +5,17 @@ import torch
 from doubles import ScriptedDrafter, make_state
 
 from foredraft.engine.cuda_weights import load_cuda_weights
-from foredraft.engine.decode import decode
+from foredraft.engine.decode import decode, step
+from foredraft.engine.draft_device import DeviceLookup
 from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.t5 import T5
-from foredraft.engine.t5_cuda import T5Cuda
+from foredraft.engine.t5_cuda import LAYER_LAUNCHES, T5Cuda
 from foredraft.engine.t5_weights import load_weights
 from foredraft.kernels.backend import HAS_TRITON
 
+if HAS_TRITON:
+    from launches import Launches
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 SOURCES = [torch.tensor([5, 9, 33, 5, 9, 40, 1]), torch.tensor([7] * 70 + [1])]
 
@@ -49,18 +52,36 @@ def test_encoder_and_pass_equal_the_compiled_ones(tiny_checkpoint):
     assert torch.equal(device_chosen[read], chosen[read])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_whole_decode_gives_the_compiled_one_s_tokens(tiny_checkpoints, temperature):
+@pytest.mark.parametrize("law", [dict(), dict(temperature=1.0), dict(temperature=[0.7, 0.0], top_k=9, top_p=0.9)])
+def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoints, law):
+    """Drafts, inputs, pass, verdict and commit, all of them by Triton's interpreter, against all of them by numba."""
     outputs = []
     with torch.inference_mode():
-        for target in targets(tiny_checkpoints["v1.1"]):
-            drafter = LookupDrafter()
+        for target, drafter, backend in zip(targets(tiny_checkpoints["v1.1"]), (LookupDrafter(), DeviceLookup("cpu")),
+                                            ("numba", "triton"), strict=True):
             drafter.admit(range(2), SOURCES, admitted(target))
-            state = make_state(2, 12, [4, 2], target.config.d_model, temperature=temperature)
+            state = make_state(2, 8, [4, 2], target.config.d_model, end_token=-1, backend=backend, **law)
             decode(state, target, drafter)
-            outputs.append((state.tokens, state.lengths, state.accepted_at))
+            outputs.append((state.tokens[:, :9], state.lengths, state.origin[:, :9], state.rounds, state.drafted,
+                            state.tested_at, state.accepted_at))
     for a, b in zip(*outputs, strict=True):
         assert torch.equal(a, b)
+    assert int(outputs[0][-1].sum()) > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("K", [0, 3])
+def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, K, temperature):
+    target = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16"))
+    drafter = DeviceLookup("cpu") if K else NoDrafter()
+    state = make_state(2, 12, K, target.config.d_model, temperature=temperature, end_token=-1, backend="triton")
+    with torch.inference_mode():
+        drafter.admit(range(2), SOURCES, admitted(target))
+        step(state, target, drafter)
+        with Launches() as seen:
+            step(state, target, drafter)
+    assert seen.operations == [] and seen.waits == [] and seen.bytes == 0
+    assert len(seen.kernels) > LAYER_LAUNCHES * target.config.num_decoder_layers
 
 
 def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_checkpoints):
@@ -69,16 +90,16 @@ def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_che
 
     def run(sources, drafter, K):
         admitted(target, len(sources), 12, 4, sources)
-        state = make_state(len(sources), 10, K, target.config.d_model, end_token=-1)
+        state = make_state(len(sources), 6, K, target.config.d_model, end_token=-1)
         decode(state, target, drafter)
         return state
 
     with torch.inference_mode():
         plain = run(SOURCES, NoDrafter(), 0)
-        truth = [row[1:].tolist() for row in plain.tokens[:, :11]]
+        truth = [row[1:].tolist() for row in plain.tokens[:, :7]]
         for K, wrong in ((4, lambda row, position: position % 3 == row), (1, lambda row, position: False)):
             state = run(SOURCES, ScriptedDrafter(truth, wrong), K)
-            assert torch.equal(state.tokens[:, :11], plain.tokens[:, :11])
+            assert torch.equal(state.tokens[:, :7], plain.tokens[:, :7])
             assert torch.equal(state.hidden, plain.hidden) and int(state.accepted_at.sum()) > 0
         alone = run(SOURCES[1:], NoDrafter(), 0)
-        assert torch.equal(alone.tokens[0, :11], plain.tokens[1, :11]) and torch.equal(alone.hidden[0], plain.hidden[1])
+        assert torch.equal(alone.tokens[0, :7], plain.tokens[1, :7]) and torch.equal(alone.hidden[0], plain.hidden[1])

@@ -118,17 +118,16 @@ def test_cross_attention_bits_do_not_depend_on_batch_rows_or_room():
 
 
 def attentions_at_real_size():
-    """FLAN-T5-XL, six rows of each of two requests of 512 source tokens; then sixteen and more rows of small models."""
-    for B, R, H in ((2, 6, 32), (1, 1, 6), (1, 20, 12)):
-        D, T, pages, bf16 = 64, 160, 8, torch.bfloat16
-        q, k = torch.empty(B * R, H, D, dtype=bf16), torch.empty(B, H, T, D, dtype=bf16)
-        out = torch.empty(B * R, H * D, dtype=bf16)
-        FUSED_SELF_ATTENTION["triton"](q, k, k, torch.zeros(B, R, dtype=torch.int64), torch.zeros(B, R, R, dtype=torch.int8),
-                                       torch.empty(H, T), out)
-        page = torch.empty(B * pages, H, PAGE, D, dtype=bf16)
-        FUSED_CROSS_ATTENTION["triton"](q, page, page, torch.zeros(B, pages, dtype=torch.int64),
-                                        torch.zeros(B, dtype=torch.int64), out, torch.empty(work_size(B, R, H, pages, D)),
-                                        torch.zeros(B * H, dtype=torch.int32))
+    """FLAN-T5-XL, six rows of each of two requests of 512 source tokens."""
+    B, R, H, D, T, pages, bf16 = 2, 6, 32, 64, 160, 8, torch.bfloat16
+    q, k = torch.empty(B * R, H, D, dtype=bf16), torch.empty(B, H, T, D, dtype=bf16)
+    out = torch.empty(B * R, H * D, dtype=bf16)
+    FUSED_SELF_ATTENTION["triton"](q, k, k, torch.zeros(B, R, dtype=torch.int64), torch.zeros(B, R, R, dtype=torch.int8),
+                                   torch.empty(H, T), out)
+    page = torch.empty(B * pages, H, PAGE, D, dtype=bf16)
+    work, arrived = torch.empty(work_size(B, R, H, pages, D)), torch.zeros(B * H, dtype=torch.int32)
+    FUSED_CROSS_ATTENTION["triton"](q, page, page, torch.zeros(B, pages, dtype=torch.int64),
+                                    torch.zeros(B, dtype=torch.int64), out, work, arrived)
 
 
 def test_the_machine_code_fits_and_does_not_spill():

@@ -91,22 +91,9 @@ def test_a_row_has_the_same_bits_alone_and_among_others(dtype):
         assert torch.equal(part, whole[first:last])
 
 
-def launches_at_real_sizes():
-    """FLAN-T5-small to -XL: model width, inner width, feed-forward width, six rows of one request."""
-    for C, H, F in ((512, 6, 1024), (768, 12, 2048), (1024, 16, 2816), (2048, 32, 5120)):
-        M, D, bf16 = 6, 64, torch.bfloat16
-        y, squares = torch.empty(M, C, dtype=bf16), torch.empty(M, C // 16)
-        q, k = torch.empty(M, H, D, dtype=bf16), torch.empty(1, H, 160, D, dtype=bf16)
-        QKV["triton"](y, squares, torch.empty(3 * H * D, C, dtype=bf16), 1e-6, torch.zeros(1, M, dtype=torch.int64), q, k, k)
-        PROJECT["triton"](y, squares, torch.empty(H * D, C, dtype=bf16), 1e-6, torch.empty(M, H * D, dtype=bf16))
-        active = torch.empty(M, F, dtype=bf16)
-        GATE["triton"](y, squares, torch.empty(2 * F, C, dtype=bf16), 1e-6, 1, True, active)
-        ADD["triton"](active, torch.empty(C, F, dtype=bf16), torch.empty(C), torch.empty(M, C), y, squares)
-
-
-def one_launch_of_each():
-    """The kernels at FLAN-T5-XL's sizes."""
-    M, C, H, D, F, bf16 = 6, 2048, 32, 64, 5120, torch.bfloat16
+def launches_of(C, H, F):
+    """Of the four kernels at a model's width, heads and feed-forward width, six rows of one request."""
+    M, D, bf16 = 6, 64, torch.bfloat16
     y, squares = torch.empty(M, C, dtype=bf16), torch.empty(M, C // 16)
     q, k = torch.empty(M, H, D, dtype=bf16), torch.empty(1, H, 160, D, dtype=bf16)
     QKV["triton"](y, squares, torch.empty(3 * H * D, C, dtype=bf16), 1e-6, torch.zeros(1, M, dtype=torch.int64), q, k, k)
@@ -116,6 +103,16 @@ def one_launch_of_each():
     ADD["triton"](active, torch.empty(C, F, dtype=bf16), torch.empty(C), torch.empty(M, C), y, squares)
 
 
-def test_the_machine_code_fits_and_does_not_spill():
-    for cost in costs(f"{__file__}:one_launch_of_each"):
+def xl():
+    launches_of(2048, 32, 5120)
+
+
+def small_base_large():
+    for sizes in ((512, 6, 1024), (768, 12, 2048), (1024, 16, 2816)):
+        launches_of(*sizes)
+
+
+@pytest.mark.parametrize("sizes", ["xl", pytest.param("small_base_large", marks=pytest.mark.slow)])
+def test_the_machine_code_fits_and_does_not_spill(sizes):
+    for cost in costs(f"{__file__}:{sizes}"):
         assert cost.spills == 0 and cost.shared <= {"sm_80": 163, "sm_90": 227, "gfx942": 64}[cost.target] * 1024, cost
