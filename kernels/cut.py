@@ -16,7 +16,7 @@ import torch
 from foredraft.kernels.backend import jit, power_of_2, tl
 from foredraft.kernels.commit import tile_rows
 
-TILE = 8192
+TILE = 4096
 
 
 @jit
@@ -35,7 +35,7 @@ def _floats(order):
 @jit
 def _at_least(logits, row, active, order, least, top, rate, V, BY_MASS: tl.constexpr, TILE: tl.constexpr):
     """The number, or the mass, of a row's logits whose order is at least `order`, among those of at least `least`."""
-    found = tl.zeros((row.shape[0],), tl.float64)
+    found = tl.zeros((row.shape[0], TILE), tl.float32)
     i = tl.arange(0, TILE)[None, :]
     for first in range(0, V, TILE):
         read = active[:, None] & (first + i < V)
@@ -43,8 +43,9 @@ def _at_least(logits, row, active, order, least, top, rate, V, BY_MASS: tl.const
         at = _ordered(x)
         inside = read & (at >= tl.maximum(order, least)[:, None])
         weight = tl.exp((x - top[:, None]) * rate[:, None]) if BY_MASS else at * 0.0 + 1.0
-        found += tl.sum(tl.where(inside, weight, 0.0), axis=1).to(tl.float64)
-    return found
+        found += tl.where(inside, weight, 0.0)
+    # one sum after the loop; triton 3.6 fails on sums inside one that are used more than once
+    return tl.sum(found, axis=1).to(tl.float64)
 
 
 @jit
@@ -79,10 +80,11 @@ def _cut_kernel(logits, draft_lengths, finished, temperature, top_k, top_p, floo
     if tl.max(active.to(tl.int32), axis=0) > 0:
         rate = 1.0 / tl.where(t > 0, t, 1.0)
         i = tl.arange(0, TILE)[None, :]
-        top = tl.full((ROWS,), float("-inf"), tl.float32)
+        largest = tl.full((ROWS, TILE), float("-inf"), tl.float32)
         for first in range(0, V, TILE):
             x = tl.load(logits + row[:, None] * V + first + i, mask=active[:, None] & (first + i < V), other=float("-inf"))
-            top = tl.maximum(top, tl.max(x.to(tl.float32), axis=1))
+            largest = tl.maximum(largest, x.to(tl.float32))
+        top = tl.max(largest, axis=1)
         highest = _ordered(tl.where(active, top, 0.0))
         lowest = tl.zeros((ROWS,), tl.int32) + (-2139095041)  # the order of -inf
         least = lowest
@@ -100,16 +102,16 @@ def _cut_kernel(logits, draft_lengths, finished, temperature, top_k, top_p, floo
             kept = tl.maximum(tl.ceil((wanted - above) / tl.where(by_p & (one > 0), one, 1.0)), 1.0)
             order = tl.where(by_p, nucleus, order)
             seen = tl.zeros((ROWS,), tl.int32)
-            last = tl.zeros((ROWS,), tl.int32)
+            last = tl.zeros((ROWS, TILE), tl.int32)
             for first in range(0, V, TILE):
                 read = by_p[:, None] & (first + i < V)
                 x = tl.load(logits + row[:, None] * V + first + i, mask=read, other=0.0).to(tl.float32)
                 equal = (read & (_ordered(x) == nucleus[:, None])).to(tl.int32)
                 rank = seen[:, None] + tl.cumsum(equal, axis=1)
                 chosen = (equal != 0) & (rank.to(tl.float64) <= kept[:, None])
-                last = tl.maximum(last, tl.max(tl.where(chosen, first + i, 0), axis=1))
-                seen += tl.sum(equal, axis=1)
-            tie = tl.where(by_p, last, tie)
+                last = tl.maximum(last, tl.where(chosen, first + i, 0))
+                seen = tl.max(rank, axis=1)
+            tie = tl.where(by_p, tl.max(last, axis=1), tie)
         tl.store(floors + row, _floats(order), mask=active)
         tl.store(ties + row, tie, mask=active)
 
