@@ -14,7 +14,7 @@
 Point masses and greedy rows: y is drawn from p (or is its argmax) and a draft stands iff it equals y, so y is also the
 replacement; noise is keyed by (seed, position), so a seeded row equals its own plain sampling. Dense rows, chains only:
 Leviathan et al. 2023, algorithm 1: x stands iff u q(x) <= p(x), else y ~ max(0, p - q); noise keyed by (seed, stream,
-start, offset).
+start, offset). On a device: verdict.py.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ def same_drafts(host, device, states) -> Draft:
     return theirs
 
 
-@pytest.mark.parametrize("matches", [(1, 1), (1, 4), (2, 3), (3, 9)])
-@pytest.mark.parametrize("alphabet", [2, 5])
+@pytest.mark.parametrize(("matches", "alphabet"), [((1, 1), 5), ((1, 4), 5), ((1, 4), 2), ((2, 3), 2), ((3, 9), 2)])
 def test_lookup_on_random_ids(matches, alphabet, monkeypatch):
     """Blocks shorter than the texts; ids 0 among them; sources with and without an end, and an empty one."""
     monkeypatch.setattr(lookup, "BLOCK", 16)
@@ -121,7 +120,7 @@ def test_real_texts():
     for drafter in copiers:
         drafter.admit(range(4), sources, [])
     drafted = [0, 0]
-    for length in range(2, 60, 5):
+    for length in range(2, 60, 8):
         def fill(state, length=length):
             for row, ids in enumerate(texts):
                 state.tokens[row, 1:length] = torch.tensor(ids[len(ids) // 2 :][: length - 1])
@@ -130,7 +129,7 @@ def test_real_texts():
         states = twins(4, 80, 8, fill)
         for kind, pair in enumerate((copiers, chains)):
             drafted[kind] += int(same_drafts(*pair, states).lengths.sum())
-    assert min(drafted) > 30
+    assert min(drafted) > 15
 
 
 @pytest.mark.parametrize("parents", [None, [0, 0, 2]])

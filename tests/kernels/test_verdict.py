@@ -174,7 +174,7 @@ def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
 
     def run(backend):
         states = []
-        state = make_state(B, [20, 3, 9, 17, 20, 1], [3, 4, 4, 2, 4, 0], V, temperature=temperature, end_token=7,
+        state = make_state(B, [12, 3, 9, 10, 12, 1], [3, 4, 4, 2, 4, 0], V, temperature=temperature, end_token=7,
                            backend=backend)
         drafter = TableDrafter(disturbed) if dense else ScriptedDrafter(
             truth, lambda row, at: (row + at) % 4 == 1, lambda row, round_: (row + round_) % 6, V)
