@@ -97,11 +97,12 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
     yield from gpu_times.model_xl(sizes, copy_bandwidth(known), accepted[0] if accepted else 1.0)
 
 
+# In order of worth: the last, who may take what is left, are others' engines.
 SECTIONS = {
-    "checks": Section(120, _checks), "law": Section(60, _law), "bandwidth": Section(20, _bandwidth),
-    "steps": Section(120, _steps), "family": Section(60, _family), "rounds": Section(40, _rounds),
-    "verdict": Section(60, _verdict),
-    "peers": Section(120, _peers), "library": Section(20, _library), "model": Section(20, _model),
+    "checks": Section(130, _checks), "law": Section(80, _law), "bandwidth": Section(20, _bandwidth),
+    "steps": Section(110, _steps), "family": Section(50, _family), "model": Section(20, _model),
+    "verdict": Section(50, _verdict), "rounds": Section(30, _rounds), "library": Section(20, _library),
+    "peers": Section(120, _peers),
 }
 
 

@@ -24,7 +24,9 @@ from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
 from foredraft.kernels.overlap import OVERLAPPED
 
 # Launches of one pass: a layer's (qkv, self-attention, out; cross q, cross-attention, out; gate, out), and those outside
-# the layers (embedding, closing norm, head). Each needs the whole of what the one before it wrote.
+# the layers (embedding, closing norm, head). Each needs the whole of what the one before it wrote, but for self-attention,
+# which needs one head's part: left to the last program of a head it would be one launch less for a single request, and in a
+# batch make one program attend for sixteen requests in turn.
 LAYER_LAUNCHES, END_LAUNCHES = 8, 3
 SLOTS = 64
 
