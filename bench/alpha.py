@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from foredraft.engine.state import DecodeState, Draft, Verdict
 
 
-@torch.inference_mode()
 def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], temperature: float,
              batch_size: int = 8) -> float:
     """E[sum_x min(p(x), q(x))] = 1 - E[total variation(p, q)] over EVERY prefix of the target's own output.
@@ -22,17 +22,34 @@ def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence
     not accepted / tested of a decode, which sees only the prefixes where a draft was tested
     (Leviathan et al. 2023, Corollary 3.6).
     """
-    covered = prefixes = 0.0
+    covered, prefixes = overlaps(model, sources, outputs, temperature, batch_size).sum(0)
+    return float(covered / prefixes)
+
+
+@torch.inference_mode()
+def overlaps(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], temperature: float,
+             batch_size: int = 8, on_batch: Callable[[], None] = lambda: None) -> np.ndarray:
+    """alpha_tv's sums of every article [N, 2]: of min(p, q), and how many prefixes."""
+    parts = []
     for start in range(0, len(sources), batch_size):
-        # tensors of the context lie on the target's device
+        part = slice(start, start + batch_size)
+        # tensors made in here lie on the target's device
         with model.target.device:
-            one = _batch(model, sources[start : start + batch_size], outputs[start : start + batch_size], temperature)
-        covered, prefixes = covered + one[0], prefixes + one[1]
-    return covered / prefixes
+            parts.append(_batch(model, sources[part], outputs[part], temperature))
+        on_batch()
+    return np.concatenate(parts)
 
 
-def _batch(model, sources, outputs, temperature: float) -> tuple[float, int]:
-    """Sum of min(p, q) and number of prefixes."""
+def interval(sums: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval, over articles, of the ratio of the two columns' totals; sums [N, 2]."""
+    count = len(sums)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples) @ sums
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _batch(model, sources, outputs, temperature: float) -> np.ndarray:
+    """The sums of a batch's articles."""
     target, drafter = model.target, model.drafter
     B, rows, longest = len(sources), range(len(sources)), max(map(len, outputs))
     vectors = [torch.tensor(list(source)) for source in sources]
@@ -44,7 +61,7 @@ def _batch(model, sources, outputs, temperature: float) -> tuple[float, int]:
         temperature=torch.full((B,), float(temperature)), top_k=torch.zeros(B, dtype=torch.int64), top_p=torch.ones(B),
         seeds=torch.arange(B), start_token=target.start_token, end_token=target.end_token,
         width=target.config.d_model)
-    covered = 0.0
+    covered = torch.zeros(B, dtype=torch.float64)
     for place in range(longest):
         # a row whose output is over is ended, and reads nothing from then on
         forced = torch.tensor([ids[place] if place < len(ids) else target.end_token for ids in outputs])
@@ -56,12 +73,12 @@ def _batch(model, sources, outputs, temperature: float) -> tuple[float, int]:
             overlap = (draft.tokens[:, 0] == forced).float()
         else:
             overlap = _overlap(torch.softmax(target.logits(hidden)[:, 0].float() / temperature, -1), draft)
-        covered += float(overlap[running & (draft.lengths > 0)].sum())
+        covered += torch.where(running & (draft.lengths > 0), overlap, 0.0)
         verdict = Verdict(torch.stack((forced, forced), 1), torch.ones(B, dtype=torch.int64))
         state.commit(nothing, verdict, hidden)
     target.release(rows)
     drafter.release(rows)
-    return covered, sum(map(len, outputs))
+    return np.stack((covered.numpy(), [len(ids) for ids in outputs]), 1)
 
 
 def _overlap(p: torch.Tensor, draft: Draft) -> torch.Tensor:

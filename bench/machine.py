@@ -8,6 +8,12 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
+
+from foredraft.kernels.backend import HAS_NUMBA, get_num_threads
+from foredraft.kernels.linear import linear_loop
+from foredraft.kernels.tile import LANES
+
 
 def describe(device: str = "cpu") -> dict:
     """Processor, cores, threads, versions and the read bandwidth in GB/s, measured now on `device`."""
@@ -33,16 +39,24 @@ def file_name(machine: dict) -> str:
 
 
 def read_bandwidth(device: str = "cpu", megabytes: int = 256, times: int = 5) -> float:
-    """GB/s of the best of `times` sums over an array far larger than the caches."""
+    """GB/s of the best of `times` reads of an array far larger than the caches: a sum over it and, on a CPU, also a
+    matrix-vector product with it by our own kernel, which asks for memory sooner than a library's sum."""
     import torch
 
     array = torch.ones(megabytes * 250_000, device=device)
+    # reading the sum back waits for the device
+    reads = [lambda: array.sum().item()]
+    if array.device.type == "cpu" and HAS_NUMBA:
+        inputs = 4096
+        weight = array[: array.numel() // (inputs * LANES) * inputs * LANES].view(-1, inputs, LANES).numpy()
+        x, out = np.ones((1, inputs), np.float32), np.empty((1, len(weight) * LANES), np.float32)
+        reads.append(lambda: linear_loop(x, weight, out, get_num_threads()))
     best = float("inf")
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        # reading the sum back waits for the device
-        array.sum().item()
-        best = min(best, time.perf_counter() - start)
+    for read in reads:
+        for _ in range(times + 1):
+            start = time.perf_counter()
+            read()
+            best = min(best, time.perf_counter() - start)
     return array.numel() * 4 / best / 1e9
 
 

@@ -62,21 +62,26 @@ def _foredraft(drafter: str | None, draft_tokens: int | None = None):
         except UserError as error:
             raise Absent(str(error)) from None
 
-        def run(sources, seed: int) -> Output:
-            out = drafting.generate(
-                [list(source) for source in sources],
-                max_new_tokens=settings.max_new_tokens,
-                draft_tokens=settings.draft_tokens if draft_tokens is None else draft_tokens,
-                do_sample=settings.do_sample,
-                temperature=settings.temperature if settings.do_sample else 1.0,
-                seed=seed,
-                batch_size=len(sources),
-            )
-            return Output(out.token_ids, dict(out.stats.seconds), out.stats)
-
-        return Method(run, model=drafting)
+        return drafting_method(drafting, settings, settings.draft_tokens if draft_tokens is None else draft_tokens)
 
     return factory
+
+
+def drafting_method(model, settings: Settings, draft_tokens: int) -> Method:
+    """A foredraft model with its drafter, at K = draft_tokens."""
+    def run(sources, seed: int) -> Output:
+        out = model.generate(
+            [list(source) for source in sources],
+            max_new_tokens=settings.max_new_tokens,
+            draft_tokens=draft_tokens,
+            do_sample=settings.do_sample,
+            temperature=settings.temperature if settings.do_sample else 1.0,
+            seed=seed,
+            batch_size=len(sources),
+        )
+        return Output(out.token_ids, dict(out.stats.seconds), out.stats)
+
+    return Method(run, model=model)
 
 
 def _transformers(options: Callable[[Settings], dict], speculates: bool = False):

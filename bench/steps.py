@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from foredraft.bench import machine
+from foredraft.bench.turns import wait_until_idle
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import T5Weights, load_weights
 from foredraft.kernels.attention import cross_attention_loop
@@ -102,7 +103,8 @@ def admit(target: T5, source: Sequence[int], rows: int) -> None:
 
 
 def timed(cases: Mapping[str, Callable[[], None]], repeats: int, inner: int = 5) -> dict[str, list[float]]:
-    """Seconds of each case, `repeats` times the mean of `inner` calls; the cases take turns, after one call untimed."""
+    """Seconds of each case, `repeats` times the mean of `inner` calls; the cases take turns, after one call
+    untimed and each when the last one's threads have gone to sleep."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for run in cases.values():
         run()
@@ -110,6 +112,7 @@ def timed(cases: Mapping[str, Callable[[], None]], repeats: int, inner: int = 5)
         names = list(cases)
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
+            wait_until_idle()
             start = time.perf_counter()
             for _ in range(inner):
                 cases[name]()

@@ -39,6 +39,12 @@ class KVCache:
         self.table = np.arange(rows * pages, dtype=np.int64).reshape(rows, pages)
         self.sources = np.zeros(rows, np.int64)
 
+    def extend(self, slots: int) -> None:
+        """Make room for `slots` decoder positions and keep all that is cached."""
+        if slots > self.slots:
+            more = ((0, 0), (0, 0), (0, 0), (0, slots - self.slots), (0, 0))
+            self.k, self.v, self.slots = np.pad(self.k, more), np.pad(self.v, more), slots
+
     def write_source(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
         """Fill a row's pages of one layer: k, v [S, H, D]."""
         k, v, S = k.numpy(), v.numpy(), k.shape[0]

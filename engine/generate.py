@@ -49,7 +49,8 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
          dtype: str = "float32", weights: str | None = None) -> Model:
     """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
 
-    drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", None for plain decoding, or a Drafter.
+    drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter (LSTM, CNN, T5), None for
+    plain decoding, or a Drafter.
     device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
     dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
@@ -87,7 +88,7 @@ class Model:
 
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
-        self.drafter = make_drafter(drafter, target.config.vocab_size, tokenizer, str(target.device))
+        self.drafter = make_drafter(drafter, target.weights, path, tokenizer, str(target.device))
         self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
 
     @property
@@ -110,33 +111,40 @@ class Model:
 
     def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 128,
                  draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int | None = None, stop_strings: str | Sequence[str] | None = None,
-                 streamer: Any = None, batch_size: int = 8, max_source: int | None = None) -> Output:
+                 top_p: float = 1.0, seed: int | Sequence[int] | None = None,
+                 stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
+                 max_source: int | None = None) -> Output:
         """Texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
-        The arguments are DecodeConfig's. A streamer has transformers' put(ids) and end() and takes a single input.
+        The arguments are DecodeConfig's; seeds in a list, int64, are one for each input, whatever its place in the call.
+        A streamer has transformers' put(ids) and end() and takes a single input.
         """
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
-        config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed, stops, batch_size,
-                              max_source)
+        own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
+        config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p,
+                              seed if own_seeds is None else None, stops, batch_size, max_source)
         output = Output()
         sources = self._sources([inputs] if isinstance(inputs, str) else list(inputs), config, output.warnings)
         if streamer is not None and len(sources) != 1:
             raise UserError(f"a streamer takes one input, not {len(sources)}; call generate once for each")
         if config.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
-        call_seed = secrets.randbits(63) if seed is None else seed
+        if own_seeds is None:
+            call_seed = secrets.randbits(63) if seed is None else seed
+            own_seeds = [row_seed(call_seed, row) for row in range(len(sources))]
+        if len(own_seeds) != len(sources):
+            raise UserError(f"{len(own_seeds)} seeds for {len(sources)} inputs; give one seed, or one for each input")
         device = self.target.device
         with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             for start in range(0, len(sources), batch_size):
-                self._batch(sources[start : start + batch_size], start, call_seed, config, streamer, output)
+                part = slice(start, start + batch_size)
+                self._batch(sources[part], own_seeds[part], config, streamer, output)
         if streamer is not None:
             streamer.end()
         return output
 
-    def _batch(self, sources: list[Tensor], first: int, seed: int, config: DecodeConfig, streamer: Any,
-               output: Output) -> None:
-        """Decode rows first, first + 1, ... of a call together and append them to the output."""
+    def _batch(self, sources: list[Tensor], seeds: list[int], config: DecodeConfig, streamer: Any, output: Output) -> None:
+        """Decode some rows of a call together and append them to the output."""
         began = perf_counter()
         clock = Stopwatch()
         B, rows, device = len(sources), range(len(sources)), self.target.device
@@ -156,7 +164,7 @@ class Model:
             limits=column(limit), draft_tokens=column(width),
             temperature=column(config.temperature if config.do_sample else 0.0), top_k=column(config.top_k),
             top_p=column(config.top_p),
-            seeds=torch.tensor([row_seed(seed, first + row) for row in rows], device=device),
+            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
             start_token=self.target.start_token, end_token=self.target.end_token, width=self.target.config.d_model)
         look = self._after_round(state, config, streamer)
         if self.graphs is not None:

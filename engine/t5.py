@@ -40,15 +40,19 @@ class T5:
 
     def reserve(self, rows: int, positions: int, draft_tokens: int, source: int) -> None:
         """Room for B rows of T positions, K drafts and S source positions; forgets every admitted row if it must grow."""
-        c, R = self.config, draft_tokens + 1
-        self.cache.reserve(rows, positions + R, source)
+        self.cache.reserve(rows, positions + draft_tokens + 1, source)
+        self.prepare(rows, draft_tokens + 1)
+
+    def prepare(self, rows: int, width: int) -> None:
+        """Buffers for passes of up to `rows` sequences times `width` tokens over the cache as it is."""
+        c = self.config
         if self._bias.shape[1] < self.cache.slots:
             distance = torch.arange(self.cache.slots)
             bucket = relative_bucket(-distance, c.buckets, c.max_distance, bidirectional=False)
             self._bias = np.ascontiguousarray(self.weights.decoder_bias[bucket].T.numpy())
         # flat, so that a smaller batch is a contiguous view too
-        self._hidden = torch.zeros(rows * R * c.d_model)
-        self._chosen = torch.zeros(rows * R, dtype=torch.int64)
+        self._hidden = torch.zeros(rows * width * c.d_model)
+        self._chosen = torch.zeros(rows * width, dtype=torch.int64)
 
     def encode(self, source: Tensor) -> Tensor:
         """Ids [S] to the encoder's output [S, C] float32; a source is never padded."""
@@ -57,15 +61,18 @@ class T5:
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]:
         """Encode each source by its own length and fill its row's cross keys and values."""
         encoded = []
-        H, D = self.config.num_heads, self.config.d_kv
         for row, source in zip(rows, sources, strict=True):
-            x = self.encode(source)
-            stored = x.to(self.weights.dtype)
-            for layer, matrix in enumerate(self.weights.cross_kv):
-                k, v = F.linear(stored, matrix).float().view(len(source), 2, H, D).unbind(1)
-                self.cache.write_source(layer, row, k, v)
-            encoded.append(x)
+            encoded.append(self.encode(source))
+            self.attend_to(row, encoded[-1])
         return encoded
+
+    def attend_to(self, row: int, encoded: Tensor) -> None:
+        """Fill a row's cross keys and values from an encoder's output [S, C]."""
+        H, D = self.config.num_heads, self.config.d_kv
+        stored = encoded.to(self.weights.dtype)
+        for layer, matrix in enumerate(self.weights.cross_kv):
+            k, v = F.linear(stored, matrix).float().view(len(encoded), 2, H, D).unbind(1)
+            self.cache.write_source(layer, row, k, v)
 
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:

@@ -141,7 +141,8 @@ def _as_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def _packed(matrix: Tensor, stored: str) -> np.ndarray:
+def packed(matrix: Tensor, stored: str) -> np.ndarray:
+    """A matrix [N, K] as kernels/linear.py reads it, in one of STORED."""
     if stored == "int8":
         return quantize(matrix.float().numpy())
     return pack(_as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
@@ -171,7 +172,14 @@ def copy_weights(model, dtype: str = "float32") -> T5Weights:
     return _assemble(Tensors(tensors), c, DTYPES[dtype])
 
 
-def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | None = None) -> T5Weights:
+def decoder_weights(tensors: Tensors, config: T5Config, stored: str, dtype: torch.dtype, embedding: np.ndarray,
+                    head: np.ndarray) -> T5Weights:
+    """A decoder without an encoder (num_layers 0), on the embedding and the packed head of another model."""
+    return _assemble(tensors, config, dtype, stored, (embedding, head))
+
+
+def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | None = None,
+              tables: tuple[np.ndarray, np.ndarray] | None = None) -> T5Weights:
     inner, L = c.num_heads * c.d_kv, c.num_decoder_layers
     ff_parts = ("wi_0", "wi_1") if c.gated else ("wi",)
 
@@ -191,19 +199,21 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | No
         return out
 
     def stack(parts) -> np.ndarray:
-        first = _packed(parts("decoder.block.0.layer"), stored)
+        first = packed(parts("decoder.block.0.layer"), stored)
         out = np.empty((L, *first.shape), first.dtype)
         out[0] = first
         for layer in range(1, L):
-            out[layer] = _packed(parts(f"decoder.block.{layer}.layer"), stored)
+            out[layer] = packed(parts(f"decoder.block.{layer}.layer"), stored)
         return out
 
-    shared = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
-    if stored is None:
-        stored = "bf16" if torch.bfloat16 in (kind, tensors.raw(shared).dtype) else "fp32"
-    embedding = read(shared, c.vocab_size, c.d_model)
-    tied = "lm_head.weight" not in tensors.where
-    head = _packed(embedding if tied else read("lm_head.weight", c.vocab_size, c.d_model), stored)
+    if tables is None:
+        shared = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
+        if stored is None:
+            stored = "bf16" if torch.bfloat16 in (kind, tensors.raw(shared).dtype) else "fp32"
+        matrix = read(shared, c.vocab_size, c.d_model)
+        tied = "lm_head.weight" not in tensors.where
+        head = packed(matrix if tied else read("lm_head.weight", c.vocab_size, c.d_model), stored)
+        tables = (_as_numpy(matrix), head)
 
     encoder = []
     for layer in range(c.num_layers):
@@ -218,9 +228,9 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | No
         ))
     bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return T5Weights(
-        config=c, dtype=kind, stored=stored, embedding=_as_numpy(embedding), encoder=encoder,
-        encoder_norm=norm("encoder.final_layer_norm.weight"),
-        encoder_bias=read(f"encoder.{bias}", c.buckets, c.num_heads, torch.float32),
+        config=c, dtype=kind, stored=stored, embedding=tables[0], encoder=encoder,
+        encoder_norm=norm("encoder.final_layer_norm.weight") if encoder else torch.zeros(0),
+        encoder_bias=read(f"encoder.{bias}", c.buckets, c.num_heads, torch.float32) if encoder else torch.zeros(0),
         cross_kv=[joined(f"decoder.block.{i}.layer.1.EncDecAttention", ("k", "v"), inner, c.d_model) for i in range(L)],
         norms=np.stack([[norm(f"decoder.block.{i}.layer.{j}.layer_norm.weight").numpy() for j in range(3)]
                         for i in range(L)]),
@@ -232,7 +242,7 @@ def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | No
         ff_in=stack(lambda p: joined(f"{p}.2.DenseReluDense", ff_parts, c.d_ff, c.d_model)),
         ff_out=stack(lambda p: read(f"{p}.2.DenseReluDense.wo.weight", c.d_model, c.d_ff)),
         decoder_bias=read(f"decoder.{bias}", c.buckets, c.num_heads, torch.float32),
-        head=head,
+        head=tables[1],
     )
 
 

@@ -30,7 +30,7 @@ from foredraft.kernels.tile import LANES, tile_blocks
 
 PAGE = 64
 # Fewer multiply-adds than this cost less than waking a second thread (linear.py).
-THREAD_WORK = 1_000_000
+THREAD_WORK = 500_000
 
 
 def attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:
@@ -101,7 +101,7 @@ def _dot(a, b):
 
 
 @njit(fastmath={"reassoc", "contract"})
-def _softmax(scores):
+def softmax_loop(scores):
     top = largest_loop(scores)
     total = np.float32(0.0)
     for t in range(scores.shape[0]):
@@ -133,7 +133,7 @@ def _self_tasks(q, batch, row, positions, parents, k, v, bias, first, last, out)
         for t in range(count):
             slot = t if t < base else slots[t]
             scores[t] = _dot(q[i, h], k[b, h, slot]) + bias[h, at - t]
-        total = _softmax(scores[:count])
+        total = softmax_loop(scores[:count])
         out[i, h, :] = np.float32(0.0)
         for t in range(count):
             slot = t if t < base else slots[t]
@@ -174,7 +174,7 @@ def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last
             tile_blocks(q_at, H * D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4,
                         scores.shape[1], M, PAGE // LANES)
         for m in range(M):
-            weight = np.float32(1.0) / _softmax(scores[m, :S])
+            weight = np.float32(1.0) / softmax_loop(scores[m, :S])
             for s in range(S):
                 scores[m, s] *= weight
         total[:M] = np.float32(0.0)

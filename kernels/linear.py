@@ -24,7 +24,7 @@ SCALE_ROWS = 4
 ARGMAX_BLOCKS = 32
 # Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
 # costs a time slice.
-THREAD_WORK = 1_000_000
+THREAD_WORK = 500_000
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -93,7 +93,8 @@ def _span(x, weight, first, last, out, out_offset):
 
 
 @njit()
-def _linear_serial(x, weight, out, first, last):
+def linear_serial(x, weight, out, first, last):
+    """Blocks first..last-1 of the outputs, by one thread, for use inside other kernels."""
     N = out.shape[1]
     whole = min(last, N // LANES)
     if whole > first:
@@ -108,14 +109,14 @@ def _linear_serial(x, weight, out, first, last):
 def _linear_threads(x, weight, out, threads):
     blocks = weight.shape[0]
     for thread in prange(threads):
-        _linear_serial(x, weight, out, blocks * thread // threads, blocks * (thread + 1) // threads)
+        linear_serial(x, weight, out, blocks * thread // threads, blocks * (thread + 1) // threads)
 
 
 @njit()
 def linear_loop(x, weight, out, threads):
     """Compiled linear for use inside other kernels; every thread streams its own contiguous run of blocks."""
     if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
-        _linear_serial(x, weight, out, 0, weight.shape[0])
+        linear_serial(x, weight, out, 0, weight.shape[0])
     else:
         _linear_threads(x, weight, out, threads)
 

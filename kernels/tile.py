@@ -12,6 +12,8 @@ LANES = 16
 # 16 floats fill one of AVX-512's 32 vector registers, and two of AVX2's 16: as many rows as leave room for the weights.
 WIDE = has_cpu_feature("avx512f")
 ROW_TILE = 8 if WIDE else 6
+# Bytes ahead of the sums that weights are asked for: the processor's own prefetching ends with each 4 kB page.
+PREFETCH = 2048
 # Up to so many rows two blocks go side by side.
 PAIR_ROWS = 1 << 30 if WIDE else 3
 
@@ -45,6 +47,10 @@ def _make_tile(M: int, R: int):
 
             fma = get_or_insert_function(
                 builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32")
+            byte = ir.IntType(8).as_pointer()
+            # (address, 0: to read, 3: keep in all caches, 1: data)
+            fetch = get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]), "llvm.prefetch.p0i8")
             x_rows = [pointer(x_at, x_step, m, 4, f32) for m in range(M)]
             blocks = [pointer(w_at, w_step, r, size, element) for r in range(R)]
             entry = builder.block
@@ -57,7 +63,10 @@ def _make_tile(M: int, R: int):
             sums = [[builder.phi(vector) for _ in range(R)] for _ in range(M)]
             loaded = []
             for r in range(R):
-                value = builder.load(builder.gep(blocks[r], [k], inbounds=True), align=size)
+                place = builder.gep(blocks[r], [k], inbounds=True)
+                ahead = builder.gep(builder.bitcast(place, byte), [ir.Constant(i64, PREFETCH)])
+                builder.call(fetch, [ahead, *(ir.Constant(i32, n) for n in (0, 3, 1))])
+                value = builder.load(place, align=size)
                 if bits == 8:
                     value = builder.sitofp(builder.sext(value, wide), vector)
                 elif bits == 16:

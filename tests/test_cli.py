@@ -70,7 +70,7 @@ def test_version(command):
 def test_every_command_is_there(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("summarize", "bench", "demo", "train", "train-target", "family"):
+    for name in ("summarize", "bench", "demo", "train", "train-target", "family", "pseudo", "matrix"):
         assert name in out
 
 

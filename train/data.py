@@ -284,3 +284,12 @@ class LengthGroups(Sampler):
         batches = draw.permutation(order[:full].reshape(-1, self.batch_size), axis=0)
         for i in np.concatenate([batches.reshape(-1), order[full:]]):
             yield self.epoch, int(i)
+
+
+def find_split(data: str | Path, split: str) -> Path:
+    """``split``.npz, .jsonl.gz or .jsonl in the folder ``data``."""
+    for ending in ("npz", "jsonl.gz", "jsonl"):
+        path = Path(data) / f"{split}.{ending}"
+        if path.is_file():
+            return path
+    raise UserError(f"{data}: no {split}.jsonl, {split}.jsonl.gz or {split}.npz in it; name the file itself")

@@ -1,32 +1,25 @@
-"""Training of a T5 target on article/summary pairs, from scratch or from a checkpoint, on transformers' Seq2SeqTrainer.
-
-The learning rate follows warm-up, a stable phase and a linear decay (Hu et al. 2024, "MiniCPM", section 4) as a pure
-function of the step: a resumed run may be given other totals and continues the stable phase.
-"""
+"""Training of a T5 target on article/summary pairs, from scratch or from a checkpoint, on transformers' Seq2SeqTrainer."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration, TrainerCallback
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
 from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.errors import UserError
 from foredraft.train.copy_init import copy_init
-from foredraft.train.data import LengthGroups, PairDataset, collate, fingerprint, load_pairs
+from foredraft.train.data import LengthGroups, PairDataset, collate, find_split, fingerprint, load_pairs
 from foredraft.train.export import export_target, read_tokenizer
 from foredraft.train.extract import mix_extracts
 from foredraft.train.history import describe_run, record_run
 from foredraft.train.losses import repetition_loss, target_loss
 from foredraft.train.probe import span_accuracy, summary_figures
+from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
 
 
 @dataclass(frozen=True)
@@ -57,22 +50,12 @@ class Recipe:
     lowercase: bool = False  # the tokenizer lower-cases its input
 
 
-def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> float:
-    """Warm-up, stable, linear decay to zero over the last ``decay`` of ``steps``; step counts finished updates."""
-    rising = min(1.0, (step + 1) / max(warmup, 1))
-    falling = min(1.0, max(steps - step, 0) / max(decay, 1))
-    return min(rising, falling)
-
-
 def new_target(recipe: Recipe) -> T5ForConditionalGeneration:
     """A model in fp32: a fresh one with the copy circuit or random weights, or the checkpoint that ``init`` names."""
     model = _initial(recipe)
     # T5 has no position limit of its own; this records how long a source it was trained on
     model.config.n_positions = recipe.max_source
-    # "gelu_new" is this function written out in seven elementwise passes
-    for block in [*model.encoder.block, *model.decoder.block]:
-        if model.config.dense_act_fn == "gelu_new":
-            block.layer[-1].DenseReluDense.act = torch.nn.GELU(approximate="tanh")
+    fuse_gelu(model)
     return model
 
 
@@ -101,12 +84,8 @@ def _initial(recipe: Recipe) -> T5ForConditionalGeneration:
     return model
 
 
-class TargetTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with the loss, order, schedule and probes of a target; checkpoints appear whole or not at all."""
-
-    def __init__(self, recipe: Recipe, **arguments):
-        super().__init__(**arguments)
-        self.recipe = recipe
+class TargetTrainer(RunTrainer, Seq2SeqTrainer):
+    """Seq2SeqTrainer with the loss, order and probes of a target."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         recipe = self.recipe
@@ -125,15 +104,6 @@ class TargetTrainer(Seq2SeqTrainer):
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        recipe = self.recipe
-
-        def factor(step: int) -> float:
-            return learning_rate_factor(step, recipe.warmup_steps, recipe.steps, recipe.decay_steps)
-
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
-        return self.lr_scheduler
-
     def _get_train_sampler(self, train_dataset=None):
         pairs = (train_dataset or self.train_dataset).pairs
         return LengthGroups(np.diff(pairs.target_starts), self.recipe.batch_size, self.recipe.seed)
@@ -146,59 +116,6 @@ class TargetTrainer(Seq2SeqTrainer):
         self.log(extra)
         return {**metrics, **extra}
 
-    def _save_checkpoint(self, model, trial):
-        whole, partial = Path(self.args.output_dir), Path(self.args.output_dir) / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        self.args.output_dir = str(partial)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(whole)
-        name = f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(whole / name, ignore_errors=True)
-        os.replace(partial / name, whole / name)
-        partial.rmdir()
-        steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
-        for step in steps[: -self.args.save_total_limit]:
-            shutil.rmtree(whole / f"checkpoint-{step}")
-
-
-class Watch(TrainerCallback):
-    """Appends log entries to ``log.jsonl``; on SIGINT or SIGTERM lets the step end, saves a checkpoint and stops."""
-
-    def __init__(self, log: Path):
-        self.log, self.stopping, self.previous = log, False, {}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # a resumed state brings its old intervals along
-        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._stop)
-
-    def _stop(self, number, frame):
-        self.stopping = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.stopping:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
-
-
-def find_split(data: str | Path, split: str) -> Path:
-    """``split``.npz, .jsonl.gz or .jsonl in the folder ``data``."""
-    for ending in ("npz", "jsonl.gz", "jsonl"):
-        path = Path(data) / f"{split}.{ending}"
-        if path.is_file():
-            return path
-    raise UserError(f"{data}: no {split}.jsonl, {split}.jsonl.gz or {split}.npz in it; name the file itself")
-
 
 def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: Recipe) -> Path:
     """The pair file with a share of its summaries replaced, made once and kept in ``cache``."""
@@ -209,11 +126,6 @@ def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: Recipe) -> Path:
     if not mixed.is_file():
         mix_extracts(pairs, mixed, tokenizer, recipe.extracts, recipe.max_source, recipe.max_target, recipe.seed)
     return mixed
-
-
-def checkpoint_step(folder: str | Path | None) -> int:
-    """The step of a checkpoint folder; 0 for None."""
-    return int(Path(folder).name.rsplit("-", 1)[1]) if folder else 0
 
 
 def train_target(

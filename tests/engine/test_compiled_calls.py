@@ -5,11 +5,12 @@ from collections import Counter
 import pytest
 
 import foredraft
-from foredraft.kernels import accept, activate, attention, commit, decoder, head, law, linear, norm, sample
+from foredraft.engine.draft_models import model_class
+from foredraft.kernels import accept, activate, attention, commit, decoder, head, law, linear, norm, recurrent, sample
 from foredraft.kernels.backend import HAS_NUMBA
 
 pytestmark = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
-FILES = (accept, activate, attention, commit, decoder, head, law, linear, norm, sample)
+FILES = (accept, activate, attention, commit, decoder, head, law, linear, norm, recurrent, sample)
 
 
 def count_calls(monkeypatch) -> Counter:
@@ -48,8 +49,22 @@ def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_
     assert sum(calls.values()) <= 8 * rounds
 
 
+@pytest.mark.parametrize("kind", ["lstm", "cnn"])
+def test_all_drafts_of_a_round_are_one_call(tiny_model_path, tmp_path, monkeypatch, kind):
+    model_class(kind).from_target(tiny_model_path, hidden_size=16).save(tmp_path)
+    model = foredraft.load(tiny_model_path, drafter=tmp_path)
+    model.generate([[5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=4)
+    calls = count_calls(monkeypatch)
+    out = model.generate([[5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=4)
+    assert out.stats.drafted > out.stats.steps
+    assert calls["_draft_loop"] == calls["_layers_loop"]
+
+
 def test_inside_them_are_the_kernels_that_the_tests_hold():
     layers = decoder._layers_loop.py_func.__code__.co_names
+    drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
+                for name in function.py_func.__code__.co_names}
+    assert {"unread_loop", "lstm_loop", "cnn_loop", "pointer_loop", "shortlist_loop", "pick_loop"} <= drafting
     assert {"norm_loop", "linear_loop", "self_attention_loop", "cross_attention_loop", "activate_loop"} <= set(layers)
     assert "linear_argmax_loop" in head._choose_loop.py_func.__code__.co_names
     assert "tile_blocks" in attention._cross_tasks.py_func.__code__.co_names

@@ -12,7 +12,8 @@ from foredraft.errors import UserError
 from foredraft.train import target as module
 from foredraft.train.data import PairDataset
 from foredraft.train.history import command, read_history
-from foredraft.train.target import Recipe, learning_rate_factor, new_target, train_target
+from foredraft.train.target import Recipe, new_target, train_target
+from foredraft.train.trainer import learning_rate_factor
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,86 @@
+"""What a drafter is worth: how often it is right, what it costs, the speed-up that this predicts, and the one measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from foredraft.bench import measure
+from foredraft.bench.alpha import interval, overlaps
+from foredraft.bench.methods import drafting_method
+from foredraft.bench.settings import Settings
+from foredraft.engine.draft_models import KINDS, kind_of
+from foredraft.errors import UserError
+
+PLAIN = "plain"
+# The drafter that needs no checkpoint, and the one whose checkpoint is a file.
+LOOKUP, NGRAM = "lookup", "ngram"
+
+
+def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]:
+    """(what foredraft.load takes as a drafter, its kind); the kind is told from the checkpoint.
+
+    UserError: no checkpoint and no name, a path that is not there, a checkpoint of another kind than `drafter`.
+    """
+    known = (LOOKUP, NGRAM, *KINDS)
+    if drafter is not None and drafter not in known:
+        raise UserError(f"--drafter {drafter} is not known; one of {', '.join(known)}")
+    if ckpt_path is None:
+        if drafter not in (LOOKUP, NGRAM):
+            raise UserError("name what to evaluate: --ckpt_path PATH, or --drafter lookup or ngram")
+        return drafter, drafter
+    if not ckpt_path.exists():
+        raise UserError(f"{ckpt_path}: no such checkpoint; give the folder of a trained drafter or an n-gram table")
+    kind = kind_of(ckpt_path) if ckpt_path.is_dir() else NGRAM
+    if drafter not in (None, kind):
+        raise UserError(f"{ckpt_path}: is a drafter of kind {kind}, not {drafter}; leave --drafter out or name its kind")
+    return (str(ckpt_path) if kind != NGRAM else f"ngram:{ckpt_path}"), kind
+
+
+def evaluate(model, sources: Sequence[Sequence[int]], settings: Settings, draft_tokens: Sequence[int],
+             on_batch: Callable[[], None] = lambda: None) -> dict:
+    """All figures of one drafter at one temperature; `settings.draft_tokens` is not read.
+
+    alpha: alpha_tv with its 95 % interval over articles. rows: one for every K, with the drafting figures of
+    measure.acceptance; `c`, the seconds of a drafted id, and `v`, those of a round without its drafts, both over the
+    seconds of a plain step; `predicted`, the decode speed-up of Leviathan et al. 2023 (Theorem 3.8 with v in the place
+    of 1) from alpha, c and v; `speed_up` of decoding and `speed_up_whole` with encoding, measured in turns with plain
+    decoding; `differing`: articles whose greedy tokens are not plain decoding's (then no speed-up is told).
+    """
+    methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
+    methods |= {str(K): drafting_method(model, settings, K) for K in draft_tokens}
+    samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
+    outputs = [row for sample in samples[PLAIN][0] for row in sample.rows]
+    sums = overlaps(model, sources, outputs, settings.temperature, on_batch=on_batch)
+    low, high = interval(sums)
+    covered, prefixes = sums.sum(0).tolist()
+    alpha = {"value": covered / prefixes, "low": low, "high": high, "prefixes": int(prefixes)}
+    step = _step_seconds(samples[PLAIN])
+    rows = [_row(K, samples[PLAIN], samples[str(K)], alpha["value"], step, settings) for K in draft_tokens]
+    return {"temperature": settings.temperature, "alpha": alpha, "plain_step_ms": step * 1e3, "rows": rows}
+
+
+def _step_seconds(samples: measure.Samples) -> float:
+    """Seconds of one row's round, its drafts and the encoding left out."""
+    spent = measure.seconds(samples)
+    return (spent["verify"] + spent["other"]) / sum(sample.stats.steps for sample in samples[0])
+
+
+def _row(K: int, plain: measure.Samples, drafted: measure.Samples, alpha: float, step: float, settings: Settings) -> dict:
+    found = measure.acceptance(drafted)
+    cost = measure.seconds(drafted)["draft"] / found["drafted"] / step if found["drafted"] else None
+    round_cost = _step_seconds(drafted) / step
+    row = {"draft_tokens": K, "acceptance": found, "c": cost, "v": round_cost,
+           "predicted": predicted(alpha, K, cost, round_cost) if cost is not None else None,
+           "differing": None if settings.do_sample else measure.differing(plain, drafted)}
+    if not row["differing"]:
+        row["speed_up"] = measure.speed_up(plain, drafted, with_encoding=False)
+        row["speed_up_whole"] = measure.speed_up(plain, drafted, with_encoding=True)
+        row["tokens_per_second"] = measure.tokens_per_second(drafted, with_encoding=False)
+    return row
+
+
+def predicted(alpha: float, K: int, c: float, v: float) -> float:
+    """Expected tokens a round (1 - alpha^(K+1)) / (1 - alpha), over its cost K c + v in plain steps."""
+    tokens = K + 1 if alpha == 1 else (1 - alpha ** (K + 1)) / (1 - alpha)
+    return tokens / (K * c + v)

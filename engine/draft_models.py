@@ -1,0 +1,46 @@
+"""The kinds of trained drafters: by the name a user types, and by the config.json of a folder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from foredraft.engine.decode import Drafter
+from foredraft.engine.neural import read_json
+from foredraft.engine.t5_weights import T5Weights
+from foredraft.errors import UserError
+
+# The name a user types: module, its torch class, its Drafter. t5small has an encoder of its own, t5shallow reads the
+# target's.
+KINDS = {
+    "lstm": ("draft_lstm", "LSTMModel", "LSTMDrafter"),
+    "cnn": ("draft_cnn", "CNNModel", "CNNDrafter"),
+    "t5small": ("draft_t5", "T5Model", "T5Drafter"),
+    "t5shallow": ("draft_t5", "ShallowT5Model", "ShallowT5Drafter"),
+}
+
+
+def model_class(kind: str) -> type:
+    """The torch class of a kind: from_target, forward, save, load as engine/neural.py says."""
+    if kind not in KINDS:
+        raise UserError(f"drafter {kind!r} is not known; one of {', '.join(KINDS)}")
+    return _named(kind, 1)
+
+
+def _named(kind: str, which: int):
+    return getattr(import_module(f"foredraft.engine.{KINDS[kind][0]}"), KINDS[kind][which])
+
+
+def kind_of(folder: str | Path) -> str:
+    """The kind of the trained drafter in a folder, by the model_type in its config.json."""
+    found = read_json(Path(folder)).get("model_type")
+    for kind in KINDS:
+        if found == model_class(kind).model_type:
+            return kind
+    raise UserError(f"{folder}: model_type {found!r} is no drafter; give a T5 checkpoint or what `foredraft train` wrote")
+
+
+def open_drafter(folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> Drafter:
+    """The Drafter of any kind in a folder, for a target: its weights, its folder, its tokenizer or None."""
+    return _named(kind_of(folder), 2).open(folder, target, target_folder, tokenizer)

@@ -1,0 +1,139 @@
+"""`foredraft matrix`: every drafter, by itself and distilled, trained and evaluated by one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foredraft.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add `matrix` to the application."""
+    app.command("matrix")(matrix)
+
+
+def matrix(
+    data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test, .jsonl(.gz).")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs; the same command goes on where it was stopped.")],
+    target: Annotated[Path | None, typer.Option(help="Folder of the target; default: embedded.")] = None,
+    drafters: Annotated[str, typer.Option(help="With commas between.")] = "ngram,cnn,lstm,t5small,t5shallow",
+    methods: Annotated[
+        str, typer.Option(help="With commas between; baseline is training without the target.")
+    ] = "baseline,Seq_KD,Supervised_KD,Imit_KD,f_Distill,on_policy_GKD,MiniLLM",
+    seeds: Annotated[str, typer.Option(help="With commas between.")] = "0",
+    articles: Annotated[int, typer.Option(min=1, help="Training articles.")] = 8000,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of every run.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Articles an update.")] = 16,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of all; default: each drafter's own.")] = None,
+    kd_temp: Annotated[float, typer.Option(help="Temperature of both laws in a divergence.")] = 1.0,
+    divergence: Annotated[str, typer.Option(help="Of Supervised_KD and f_Distill.")] = "tvd",
+    sample_tokens: Annotated[int, typer.Option(min=2, help="Longest sample of a drafter.")] = 64,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16.")] = False,
+    size: Annotated[
+        list[str] | None, typer.Option(help="DRAFTER:NAME=VALUE of a drafter's config; repeatable.")
+    ] = None,
+    pseudo: Annotated[
+        list[Path] | None, typer.Option(help="Pseudo-datasets; default: greedy and sampled ones, made in --out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that make them.")] = 1,
+    eval_articles: Annotated[int, typer.Option(min=1, help="Validation articles that choose the checkpoint.")] = 48,
+    eval_every: Annotated[int, typer.Option(min=1, help="Updates between two looks at them.")] = 50,
+    test_articles: Annotated[int, typer.Option(min=0, help="Test articles of the evaluation; 0: train only.")] = 300,
+    draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K), with commas between.")] = "1,2,3,5",
+    cache: Annotated[Path | None, typer.Option(help="Encoder outputs and validation; default: in --out.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    record: Annotated[Path | None, typer.Option(help="Where the rows go; default: bench/results/drafters.jsonl.")] = None,
+) -> None:
+    """Train {drafters} x {baseline, methods} x {seeds} on the same articles and steps, and evaluate each."""
+    from foredraft.cli_train_drafter import parse_sizes
+    from foredraft.engine.checkpoint import find_checkpoint
+    from foredraft.engine.generate import EMBEDDED_TARGET
+    from foredraft.train import matrix as runs
+    from foredraft.train.data import find_split
+    from foredraft.train.distill import DrafterRecipe
+    from foredraft.train.drafter_data import read_drafter_data
+    from foredraft.train.held import held_articles
+    from foredraft.train.kit import TargetKit
+    from foredraft.train.methods import Distillation
+
+    try:
+        numbers = tuple(int(part) for part in seeds.split(","))
+    except ValueError:
+        raise UserError(f"--seeds is {seeds!r}; give whole numbers with commas between") from None
+    own_sizes: dict[str, list[str]] = {}
+    for item in size or []:
+        name, _, rest = item.partition(":")
+        own_sizes.setdefault(name, []).append(rest)
+    recipe = DrafterRecipe(
+        method=Distillation(kd_temp=kd_temp, divergence=divergence), steps=steps, warmup_steps=min(20, steps),
+        decay_steps=steps // 2, batch_size=batch_size, bf16=bf16, sample_tokens=sample_tokens)
+    plan = runs.Plan(
+        tuple(drafters.split(",")), tuple(methods.split(",")), numbers, recipe,
+        tuple((name, parse_sizes(items)) for name, items in own_sizes.items()), lr, eval_every)
+    train_split, validation, test = (find_split(data, split) for split in ("train", "validation", "test"))
+    folder = find_checkpoint(target or EMBEDDED_TARGET)
+    kit = TargetKit(folder, cache or out / "cache", device)
+    sets = pseudo or make_pseudo(train_split, folder, out, articles, workers)
+    found = read_drafter_data(train_split, sets, kit.tokenizer, kit.source_limit, recipe.max_target, articles)
+    held = held_articles(kit, validation, eval_articles, kit.source_limit, recipe.max_target)
+    try:
+        results, failures = runs.train_matrix(plan, kit, found, held, out, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        typer.echo(f"foredraft: interrupted; the same command goes on in {out}", err=True)
+        raise typer.Exit(1) from None
+    path = record or Path("bench/results/drafters.jsonl")
+    if test_articles:
+        evaluate_runs(results, failures, out, folder, test, test_articles, draft_tokens, path)
+    for failure in failures:
+        typer.echo(f"foredraft: failed: {failure}", err=True)
+    print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
+    if failures:
+        raise typer.Exit(1)
+
+
+def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int) -> list[Path]:
+    """Greedy and sampled summaries of the training articles, each in a folder of its own."""
+    from foredraft.train.pseudo import Engine, Order, pseudo
+
+    folders = []
+    for temperature, drafter in ((0.0, "lookup"), (1.0, "none")):
+        folders.append(out / f"pseudo-T{temperature:g}")
+        pseudo(data, folders[-1], Order(temperature, limit=articles), Engine(str(target), drafter), workers)
+    return folders
+
+
+def evaluate_runs(results: list[dict], failures: list[str], out: Path, target: Path, test: Path, articles: int,
+                  draft_tokens: str, path: Path) -> None:
+    """`foredraft eval` of every run that has no row yet, one after the other; a row is the run, its training and figures."""
+    from foredraft.bench import record
+    from foredraft.train.matrix import checkpoint_of
+
+    # the very foredraft that trained, wherever it was started
+    paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    for result in results:
+        checkpoint = checkpoint_of(result, out)
+        kept = (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
+        if kept.is_file():
+            continue
+        command = ["eval", "--ckpt_path", str(checkpoint), "--target", str(target), "--data", str(test),
+                   "--limit", str(articles), "--draft-tokens", draft_tokens, "--temperature", "0,1"]
+        print(shlex.join(["foredraft", *command]), flush=True)
+        done = subprocess.run([sys.executable, "-m", "foredraft", *command], stdout=subprocess.PIPE, text=True,
+                              env=environment)
+        if done.returncode:
+            failures.append(f"{checkpoint}: foredraft eval ended with {done.returncode}")
+            continue
+        table, _, last = done.stdout.rstrip().rpartition("\n")
+        print(table, flush=True)
+        row = {**json.loads(last), "kind": "matrix", "training": result}
+        record.append_lines(path, [row])
+        kept.write_text(json.dumps(row) + "\n", encoding="utf-8")

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# One `foredraft pseudo` for each GPU, or for each core where there is none, on one folder: they share the shards.
+#   ./generate_peudodataset_multigpus.sh --target MODEL --data train.jsonl.gz --out pseudo/ [options of foredraft pseudo]
+# WORKERS=n sets the number. Stopped at any moment, the same line goes on.
+set -euo pipefail
+cd "$(dirname "$0")"
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || nproc)}
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+for ((i = 0; i < workers; i++)); do
+    if [ "$gpus" -gt 0 ]; then
+        CUDA_VISIBLE_DEVICES=$((i % gpus)) "$python" -m foredraft pseudo "$@" --device cuda &
+    else
+        OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$python" -m foredraft pseudo "$@" &
+    fi
+    pids+=($!)
+done
+failed=0
+for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+exit $failed

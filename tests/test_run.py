@@ -1,0 +1,37 @@
+"""run.py and the shell script: the original project's command lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def module():
+    spec = importlib.util.spec_from_file_location("run", CHECKOUT / "run.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_closing_word_is_taken_off():
+    arguments = module().arguments
+    line = "train --drafter lstm --exp_name lstm --kd_loss 0 run".split()
+    assert arguments(line) == line[:-1]
+    assert arguments("eval --ckpt_path run run".split()) == "eval --ckpt_path run".split()
+    assert arguments(["bench", "run"]) == ["bench", "run"] and arguments([]) == []
+
+
+def test_the_originals_train_lines_are_understood():
+    line = ("train --drafter gru --exp_name x --loss 1 --kd_loss 1 --kd_temp 8 --distil_method Seq_KD --ngram_n 3 "
+            "--pseudo_dataset_path p --device cpu run")
+    done = subprocess.run([sys.executable, "run.py", *line.split()], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 2 and "--drafter gru is not known" in done.stderr
+
+
+def test_the_script_is_a_valid_shell_script():
+    script = CHECKOUT / "generate_peudodataset_multigpus.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0 and script.stat().st_mode & 0o100

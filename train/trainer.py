@@ -1,0 +1,116 @@
+"""What every training run shares: whole checkpoints, the schedule, the log, stopping in good order.
+
+The learning rate follows warm-up, a stable phase and a linear decay (Hu et al. 2024, "MiniCPM", section 4) as a pure
+function of the step: a resumed run may be given other totals and continues the stable phase.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.activations import NewGELUActivation
+from transformers.trainer import TRAINER_STATE_NAME
+
+
+def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> float:
+    """Warm-up, stable, linear decay to zero over the last ``decay`` of ``steps``; step counts finished updates."""
+    rising = min(1.0, (step + 1) / max(warmup, 1))
+    falling = min(1.0, max(steps - step, 0) / max(decay, 1))
+    return min(rising, falling)
+
+
+class RunTrainer:
+    """Before a transformers Trainer in the bases: `recipe` (steps, warmup_steps, decay_steps), checkpoints that appear
+    whole or not at all."""
+
+    def __init__(self, recipe, **arguments):
+        super().__init__(**arguments)
+        self.recipe = recipe
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        recipe = self.recipe
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(step, recipe.warmup_steps, recipe.steps, recipe.decay_steps)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def _save_checkpoint(self, model, trial):
+        # every process of a distributed run writes its own random state
+        whole, partial = Path(self.args.output_dir), Path(self.args.output_dir) / ".partial"
+        name, main = f"checkpoint-{self.state.global_step}", self.is_world_process_zero()
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.args.output_dir = str(partial)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(whole)
+        self.accelerator.wait_for_everyone()
+        best = self.state.best_global_step
+        self.state.best_model_checkpoint = str(whole / f"checkpoint-{best}") if best else None
+        if main:
+            self.state.save_to_json(str(partial / name / TRAINER_STATE_NAME))
+            shutil.rmtree(whole / name, ignore_errors=True)
+            os.replace(partial / name, whole / name)
+            partial.rmdir()
+            steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
+            for step in steps[: -self.args.save_total_limit]:
+                if step != best:
+                    shutil.rmtree(whole / f"checkpoint-{step}")
+        self.accelerator.wait_for_everyone()
+
+
+class Watch(TrainerCallback):
+    """Appends log entries to ``log.jsonl``; on SIGINT or SIGTERM lets the step end, saves a checkpoint and stops."""
+
+    def __init__(self, log: Path):
+        self.log, self.stopping, self.previous = log, False, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # a resumed state brings its old intervals along
+        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._stop)
+
+    def _stop(self, number, frame):
+        self.stopping = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.distributed.is_initialized():
+            # all processes stop after the same step, or they would wait for each other
+            told = torch.tensor(int(self.stopping), device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.stopping = bool(told)
+        if self.stopping:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+def checkpoint_step(folder: str | Path | None) -> int:
+    """The step of a checkpoint folder; 0 for None."""
+    return int(Path(folder).name.rsplit("-", 1)[1]) if folder else 0
+
+
+def fuse_gelu(model: torch.nn.Module) -> None:
+    """transformers' "gelu_new" is this function written out in seven elementwise passes."""
+    for module in model.modules():
+        if isinstance(getattr(module, "act", None), NewGELUActivation):
+            module.act = torch.nn.GELU(approximate="tanh")
