@@ -32,7 +32,10 @@ def overlaps(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence
     """alpha_tv's sums of every article [N, 2]: of min(p, q), and how many prefixes."""
     parts = []
     for start in range(0, len(sources), batch_size):
-        parts.append(_batch(model, sources[start : start + batch_size], outputs[start : start + batch_size], temperature))
+        part = slice(start, start + batch_size)
+        # tensors made in here lie on the target's device
+        with model.target.device:
+            parts.append(_batch(model, sources[part], outputs[part], temperature))
         on_batch()
     return np.concatenate(parts)
 
@@ -64,7 +67,7 @@ def _batch(model, sources, outputs, temperature: float) -> np.ndarray:
         forced = torch.tensor([ids[place] if place < len(ids) else target.end_token for ids in outputs])
         running = torch.tensor([place < len(ids) for ids in outputs])
         draft = drafter.draft(state)
-        nothing = Draft.empty(B, 1)
+        nothing = Draft.empty(B, 1, target.device)
         hidden = target.decode(*state.inputs(nothing))
         if temperature == 0:
             overlap = (draft.tokens[:, 0] == forced).float()

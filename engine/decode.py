@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, device
 
 from foredraft.engine.judge import judge
 from foredraft.engine.state import DecodeState, Draft
@@ -20,6 +20,7 @@ class Target(Protocol):
 
     start_token: int
     end_token: int
+    device: device  # where its tensors and a state's lie
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]: ...  # encoder outputs, n of [S_i, C]
     def release(self, rows: Sequence[int]) -> None: ...

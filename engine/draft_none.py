@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -10,7 +11,12 @@ from foredraft.engine.state import DecodeState, Draft
 
 
 class NoDrafter:
+    """Keeps one empty Draft for every state: a round makes nothing."""
+
     name = "none"
+
+    def __init__(self):
+        self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         pass
@@ -19,4 +25,6 @@ class NoDrafter:
         pass
 
     def draft(self, state: DecodeState) -> Draft:
-        return Draft.empty(state.rows, state.max_draft)
+        if state not in self.drafts:
+            self.drafts[state] = Draft.empty(state.rows, state.max_draft, state.tokens.device)
+        return self.drafts[state]

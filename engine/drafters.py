@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foredraft.engine.cuda_weights import CudaWeights
 from foredraft.engine.decode import Drafter
+from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_models import open_drafter
 from foredraft.engine.draft_ngram import NgramDrafter
@@ -16,19 +18,24 @@ from foredraft.errors import UserError
 EMBEDDED_NGRAM = Path(__file__).resolve().parent.parent / "assets" / "ngram" / "cnndm.ngram"
 
 
-def make_drafter(spec: str | Path | Drafter | None, target: T5Weights, target_folder: Path, tokenizer: Any) -> Drafter:
+def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeights, target_folder: Path, tokenizer: Any,
+                 device: str = "cpu") -> Drafter:
     """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter, or a Drafter
-    as it is."""
+    as it is; on the CPU or a device."""
     if spec is None or spec == "none":
         return NoDrafter()
     if not isinstance(spec, str | Path):
         return spec
     kind, _, path = str(spec).partition(":")
     if kind == "lookup" and not path:
-        return LookupDrafter()
+        return LookupDrafter() if device == "cpu" else DeviceLookup(device)
     if kind == "ngram":
-        return NgramDrafter.open(path or EMBEDDED_NGRAM, vocab_size=target.config.vocab_size, tokenizer=tokenizer)
+        drafter = NgramDrafter.open(path or EMBEDDED_NGRAM, vocab_size=target.config.vocab_size, tokenizer=tokenizer)
+        return drafter if device == "cpu" else DeviceNgram(drafter.table, device, drafter.min_probability)
     if Path(spec).is_dir():
+        if device != "cpu":
+            raise UserError(f"drafter {str(spec)!r}: trained drafters run on the CPU only so far; on device {device!r} use "
+                            "lookup, ngram or none")
         return open_drafter(Path(spec), target, target_folder, tokenizer)
     raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, none or the folder of a trained "
                     "drafter")

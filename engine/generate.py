@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -14,15 +15,19 @@ from torch import Tensor
 
 from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.config import DecodeConfig
+from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import Drafter, decode
 from foredraft.engine.drafters import make_drafter
+from foredraft.engine.graph import GraphRounds
 from foredraft.engine.state import DecodeState
 from foredraft.engine.stats import DecodeStats
 from foredraft.engine.stops import StopStrings
 from foredraft.engine.stopwatch import Stopwatch
 from foredraft.engine.t5 import T5
+from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import load_tokenizer, load_weights
 from foredraft.errors import UserError
+from foredraft.kernels.backend import HAS_TRITON
 from foredraft.kernels.philox import row_seed
 
 EMBEDDED_TARGET = Path(__file__).resolve().parent.parent / "assets" / "target"
@@ -46,31 +51,45 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
 
     drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter (LSTM, CNN, T5), None for
     plain decoding, or a Drafter.
+    device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
     dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
     """
     check_device(device)
     folder = find_checkpoint(EMBEDDED_TARGET if path is None else path)
-    target = T5(load_weights(folder, dtype, weights))
+    if device == "cpu":
+        target = T5(load_weights(folder, dtype, weights))
+    else:
+        target = T5Cuda(load_cuda_weights(folder, device, dtype, weights))
     return Model(target, load_tokenizer(folder), drafter, folder, dtype)
 
 
 def check_device(device: str) -> None:
+    """UserError unless `device` is "cpu", or "cuda" or "cuda:N" and there, with what our kernels need."""
     if device == "cpu":
         return
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(f"device {device!r}: no CUDA device is present here; use device 'cpu'")
-        raise UserError(f"device {device!r}: this version decodes on the CPU; use device 'cpu'")
-    raise UserError(f"device {device!r} is not known; use 'cpu'")
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdigit() or device == "cuda"):
+        raise UserError(f"device {device!r} is not known; use 'cpu' or 'cuda'")
+    if not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: no CUDA device is present here; use device 'cpu'")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()}; count from cuda:0")
+    if not HAS_TRITON:
+        raise UserError(f"device {device!r} needs triton: pip install triton")
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and major < 8:
+        raise UserError(f"device {device!r}: compute capability {major}.{minor} has no bfloat16 tensor cores; 8.0 or more "
+                        "is needed, use device 'cpu'")
 
 
 class Model:
     """A target with a drafter. Calls of one model, and of models that share its weights, take turns: not thread-safe."""
 
-    def __init__(self, target: T5, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
+    def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
-        self.drafter = make_drafter(drafter, target.weights, path, tokenizer)
+        self.drafter = make_drafter(drafter, target.weights, path, tokenizer, str(target.device))
+        self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
 
     @property
     def source_limit(self) -> int | None:
@@ -115,7 +134,8 @@ class Model:
             own_seeds = [row_seed(call_seed, row) for row in range(len(sources))]
         if len(own_seeds) != len(sources):
             raise UserError(f"{len(own_seeds)} seeds for {len(sources)} inputs; give one seed, or one for each input")
-        with torch.inference_mode():
+        device = self.target.device
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             for start in range(0, len(sources), batch_size):
                 part = slice(start, start + batch_size)
                 self._batch(sources[part], own_seeds[part], config, streamer, output)
@@ -127,34 +147,41 @@ class Model:
         """Decode some rows of a call together and append them to the output."""
         began = perf_counter()
         clock = Stopwatch()
-        B, rows = len(sources), range(len(sources))
+        B, rows, device = len(sources), range(len(sources)), self.target.device
         limit = config.max_new_tokens + 1
         width = 0 if self.drafter.name == "none" else config.draft_tokens
         self.target.reserve(B, limit, width, max(len(source) for source in sources))
         encoded = self.target.admit(rows, sources)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         clock.add("encode", began)
         self.drafter.admit(rows, sources, encoded)
+
+        def column(value: float) -> Tensor:
+            return torch.full((B,), value, device=device)
+
         state = DecodeState(
-            limits=torch.full((B,), limit), draft_tokens=torch.full((B,), width),
-            temperature=torch.full((B,), config.temperature if config.do_sample else 0.0),
-            top_k=torch.full((B,), config.top_k), top_p=torch.full((B,), config.top_p),
-            seeds=torch.tensor(seeds, dtype=torch.int64),
+            limits=column(limit), draft_tokens=column(width),
+            temperature=column(config.temperature if config.do_sample else 0.0), top_k=column(config.top_k),
+            top_p=column(config.top_p),
+            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
             start_token=self.target.start_token, end_token=self.target.end_token, width=self.target.config.d_model)
-        decode(
-            state,
-            clock.watch(self.target, {"decode": "verify", "choose": "verify", "logits": "verify"}),
-            clock.watch(self.drafter, {"draft": "draft"}),
-            self._after_round(state, config, streamer))
+        look = self._after_round(state, config, streamer)
+        if self.graphs is not None:
+            state = self.graphs.decode(state, self.target, self.drafter, look, in_step=bool(config.stop_strings))
+        else:
+            decode(state, clock.watch(self.target, {"decode": "verify", "choose": "verify", "logits": "verify"}),
+                   clock.watch(self.drafter, {"draft": "draft"}), look)
         self.target.release(rows)
         self.drafter.release(rows)
         seconds = {part: clock.seconds.get(part, 0.0) for part in ("encode", "draft", "verify")}
         seconds["total"] = perf_counter() - began
         seconds["other"] = seconds["total"] - sum(seconds[part] for part in ("encode", "draft", "verify"))
         output.stats.add(state, seconds)
-        for row in rows:
-            length = int(state.lengths[row])
-            output.token_ids.append(state.tokens[row, 1:length].tolist())
-            output.origins.append(state.origin[row, 1:length].tolist())
+        tokens, origins = state.tokens.cpu(), state.origin.cpu()
+        for row, length in enumerate(state.lengths.tolist()):
+            output.token_ids.append(tokens[row, 1:length].tolist())
+            output.origins.append(origins[row, 1:length].tolist())
             output.texts.append(self._text(output.token_ids[-1]))
 
     def _after_round(self, state: DecodeState, config: DecodeConfig, streamer: Any):
@@ -170,7 +197,7 @@ class Model:
                 stops.cut(state)
             if streamer is not None:
                 length = int(state.lengths[0])
-                streamer.put(state.tokens[0, sent:length].clone())
+                streamer.put(state.tokens[0, sent:length].cpu().clone())
                 sent = length
 
         if streamer is not None:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.state import DecodeState, Draft, Verdict
-from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED, BACKEND
+from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
+from foredraft.kernels.cut import cut_triton
+from foredraft.kernels.draw import Scratch, make_scratch
+from foredraft.kernels.verdict import verdict_greedy_triton, verdict_triton
 
 if TYPE_CHECKING:
     from foredraft.engine.decode import Target
@@ -17,23 +20,63 @@ if TYPE_CHECKING:
 def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
     """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py).
 
-    An all-greedy batch never computes logits. Trees may hold point masses only.
+    An all-greedy batch never computes logits. Trees may hold point masses only. On a device a chain's verdict is
+    committed by the kernel that reaches it.
     """
+    if state.backend == "triton":
+        return _judge_on_device(state, draft, hidden, target)
     B, K = draft.tokens.shape
     tokens, path = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, K + 1, dtype=torch.int64)
     counts = torch.ones(B, dtype=torch.int64)
     parents = state.chain if draft.parents is None else draft.parents
     outputs = (tokens.numpy(), counts.numpy(), path.numpy())
     if state.greedy:
-        ACCEPT_GREEDY[BACKEND](target.choose(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(),
-                               *outputs)
+        ACCEPT_GREEDY[state.backend](
+            target.choose(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(), *outputs)
     else:
         if draft.logits is None:
             logits, lse = torch.zeros(0, 0, 0), torch.zeros(0, 0, dtype=torch.float64)
         else:
             logits, lse = draft.logits.contiguous(), draft.lse.contiguous()
-        ACCEPT_SAMPLED[BACKEND](
+        ACCEPT_SAMPLED[state.backend](
             target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(),
             draft.dense.numpy(), logits.numpy(), lse.numpy(), state.temperature.numpy(), state.top_k.numpy(),
             state.top_p.numpy(), state.seeds.numpy(), state.lengths.numpy(), *outputs)
     return Verdict(tokens, counts, None if draft.parents is None else path)
+
+
+class Workspace:
+    """A device's verdict buffers for one state: tokens, path [B, R], counts [B] int64, and what a sampled verdict needs."""
+
+    def __init__(self, state: DecodeState):
+        B, R, self.device = state.rows, state.max_draft + 1, state.tokens.device
+        self.tokens, self.path = (torch.zeros(B, R, dtype=torch.int64, device=self.device) for _ in range(2))
+        self.counts = torch.ones(B, dtype=torch.int64, device=self.device)
+        self.floors = torch.empty(B, R, device=self.device)
+        self.ties = torch.empty(B, R, dtype=torch.int32, device=self.device)
+        self.scratch: Scratch | None = None
+
+    def sampled(self, logits: Tensor) -> Scratch:
+        """Made for the first logits [B, R, V]."""
+        if self.scratch is None:
+            self.scratch = make_scratch(*logits.shape, self.device)
+        return self.scratch
+
+
+def _judge_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
+    """One launch after the target's logits or choice, two with top-k or top-p, into buffers that stay in place."""
+    if state.workspace is None:
+        state.workspace = Workspace(state)
+    space, rows, commit = state.workspace, state.committed_into(draft, hidden), draft.parents is None
+    outputs = (space.tokens, space.counts, space.path)
+    if state.greedy:
+        verdict_greedy_triton(target.choose(hidden), draft.tokens, draft.lengths, draft.parents, rows, *outputs, commit)
+    else:
+        logits, cuts = target.logits(hidden), (None, None)
+        if state.cuts:
+            cuts = space.floors, space.ties
+            cut_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
+        verdict_triton(
+            logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
+            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit)
+    return Verdict(space.tokens, space.counts, None if commit else space.path, commit)

@@ -6,22 +6,50 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.sample import BACKEND, SAMPLE
+from foredraft.kernels.cut import cut_triton
+from foredraft.kernels.draw import make_scratch
+from foredraft.kernels.sample import SAMPLE, sample_triton
 
 
 def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
-    """An empty draft with room for laws: logits [B, K, V], lse [B, K]; greedy rows are point masses."""
-    draft = Draft.empty(state.rows, state.max_draft)
-    draft.logits = torch.zeros(state.max_draft, state.rows, vocab_size).transpose(0, 1)
-    draft.lse = torch.zeros(state.max_draft, state.rows, dtype=torch.float64).transpose(0, 1)
+    """An empty draft with room for laws: logits [B, K, V], lse [B, K]; greedy rows are point masses.
+
+    A drafter on a device keeps it from round to round, as a captured graph needs it."""
+    B, K, device = state.rows, state.max_draft, state.tokens.device
+    draft = Draft.empty(B, K, device)
+    draft.logits = torch.zeros(K, B, vocab_size, device=device).transpose(0, 1)
+    draft.lse = torch.zeros(K, B, dtype=torch.float64, device=device).transpose(0, 1)
     draft.dense = state.temperature > 0
     return draft
 
 
+class Sampler:
+    """A device's buffers for drawing drafts of one state: the cut of a row's law [B, 1], and the draw's scratch."""
+
+    def __init__(self, state: DecodeState, vocab_size: int):
+        B, device = state.rows, state.tokens.device
+        self.floors = torch.empty(B, 1, device=device)
+        self.ties = torch.empty(B, 1, dtype=torch.int32, device=device)
+        self.first = torch.zeros(B, dtype=torch.int64, device=device)
+        self.scratch = make_scratch(B, 1, vocab_size, device)
+
+
 def sample_into(draft: Draft, place: int, logits: Tensor, state: DecodeState) -> Tensor:
-    """Draw draft token `place` of every row from logits [B, V] float32, write it and its law, and return it, [B] int64."""
+    """Draw draft token `place` of every row from logits [B, V], write it and its law, and return it, [B] int64.
+
+    logits are float32; on a device they may be bfloat16, and the result is a view into the draft."""
+    if state.backend == "triton":
+        if state.sampler is None:
+            state.sampler = Sampler(state, logits.shape[1])
+        space, cuts = state.sampler, (None, None)
+        if state.cuts:
+            cuts = space.floors, space.ties
+            cut_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
+        sample_triton(logits, state.temperature, *cuts, state.seeds, state.lengths, place, draft.tokens[:, place],
+                      draft.logits[:, place], draft.lse[:, place], space.scratch)
+        return draft.tokens[:, place]
     tokens = torch.zeros(state.rows, dtype=torch.int64)
-    SAMPLE[BACKEND](
+    SAMPLE[state.backend](
         logits.numpy(), state.temperature.numpy(), state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(),
         state.lengths.numpy(), place, tokens.numpy(), draft.logits[:, place].numpy(), draft.lse[:, place].numpy())
     draft.tokens[:, place] = tokens

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foredraft.kernels.commit import BACKEND, COMMIT
+from foredraft.kernels.backend import backend_of
+from foredraft.kernels.commit import COMMIT
+from foredraft.kernels.inputs import allowed_triton, inputs_triton
+from foredraft.kernels.verdict import Rows
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
 ORIGINS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
@@ -51,11 +54,13 @@ class Draft:
 @dataclass
 class Verdict:
     """What the judge emits: tokens [B, R] int64, of which row b emits tokens[b, :counts[b]]; counts [B] int64 in 1..R
-    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first."""
+    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first;
+    committed: a device's kernel committed a chain in the same launch."""
 
     tokens: Tensor
     counts: Tensor
     path: Tensor | None = None
+    committed: bool = False
 
 
 class DecodeState:
@@ -79,6 +84,8 @@ class DecodeState:
         self.capacity = int(limits.max())
         self.max_draft = int(draft_tokens.max())
         self.greedy = bool((temperature == 0).all())
+        self.cuts = bool(((top_k > 0) | (top_p < 1)).any())
+        self.backend = backend_of(limits)
         self.end_token = end_token
         self.tokens = torch.full((B, self.capacity + 1), start_token, dtype=torch.int64, device=device)
         self.origin = torch.zeros(B, self.capacity + 1, dtype=torch.uint8, device=device)
@@ -99,6 +106,11 @@ class DecodeState:
         self._written = (
             self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
             self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
+        # a device's buffers, the same in every round: allowed, inputs and, made in the first round, those of judge.py and
+        # sampling.py
+        self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
+        self._inputs = tuple(torch.zeros(B, K + 1, dtype=torch.int64, device=device) for _ in range(3))
+        self.workspace = self.sampler = None
 
     @property
     def rows(self) -> int:
@@ -106,6 +118,9 @@ class DecodeState:
 
     def allowed(self) -> Tensor:
         """How many ids each row may still draft: [B] int64, its K cut to the room left, 0 once finished."""
+        if self.backend == "triton":
+            allowed_triton(self.lengths, self.limits, self.finished, self.draft_tokens, self._allowed)
+            return self._allowed
         room = torch.minimum(self.draft_tokens, self.limits - self.lengths - 1).clamp_(min=0)
         return room.masked_fill_(self.finished, 0)
 
@@ -114,6 +129,12 @@ class DecodeState:
 
         Row 0 is the last committed id; rows past a row's draft, and all rows of a finished one, are not read.
         """
+        if self.backend == "triton":
+            tokens, positions, above = self._inputs
+            above = None if draft.parents is None else above
+            inputs_triton(self.tokens, self.lengths, self.finished, draft.tokens, draft.lengths, draft.parents, tokens,
+                          positions, above)
+            return tokens, positions, above
         last = self.lengths - 1
         tokens = torch.cat((self.tokens.gather(1, last[:, None]), draft.tokens), dim=1)
         steps = self._steps[: tokens.shape[1]]
@@ -131,9 +152,18 @@ class DecodeState:
 
         hidden [B, R, C] is the target's output of this round. Finished rows emit nothing.
         """
+        if verdict.committed:
+            return
         path = self._straight if verdict.path is None else verdict.path
-        read = (verdict.tokens, verdict.counts, path, draft.lengths, draft.origin, hidden, self.limits)
-        COMMIT[BACKEND](*(tensor.numpy() for tensor in read), self.end_token, *(tensor.numpy() for tensor in self._written))
+        arguments = (verdict.tokens, verdict.counts, path, draft.lengths, *self.committed_into(draft, hidden))
+        if self.backend == "triton":
+            COMMIT["triton"](*arguments)
+        else:
+            COMMIT[self.backend](*(item.numpy() if isinstance(item, Tensor) else item for item in arguments))
+
+    def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:
+        """What a commit reads of the draft and the state, and what it writes."""
+        return Rows(draft.origin, hidden, self.limits, self.end_token, *self._written)
 
     def truncate(self, row: int, length: int) -> None:
         """Cut a row back to `length` ids inside its last round and finish it (a stop string; called by the host)."""

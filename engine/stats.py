@@ -16,7 +16,7 @@ class DecodeStats:
     steps: (row, round) pairs in which a row was running. drafted, tested, accepted: ids; tested stops at the first
     rejection. emitted: ids. tested_at and accepted_at [K] are per place in the draft.
     covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verdict, commit,
-    host), total.
+    host), total. Rounds captured on a device are not told apart: all of them count as other.
     """
 
     requests: int = 0
@@ -64,7 +64,7 @@ class DecodeStats:
         self.emitted += int(state.lengths.sum()) - state.rows
         for name, tensor in (("tested_at", state.tested_at), ("accepted_at", state.accepted_at)):
             old = torch.tensor(getattr(self, name) or [0] * tensor.shape[1], dtype=torch.int64)
-            setattr(self, name, (old + tensor.sum(0)).tolist())
+            setattr(self, name, (old + tensor.sum(0).cpu()).tolist())
         self.tested, self.accepted = sum(self.tested_at), sum(self.accepted_at)
         for name, value in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value

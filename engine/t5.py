@@ -25,7 +25,7 @@ class T5:
     """A T5 target for up to as many rows as `reserve` made room for."""
 
     def __init__(self, weights: T5Weights, backend: str | None = None):
-        self.weights, self.config = weights, weights.config
+        self.weights, self.config, self.device = weights, weights.config, torch.device("cpu")
         self.backend = backend or ("numba" if HAS_NUMBA else "reference")
         c = self.config
         self.start_token, self.end_token = c.start_token, c.end_token

@@ -14,14 +14,14 @@
 Point masses and greedy rows: y is drawn from p (or is its argmax) and a draft stands iff it equals y, so y is also the
 replacement; noise is keyed by (seed, position), so a seeded row equals its own plain sampling. Dense rows, chains only:
 Leviathan et al. 2023, algorithm 1: x stands iff u q(x) <= p(x), else y ~ max(0, p - q); noise keyed by (seed, stream,
-start, offset).
+start, offset). On a device: verdict.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.backend import HAS_NUMBA, njit, prange
+from foredraft.kernels.backend import njit, prange
 from foredraft.kernels.exp import exp32
 from foredraft.kernels.largest import argmax_loop
 from foredraft.kernels.law import draw_loop, draw_reference, law_loop, law_reference
@@ -182,4 +182,3 @@ def accept_greedy_numba(chosen, draft_tokens, draft_lengths, parents, tokens, co
 
 ACCEPT_SAMPLED = {"reference": accept_reference, "numba": accept_numba}
 ACCEPT_GREEDY = {"reference": accept_greedy_reference, "numba": accept_greedy_numba}
-BACKEND = "numba" if HAS_NUMBA else "reference"

@@ -1,12 +1,15 @@
 """Which implementation runs where. numba and triton are optional at import: a file of kernels always imports.
 
 `njit`, `prange`, `intrinsic` come from here; without numba a compiled kernel raises ImportError when it is called.
+`jit`, `tl`, `constexpr` are triton's: a kernel's file imports them by these names; without triton a launch raises
+ImportError.
 Compiled code is cached on disk, in a folder named after the kernels' sources: numba looks at a function's own file only,
 so that a change in one kernel would leave the old one inside the others that call it. NUMBA_CACHE_DIR overrides the place.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -27,6 +30,55 @@ except ImportError:
 
     def intrinsic(function):
         return function
+
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+    jit = triton.jit
+    constexpr = tl.constexpr
+except ImportError:
+    HAS_TRITON = False
+    tl = None
+
+    def constexpr(value):
+        return value
+
+    class jit:  # noqa: N801  stands in for triton.jit
+        """A kernel that cannot be launched."""
+
+        def __init__(self, function):
+            self.function = function
+
+        def __getitem__(self, _grid):
+            raise ImportError(f"{self.function.__name__} needs triton: pip install triton")
+
+
+@functools.cache
+def is_interpreted() -> bool:
+    """Whether Triton kernels run under its interpreter, on CPU tensors (TRITON_INTERPRET=1 before triton's import)."""
+    return HAS_TRITON and not isinstance(jit(power_of_2), triton.runtime.JITFunction)
+
+
+def can_launch() -> bool:
+    """Whether Triton kernels can run here: under the interpreter, or on a GPU."""
+    if not HAS_TRITON or is_interpreted():
+        return HAS_TRITON
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def backend_of(tensor) -> str:
+    """Which implementation works on a torch tensor where it lies: "triton", "numba" or, without it, "reference"."""
+    return "triton" if tensor.is_cuda else "numba" if HAS_NUMBA else "reference"
+
+
+def power_of_2(size: int) -> int:
+    """The smallest power of 2 that is not below `size` >= 1: Triton's tiles have such sides."""
+    return 1 << (size - 1).bit_length()
 
 
 def has_cpu_feature(name: str) -> bool:

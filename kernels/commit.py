@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.backend import HAS_NUMBA, njit
+from foredraft.kernels.backend import is_interpreted, jit, njit, power_of_2, tl
 
 
 def commit_reference(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
@@ -85,5 +85,87 @@ def commit_numba(verdict_tokens, verdict_counts, path, draft_lengths, draft_orig
                  last_tested, last_accepted)
 
 
-COMMIT = {"reference": commit_reference, "numba": commit_numba}
-BACKEND = "numba" if HAS_NUMBA else "reference"
+@jit
+def commit_tile(b, inside, emitted, walked, following, drafts, draft_lengths, draft_origin, produced, limits, end_token,
+                tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+                last_tested, last_accepted, T1, C, K: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr):
+    """Rows b [N] of a batch, those `inside` it: emitted, walked and following [N, R_PAD] are the ids, the rows they came
+    from and the rows after those; drafts [N] of the ids were drafted, one more follows. Also called by verdict.py."""
+    n = tl.arange(0, R_PAD)[None, :]
+    length = tl.load(lengths + b, mask=inside, other=0)
+    limit = tl.load(limits + b, mask=inside, other=0)
+    proposed = tl.load(draft_lengths + b, mask=inside, other=0)
+    live = inside & (tl.load(finished + b, mask=inside, other=1) == 0)
+    # others of this program read what is overwritten below
+    tl.debug_barrier()
+    most = tl.minimum(drafts + 1, limit - length)
+    end = tl.min(tl.where((emitted == end_token) & (n < most[:, None]), n, R_PAD), axis=1)
+    count = tl.where(live, tl.minimum(most, end + 1), 0)
+    written = n < count[:, None]
+    place = b[:, None] * T1 + length[:, None] + n
+    by_draft = written & (n < drafts[:, None])
+    proposer = tl.load(draft_origin + b[:, None] * K + following - 1, mask=by_draft, other=0)
+    tl.store(tokens + place, emitted, mask=written)
+    tl.store(origin + place, proposer, mask=written)
+    row = tl.sum(tl.where(n == count[:, None] - 1, walked, 0), axis=1)
+    for first in range(0, C, C_TILE):
+        c = first + tl.arange(0, C_TILE)[None, :]
+        taken = live[:, None] & (c < C)
+        state = tl.load(produced + (b * (K + 1) + row)[:, None] * C + c, mask=taken, other=0.0)
+        tl.store(hidden + b[:, None] * C + c, state.to(tl.float32), mask=taken)
+    tested, accepted = tl.minimum(proposed, tl.minimum(drafts + 1, count)), tl.minimum(drafts, count)
+    tested, accepted = tl.where(live, tested, 0), tl.where(live, accepted, 0)
+    counted = live[:, None] & (n < K)
+    for_each = b[:, None] * K + n
+    before = tl.load(tested_at + for_each, mask=counted, other=0)
+    tl.store(tested_at + for_each, before + (n < tested[:, None]), mask=counted)
+    before = tl.load(accepted_at + for_each, mask=counted, other=0)
+    tl.store(accepted_at + for_each, before + (n < accepted[:, None]), mask=counted)
+    tl.store(last_counts + b, count, mask=inside)
+    tl.store(last_tested + b, tested, mask=inside)
+    tl.store(last_accepted + b, accepted, mask=inside)
+    tl.store(rounds + b, tl.load(rounds + b, mask=live, other=0) + 1, mask=live)
+    tl.store(covered + b, tl.load(covered + b, mask=live, other=0) + (proposed > 0), mask=live)
+    tl.store(drafted + b, tl.load(drafted + b, mask=live, other=0) + proposed, mask=live)
+    tl.store(lengths + b, length + count, mask=live)
+    tl.store(finished + b, (end < most) | (length + count >= limit), mask=live)
+
+
+@jit
+def _commit_kernel(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
+                   origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+                   last_tested, last_accepted, B, T1, C, K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr,
+                   C_TILE: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = b < B
+    drafts = tl.load(verdict_counts + b, mask=inside, other=1) - 1
+    n = tl.arange(0, R_PAD)[None, :]
+    place = b[:, None] * (K + 1) + n
+    emitted = tl.load(verdict_tokens + place, mask=inside[:, None] & (n <= drafts[:, None]), other=0)
+    walked = tl.load(path + place, mask=inside[:, None] & (n <= drafts[:, None]), other=0)
+    following = tl.load(path + place + 1, mask=inside[:, None] & (n < drafts[:, None]), other=0)
+    commit_tile(b, inside, emitted, walked, following, drafts, draft_lengths, draft_origin, produced, limits, end_token,
+                tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+                last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
+
+
+def commit_triton(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
+                  origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+                  last_tested, last_accepted) -> None:
+    """On torch tensors of one device; produced may be bfloat16. One launch, no wait."""
+    (B, R), C = verdict_tokens.shape, hidden.shape[1]
+    rows = tile_rows(B, R)
+    _commit_kernel[(-(-B // rows),)](
+        verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens, origin,
+        lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts, last_tested,
+        last_accepted, B, tokens.shape[1], C, K=R - 1, ROWS=rows, R_PAD=power_of_2(R), C_TILE=min(1024, power_of_2(C)),
+        num_warps=4)
+
+
+def tile_rows(B: int, weight: int) -> int:
+    """Batch rows a program takes: one on a device; under the interpreter, which runs program after program, as many as
+    B allows while `weight` elements of each stay within reason."""
+    return min(power_of_2(B), max(1, 2**20 // power_of_2(weight))) if is_interpreted() else 1
+
+
+COMMIT = {"reference": commit_reference, "numba": commit_numba, "triton": commit_triton}

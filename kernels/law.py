@@ -5,7 +5,8 @@
                                   float64
 
 top-k keeps every logit that is not below the k-th largest; top-p keeps the shortest run of largest probabilities that
-reaches p (Holtzman et al. 2020), lower ids first among equals. One law for the target and for drafters alike.
+reaches p (Holtzman et al. 2020), lower ids first among equals. One law for the target and for drafters alike. On a
+device: draw.py and cut.py.
 """
 
 from __future__ import annotations

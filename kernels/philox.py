@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.backend import njit
+from foredraft.kernels.backend import jit, njit, tl
 
 POINT, DRAFT, ACCEPT, RESIDUAL = range(4)
 
@@ -48,6 +48,21 @@ def uniform(seed, stream, position, offset):
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
     high, low = np.float64(c0 >> np.uint64(5)), np.float64(c1 >> np.uint64(6))
     return (high * 67108864.0 + low + 0.5) / 9007199254740992.0
+
+
+@jit
+def uniform_tile(seed, stream, position, offset):
+    """The same for tiles of int64, in Triton."""
+    seed = seed.to(tl.uint64, bitcast=True)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
+    c0, c1 = position.to(tl.uint64, bitcast=True) & 0xFFFFFFFF, stream.to(tl.uint64, bitcast=True) & 0xFFFFFFFF
+    c2 = offset.to(tl.uint64, bitcast=True) & 0xFFFFFFFF
+    c3 = c2 & 0
+    for _ in tl.static_range(10):
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & 0xFFFFFFFF, (a >> 32) ^ c3 ^ k1, a & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return ((c0 >> 5).to(tl.float64) * 67108864.0 + (c1 >> 6).to(tl.float64) + 0.5) / 9007199254740992.0
 
 
 def row_seed(seed: int, row: int) -> int:

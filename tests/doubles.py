@@ -16,6 +16,7 @@ class TableTarget:
     """
 
     start_token = 0
+    device = torch.device("cpu")
 
     def __init__(self, table: torch.Tensor, end_token: int = -1):
         self.table, self.end_token = table, end_token
@@ -91,23 +92,25 @@ class TableDrafter:
         for i in range(state.max_draft):
             place = (state.lengths - 1 + i).clamp(max=self.table.shape[0] - 1)
             last = sample_into(draft, i, self.table[place, last], state)
-        draft.lengths = state.allowed()
+        draft.lengths = state.allowed().clone()
         return draft
 
 
 def make_state(rows: int, new_tokens: int | list[int], draft_tokens: int | list[int], width: int, *, temperature=0.0,
-               top_k=0, top_p=1.0, seeds=None, end_token=1) -> DecodeState:
-    """A fresh state; scalars stand for every row."""
+               top_k=0, top_p=1.0, seeds=None, end_token=1, backend=None, device="cpu") -> DecodeState:
+    """A fresh state; scalars stand for every row. backend "triton" on the CPU is Triton's interpreter."""
 
     def column(value, dtype):
-        return torch.as_tensor(value, dtype=dtype).expand(rows).clone()
+        return torch.as_tensor(value, dtype=dtype, device=device).expand(rows).clone()
 
-    return DecodeState(
+    state = DecodeState(
         limits=column(new_tokens, torch.int64) + 1, draft_tokens=column(draft_tokens, torch.int64),
         temperature=column(temperature, torch.float32), top_k=column(top_k, torch.int64),
         top_p=column(top_p, torch.float32),
-        seeds=torch.arange(rows) if seeds is None else torch.as_tensor(seeds, dtype=torch.int64),
+        seeds=torch.arange(rows, device=device) if seeds is None else column(list(seeds), torch.int64),
         start_token=0, end_token=end_token, width=width)
+    state.backend = backend or state.backend
+    return state
 
 
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float, int]:
@@ -116,7 +119,8 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float
     return float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1
 
 
-def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000) -> tuple[float, int]:
+def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
+                     backend: str | None = None) -> tuple[float, int]:
     """The first two sampled tokens against their exact joint law; K = 2, laws that depend on the position.
 
     drafter "adversarial" drafts from the negated logits, "close" from slightly disturbed ones.
@@ -126,7 +130,7 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000) 
     q = -table if drafter == "adversarial" else table + 0.5 * torch.randn(4, V, V, generator=generator)
     counts = torch.zeros(V * V, dtype=torch.int64)
     for start in range(0, trials, rows):
-        state = make_state(rows, 3, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1)
+        state = make_state(rows, 3, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1, backend=backend)
         decode(state, TableTarget(table), TableDrafter(q))
         counts += torch.bincount(state.tokens[:, 1] * V + state.tokens[:, 2], minlength=V * V)
     first = torch.softmax(table[0, 0].double(), -1)

@@ -22,7 +22,7 @@ ALLOWED = {
 }
 TRANSFORMERS = {
     "engine/t5_weights.py", "engine/draft_t5.py", "engine/draft_lstm.py", "engine/draft_cnn.py", "bench/methods.py",
-    "bench/peers.py", "bench/ct2.py",
+    "bench/peers.py", "bench/gpu_peers.py", "bench/ct2.py",
 }
 
 

@@ -2,33 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
+from doubles import make_state
+from verdict_cases import case, verdicts
 
+from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.kernels.accept import accept_greedy_numba, accept_greedy_reference, accept_numba, accept_reference
+from foredraft.kernels.backend import can_launch, is_interpreted
+from foredraft.kernels.compile import costs
 from foredraft.kernels.sample import sample_numba, sample_reference
 
-
-def case(B, K, V, seed=0):
-    rng = np.random.default_rng(seed)
-    logits = rng.standard_normal((B, K + 1, V)).astype(np.float32) * 2
-    draft_logits = logits[:, :K] + rng.standard_normal((B, K, V)).astype(np.float32)
-    temperature = rng.choice([0.0, 0.7, 1.0], B).astype(np.float32)
-    dense = (rng.random(B) < 0.5) & (temperature > 0)
-    draft_tokens = np.where(rng.random((B, K)) < 0.5, logits[:, :K].argmax(-1), rng.integers(0, V, (B, K)))
-    parents = np.tile(np.arange(K), (B, 1))
-    lse = np.log(np.exp(draft_logits.astype(np.float64)).sum(-1))
-    return [logits, draft_tokens, rng.integers(0, K + 1, B), parents, dense, draft_logits, lse, temperature,
-            rng.choice([0, 5], B), rng.choice([1.0, 0.9], B).astype(np.float32), rng.integers(-(2**62), 2**62, B),
-            rng.integers(1, 100, B)]
-
-
-def outputs(B, K):
-    return [np.full((B, K + 1), -7), np.full(B, -7), np.full((B, K + 1), -7)]
-
-
-def verdicts(function, arguments, B, K):
-    tokens, counts, path = outputs(B, K)
-    function(*arguments, tokens, counts, path)
-    return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
+DEVICE = "cpu" if is_interpreted() else "cuda"
 
 
 @pytest.mark.parametrize("B, K, V", [(1, 1, 2), (5, 3, 16), (40, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128)])
@@ -88,3 +72,45 @@ def test_drafted_samples_agree_and_report_the_law_they_came_from(B, V):
     assert (results[0][0] == results[1][0]).all()
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
     np.testing.assert_allclose(results[0][2], results[1][2], atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
+@pytest.mark.parametrize("law", [dict(), dict(top_k=torch.tensor([0, 5, 2, 0, 0, 9, 1]), top_p=0.8)])
+@pytest.mark.parametrize("V", [2, 16, 8193, 32128])
+def test_a_devices_samples_equal_numbas(V, law):
+    """Through the engine's door: tokens, laws and log-sum-exps at every place of a draft, greedy rows among them."""
+    drafts = []
+    for backend in ("numba", "triton"):
+        device = DEVICE if backend == "triton" else "cpu"
+        options = {name: torch.as_tensor(value).to(device) for name, value in law.items()}
+        temperature = torch.tensor([0.0, 0.8, 1.3, 1.0, 0.0, 1.0, 2.0], device=device)
+        state = make_state(7, 20, 2, 4, temperature=temperature, backend=backend, device=device, **options)
+        state.lengths += 3
+        draft = dense_draft(state, V)
+        if backend == "triton":
+            for tensor in (draft.logits, draft.lse):
+                tensor.fill_(torch.nan)
+        generator = torch.Generator().manual_seed(V)
+        for place in range(2):
+            sample_into(draft, place, (2 * torch.randn(7, V, generator=generator)).to(device), state)
+        drafts.append(draft)
+    ours, theirs = drafts
+    assert torch.equal(ours.tokens, theirs.tokens.cpu())
+    np.testing.assert_allclose(ours.logits, theirs.logits.cpu(), atol=1e-5)
+    np.testing.assert_allclose(ours.lse, theirs.lse.cpu(), atol=1e-5)
+
+
+def at_real_sizes():
+    state = make_state(8, 20, 2, 4, temperature=1.0, top_p=0.9, backend="triton")
+    sample_into(dense_draft(state, 32128), 0, torch.empty(8, 32128, dtype=torch.bfloat16), state)
+    state.cuts = False
+    sample_into(dense_draft(state, 32128), 0, torch.empty(8, 32128), state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
+def test_compiled_for_three_machines():
+    found = [cost for cost in costs(f"{__file__}:at_real_sizes") if cost.kernel == "_sample_kernel"]
+    assert len(found) == 6
+    assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 32_768 for cost in found), found

@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
-from foredraft.kernels.commit import commit_numba, commit_reference
+from foredraft.kernels import commit
+from foredraft.kernels.backend import can_launch, is_interpreted
+from foredraft.kernels.commit import commit_numba, commit_reference, commit_triton
+
+DEVICE = "cpu" if is_interpreted() else "cuda"
 
 
 def case(B, K, T, C, seed):
@@ -29,3 +34,19 @@ def test_numba_equals_the_reference(B, K, T, C):
         commit_numba(*read, *ours)
         commit_reference(*read, *theirs)
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
+@pytest.mark.parametrize("rows", [None, 1])
+@pytest.mark.parametrize("B, K, T, C", [(1, 1, 2, 1), (1, 0, 5, 3), (7, 4, 9, 5), (40, 7, 30, 1030)])
+def test_triton_equals_the_reference(B, K, T, C, rows, monkeypatch):
+    if rows is not None:
+        monkeypatch.setattr(commit, "tile_rows", lambda B, weight: rows)
+    for seed in range(4):
+        read, theirs = case(B, K, T, C, seed)
+        on_device = [torch.from_numpy(item).to(DEVICE) if isinstance(item, np.ndarray) else item for item in read]
+        ours = [torch.from_numpy(array.copy()).to(DEVICE) for array in theirs]
+        commit_triton(*on_device, *ours)
+        commit_reference(*read, *theirs)
+        assert all(np.array_equal(a.cpu().numpy(), b) for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,213 @@
+"""Everything there is to know of a GPU machine, in one call: `bash bench/gpu.sh`.
+
+Each section runs in a process of its own under a time budget, and writes its rows as they come: a section that fails, or
+runs out of time, loses no other's and none of its own that were ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from foredraft.bench.gpu_sizes import Sizes
+
+# Seconds for everything: a machine is lent for ten minutes.
+TOTAL = 570
+
+
+@dataclass(frozen=True)
+class Section:
+    """`run(sizes, known)` yields rows; `known` holds the rows of the sections before it by name."""
+
+    seconds: int
+    run: Callable[[Sizes, dict[str, list[dict]]], Iterator[dict]]
+
+
+def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_checks
+
+    for check in (gpu_checks.check_kernels, gpu_checks.check_bits, gpu_checks.check_model):
+        try:
+            yield from check(sizes)
+        except Exception as error:  # a failed check must not hide the others
+            yield {"check": check.__name__, "passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
+    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"],
+                          env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    yield {"check": "pytest -m gpu", "passed": done.returncode == 0, "said": (done.stdout + done.stderr)[-1500:]}
+
+
+def _bandwidth(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_times
+
+    yield from gpu_times.measure_bandwidth(sizes)
+
+
+def _steps(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_times
+
+    yield from gpu_times.measure_steps(sizes, copy_bandwidth(known))
+
+
+def _rounds(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_times
+
+    yield from gpu_times.measure_rounds(sizes)
+
+
+def _verdict(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_verdict
+
+    yield from gpu_verdict.check_verdict(sizes.device)
+    yield from gpu_verdict.measure_verdict(sizes, copy_bandwidth(known))
+
+
+def _family(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_times
+
+    yield from gpu_times.measure_family(sizes)
+
+
+def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_checks
+
+    yield from gpu_checks.compare_library(sizes)
+
+
+def _peers(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_peers
+
+    yield from gpu_peers.measure_peers(sizes)
+
+
+def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_times
+
+    accepted = [row["tokens_per_round"] for row in known.get("family", []) if row["method"] == "lookup"]
+    yield from gpu_times.model_xl(sizes, copy_bandwidth(known), accepted[0] if accepted else 1.0)
+
+
+# In order of worth: the last, who may take what is left, are others' engines.
+SECTIONS = {
+    "checks": Section(130, _checks), "law": Section(80, _law), "bandwidth": Section(20, _bandwidth),
+    "steps": Section(110, _steps), "family": Section(50, _family), "model": Section(20, _model),
+    "verdict": Section(50, _verdict), "rounds": Section(30, _rounds), "library": Section(20, _library),
+    "peers": Section(120, _peers),
+}
+
+
+def copy_bandwidth(known: dict[str, list[dict]]) -> float:
+    """As measured, else the maker's figure of an H200."""
+    from foredraft.bench.model import MACHINES
+
+    rows = known.get("bandwidth") or []
+    return rows[0]["copy_gb_s"] if rows else MACHINES["h200"].bandwidth
+
+
+def read_rows(out: Path) -> dict[str, list[dict]]:
+    files = {name: out / f"{name}.jsonl" for name in SECTIONS}
+    return {name: [json.loads(line) for line in file.read_text().splitlines()]
+            for name, file in files.items() if file.exists()}
+
+
+def run_section(name: str, out: Path, sizes: Sizes) -> None:
+    """Run one section here and append its rows to OUT/NAME.jsonl as they come."""
+    known = read_rows(out)
+    with open(out / f"{name}.jsonl", "w") as file:
+        for row in SECTIONS[name].run(sizes, known):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{name}: {json.dumps(row)}", flush=True)
+
+
+def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
+    """Run sections one after another, each in a process of its own; what happened to each, in seconds and words."""
+    out.mkdir(parents=True, exist_ok=True)
+    began, ends = time.monotonic(), {}
+    for name in names:
+        left = min(SECTIONS[name].seconds, TOTAL - (time.monotonic() - began))
+        if left < 5:
+            ends[name] = {"ended": "no time was left", "seconds": 0.0}
+            continue
+        start = time.monotonic()
+        command = [sys.executable, "-m", "foredraft.bench.gpu", "--section", name, "--out", str(out), *extra]
+        child = subprocess.Popen(command, start_new_session=True)
+        try:
+            code = child.wait(timeout=left)
+            ended = "done" if code == 0 else f"failed with code {code}"
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.wait()
+            ended = f"cut off after {left:.0f} s"
+        ends[name] = {"ended": ended, "seconds": round(time.monotonic() - start, 1)}
+        print(f"== {name}: {ended} ({ends[name]['seconds']} s)", flush=True)
+    return ends
+
+
+def show(rows: dict[str, list[dict]], ends: dict) -> None:
+    """One short table a section, the checks' failures first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=150)
+    for name, found in rows.items():
+        if not found:
+            continue
+        columns = list(dict.fromkeys(key for row in found for key in row if key not in ("said", "error", "parts")))
+        table = Table(title=f"{name} ({ends.get(name, {}).get('ended', '?')})", title_justify="left")
+        for column in columns:
+            table.add_column(column)
+        for row in found:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        console.print(table)
+    for name, found in rows.items():
+        for row in found:
+            if row.get("passed") is False:
+                console.print(f"FAILED {name}: {row['check']}: {row.get('error') or row.get('said', '')}", markup=False)
+    for name, end in ends.items():
+        if end["ended"] != "done":
+            console.print(f"{name}: {end['ended']}", markup=False)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        value = value.get("median")
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check and time foredraft on a GPU; the last line is JSON.")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results/gpu")))
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas between")
+    parser.add_argument("--section", choices=list(SECTIONS), help="run this one in this process")
+    options = parser.parse_args()
+    if options.section:
+        run_section(options.section, options.out, Sizes())
+        return
+    names = options.sections.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise SystemExit(f"--sections: no section called {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
+    ends = run_all(options.out, names)
+    rows = read_rows(options.out)
+    show(rows, ends)
+    record = {"sections": ends, "rows": rows}
+    temporary = options.out / "gpu.json.part"
+    temporary.write_text(json.dumps(record))
+    temporary.replace(options.out / "gpu.json")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

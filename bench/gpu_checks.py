@@ -1,0 +1,150 @@
+"""Is it right on this GPU? Kernels against their references at full size, and bf16 greedy decoding bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from foredraft.bench.gpu_sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
+from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
+from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
+from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
+from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
+from foredraft.kernels.overlap import OVERLAPPED
+
+
+class _Case:
+    """Draws arguments on the device and compares a kernel's outputs with its reference's, computed on the CPU."""
+
+    def __init__(self, sizes: Sizes):
+        self.device, self.generator = sizes.device, torch.Generator(sizes.device).manual_seed(1)
+
+    def draw(self, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return (torch.randn(shape, device=self.device, generator=self.generator) * scale).to(dtype)
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.full(shape, float("nan"), dtype=dtype, device=self.device)
+
+    def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = ()) -> dict:
+        host = [a.cpu() if isinstance(a, Tensor) else a for a in arguments]
+        wanted = [output.cpu().clone() for output in outputs]
+        kernels["triton"](*arguments, *outputs, *work)
+        kernels["reference"](*host, *wanted)
+        worst = max(float(((found.cpu().float() - want.float()).abs() / (1 + want.float().abs())).nan_to_num(0).max())
+                    for found, want in zip(outputs, wanted, strict=True))
+        same_holes = all(torch.equal(found.cpu().isnan(), want.isnan()) for found, want in zip(outputs, wanted, strict=True))
+        return {"check": name, "worst": worst, "passed": same_holes and worst < 0.03}
+
+
+def check_kernels(sizes: Sizes) -> Iterator[dict]:
+    """Every decode kernel at the width of `sizes.checked`, six rows of each of three requests, one of them unread."""
+    c, case = random_target(sizes, sizes.checked, layers=1).config, _Case(sizes)
+    C, H, D, F, V, B, R = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size, 3, 6
+    M = B * R
+    positions = torch.arange(POSITION, POSITION + R, device=case.device).repeat(B, 1)
+    positions[1, 3:], positions[2] = -1, -1
+    x = case.draw(M, C, dtype=torch.float32)
+    squares = torch.zeros(M, -(-C // 16), device=case.device)
+    squares[:, 0] = x.square().sum(1)
+    y = x.bfloat16()
+    T = POSITION + R + 3
+    yield case.compare("qkv", QKV, (y, squares, case.draw(3 * H * D, C, scale=C**-0.5), 1e-6, positions),
+                       (case.empty(M, H, D), case.empty(B, H, T, D), case.empty(B, H, T, D)))
+    yield case.compare("project", PROJECT, (y, squares, case.draw(H * D, C, scale=C**-0.5), 1e-6), (case.empty(M, H * D),))
+    gate = case.draw(2 * F if c.gated else F, C, scale=C**-0.5)
+    yield case.compare("gate", GATE, (y, squares, gate, 1e-6, c.activation, c.gated), (case.empty(M, F),))
+    yield case.compare("add", ADD, (case.draw(M, F), case.draw(C, F, scale=F**-0.5), torch.ones(C, device=case.device)),
+                       (x.clone(), case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)))
+    # the attentions' references are loops: few heads
+    few = min(H, 2)
+    visible = torch.ones(R, R, dtype=torch.int8, device=case.device).tril().repeat(B, 1, 1)
+    q = case.draw(M, few, D)
+    yield case.compare("self-attention", FUSED_SELF_ATTENTION, (
+        q, case.draw(B, few, T, D, scale=0.3), case.draw(B, few, T, D), positions, visible,
+        case.draw(few, T, dtype=torch.float32)), (case.empty(M, few * D),))
+    pages = -(-sizes.source // PAGE)
+    table = torch.randperm(B * pages, device=case.device, generator=case.generator).view(B, pages)
+    lengths = torch.tensor([sizes.source, 1, min(65, sizes.source)], device=case.device)
+    work = (case.empty(work_size(B, R, few, pages, D), dtype=torch.float32),
+            torch.zeros(B * few, dtype=torch.int32, device=case.device))
+    yield case.compare("cross-attention", FUSED_CROSS_ATTENTION, (
+        q, case.draw(B * pages, few, PAGE, D, scale=0.3), case.draw(B * pages, few, PAGE, D), table, lengths),
+        (case.empty(M, few * D),), work)
+    head = case.draw(V, C, scale=C**-0.5)
+    logits = case.empty(M, V, dtype=torch.float32)
+    yield case.compare("logits", FUSED_LOGITS, (y, head), (logits,))
+    parts = -(-V // WIDTH)
+    chosen = torch.zeros(M, dtype=torch.int64, device=case.device)
+    arrived = torch.zeros(-(-M // 16), dtype=torch.int32, device=case.device)
+    FUSED_CHOOSE["triton"](y, head, chosen, case.empty(M, parts, dtype=torch.float32),
+                           torch.zeros(M, parts, dtype=torch.int32, device=case.device), arrived)
+    yield {"check": "choice is the logits' argmax", "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
+
+
+def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
+    """One token at a time and all alone, or K + 1 at a time and among other requests: the same bits in bf16."""
+    target = random_target(sizes, sizes.checked, layers)
+    R, largest = sizes.draft_tokens + 1, sizes.batches[-1]
+    tokens = torch.randint(3, target.config.vocab_size, (largest, 2 * R), device=target.device)
+    source = sizes.source
+
+    def run(rows: int, reads: int) -> tuple[Tensor, Tensor]:
+        fill_caches(target, largest, source, 2 * R)
+        # the same caches for every run: filled for the largest batch, of which the first rows are used
+        hidden, chosen = [], []
+        for start in range(0, 2 * R, reads):
+            places = torch.arange(POSITION + start, POSITION + start + reads, device=target.device).repeat(rows, 1)
+            out = target.decode(tokens[:rows, start : start + reads].contiguous(), places)
+            hidden.append(out[:1].clone())
+            chosen.append(target.choose(out)[:1].clone())
+        return torch.cat(hidden, 1), torch.cat(chosen, 1)
+
+    plain = run(1, 1)
+    for rows, reads in ((1, R), (1, 2), (largest, 1), (largest, R)):
+        found = run(rows, reads)
+        yield {"check": f"bf16 bits: {reads} rows a pass, batch {rows}, against one row alone",
+               "passed": all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))}
+    if can_overlap(sizes):
+        target.launch = OVERLAPPED
+        yield {"check": "bf16 bits with launches that overlap",
+               "passed": all(torch.equal(a, b) for a, b in zip(plain, run(largest, R), strict=True))}
+
+
+def check_model(sizes: Sizes) -> Iterator[dict]:
+    """The embedded model on this device: fp32 tokens are the CPU's; bf16 tokens with drafts are those without."""
+    from foredraft.bench.cases import sample_texts
+    from foredraft.engine.generate import load
+
+    texts = [text for _, text in sample_texts()[: sizes.texts]]
+    plain = load(drafter=None, weights="fp32").generate(texts, max_new_tokens=sizes.new_tokens, draft_tokens=0)
+    options = dict(max_new_tokens=sizes.new_tokens, batch_size=4)
+    found = load(drafter="lookup", device=sizes.device, weights="fp32").generate(texts, **options)
+    differ = sum(a != b for a, b in zip(plain.token_ids, found.token_ids, strict=True))
+    yield {"check": f"fp32 with drafts: texts of {len(texts)} that differ from the CPU's", "differ": differ,
+           "passed": differ <= len(texts) // 10}
+    model = load(drafter="lookup", device=sizes.device, dtype=sizes.dtype, weights="bf16")
+    for sampled in (False, True):
+        outputs = [(model if K else model.with_drafter(None)).generate(
+            texts, draft_tokens=K, do_sample=sampled, seed=3, batch_size=batch, max_new_tokens=sizes.new_tokens).token_ids
+            for K, batch in ((0, 1), (0, 4), (1, 4), (sizes.draft_tokens, 1), (sizes.draft_tokens, 4))]
+        yield {"check": f"bf16 {'seeded sampling' if sampled else 'greedy'} with drafts and in batches equals plain, alone",
+               "passed": all(ids == outputs[0] for ids in outputs)}
+
+
+def compare_library(sizes: Sizes) -> Iterator[dict]:
+    """The library's product against ours: may one row and six rows share their bits there, and which is faster?"""
+    for geometry, config in sizes.geometries.items():
+        C, F = config["d_model"], config["d_ff"]
+        case = _Case(sizes)
+        for N, K in ((3 * config["num_heads"] * config["d_kv"], C), (C, F)):
+            weight, x = case.draw(N, K, scale=K**-0.5), case.draw(16, K)
+            whole = torch.nn.functional.linear(x, weight)
+            same = all(torch.equal(torch.nn.functional.linear(x[:n], weight), whole[:n]) for n in (1, 2, 6))
+            six, squares = x[:6].contiguous(), torch.ones(6, -(-K // 16), device=sizes.device)
+            out = case.empty(6, N)
+            ours = seconds(sizes, lambda w=weight, x=six, s=squares, o=out: PROJECT["triton"](x, s, w, 1e-6, o))
+            library = seconds(sizes, lambda w=weight, x=six: torch.nn.functional.linear(x, w))
+            yield {"geometry": geometry, "shape": [N, K], "library_same_bits": same,
+                   "ours_us": sorted(ours)[len(ours) // 2] * 1e6, "library_us": sorted(library)[len(library) // 2] * 1e6}

@@ -1,0 +1,129 @@
+"""What a round must cost on a GPU, from the bytes it reads, its arithmetic, and its launches: a model, never a measurement.
+
+    time = sum over parts of max(bytes / bandwidth, flop / rate) + launches * cost of one
+
+Bytes are those of weights, caches and logits, each counted once a round; what the second-level cache holds is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from foredraft.bench.geometry import GEOMETRIES
+from foredraft.engine.t5_cuda import END_LAUNCHES, LAYER_LAUNCHES
+from foredraft.engine.t5_weights import T5Config
+from foredraft.errors import UserError
+from foredraft.kernels.fused_cross_attention import PAGE
+
+
+@dataclass(frozen=True)
+class Machine:
+    """bandwidth in GB/s and rate in TFLOP/s (bf16, dense): the maker's figures; launch_us: a launch inside a graph."""
+
+    bandwidth: float
+    rate: float
+    launch_us: float = 1.3
+
+
+MACHINES = {"h200": Machine(4800, 989), "h100": Machine(3350, 989), "a100": Machine(2039, 312)}
+# Launches of a drafter that runs on the device, and of the round around target and drafter.
+DRAFTER_LAUNCHES = {"none": 0, "lookup": 1, "ngram": 1}
+ROUND_LAUNCHES = {"inputs": 1, "top-k and top-p": 1, "verdict and commit": 1, "host's view": 3}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is decoded: B rows of `source` source tokens at decoder position `position`, K drafts each; `cuts`: by top-k or
+    top-p; `item`: bytes of a weight."""
+
+    batch_size: int = 1
+    draft_tokens: int = 0
+    source: int = 512
+    position: int = 64
+    sampled: bool = False
+    cuts: bool = False
+    drafter: str = "lookup"
+    item: int = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a round: launches, bytes read or written in device memory, flop."""
+
+    name: str
+    launches: int
+    bytes: int
+    flop: int
+
+    def seconds(self, machine: Machine) -> float:
+        work = max(self.bytes / machine.bandwidth / 1e9, self.flop / machine.rate / 1e12)
+        return work + self.launches * machine.launch_us / 1e6
+
+
+def config_of(geometry: str) -> T5Config:
+    """UserError: no such geometry."""
+    if geometry not in GEOMETRIES:
+        raise UserError(f"geometry {geometry!r} is not known; one of {', '.join(GEOMETRIES)}")
+    return T5Config.from_dict(GEOMETRIES[geometry], geometry)
+
+
+def parts(c: T5Config, r: Round) -> list[Part]:
+    """The parts of one round, in order; their launches are what a real step makes (tests/bench/test_model.py)."""
+    if r.drafter not in DRAFTER_LAUNCHES:
+        raise UserError(f"drafter {r.drafter!r} does not run on a GPU yet; one of {', '.join(DRAFTER_LAUNCHES)}")
+    L, C, F, V, inner = c.num_decoder_layers, c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv
+    B, rows = r.batch_size, r.batch_size * (r.draft_tokens + 1)
+    pages = -(-r.source // PAGE) * PAGE
+
+    def matrices(name: str, launches: int, weights: int) -> Part:
+        return Part(name, L * launches, L * weights * r.item, L * weights * rows * 2)
+
+    def attention(name: str, keys: int) -> Part:
+        return Part(name, L, L * B * keys * 2 * inner * r.item, L * rows * keys * 4 * inner)
+
+    draft = DRAFTER_LAUNCHES[r.drafter] if r.draft_tokens else 0
+    ids = B * (r.source + r.position) * 8 * draft
+    written = rows * V * 4 if r.sampled else 0
+    return [
+        Part("draft", draft, ids, 0),
+        Part("inputs", ROUND_LAUNCHES["inputs"], 0, 0),
+        Part("embedding and closing norm", END_LAUNCHES - 1, rows * C * r.item, 0),
+        matrices("self-attention's matrices", 2, 4 * inner * C),
+        attention("self-attention", r.position + r.draft_tokens + 1),
+        matrices("cross-attention's matrices", 2, 2 * inner * C),
+        attention("cross-attention", pages),
+        matrices("feed-forward", LAYER_LAUNCHES - 6, (3 if c.gated else 2) * F * C),
+        Part("head", 1, V * C * r.item + written, V * C * rows * 2),
+        Part("top-k and top-p", ROUND_LAUNCHES["top-k and top-p"] * r.cuts, written * r.cuts, 0),
+        Part("verdict and commit", ROUND_LAUNCHES["verdict and commit"], written, 0),
+        Part("host's view", ROUND_LAUNCHES["host's view"], 0, 0),
+    ]
+
+
+def launches(c: T5Config, r: Round) -> int:
+    return sum(part.launches for part in parts(c, r))
+
+
+def predict(c: T5Config, r: Round, machine: Machine) -> dict:
+    """Bytes, launches and microseconds of a round, by part and in all; `bytes_us` is what the bytes alone would take."""
+    found = parts(c, r)
+    return {
+        "round": asdict(r), "machine": asdict(machine), "launches": sum(part.launches for part in found),
+        "bytes": sum(part.bytes for part in found), "us": sum(part.seconds(machine) for part in found) * 1e6,
+        "bytes_us": sum(part.bytes for part in found) / machine.bandwidth / 1e3,
+        "parts": [asdict(part) | {"us": part.seconds(machine) * 1e6} for part in found],
+    }
+
+
+def table(geometry: str, machine: Machine, rounds: list[Round], tokens_per_round: float) -> list[dict]:
+    """A prediction for each Round beside its plain step (K = 0): v, and tokens a second at `tokens_per_round`."""
+    c, rows = config_of(geometry), []
+    for r in rounds:
+        plain = predict(c, Round(**asdict(r) | {"draft_tokens": 0}), machine)
+        found = predict(c, r, machine)
+        tokens = tokens_per_round if r.draft_tokens else 1.0
+        rows.append(found | {
+            "geometry": geometry, "plain_us": plain["us"], "v": found["us"] / plain["us"], "tokens_per_round": tokens,
+            "plain_tokens_per_second": r.batch_size / plain["us"] * 1e6,
+            "tokens_per_second": r.batch_size * tokens / found["us"] * 1e6})
+    return rows

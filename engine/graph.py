@@ -1,0 +1,143 @@
+"""Rounds as captured CUDA graphs: one graph for each shape of a batch, replayed without the host.
+
+The first round of a shape runs eagerly and counts; it compiles the kernels and makes their buffers. The second is captured,
+which executes nothing, and replayed from then on. A graph works on the memory it was captured on: each shape has a state of
+its own, into which a request's fresh state is copied.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foredraft.engine.decode import Drafter, step
+from foredraft.engine.state import DecodeState
+
+if TYPE_CHECKING:
+    from foredraft.engine.t5_cuda import T5Cuda
+
+# Shapes whose graphs are kept; the one unused for longest goes first.
+KEPT = 16
+
+
+class HostView:
+    """What the host sees of a state, in pinned memory, a round late. Committed ids never change, so that a copy made while
+    the next round runs is right up to its lengths."""
+
+    def __init__(self, state: DecodeState):
+        pinned = state.tokens.is_cuda
+        self.tokens, self.lengths, self.finished = (
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            for tensor in (state.tokens, state.lengths, state.finished))
+
+    def copy_from(self, state: DecodeState) -> None:
+        """Queue the copies; tokens first, so that no length is newer than its tokens."""
+        self.tokens.copy_(state.tokens, non_blocking=True)
+        self.lengths.copy_(state.lengths, non_blocking=True)
+        self.finished.copy_(state.finished, non_blocking=True)
+
+
+class CudaCapture:
+    """Captures functions as graphs that share one pool of memory."""
+
+    def __init__(self):
+        self.pool = None
+
+    def __call__(self, run: Callable[[], None]) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self.pool):
+            run()
+        return graph
+
+    def mark(self) -> Any:
+        """A point in the device's work that `synchronize` waits for."""
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+
+@dataclass
+class Shape:
+    """A shape's state, what the host sees of it, and its graph once captured."""
+
+    state: DecodeState
+    view: HostView
+    is_warm: bool = False
+    graph: Any = None
+
+
+class GraphRounds:
+    """Runs the rounds of one target and drafter."""
+
+    def __init__(self, capture: Any = None):
+        self.capture = capture or CudaCapture()
+        self.shapes: OrderedDict[tuple, Shape] = OrderedDict()
+
+    def decode(self, fresh: DecodeState, target: T5Cuda, drafter: Drafter,
+               after_round: Callable[[DecodeState | HostView], None] | None = None, in_step: bool = False) -> DecodeState:
+        """Run `fresh` to its end; the finished state returned is this shape's, valid until its next decode.
+
+        `after_round` sees a HostView, a round late, and the last round again at the end; with `in_step` it sees the state
+        itself after every round and may change it, and the device waits for it.
+        """
+        shape = self._shape(fresh, target, drafter)
+        state, previous = shape.state, None
+        while True:
+            if not shape.is_warm:
+                self._round(shape, target, drafter)
+                shape.is_warm = True
+            else:
+                if shape.graph is None:
+                    shape.graph = self.capture(lambda: self._round(shape, target, drafter))
+                shape.graph.replay()
+            mark = self.capture.mark()
+            if in_step:
+                mark.synchronize()
+                if after_round is not None:
+                    after_round(state)
+                if bool(state.finished.all()):
+                    return state
+                continue
+            if previous is not None:
+                # the device is busy with the round just queued while the host looks at the one before
+                previous.synchronize()
+                if after_round is not None:
+                    after_round(shape.view)
+                if bool(shape.view.finished.all()):
+                    break
+            previous = mark
+        mark.synchronize()
+        if after_round is not None:
+            after_round(shape.view)
+        return state
+
+    def _round(self, shape: Shape, target: T5Cuda, drafter: Drafter) -> None:
+        step(shape.state, target, drafter)
+        shape.view.copy_from(shape.state)
+
+    def _shape(self, fresh: DecodeState, target: T5Cuda, drafter: Drafter) -> Shape:
+        """The shape's entry, its state loaded with `fresh`."""
+        # what a captured round has built in: sizes, host values of the state, and the buffers of target and drafter
+        places = (target.generation, getattr(drafter, "generation", 0))
+        key = (fresh.rows, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.cuts, fresh.end_token, places)
+        if any(known[-1] != places for known in self.shapes):
+            self.shapes.clear()
+        if key not in self.shapes:
+            while len(self.shapes) >= KEPT:
+                self.shapes.popitem(last=False)
+            self.shapes[key] = Shape(fresh, HostView(fresh))
+        else:
+            self.shapes.move_to_end(key)
+            kept = self.shapes[key].state
+            for name, value in vars(fresh).items():
+                if isinstance(value, Tensor):
+                    getattr(kept, name).copy_(value)
+        return self.shapes[key]

@@ -1,0 +1,73 @@
+"""Argmax chains of an n-gram table on a device: the table as the flat hash of ngram_native/device.py.
+
+    keys [2^bits] int64, best [2^bits] int32, best_probability [2^bits] float32     the hash; seed, root_* as there
+    tokens [B, T + 1], lengths [B] int64, finished [B] bool, limits, widths [B] int64     the state
+    proposed [B, K], proposed_lengths [B] int64     out: the draft, 0 past its end
+
+One program a row. For each id all suffixes and all slots of their probes are read at once, so that an id costs two
+latencies of memory. The stopping rule is ngram_native/query.py's.
+"""
+
+from __future__ import annotations
+
+from foredraft.kernels.backend import jit, power_of_2, tl
+from foredraft.kernels.inputs import room
+
+
+@jit
+def _chain_kernel(keys, best, best_probability, tokens, lengths, finished, limits, widths, proposed, proposed_lengths, seed,
+                  root_best, root_probability, end_token, T1, BITS: tl.constexpr, SUFFIXES: tl.constexpr,
+                  SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr,
+                  MIN_PROBABILITY: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    allowed = tl.minimum(room(row, row >= 0, lengths, limits, finished, widths), K)
+    length = tl.load(lengths + row)
+    s, way, k = tl.arange(0, SUFFIXES_PAD), tl.arange(0, PROBES_PAD)[None, :], tl.arange(0, K_PAD)
+    # the text's last ids, the newest first
+    text = tl.load(tokens + row * T1 + length - 1 - s, mask=s < tl.minimum(length, SUFFIXES), other=0)
+    reach = tl.full((), 1.0, tl.float64)
+    chain = tl.zeros((K_PAD,), tl.int64)
+    count = length * 0
+    growing = allowed > 0
+    for step in range(K):
+        value = seed.to(tl.uint64)
+        hashes = tl.zeros((SUFFIXES_PAD,), tl.uint64)
+        for i in tl.static_range(SUFFIXES):
+            token = tl.sum(tl.where(s == i, text, 0), axis=0)
+            value = (value ^ (token + 1).to(tl.uint64)) * 0x9E3779B97F4A7C15
+            value = value ^ (value >> 32)
+            hashes = tl.where(s == i, value, hashes)
+        hashes = tl.where(hashes == 0, 1, hashes)
+        asked = s < tl.where(growing, tl.minimum(length + step, SUFFIXES), 0)
+        slots = ((hashes >> (64 - BITS)).to(tl.int64)[:, None] + way) & ((1 << BITS) - 1)
+        found = tl.load(keys + slots, mask=asked[:, None] & (way < PROBES), other=0).to(tl.uint64, bitcast=True)
+        empty = tl.min(tl.where(found == 0, way, PROBES_PAD), axis=1)
+        hit = tl.min(tl.where(found == hashes[:, None], way, PROBES_PAD), axis=1)
+        # suffixes of contexts are contexts: the longest is the one before the first that is missing
+        longest = tl.min(tl.where(asked & (hit < empty), SUFFIXES_PAD, s), axis=0) - 1
+        slot = tl.sum(tl.where(s == longest, (hashes >> (64 - BITS)).to(tl.int64) + hit, 0), axis=0) & ((1 << BITS) - 1)
+        known = growing & (longest >= 0)
+        word = tl.load(best + slot, mask=known, other=0).to(tl.int64)
+        likely = tl.load(best_probability + slot, mask=known, other=0.0)
+        word, likely = tl.where(known, word, root_best), tl.where(known, likely, root_probability)
+        reach *= likely.to(tl.float64)
+        growing = growing & (count < allowed) & (reach >= MIN_PROBABILITY)
+        chain = tl.where(k == tl.where(growing, step, -1), word, chain)
+        count += growing.to(tl.int64)
+        growing = growing & (word != end_token)
+        older = tl.sum(tl.where(s[:, None] == s[None, :] + 1, text[None, :], 0), axis=1)
+        text = tl.where(s == 0, word, older)
+    tl.store(proposed + row * K + k, chain, mask=k < K)
+    tl.store(proposed_lengths + row, count)
+
+
+def chain_triton(keys, best, best_probability, seed, bits, probes, order, root_best, root_probability, tokens, lengths,
+                 finished, limits, widths, end_token, min_probability, proposed, proposed_lengths) -> None:
+    """order: the table's N. One launch, no wait."""
+    B, K = proposed.shape
+    suffixes = max(order - 1, 1)
+    _chain_kernel[(B,)](
+        keys, best, best_probability, tokens, lengths, finished, limits, widths, proposed, proposed_lengths, seed, root_best,
+        root_probability, end_token, tokens.shape[1], BITS=bits, SUFFIXES=suffixes, SUFFIXES_PAD=power_of_2(suffixes),
+        PROBES=probes, PROBES_PAD=power_of_2(probes), MIN_PROBABILITY=min_probability, K=K, K_PAD=power_of_2(max(K, 1)),
+        num_warps=1)

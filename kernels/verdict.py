@@ -1,0 +1,305 @@
+"""Verdicts on a device: accept.py's contract in Triton, one launch for a batch, in which rows are committed too.
+
+A program of _verdict_kernel reads one split of the vocabulary for one row of the target (grid: batch x R x splits), as
+draw.py says. The last program of a batch row to arrive, by an atomic ticket, makes all R draws at once, and then: the
+leading run of drafts that stand, for a rejected dense draft one more pass over that row of p and q, and commit.py.
+
+    logits        [B, R, V] float32 or bfloat16, contiguous; rows past a row's draft, and finished rows, are not read
+    draft_logits  [B, K, V] float32 of any strides over the first two axes, draft_lse [B, K] float64; None: no dense rows
+    floors, ties  [B, R] float32, int32, or None: the law keeps logits above the floor, and at the floor ids up to the
+                  tie (cut.py, for top-k and top-p)
+    the rest      as in accept.py and commit.py; lengths are accept.py's starts
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from foredraft.kernels.backend import constexpr, jit, power_of_2, tl
+from foredraft.kernels.commit import commit_tile, tile_rows
+from foredraft.kernels.draw import Scratch, combine_tile, first_hit, split_sizes, split_tile, within
+from foredraft.kernels.inputs import depths
+from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform_tile
+
+_POINT, _ACCEPT, _RESIDUAL = (constexpr(stream) for stream in (POINT, ACCEPT, RESIDUAL))
+# Ids of a residual that are read together.
+CHUNK = 1024
+
+
+@jit
+def walk_tile(tokens, stands, draft_tokens, parents, b, inside, proposed, K: tl.constexpr, R_PAD: tl.constexpr,
+              TREE: tl.constexpr):
+    """From each row's token and, in a chain, whether the draft after it stands, [N, R_PAD], to the ids emitted, the rows
+    walked, the rows after those, [N, R_PAD], and how many drafts were accepted, [N]."""
+    row = tl.arange(0, R_PAD)[None, :].to(tl.int64)
+    if TREE:
+        emitted, walked, following = tokens * 0, tokens * 0, tokens * 0
+        at = tl.zeros((b.shape[0],), tl.int64)
+        accepted = at
+        active = inside
+        drafted = inside[:, None] & (row < proposed[:, None])
+        drafts = tl.load(draft_tokens + b[:, None] * K + row, mask=drafted, other=0)
+        above = tl.load(parents + b[:, None] * K + row, mask=drafted, other=-1)
+        for step in tl.static_range(K + 1):
+            token = tl.sum(tl.where(row == at[:, None], tokens, 0), axis=1)
+            child = tl.min(tl.where((above == at[:, None]) & (drafts == token[:, None]), row + 1, R_PAD + 1), axis=1)
+            now = active[:, None] & (row == step)
+            emitted = tl.where(now, token[:, None], emitted)
+            walked = tl.where(now, at[:, None], walked)
+            active = active & (child <= R_PAD)
+            following = tl.where(now & active[:, None], child[:, None], following)
+            accepted += active.to(tl.int64)
+            at = tl.where(active, child, at)
+    else:
+        accepted = tl.min(tl.where(stands, R_PAD, row), axis=1)
+        emitted, walked = tokens, row + tokens * 0
+        following = walked + 1
+    return emitted, walked, following, accepted
+
+
+@jit
+def finish_tile(emitted, walked, following, accepted, b, inside, verdict_tokens, verdict_counts, path, draft_lengths,
+                draft_origin, produced, limits, end_token, tokens, origin, lengths, finished, hidden, rounds, covered,
+                drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K: tl.constexpr,
+                R_PAD: tl.constexpr, C_TILE: tl.constexpr, COMMIT: tl.constexpr):
+    """Write the verdict, and commit it."""
+    n = tl.arange(0, R_PAD)[None, :]
+    written = inside[:, None] & (n <= accepted[:, None])
+    place = b[:, None] * (K + 1) + n
+    tl.store(verdict_tokens + place, emitted, mask=written)
+    tl.store(path + place, walked, mask=written)
+    tl.store(verdict_counts + b, accepted + 1, mask=inside)
+    if COMMIT:
+        commit_tile(b, inside, emitted, walked, following, accepted, draft_lengths, draft_origin, produced, limits,
+                    end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at,
+                    last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
+
+
+@jit
+def _residual_token(logits, draft_logits, row, draft_row, best, rate, total, lse, uniform, rejected, floor, tie, V,
+                    CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, CUT: tl.constexpr):
+    """Draw from max(0, p - q), [N]; returns the token and the mass of the residual, which may be 0."""
+    i = tl.arange(0, CHUNK)[None, :]
+    c = tl.arange(0, CHUNKS_PAD)[None, :]
+    masses = tl.zeros((row.shape[0], CHUNKS_PAD), tl.float64)
+    # the cumulative ratio of block verification belongs here, as a factor of p; token by token it is 1
+    scale = (1.0 / tl.where(rejected, total, 1.0)).to(tl.float32)
+    for chunk in range(tl.cdiv(V, CHUNK)):
+        rest = _residual_weights(logits, draft_logits, row, draft_row, chunk * CHUNK + i, best, rate, scale, lse, rejected,
+                                 floor, tie, V, CUT)
+        masses = tl.where(c == chunk, tl.sum(rest, axis=1).to(tl.float64)[:, None], masses)
+    mass = tl.sum(masses, axis=1)
+    threshold = uniform * mass
+    chosen = first_hit(tl.cumsum(masses, axis=1) > threshold[:, None], masses > 0, c, CHUNKS_PAD)
+    before = tl.sum(tl.where(c < chosen[:, None], masses, 0.0), axis=1)
+    ids = chosen[:, None] * CHUNK + i
+    rest = _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, scale, lse, rejected, floor, tie, V, CUT)
+    reached = tl.cumsum(rest, axis=1)
+    return chosen * CHUNK + first_hit(reached > (threshold - before).to(tl.float32)[:, None], rest > 0, i, CHUNK), mass
+
+
+@jit
+def _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, scale, lse, rejected, floor, tie, V,
+                      CUT: tl.constexpr):
+    read = rejected[:, None] & (ids < V)
+    x = tl.load(logits + row[:, None] * V + ids, mask=read, other=float("-inf")).to(tl.float32)
+    if CUT:
+        x = within(x, ids, floor[:, None], tie[:, None])
+    y = tl.load(draft_logits + draft_row[:, None] + ids, mask=read, other=float("-inf"))
+    rest = tl.exp((x - best[:, None]) * rate[:, None]) * scale[:, None] - tl.exp(y - lse[:, None])
+    return tl.where(read & (rest > 0), rest, 0.0)
+
+
+@jit
+def _decide_tile(
+    logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
+    maxima, tops, sums, lengths, finished, group, B, V, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
+    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr,
+    SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, DENSE: tl.constexpr,
+    CUT: tl.constexpr, TREE: tl.constexpr,
+):  # fmt: skip
+    """The token after every row of the target, and whether the draft after it stands, [ROWS, R_PAD]; group int64."""
+    R: tl.constexpr = K + 1
+    b = group * ROWS + tl.arange(0, ROWS)
+    # ROWS x R_PAD rows of the target, one after the other
+    j = tl.arange(0, ROWS * R_PAD)
+    jb, jr = group * ROWS + j // R_PAD, (j % R_PAD).to(tl.int64)
+    jinside = jb < B
+    proposed = tl.load(draft_lengths + jb, mask=jinside, other=-1)
+    jread = jinside & (jr <= proposed) & (tl.load(finished + jb, mask=jinside, other=1) == 0)
+    jrow = jb * R + jr
+    t = tl.load(temperature + jb, mask=jinside, other=1.0)
+    rate = 1.0 / tl.where(t > 0, t, 1.0)
+    floor, tie = rate, jr
+    if CUT:
+        floor = tl.load(floors + jrow, mask=jread, other=0.0)
+        tie = tl.load(ties + jrow, mask=jread, other=0).to(tl.int64)
+
+    seed = tl.load(seeds + jb, mask=jinside, other=0)
+    start = tl.load(lengths + jb, mask=jinside, other=0)
+    depth = jr
+    if TREE:
+        in_tree = group * ROWS + tl.arange(0, ROWS)
+        depth = tl.reshape(depths(parents, in_tree, in_tree < B, K, R_PAD), (ROWS * R_PAD,))
+    stream, position, offset = jr * 0 + _POINT, start + depth, jr * 0
+    is_dense = jread & False
+    if DENSE:
+        is_dense = jread & (tl.load(dense + jb, mask=jinside, other=0) != 0) & (t > 0)
+        stream = tl.where(is_dense, _RESIDUAL, stream)
+        position, offset = tl.where(is_dense, start, position), tl.where(is_dense, jr, offset)
+    uniform = uniform_tile(seed, stream, position, offset)
+
+    best, top, total, drawn = combine_tile(logits, jrow, jread, rate, uniform, floor, tie, maxima, tops, sums, V, SUB, SUBS,
+                                           SPLITS, SPLITS_PAD, SUMS_PAD, CUT)
+    token = tl.where(t > 0, drawn, top).to(tl.int64)
+
+    tested = jread & (jr < proposed)
+    draft = tl.load(draft_tokens + jb * K + jr, mask=tested, other=0)
+    stands = tested & (draft == token)
+    if DENSE:
+        px = tl.load(logits + jrow * V + draft, mask=tested & is_dense, other=float("-inf")).to(tl.float32)
+        if CUT:
+            px = within(px, draft, floor, tie)
+        p = tl.exp((px - best) * rate).to(tl.float64) / total
+        at = jb * draft_stride_b + jr * draft_stride_k
+        qx = tl.load(draft_logits + at + draft, mask=tested & is_dense, other=0.0).to(tl.float64)
+        lse = tl.load(draft_lse + jb * lse_stride_b + jr * lse_stride_k, mask=tested & is_dense, other=0.0)
+        coin = uniform_tile(seed, jr * 0 + _ACCEPT, start, jr)
+        stands = tl.where(is_dense, tested & (coin * tl.exp(qx - lse) <= p), stands)
+        # the first draft that falls, if one does
+        fallen = tl.reshape((is_dense & tested & (stands == 0)).to(tl.int32), (ROWS, R_PAD))
+        n = tl.arange(0, R_PAD)[None, :]
+        last = tl.min(tl.where(fallen != 0, n, R_PAD), axis=1)
+        rejected = last < R_PAD
+        if tl.max(rejected.to(tl.int32), axis=0) > 0:
+            here = n == last[:, None]
+            residual, mass = _residual_token(
+                logits, draft_logits, b * R + last, b * draft_stride_b + last * draft_stride_k,
+                tl.sum(tl.where(here, tl.reshape(best, (ROWS, R_PAD)), 0.0), axis=1),
+                tl.sum(tl.where(here, tl.reshape(rate, (ROWS, R_PAD)), 0.0), axis=1),
+                tl.sum(tl.where(here, tl.reshape(total, (ROWS, R_PAD)), 0.0), axis=1),
+                tl.sum(tl.where(here, tl.reshape(lse, (ROWS, R_PAD)), 0.0), axis=1).to(tl.float32),
+                tl.sum(tl.where(here, tl.reshape(uniform, (ROWS, R_PAD)), 0.0), axis=1), rejected,
+                tl.sum(tl.where(here, tl.reshape(floor, (ROWS, R_PAD)), 0.0), axis=1),
+                tl.sum(tl.where(here, tl.reshape(tie, (ROWS, R_PAD)), 0), axis=1), V, CHUNK, CHUNKS_PAD, CUT)
+            replaced = tl.reshape(here & (rejected & (mass > 0))[:, None], (ROWS * R_PAD,))
+            spread = tl.reshape(residual[:, None] + tl.zeros((ROWS, R_PAD), tl.int64), (ROWS * R_PAD,))
+            token = tl.where(replaced, spread, token)
+        token = tl.where(is_dense & stands, draft, token)
+    return tl.reshape(token, (ROWS, R_PAD)), tl.reshape(stands.to(tl.int32), (ROWS, R_PAD)) != 0
+
+
+@jit
+def _verdict_kernel(
+    logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
+    maxima, tops, sums, tickets, verdict_tokens, verdict_counts, path,
+    draft_origin, produced, limits, end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted,
+    tested_at, accepted_at, last_counts, last_tested, last_accepted,
+    B, V, T1, C, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
+    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr,
+    SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, C_TILE: tl.constexpr,
+    DENSE: tl.constexpr, CUT: tl.constexpr, TREE: tl.constexpr, COMMIT: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = K + 1
+    program = tl.program_id(0)
+    split = program % SPLITS
+    r = (program // SPLITS) % R
+    group = program // (SPLITS * R)
+    b = group.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = b < B
+    live = inside & (tl.load(finished + b, mask=inside, other=1) == 0)
+    read = live & (r <= tl.load(draft_lengths + b, mask=inside, other=-1))
+    t = tl.load(temperature + b, mask=inside, other=1.0)
+    rate = 1.0 / tl.where(t > 0, t, 1.0)
+    split_tile(logits, b * R + r, read, rate, split, floors, ties, maxima, tops, sums, V, SUB, SUBS, SPLITS, CUT)
+    # all of this program's threads have written before its ticket says so
+    tl.debug_barrier()
+    if tl.atomic_add(tickets + group, 1, sem="acq_rel") == SPLITS * R - 1:
+        tl.store(tickets + group, 0)
+        token, stands = _decide_tile(
+            logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
+            maxima, tops, sums, lengths, finished, group.to(tl.int64), B, V, draft_stride_b, draft_stride_k, lse_stride_b,
+            lse_stride_k, K, ROWS, R_PAD, SUB, SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CHUNK, CHUNKS_PAD,
+            DENSE, CUT, TREE)
+        proposed = tl.load(draft_lengths + b, mask=inside, other=0)
+        emitted, walked, following, accepted = walk_tile(
+            token, stands, draft_tokens, parents, b, inside, proposed, K, R_PAD, TREE)
+        finish_tile(emitted, walked, following, accepted, b, inside, verdict_tokens, verdict_counts, path, draft_lengths,
+                    draft_origin, produced, limits, end_token, tokens, origin, lengths, finished, hidden, rounds, covered,
+                    drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE,
+                    COMMIT)
+
+
+@jit
+def _greedy_kernel(
+    chosen, draft_tokens, draft_lengths, parents, verdict_tokens, verdict_counts, path,
+    draft_origin, produced, limits, end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted,
+    tested_at, accepted_at, last_counts, last_tested, last_accepted, B, T1, C,
+    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr, TREE: tl.constexpr,
+    COMMIT: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = b < B
+    n = tl.arange(0, R_PAD)[None, :]
+    proposed = tl.load(draft_lengths + b, mask=inside, other=0)
+    token = tl.load(chosen + b[:, None] * (K + 1) + n, mask=inside[:, None] & (n <= proposed[:, None]), other=0)
+    tested = inside[:, None] & (n < proposed[:, None])
+    stands = tested & (tl.load(draft_tokens + b[:, None] * K + n, mask=tested, other=0) == token)
+    emitted, walked, following, accepted = walk_tile(token, stands, draft_tokens, parents, b, inside, proposed, K, R_PAD,
+                                                     TREE)
+    finish_tile(emitted, walked, following, accepted, b, inside, verdict_tokens, verdict_counts, path, draft_lengths,
+                draft_origin, produced, limits, end_token, tokens, origin, lengths, finished, hidden, rounds, covered,
+                drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE, COMMIT)
+
+
+class Rows(NamedTuple):
+    """What a verdict is committed into: commit.py's tensors from draft_origin on, in its order."""
+
+    draft_origin: Tensor
+    produced: Tensor
+    limits: Tensor
+    end_token: int
+    tokens: Tensor
+    origin: Tensor
+    lengths: Tensor
+    finished: Tensor
+    hidden: Tensor
+    rounds: Tensor
+    covered: Tensor
+    drafted: Tensor
+    tested_at: Tensor
+    accepted_at: Tensor
+    last_counts: Tensor
+    last_tested: Tensor
+    last_accepted: Tensor
+
+
+def verdict_triton(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties,
+                   seeds, rows: Rows, verdict_tokens, verdict_counts, path, scratch: Scratch, commit: bool) -> None:
+    """parents, draft_logits, draft_lse, floors, ties may be None: a chain, no dense rows, no cut. One launch, no wait.
+
+    Without `commit` rows are read (lengths, finished) and nothing in them is written."""
+    B, R, V = logits.shape
+    sizes = split_sizes(V)
+    split = sizes["SUB"] * sizes["SUBS"]
+    tile, C, chunk = tile_rows(B, R * split), rows.hidden.shape[1], min(CHUNK, split)
+    strides = (0, 0, 0, 0) if draft_logits is None else (*draft_logits.stride()[:2], *draft_lse.stride())
+    _verdict_kernel[(-(-B // tile) * R * sizes["SPLITS"],)](
+        logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
+        *scratch, verdict_tokens, verdict_counts, path, *rows, B, V, rows.tokens.shape[1], C, *strides,
+        K=R - 1, ROWS=tile, R_PAD=power_of_2(R), **sizes, CHUNK=chunk, CHUNKS_PAD=power_of_2(-(-V // chunk)),
+        C_TILE=min(1024, power_of_2(C)), DENSE=draft_logits is not None, CUT=floors is not None,
+        TREE=parents is not None, COMMIT=commit, num_warps=8)
+
+
+def verdict_greedy_triton(chosen, draft_tokens, draft_lengths, parents, rows: Rows, verdict_tokens, verdict_counts, path,
+                          commit: bool) -> None:
+    """chosen [B, R] int64 is the argmax of rows that were read."""
+    (B, R), C = chosen.shape, rows.hidden.shape[1]
+    tile = tile_rows(B, R)
+    _greedy_kernel[(-(-B // tile),)](
+        chosen, draft_tokens, draft_lengths, parents, verdict_tokens, verdict_counts, path, *rows, B, rows.tokens.shape[1],
+        C, K=R - 1, ROWS=tile, R_PAD=power_of_2(R), C_TILE=min(1024, power_of_2(C)), TREE=parents is not None,
+        COMMIT=commit, num_warps=4)

@@ -1,0 +1,71 @@
+"""Every section of gpu.py at tiny sizes on the CPU: what is wrong in them must not wait for a GPU."""
+
+import json
+
+import pytest
+
+from foredraft.bench import gpu, gpu_checks, gpu_peers, gpu_times
+from foredraft.bench.gpu_sizes import Sizes
+from foredraft.kernels.backend import HAS_TRITON
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2,
+            feed_forward_proj="gated-gelu", tie_word_embeddings=False, relative_attention_num_buckets=8,
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("tiny",), checked="tiny",
+              batches=(1, 2), reads=(1, 2), draft_tokens=1, source=66, new_tokens=4, repeats=1, texts=2, megabytes=1)
+
+
+def test_kernels_and_bits_pass_their_checks():
+    rows = [*gpu_checks.check_kernels(SIZES), *gpu_checks.check_bits(SIZES, layers=1)]
+    assert len(rows) == 12 and all(row["passed"] for row in rows), rows
+
+
+def test_the_model_passes_its_checks():
+    rows = list(gpu_checks.check_model(SIZES))
+    assert len(rows) == 3 and all(row["passed"] for row in rows), rows
+
+
+def test_steps_rounds_bandwidth_and_library():
+    (bandwidth,) = gpu_times.measure_bandwidth(SIZES)
+    assert bandwidth["copy_gb_s"] > 0
+    steps = list(gpu_times.measure_steps(SIZES, bandwidth["copy_gb_s"]))
+    assert [(row["batch"], row["reads"]) for row in steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all(row["us"]["median"] > 0 and row["v"] > 0 for row in steps)
+    assert [row["batch"] for row in gpu_times.measure_rounds(SIZES)] == [1, 2]
+    assert len(list(gpu_checks.compare_library(SIZES))) == 2
+
+
+def test_family_and_model():
+    family = list(gpu_times.measure_family(SIZES))
+    assert {row["method"] for row in family} == {"plain", "lookup", "ngram"} and all(row["same_tokens"] for row in family)
+    rows = list(gpu.SECTIONS["model"].run(SIZES, {"family": family}))
+    accepted = next(row["tokens_per_round"] for row in family if row["method"] == "lookup")
+    assert all(row["tokens_per_round"] == accepted and row["modelled"] for row in rows)
+
+
+def test_peers_run_or_say_why_not():
+    rows = list(gpu_peers.measure_peers(SIZES))
+    assert [row["engine"] for row in rows] == ["transformers eager"] * 2 + ["transformers static + compile"]
+    assert all(row.get("us") or row.get("absent") for row in rows)
+    assert rows[0]["us"]["median"] > 0
+
+
+def test_a_section_keeps_the_rows_it_had_when_it_failed(tmp_path, monkeypatch):
+    def breaks(sizes, known):
+        yield {"check": "first", "passed": True}
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(gpu.SECTIONS, "checks", gpu.Section(5, breaks))
+    with pytest.raises(RuntimeError):
+        gpu.run_section("checks", tmp_path, SIZES)
+    assert gpu.read_rows(tmp_path) == {"checks": [{"check": "first", "passed": True}]}
+
+
+def test_sections_run_apart_and_the_tables_hold_what_came_back(tmp_path, capfd):
+    ends = gpu.run_all(tmp_path, ["model"])
+    assert ends["model"]["ended"] == "done"
+    gpu.show(gpu.read_rows(tmp_path) | {"checks": [{"check": "a", "passed": False, "error": "why"}]}, ends)
+    said = capfd.readouterr().out
+    assert "flan-t5-xl" in said and "FAILED checks: a: why" in said
+    assert json.dumps(gpu.read_rows(tmp_path))

@@ -1,0 +1,92 @@
+"""The model of a round: its launches are those of a real step, its bytes those of the weights and caches."""
+
+import json
+
+import pytest
+import torch
+from doubles import make_state
+from typer.testing import CliRunner
+
+from foredraft.bench import model
+from foredraft.bench.geometry import GEOMETRIES
+from foredraft.bench.model import MACHINES, Machine, Round, config_of, launches, parts, predict, table
+from foredraft.cli import app
+from foredraft.engine.cuda_weights import random_cuda_weights
+from foredraft.engine.decode import step
+from foredraft.engine.draft_device import DeviceLookup
+from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.graph import HostView
+from foredraft.engine.t5_cuda import T5Cuda
+from foredraft.errors import UserError
+from foredraft.kernels.backend import HAS_TRITON
+
+TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=2, num_heads=2,
+            feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.parametrize(("K", "law"), [
+    (0, {}), (3, {}), (3, dict(temperature=1.0)), (3, dict(temperature=1.0, top_k=5)),
+    (0, dict(temperature=1.0, top_p=0.5))])
+def test_launches_are_those_of_a_real_step(K, law):
+    from launches import Launches
+
+    target = T5Cuda(random_cuda_weights(TINY, "cpu"))
+    drafter = DeviceLookup("cpu") if K else NoDrafter()
+    state = make_state(2, 12, K, 16, end_token=-1, backend="triton", **law)
+    sources = [torch.arange(3, 20), torch.arange(3, 9)]
+    with torch.inference_mode():
+        target.reserve(2, 13, K, 17)
+        drafter.admit(range(2), sources, target.admit(range(2), sources))
+        view = HostView(state)
+        step(state, target, drafter)
+        with Launches() as seen:
+            step(state, target, drafter)
+            view.copy_from(state)
+    r = Round(2, K, 17, sampled=bool(law), cuts=len(law) > 1, drafter=drafter.name)
+    assert launches(target.config, r) == len(seen.kernels) + len(seen.operations), (seen.kernels, seen.operations)
+
+
+def test_bytes_are_those_of_weights_and_caches():
+    target = T5Cuda(random_cuda_weights(TINY, "cpu"))
+    w, c = target.weights, target.config
+    found = {part.name: part.bytes for part in parts(c, Round(1, 0, 64, 8))}
+    assert found["self-attention's matrices"] == w.qkv.nbytes + w.self_out.nbytes
+    assert found["cross-attention's matrices"] == w.cross_q.nbytes + w.cross_out.nbytes
+    assert found["feed-forward"] == w.ff_in.nbytes + w.ff_out.nbytes and found["head"] == w.head.nbytes
+    target.reserve(1, 8, 0, 64)
+    assert found["cross-attention"] == target.buffers["pages_k"].nbytes + target.buffers["pages_v"].nbytes
+
+
+def test_floors_of_the_published_sizes():
+    """The table of floors, computed there by hand: MB a step of decoder weights and head in bf16."""
+    for geometry, megabytes in (("flan-t5-small", 77), ("flan-t5-base", 248), ("flan-t5-large", 783), ("flan-t5-xl", 2850)):
+        found = parts(config_of(geometry), Round(source=1, position=0, drafter="none"))
+        weights = sum(part.bytes for part in found if "matrices" in part.name or part.name in ("feed-forward", "head"))
+        assert weights / 1e6 == pytest.approx(megabytes, rel=0.01)
+
+
+def test_time_is_bytes_over_bandwidth_plus_launches():
+    c, r = config_of("flan-t5-base"), Round(draft_tokens=0, drafter="none")
+    free = predict(c, r, Machine(1000, 1e9, 0.0))
+    assert free["us"] == pytest.approx(free["bytes"] / 1e6)
+    costly = predict(c, r, Machine(1000, 1e9, 2.0))
+    assert costly["us"] - free["us"] == pytest.approx(2.0 * free["launches"])
+
+
+def test_speculation_pays_by_tokens_per_round():
+    (row,) = table("flan-t5-xl", MACHINES["h200"], [Round(draft_tokens=5)], 3.0)
+    assert 1 < row["v"] < 1.1
+    assert row["tokens_per_second"] == pytest.approx(3 * row["plain_tokens_per_second"] / row["v"])
+
+
+def test_the_command_ends_in_json_and_refuses_in_a_line():
+    done = CliRunner().invoke(app, ["bench", "model", "--geometry", "flan-t5-small", "--batch-sizes", "1,4"])
+    assert done.exit_code == 0 and "MODELLED" in done.stdout
+    assert [row["round"]["batch_size"] for row in json.loads(done.stdout.splitlines()[-1])["modelled"]] == [1, 4]
+    for options, message in ((["--geometry", "gpt"], "not known"), (["--machine", "abacus"], "not known"),
+                             (["--batch-sizes", "x"], "whole numbers"), (["--bandwidth", "0"], "above 0"),
+                             (["--drafter", "lstm"], "does not run on a GPU")):
+        done = CliRunner().invoke(app, ["bench", "model", *options])
+        assert isinstance(done.exception, UserError) and message in str(done.exception)
+    assert set(model.DRAFTER_LAUNCHES) == {"none", "lookup", "ngram"} and "flan-t5-xl" in GEOMETRIES

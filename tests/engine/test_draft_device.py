@@ -1,0 +1,165 @@
+"""Drafts on a device equal the host's: on random ids and on real texts; inputs and room equal the CPU's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from doubles import make_state
+
+from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
+from foredraft.engine.draft_lookup import LookupDrafter
+from foredraft.engine.draft_ngram import NgramDrafter
+from foredraft.engine.drafters import EMBEDDED_NGRAM
+from foredraft.engine.generate import EMBEDDED_TARGET
+from foredraft.engine.state import DecodeState, Draft
+from foredraft.kernels import lookup
+from foredraft.kernels.backend import can_launch, is_interpreted
+from foredraft.kernels.compile import costs
+from foredraft.ngram_native.count import count
+from foredraft.ngram_native.smooth import fit
+from foredraft.ngram_native.suffix import WINDOW
+from foredraft.ngram_native.table import Table
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
+END = 1
+
+
+def twins(rows: int, capacity: int, K: int | list[int], fill) -> tuple[DecodeState, DecodeState]:
+    """One state on the host and one on the device; fill(state) writes both."""
+    states = make_state(rows, capacity, K, 4), make_state(rows, capacity, K, 4, backend="triton", device=DEVICE)
+    for state in states:
+        fill(state)
+    return states
+
+
+def same_drafts(host, device, states) -> Draft:
+    ours, theirs = device.draft(states[1]), host.draft(states[0])
+    assert torch.equal(ours.tokens.cpu(), theirs.tokens) and torch.equal(ours.lengths.cpu(), theirs.lengths)
+    assert torch.equal(ours.origin.cpu(), theirs.origin) and not ours.dense.any() and ours.logits is None
+    assert device.draft(states[1]) is ours, "a captured graph finds its draft in place"
+    return theirs
+
+
+@pytest.mark.parametrize(("matches", "alphabet"), [((1, 1), 5), ((1, 4), 5), ((1, 4), 2), ((2, 3), 2), ((3, 9), 2)])
+def test_lookup_on_random_ids(matches, alphabet, monkeypatch):
+    """Blocks shorter than the texts; ids 0 among them; sources with and without an end, and an empty one."""
+    monkeypatch.setattr(lookup, "BLOCK", 16)
+    draw = np.random.default_rng(alphabet)
+    ids = np.array([0, *range(2, 1 + alphabet)])
+    host, device, B = LookupDrafter(*matches), DeviceLookup(DEVICE, *matches), 6
+    found = 0
+    for _ in range(2):
+        sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40, 40)]
+        sources[3:] = [torch.cat((source, torch.tensor([END]))) for source in sources[3:]]
+        for drafter in (host, device):
+            drafter.admit(range(B), sources, [])
+        tokens = torch.from_numpy(ids[draw.integers(0, alphabet, (B, 60))])
+        tokens[:, 0] = 0
+        for length in (1, 2, 3, 20, 47, 59):
+            def fill(state, length=length, tokens=tokens):
+                state.tokens[:, :60] = tokens
+                state.lengths.fill_(length)
+                state.finished[5] = True
+
+            states = twins(B, 60, [6, 6, 6, 3, 6, 6], fill)
+            found += int(same_drafts(host, device, states).lengths.sum())
+        for drafter in (host, device):
+            drafter.release(range(3))
+        same_drafts(host, device, states)
+    assert found > 20
+
+
+def test_an_old_output_leaves_the_window():
+    def fill(state):
+        state.tokens[:, : WINDOW + 60] = torch.arange(10, WINDOW + 70)
+        state.tokens[0, 1:3], state.tokens[1, 61:63] = torch.tensor([5, 6]), torch.tensor([5, 6])
+        state.lengths.fill_(WINDOW + 20)
+        state.tokens[:, WINDOW + 19] = 5
+
+    host, device = LookupDrafter(), DeviceLookup(DEVICE)
+    for drafter in (host, device):
+        drafter.admit([0, 1], [torch.zeros(0, dtype=torch.int64)] * 2, [])
+    assert same_drafts(host, device, twins(2, WINDOW + 60, 3, fill)).lengths.tolist() == [0, 3]
+
+
+def fitted(order: int) -> Table:
+    draw = np.random.default_rng(order)
+    sequences = [[0, *np.minimum(draw.geometric(0.2, 12) + 1, 29), END] for _ in range(60)]
+    return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), order, 30))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("least", [0.0, 0.1])
+def test_chains_on_random_ids(order, least):
+    draw = np.random.default_rng(order)
+    tokens = torch.from_numpy(np.minimum(draw.geometric(0.2, (12, 10)) + 1, 29))
+    tokens[:, 0] = 0
+    lengths = torch.from_numpy(draw.integers(1, 9, 12))
+
+    def fill(state):
+        state.tokens[:, :10] = tokens
+        state.lengths.copy_(lengths)
+        state.finished[3] = True
+
+    table = fitted(order)
+    states = twins(12, 12, [7] * 9 + [2, 0, 1], fill)
+    assert same_drafts(NgramDrafter(table, least), DeviceNgram(table, DEVICE, least), states).lengths.sum() > 8
+
+
+def test_real_texts():
+    """The embedded table and tokenizer: a text's first half as source, its second as output."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_TARGET / "tokenizer.json"))
+    texts = [tokenizer.encode(file.read_text()).ids for file in sorted((EMBEDDED_TARGET.parent / "texts").glob("*.txt"))[:4]]
+    sources = [torch.tensor([*ids[: len(ids) // 2], END]) for ids in texts]
+    table = Table.open(EMBEDDED_NGRAM)
+    copiers, chains = (LookupDrafter(), DeviceLookup(DEVICE)), (NgramDrafter(table), DeviceNgram(table, DEVICE))
+    for drafter in copiers:
+        drafter.admit(range(4), sources, [])
+    drafted = [0, 0]
+    for length in range(2, 60, 8):
+        def fill(state, length=length):
+            for row, ids in enumerate(texts):
+                state.tokens[row, 1:length] = torch.tensor(ids[len(ids) // 2 :][: length - 1])
+            state.lengths.fill_(length)
+
+        states = twins(4, 80, 8, fill)
+        for kind, pair in enumerate((copiers, chains)):
+            drafted[kind] += int(same_drafts(*pair, states).lengths.sum())
+    assert min(drafted) > 15
+
+
+@pytest.mark.parametrize("parents", [None, [0, 0, 2]])
+def test_inputs_and_room_equal_the_hosts(parents):
+    def fill(state):
+        state.tokens[:, :9] = torch.arange(45).view(5, 9)
+        state.lengths.copy_(torch.tensor([1, 4, 8, 9, 3]))
+        state.finished[1] = True
+
+    answers = []
+    for state in twins(5, 9, [3, 3, 3, 3, 1], fill):
+        draft = Draft.empty(5, 3, state.tokens.device)
+        draft.tokens.copy_(torch.arange(50, 65).view(5, 3))
+        draft.lengths.copy_(state.allowed())
+        draft.parents = None if parents is None else torch.tensor(parents, device=draft.tokens.device).repeat(5, 1)
+        answers.append([None if item is None else item.tolist() for item in (draft.lengths, *state.inputs(draft))])
+    assert answers[0] == answers[1] and answers[0][0] == [3, 0, 1, 0, 1]
+
+
+def at_real_sizes():
+    state = make_state(8, 128, 8, 4, backend="triton")
+    copier = DeviceLookup("cpu")
+    copier.reserve(8, 1024)
+    draft = copier.draft(state)
+    DeviceNgram(Table.open(EMBEDDED_NGRAM), "cpu").draft(state)
+    state.allowed()
+    state.inputs(draft)
+
+
+def test_compiled_for_three_machines():
+    found = costs(f"{__file__}:at_real_sizes")
+    assert {cost.kernel for cost in found} == {"_lookup_kernel", "_chain_kernel", "_allowed_kernel", "_inputs_kernel"}
+    assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 8_192 for cost in found), found

@@ -1,0 +1,139 @@
+"""Rounds as graphs: the loop around them by a stand-in for CUDA's capture, and the real thing where there is a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from doubles import ScriptedDrafter, TableTarget, make_state
+
+import foredraft
+from foredraft.engine.cuda_weights import load_cuda_weights
+from foredraft.engine.decode import decode
+from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.generate import Model
+from foredraft.engine.graph import KEPT, GraphRounds
+from foredraft.engine.t5_cuda import T5Cuda
+from foredraft.kernels.backend import HAS_TRITON
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TABLE = torch.randn(20, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+class FakeCapture:
+    """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
+
+    def __init__(self):
+        self.captured, self.replayed, self.queue = 0, 0, []
+
+    def __call__(self, run):
+        self.captured += 1
+        return SimpleNamespace(replay=lambda: self.queue.append(run))
+
+    def mark(self):
+        end = self.replayed + len(self.queue)
+
+        def synchronize():
+            while self.replayed < end:
+                self.replayed += 1
+                self.queue.pop(0)()
+
+        return SimpleNamespace(synchronize=synchronize)
+
+
+class Target(TableTarget):
+    generation = 0
+
+
+def run(rounds, new_tokens=8, seen=None, **options):
+    state = make_state(2, new_tokens, 0, 16, end_token=-1)
+    return rounds.decode(state, Target(TABLE), NoDrafter(), None if seen is None else seen, **options)
+
+
+def test_replays_give_the_loop_s_tokens_and_one_capture_serves_all_requests():
+    capture = FakeCapture()
+    rounds = GraphRounds(capture)
+    wanted = make_state(2, 8, 0, 16, end_token=-1)
+    decode(wanted, Target(TABLE), NoDrafter())
+    for _ in range(3):
+        state = run(rounds)
+        assert torch.equal(state.tokens, wanted.tokens) and torch.equal(state.rounds, wanted.rounds)
+    assert capture.captured == 1
+    # the flag is seen a round late: each request queues one round more than it needs; the first one's first is eager
+    assert capture.replayed == 3 * (8 + 1) - 1
+
+
+def test_the_host_sees_every_token_once_and_the_last_one_too():
+    views = []
+    state = run(GraphRounds(FakeCapture()), seen=lambda view: views.append((int(view.lengths[0]), view.tokens[0].tolist())))
+    lengths = [length for length, _ in views]
+    assert lengths == sorted(lengths) and lengths[-1] == 9
+    assert views[-1][1] == state.tokens[0].tolist()
+
+
+def test_in_step_the_host_may_cut_a_row():
+    def look(state):
+        if int(state.lengths[0]) == 4 and not state.finished[0]:
+            state.truncate(0, 4)
+
+    state = run(GraphRounds(FakeCapture()), seen=look, in_step=True)
+    assert state.lengths.tolist() == [4, 9]
+
+
+def test_shapes_are_bounded_and_forgotten_when_the_target_s_buffers_move():
+    rounds, target = GraphRounds(FakeCapture()), Target(TABLE)
+    for new_tokens in range(2, KEPT + 5):
+        rounds.decode(make_state(1, new_tokens, 0, 16, end_token=-1), target, NoDrafter())
+    assert len(rounds.shapes) == KEPT
+    target.generation = 1
+    rounds.decode(make_state(1, 3, 0, 16, end_token=-1), target, NoDrafter())
+    assert len(rounds.shapes) == 1
+
+
+def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():
+    capture = FakeCapture()
+    rounds, target = GraphRounds(capture), Target(TABLE)
+    plain = make_state(2, 8, 0, 16, end_token=-1)
+    decode(plain, target, NoDrafter())
+    truth = [row[1:].tolist() for row in plain.tokens]
+    state = rounds.decode(make_state(2, 8, 2, 16, end_token=-1), target, ScriptedDrafter(truth, vocabulary=16))
+    assert torch.equal(state.tokens[:, :9], plain.tokens[:, :9]) and int(state.accepted_at.sum()) > 0
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model_path):
+    """The whole door, with the stand-in for capture; the device's model runs under Triton's interpreter."""
+    cpu = foredraft.load(tiny_model_path)
+    device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), cpu.tokenizer, "lookup", tiny_model_path, "float32")
+    device.graphs = GraphRounds(FakeCapture())
+    texts = ["w5 w9 w33 w5 w9", "w7 w8"]
+    wanted, found = (model.generate(texts, max_new_tokens=6, draft_tokens=2) for model in (cpu, device))
+    assert found.token_ids == wanted.token_ids and found.stats.accepted_at == wanted.stats.accepted_at
+    word = wanted.texts[0].split()[2]
+    wanted, found = (model.generate(texts[:1], max_new_tokens=6, draft_tokens=2, stop_strings=word)
+                     for model in (cpu, device))
+    assert found.token_ids == wanted.token_ids
+    pieces = []
+    streamer = SimpleNamespace(put=lambda ids: pieces.append(ids.tolist()), end=lambda: pieces.append([]))
+    out = device.generate(texts[:1], max_new_tokens=6, draft_tokens=2, streamer=streamer)
+    assert pieces[0] == [0] and pieces[-1] == [] and sum(pieces[1:], []) == out.token_ids[0]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_memory_stays_flat_over_200_requests():
+    """The first hundred requests have met every length; from then on nothing more is taken."""
+    model = foredraft.load(device="cuda", drafter="lookup", dtype="bfloat16")
+    sizes = []
+    for request in range(200):
+        model.generate([[5 + request % 90] * (20 + request % 100) + [1]], max_new_tokens=8)
+        sizes.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert len(set(sizes[100:])) == 1, sorted(set(sizes[100:]))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_graphs_give_the_tokens_of_the_cpu():
+    source = [[5, 9, 33, 5, 9, 40, 7, 1]]
+    outputs = [foredraft.load(device=device, drafter=None, weights="fp32").generate(source, max_new_tokens=24).token_ids
+               for device in ("cpu", "cuda")]
+    assert outputs[0] == outputs[1]

@@ -1,0 +1,67 @@
+"""Where the law is cut: the ids that law.py keeps, whatever the values and ties."""
+
+import numpy as np
+import pytest
+import torch
+
+from foredraft.kernels import cut
+from foredraft.kernels.backend import can_launch, is_interpreted
+from foredraft.kernels.compile import costs
+from foredraft.kernels.cut import cut_triton
+from foredraft.kernels.law import law_reference
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
+LAWS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6), (3.0, 10**6, 0.999999),
+        (0.0, 3, 0.5)]
+
+
+def kept(logits, laws, dtype=torch.float32):
+    """Ids kept by the kernel for one row a law; logits [B, V]."""
+    x = torch.from_numpy(logits).to(dtype).to(DEVICE)[:, None]
+    temperature, top_k, top_p = (torch.tensor(column, device=DEVICE) for column in zip(*laws, strict=True))
+    floors, ties = torch.full((len(laws), 1), torch.nan, device=DEVICE), torch.full((len(laws), 1), -9, device=DEVICE).int()
+    zeros = torch.zeros(len(laws), dtype=torch.int64, device=DEVICE)
+    cut_triton(x.contiguous(), zeros, zeros > 0, temperature, top_k, top_p, floors, ties)
+    x = x[:, 0].float()
+    ids = torch.arange(x.shape[1], device=DEVICE)
+    return ((x > floors) | ((x == floors) & (ids <= ties))).cpu().numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("V", [2, 16, 100, 8193])
+@pytest.mark.parametrize("kind", ["spread", "tied", "equal", "masked"])
+def test_keeps_what_the_law_keeps(V, kind, dtype, monkeypatch):
+    monkeypatch.setattr(cut, "TILE", 64 if V <= 100 else 4096)
+    draw = np.random.default_rng(V)
+    logits = draw.standard_normal((len(LAWS), V)).astype(np.float32) * 3
+    if kind == "tied":
+        logits = np.round(logits)
+    elif kind == "equal":
+        logits[:] = -0.5
+    elif kind == "masked":
+        logits[:, 1::2] = -np.inf
+    logits = torch.from_numpy(logits).to(dtype).float().numpy()
+    weights = np.empty(V, np.float32)
+    for row, found in enumerate(kept(logits, LAWS, dtype)):
+        # as a state keeps them
+        temperature, top_k, top_p = (float(np.float32(value)) for value in LAWS[row])
+        if temperature == 0:
+            assert found.all()
+            continue
+        law_reference(logits[row], temperature, int(top_k), top_p, weights)
+        assert ((weights > 0) == (found & (logits[row] > -np.inf))).all(), LAWS[row]
+
+
+def at_real_sizes():
+    B, R, V = 8, 5, 32128
+    ids = torch.zeros(B, dtype=torch.int64)
+    for dtype in (torch.bfloat16, torch.float32):
+        cut_triton(torch.empty(B, R, V, dtype=dtype), ids, ids > 0, torch.empty(B), ids, torch.empty(B), torch.empty(B, R),
+                   torch.zeros(B, R, dtype=torch.int32))
+
+
+def test_compiled_for_three_machines():
+    found = costs(f"{__file__}:at_real_sizes")
+    assert len(found) == 6
+    assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found

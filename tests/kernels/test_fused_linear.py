@@ -1,0 +1,118 @@
+"""The fused projections against their reference, and one reduction order whatever shares a pass."""
+
+import pytest
+import torch
+
+from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.compile import costs
+from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+TOLERANCE = {torch.float32: dict(rtol=1e-5, atol=1e-5), torch.bfloat16: dict(rtol=2e-2, atol=2e-2)}
+
+
+def rows_of(M, C, dtype, seed=0):
+    """x, y, squares as the kernel before would leave them."""
+    x = torch.randn(M, C, generator=torch.Generator().manual_seed(seed))
+    squares = torch.zeros(M, -(-C // 16))
+    squares[:, -1] = x.square().sum(1)
+    return x, x.to(dtype), squares
+
+
+def weight_of(N, K, dtype, seed=1):
+    return (torch.randn(N, K, generator=torch.Generator().manual_seed(seed)) / K**0.5).to(dtype)
+
+
+def both(kernels, poisoned, *arguments):
+    """The outputs of reference and triton, each into its own NaN-poisoned buffers."""
+    results = []
+    for name in ("reference", "triton"):
+        outputs = [torch.full(shape, float("nan"), dtype=dtype) for shape, dtype in poisoned]
+        kernels[name](*arguments, *outputs)
+        results.append(outputs)
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("M", "C", "N"), [(1, 16, 16), (5, 40, 24), (18, 272, 33)])
+def test_project(M, C, N, dtype):
+    _, y, squares = rows_of(M, C, dtype)
+    [[wanted], [found]] = both(PROJECT, [((M, N), dtype)], y, squares, weight_of(N, C, dtype), 1e-6)
+    torch.testing.assert_close(found, wanted, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", range(4))
+@pytest.mark.parametrize("gated", [True, False])
+def test_gate(activation, gated, dtype):
+    M, C, F = 7, 40, 24
+    _, y, squares = rows_of(M, C, dtype)
+    weight = weight_of(2 * F if gated else F, C, dtype)
+    [[wanted], [found]] = both(GATE, [((M, F), dtype)], y, squares, weight, 1e-6, activation, gated)
+    torch.testing.assert_close(found, wanted, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("M", "C", "K"), [(1, 16, 16), (5, 40, 24), (18, 33, 272)])
+def test_add(M, C, K, dtype):
+    x, _, _ = rows_of(M, C, dtype)
+    inputs, norm = rows_of(M, K, dtype, seed=2)[1], torch.rand(C) + 0.5
+    results = []
+    for name in ("reference", "triton"):
+        outputs = x.clone(), torch.full((M, C), float("nan"), dtype=dtype), torch.full((M, -(-C // 16)), float("nan"))
+        ADD[name](inputs, weight_of(C, K, dtype), norm, *outputs)
+        results.append(outputs)
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_qkv_writes_the_slots_of_rows_that_are_read(dtype):
+    B, R, H, D, C, T = 3, 6, 3, 24, 40, 20
+    _, y, squares = rows_of(B * R, C, dtype)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [9, 10, 11, -1, -1, -1], [-1] * 6])
+    shapes = [((B * R, H, D), dtype), ((B, H, T, D), dtype), ((B, H, T, D), dtype)]
+    wanted, found = both(QKV, shapes, y, squares, weight_of(3 * H * D, C, dtype), 1e-6, positions)
+    for a, b in zip(wanted, found, strict=True):
+        torch.testing.assert_close(b, a, equal_nan=True, **TOLERANCE[dtype])
+    assert found[1][1, :, 11].isfinite().all() and found[1][1, :, 12:].isnan().all() and found[2][2].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_alone_and_among_others(dtype):
+    M, C, N = 37, 272, 48
+    _, y, squares = rows_of(M, C, dtype)
+    weight = weight_of(N, C, dtype)
+    whole = torch.empty(M, N, dtype=dtype)
+    PROJECT["triton"](y, squares, weight, 1e-6, whole)
+    for first, last in ((0, 1), (17, 18), (30, 36)):
+        part = torch.empty(last - first, N, dtype=dtype)
+        PROJECT["triton"](y[first:last].contiguous(), squares[first:last].contiguous(), weight, 1e-6, part)
+        assert torch.equal(part, whole[first:last])
+
+
+def launches_of(C, H, F):
+    """Of the four kernels at a model's width, heads and feed-forward width, six rows of one request."""
+    M, D, bf16 = 6, 64, torch.bfloat16
+    y, squares = torch.empty(M, C, dtype=bf16), torch.empty(M, C // 16)
+    q, k = torch.empty(M, H, D, dtype=bf16), torch.empty(1, H, 160, D, dtype=bf16)
+    QKV["triton"](y, squares, torch.empty(3 * H * D, C, dtype=bf16), 1e-6, torch.zeros(1, M, dtype=torch.int64), q, k, k)
+    PROJECT["triton"](y, squares, torch.empty(H * D, C, dtype=bf16), 1e-6, torch.empty(M, H * D, dtype=bf16))
+    active = torch.empty(M, F, dtype=bf16)
+    GATE["triton"](y, squares, torch.empty(2 * F, C, dtype=bf16), 1e-6, 1, True, active)
+    ADD["triton"](active, torch.empty(C, F, dtype=bf16), torch.empty(C), torch.empty(M, C), y, squares)
+
+
+def xl():
+    launches_of(2048, 32, 5120)
+
+
+def small_base_large():
+    for sizes in ((512, 6, 1024), (768, 12, 2048), (1024, 16, 2816)):
+        launches_of(*sizes)
+
+
+@pytest.mark.parametrize("sizes", ["xl", pytest.param("small_base_large", marks=pytest.mark.slow)])
+def test_the_machine_code_fits_and_does_not_spill(sizes):
+    for cost in costs(f"{__file__}:{sizes}"):
+        assert cost.spills == 0 and cost.shared <= {"sm_80": 163, "sm_90": 227, "gfx942": 64}[cost.target] * 1024, cost

@@ -1,0 +1,211 @@
+"""Verdicts in Triton: the reference's draws, numba's rounds, what they cost compiled."""
+
+import numpy as np
+import pytest
+import torch
+from doubles import ScriptedDrafter, TableDrafter, TableTarget, make_state
+from verdict_cases import case, verdicts
+
+from foredraft.engine.decode import decode
+from foredraft.kernels import draw, verdict
+from foredraft.kernels.accept import accept_greedy_reference, accept_reference
+from foredraft.kernels.backend import can_launch, is_interpreted
+from foredraft.kernels.compile import costs
+from foredraft.kernels.cut import cut_triton
+from foredraft.kernels.draw import make_scratch
+from foredraft.kernels.verdict import Rows, verdict_greedy_triton, verdict_triton
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
+SIZES = [(1, 1, 2), (5, 3, 16), (9, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128), (6, 0, 50)]
+
+
+def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> Rows:
+    """A state's tensors with nothing in them."""
+    def zeros(*shape, dtype=torch.int64):
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    return Rows(zeros(B, K, dtype=torch.uint8), zeros(B, K + 1, C, dtype=dtype), zeros(B) + T, 1, zeros(B, T + 1),
+                zeros(B, T + 1, dtype=torch.uint8), zeros(B), zeros(B, dtype=torch.bool), zeros(B, C, dtype=torch.float32),
+                zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B), zeros(B))
+
+
+def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32):
+    """verdicts() of verdict_triton: everything it may not read is NaN, and so is its scratch."""
+    logits, tokens, lengths, parents, dense, draft_logits, lse, temperature, top_k, top_p, seeds, starts = (
+        torch.from_numpy(np.ascontiguousarray(item)).to(DEVICE) for item in arguments)
+    logits, rows = logits.to(dtype), make_rows(B, K)._replace(lengths=starts)
+    if finished is not None:
+        rows = rows._replace(finished=torch.from_numpy(finished).to(DEVICE))
+    logits[torch.arange(K + 1, device=DEVICE) > lengths[:, None]] = torch.nan
+    logits[rows.finished] = torch.nan
+    scratch = make_scratch(B, K + 1, logits.shape[2], DEVICE)
+    for tensor in scratch[:3]:
+        tensor.fill_(torch.nan if tensor.dtype.is_floating_point else -(2**31))
+    out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
+    drafts = (draft_logits, lse) if len(draft_logits) else (None, None)
+    cuts = (None, None)
+    if bool(((top_k > 0) | (top_p < 1)).any()):
+        cuts = torch.full((B, K + 1), torch.nan, device=DEVICE), torch.full((B, K + 1), -9, dtype=torch.int32, device=DEVICE)
+        cut_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
+    for _ in range(2):  # the tickets are as they were
+        verdict_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, *cuts, seeds,
+                       rows, *out, scratch, False)
+    tokens, counts, path = (tensor.cpu() for tensor in out)
+    return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
+
+
+def plain_laws(arguments):
+    """Without top-k and top-p."""
+    arguments[8][:], arguments[9][:] = 0, 1.0
+    return arguments
+
+
+@pytest.fixture(params=["rows together", "one row a program"])
+def tiles(request, monkeypatch):
+    """A device takes one batch row a program; the interpreter takes them together."""
+    if request.param == "one row a program":
+        monkeypatch.setattr(verdict, "tile_rows", lambda B, weight: 1)
+
+
+@pytest.fixture
+def many_splits(monkeypatch):
+    """Splits and sums that a vocabulary of 16 already fills."""
+    for module, name, size in ((draw, "SUB", 2), (draw, "SPLIT", 4), (verdict, "CHUNK", 4)):
+        monkeypatch.setattr(module, name, size)
+
+
+@pytest.mark.parametrize("B, K, V", SIZES)
+def test_equals_the_reference_draw_for_draw(B, K, V, tiles):
+    arguments = plain_laws(case(B, K, V))
+    assert on_device(arguments, B, K) == verdicts(accept_reference, arguments, B, K)
+
+
+@pytest.mark.parametrize("B, K, V", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_k_and_top_p(B, K, V, dtype):
+    """Of p; q's are in the law that a draft reports."""
+    arguments = case(B, K, V)
+    arguments[0] = torch.from_numpy(arguments[0]).to(dtype).float().numpy()
+    assert on_device(arguments, B, K, dtype=dtype) == verdicts(accept_reference, arguments, B, K)
+
+
+@pytest.mark.parametrize("V", [15, 16, 100])
+def test_many_splits(V, many_splits):
+    arguments = plain_laws(case(30, 2, V, seed=1))
+    assert on_device(arguments, 30, 2) == verdicts(accept_reference, arguments, 30, 2)
+
+
+def test_bfloat16_logits():
+    arguments = plain_laws(case(20, 3, 1000, seed=2))
+    arguments[0] = torch.from_numpy(arguments[0]).bfloat16().float().numpy()
+    assert on_device(arguments, 20, 3, dtype=torch.bfloat16) == verdicts(accept_reference, arguments, 20, 3)
+
+
+def test_no_law_is_needed_for_point_masses():
+    arguments = plain_laws(case(30, 3, 20, seed=3))
+    arguments[4] = np.zeros(30, bool)
+    expected = verdicts(accept_reference, arguments, 30, 3)
+    arguments[5], arguments[6] = np.empty((0, 0, 0), np.float32), np.empty((0, 0))
+    assert on_device(arguments, 30, 3) == expected
+
+
+def test_masked_logits_are_never_drawn(many_splits):
+    """-inf over whole splits, and a draft law equal to the target's: its residual has no mass."""
+    arguments = plain_laws(case(60, 2, 16, seed=4))
+    arguments[0][:, :, 4:12] = -np.inf
+    arguments[1] %= 4
+    arguments[0][:, :, 15] = -np.inf
+    arguments[5] = arguments[0][:, :2] / np.where(arguments[7] > 0, arguments[7], 1)[:, None, None]
+    with np.errstate(divide="ignore"):
+        arguments[6] = np.log(np.exp(arguments[5].astype(np.float64)).sum(-1))
+    found = on_device(arguments, 60, 2)
+    assert found == verdicts(accept_reference, arguments, 60, 2)
+    assert not {token for tokens, _ in found for token in tokens} & {*range(4, 12), 15}
+
+
+def test_finished_rows_are_not_read():
+    arguments, finished = plain_laws(case(9, 2, 50, seed=5)), np.arange(9) % 3 == 0
+    found, expected = on_device(arguments, 9, 2, finished=finished), verdicts(accept_reference, arguments, 9, 2)
+    assert [found[b] for b in range(9) if not finished[b]] == [expected[b] for b in range(9) if not finished[b]]
+
+
+TREE = np.array([0, 0, 1, 2, 4])
+
+
+def test_trees(tiles):
+    """Sampled and greedy rows; few ids, so that branches are met."""
+    B = 60 if verdict.tile_rows(60, 1) > 1 else 8
+    arguments = plain_laws(case(B, 5, 3, seed=6))
+    arguments[2][:] = 5
+    arguments[3], arguments[4] = np.tile(TREE, (B, 1)), np.zeros(B, bool)
+    arguments[5], arguments[6] = np.empty((0, 0, 0), np.float32), np.empty((0, 0))
+    expected = verdicts(accept_reference, arguments, B, 5)
+    assert on_device(arguments, B, 5, tree=True) == expected
+    assert any(len(path) > 2 and path[1] == 2 for _, path in expected)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize("B, K", [(1, 0), (1, 1), (50, 5)])
+def test_greedy_equals_the_reference(B, K, tree, tiles):
+    random = np.random.default_rng(7)
+    parents = TREE[:K] if tree else np.arange(K)
+    arguments = [random.integers(0, 3, (B, K + 1)), random.integers(0, 3, (B, K)), random.integers(0, K + 1, B),
+                 np.tile(parents, (B, 1))]
+    chosen, tokens, lengths, parents = (torch.from_numpy(item).to(DEVICE) for item in arguments)
+    out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
+    verdict_greedy_triton(chosen, tokens, lengths, parents if tree else None, make_rows(B, K), *out, False)
+    tokens, counts, path = (tensor.cpu() for tensor in out)
+    found = [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
+    assert found == verdicts(accept_greedy_reference, arguments, B, K)
+
+
+WRITTEN = ("tokens", "origin", "lengths", "finished", "hidden", "rounds", "covered", "drafted", "tested_at", "accepted_at")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="numba's half lies on the CPU")
+@pytest.mark.parametrize("temperature", [0.0, 1.0, [0.0, 0.7, 1.0, 1.3, 1.0, 0.0]])
+@pytest.mark.parametrize("dense", [False, True])
+def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
+    """Ends, limits, finished rows, counters: verdict and commit in one launch, round by round until all have finished."""
+    V, B = 20, 6
+    table = torch.randn(30, V, V, generator=torch.Generator().manual_seed(9))
+    disturbed = table + torch.randn(30, V, V, generator=torch.Generator().manual_seed(10))
+
+    def run(backend):
+        states = []
+        state = make_state(B, [12, 3, 9, 10, 12, 1], [3, 4, 4, 2, 4, 0], V, temperature=temperature, end_token=7,
+                           backend=backend)
+        drafter = TableDrafter(disturbed) if dense else ScriptedDrafter(
+            truth, lambda row, at: (row + at) % 4 == 1, lambda row, round_: (row + round_) % 6, V)
+        decode(state, TableTarget(table, 7), drafter,
+               lambda state: states.append({name: getattr(state, name).clone() for name in WRITTEN}))
+        return states
+
+    truth = torch.randint(0, V, (B, 25), generator=torch.Generator().manual_seed(11)).tolist()
+    numba, triton = run("numba"), run("triton")
+    assert len(triton) > 2
+    for ours, theirs in zip(triton, numba, strict=True):
+        for name in WRITTEN:
+            # column T of tokens and origin is nobody's
+            a, b = (item[name][:, :-1] if name in ("tokens", "origin") else item[name] for item in (ours, theirs))
+            assert torch.equal(a, b), name
+
+
+def at_real_sizes():
+    B, K, V, device = 8, 4, 32128, "cpu"
+    rows = make_rows(B, K, C=2048, T=128, dtype=torch.bfloat16, device=device)
+    ids, counts = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)
+    logits, temperature = torch.empty(B, K + 1, V, dtype=torch.bfloat16), torch.empty(B)
+    drafts = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64))
+    for laws in (drafts, (None, None)):
+        verdict_triton(logits, ids, counts, None, counts > 0, *laws, temperature, None, None, counts, rows, ids, counts, ids,
+                       make_scratch(B, K + 1, V, device), True)
+    verdict_greedy_triton(ids, ids, counts, None, rows, ids, counts, ids, True)
+
+
+def test_compiled_for_three_machines():
+    found = costs(f"{__file__}:at_real_sizes")
+    assert len(found) == 9
+    # two programs of eight warps share a multiprocessor of 65,536 registers
+    assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found
