@@ -15,7 +15,7 @@ from foredraft.engine.state import DecodeState, Draft, Verdict
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import T5Weights, copy_weights
 from foredraft.kernels.philox import row_seed, uniform_reference
-from foredraft.kernels.sample import BACKEND, SAMPLE
+from foredraft.kernels.sample import SAMPLE
 
 # Tokens a drafter runs ahead between two looks, and the random streams of the teacher's tokens and of the mixture's coin.
 AHEAD = 16
@@ -93,7 +93,7 @@ def mixed_samples(drafter: Drafter, target: T5, sources: list[Tensor], encoded: 
         hidden = target.decode(*state.inputs(nothing))
         logits = np.ascontiguousarray(target.logits(hidden)[:, 0].numpy())
         logits[state.finished.numpy()] = 0  # rows that were not read
-        SAMPLE[BACKEND](logits, one, off, one, own_seeds, state.lengths.numpy(), 0, chosen, law, lse)
+        SAMPLE[state.backend](logits, one, off, one, own_seeds, state.lengths.numpy(), 0, chosen, law, lse)
         coin = [uniform_reference(own, COIN, int(length), 0) for own, length in zip(seeds, state.lengths, strict=True)]
         token = torch.where(torch.tensor(coin) < teacher_mix, torch.from_numpy(chosen), draft.tokens[:, 0])
         state.commit(nothing, Verdict(torch.stack((token, token), 1), torch.ones(B, dtype=torch.int64)), hidden)
