@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from foredraft.cli_bench_kernels import kernels
+from foredraft.cli_bench_ngram import ngram
 from foredraft.cli_bench_steps import steps
 from foredraft.cli_bench_weights import weights as weights_command
 from foredraft.errors import UserError
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
     bench.command("kernels")(kernels)
     bench.command("steps")(steps)
+    bench.command("ngram")(ngram)
     bench.command("weights")(weights_command)
     app.add_typer(bench, name="bench")
     app.command("demo")(demo)
