@@ -37,5 +37,5 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights, target_fo
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
     if Path(spec).is_dir():
         return open_drafter(Path(spec), target, target_folder, tokenizer)
-    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, none or "
-                    "the folder of a trained drafter")
+    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, none "
+                    "or the folder of a trained drafter")
