@@ -9,7 +9,7 @@ demo: .venv/.ready
 	$(RUN) foredraft demo
 
 test: .venv/.ready
-	$(RUN) pytest -q
+	$(RUN) pytest -q -n 2
 
 check: .venv/.ready
 	$(RUN) ruff check .

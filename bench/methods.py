@@ -185,6 +185,8 @@ METHODS = {
     REFERENCE: _foredraft(None, draft_tokens=0),
     "lookup": _foredraft("lookup"),
     "ngram": _foredraft("ngram"),
+    "lookup+ngram": _foredraft("lookup+ngram"),
+    "lookup+history": _foredraft("lookup+history"),
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
     "hf-assisted": _transformers(_assisted, speculates=True),

@@ -1,4 +1,5 @@
-"""Lookup and n-gram drafts on a device: one kernel launch a round, the same drafts as their halves on the host.
+"""Lookup and n-gram drafts on a device: one kernel launch a round. N-gram drafts are the host's; a lookup is one longest
+match, by the simpler rule of kernels/lookup.py.
 
 Each drafter keeps one Draft for every state and writes it anew every round, so that a captured graph finds it in place.
 """
@@ -16,6 +17,7 @@ from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.chain import chain_triton
 from foredraft.kernels.lookup import lookup_triton
 from foredraft.ngram_native.device import export_device
+from foredraft.ngram_native.query import COST
 from foredraft.ngram_native.suffix import WINDOW
 from foredraft.ngram_native.table import Table
 
@@ -35,7 +37,7 @@ class _Kept:
 
 
 class DeviceLookup:
-    """engine/draft_lookup.py on a device: no index, every position is compared (kernels/lookup.py).
+    """Copies on a device: no index, every position is compared (kernels/lookup.py).
 
     `generation` counts the changes of place of the sources: graphs captured before one hold the old place.
     """
@@ -85,8 +87,8 @@ class DeviceNgram:
 
     name = "ngram"
 
-    def __init__(self, table: Table, device: torch.device | str, min_probability: float = 0.05):
-        self.table, self.min_probability = export_device(table), min_probability
+    def __init__(self, table: Table, device: torch.device | str, cost: float = COST):
+        self.table, self.cost = export_device(table), cost
         self.keys, self.best, self.best_probability = (
             torch.from_numpy(array).to(device)
             for array in (self.table.keys, self.table.best, self.table.best_probability))
@@ -103,5 +105,5 @@ class DeviceNgram:
         chain_triton(
             self.keys, self.best, self.best_probability, table.seed, table.bits, table.probes, table.order, table.root_best,
             table.root_probability, state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens,
-            state.end_token, self.min_probability, draft.tokens, draft.lengths)
+            state.end_token, self.cost, draft.tokens, draft.lengths)
         return draft

@@ -1,7 +1,9 @@
 """The lookup drafter: copies what followed the same ids in the source text or in the output so far.
 
-Needs no training and no model; its acceptance is how much a target copies. The rules, and the index that applies them
-without a rescan, are in foredraft.ngram_native.suffix.
+Needs no training and no model; its acceptance is how much a target copies. Given an n-gram table it is the combined drafter:
+id by id it takes whichever promises more, the copy or the table's likeliest id. Given a history it also copies from the
+outputs of earlier requests. The rules, and the index that applies them without a rescan, are in
+foredraft.ngram_native.suffix.
 """
 
 from __future__ import annotations
@@ -12,21 +14,32 @@ import numpy as np
 from torch import Tensor
 
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
-from foredraft.ngram_native.suffix import SuffixIndex
+from foredraft.errors import UserError
+from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.suffix import LOOKUP, NGRAM, SuffixIndex
+from foredraft.ngram_native.table import Table
+
+# Ids of earlier outputs that stay findable: about a thousand summaries, 3 MB.
+HISTORY = 1 << 16
 
 
 class LookupDrafter:
     """Proposes the continuation of the longest match, min_match to max_match ids, of a row's last ids.
 
     A match of a single id is worth a draft: a refused one costs little where verification is nearly free. Beyond four
-    ids a longer match has not drafted better on a trained target's summaries, and in a text that repeats itself it
-    drafts worse, for it prefers the repetition to a match that leaves more to copy.
+    ids a longer match has not drafted better on a trained target's summaries. table: an n-gram table that drafts where it
+    is surer than a copy. history: ids of earlier outputs to copy from as well (0: none), shared by all requests of this
+    drafter and of every thread that uses it. cost: of a further drafted id, as a share of a step; it decides where a draft
+    ends.
     """
 
-    name = "lookup"
-
-    def __init__(self, min_match: int = 1, max_match: int = 4):
-        self.index = SuffixIndex(min_match, max_match)
+    def __init__(self, min_match: int = 1, max_match: int = 4, table: Table | None = None, history: int = 0,
+                 cost: float = COST):
+        if not 0 <= cost <= 1:
+            raise UserError(f"cost must lie in 0..1, got {cost}; it is a share of a step")
+        self.index, self.table, self.cost = SuffixIndex(min_match, max_match, history), table, cost
+        self.name = "+".join(["lookup", *(["history"] if history else []), *(["ngram"] if table else [])])
+        self._state: DecodeState | None = None
         self._warm_up()
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
@@ -36,21 +49,29 @@ class LookupDrafter:
 
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
+            if self._state is not None:
+                self.index.remember(self._state.tokens[row, 1 : int(self._state.lengths[row])].numpy())
             self.index.release(row)
+        self._state = None
 
     def draft(self, state: DecodeState) -> Draft:
         """One compiled call for the whole batch, on the state's own memory: point masses, a length per row."""
+        if len(self.index.history):
+            # its rows' last ids are read when they are released
+            self._state = state
         draft = Draft.empty(state.rows, state.max_draft)
-        draft.origin.fill_(ORIGINS.index("lookup"))
         self.index.propose(
             state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), state.end_token,
-            draft.tokens.numpy(), draft.lengths.numpy(),
+            draft.tokens.numpy(), draft.lengths.numpy(), draft.origin.numpy(), self.cost, self.table,
         )  # fmt: skip
         return draft
 
     def _warm_up(self) -> None:
         """Compile, or read the compiled code, before the first request."""
-        index = SuffixIndex(1, 1)
+        assert (ORIGINS[LOOKUP], ORIGINS[NGRAM]) == ("lookup", "ngram")
+        index = SuffixIndex(1, 1, min(len(self.index.history), 1))
         index.admit(0, np.zeros(2, np.int64))
-        one = np.ones(1, np.int64)
-        index.propose(np.zeros((1, 3), np.int64), one + 1, one, 1, np.zeros((1, 1), np.int64), np.zeros(1, np.int64))
+        index.remember(np.zeros(1, np.int64))
+        one, empty = np.ones(1, np.int64), np.zeros((1, 1), np.int64)
+        index.propose(np.zeros((1, 3), np.int64), one + 1, one, 1, empty, one.copy(), np.zeros((1, 1), np.uint8), 0.0,
+                      self.table)

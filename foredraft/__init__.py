@@ -21,6 +21,7 @@ _HOME = {
     "DecodeStats": "foredraft.engine.stats",
     "Model": "foredraft.engine.generate",
     "Output": "foredraft.engine.generate",
+    "NgramModel": "foredraft.ngram_native.model",
     "UserError": "foredraft.errors",
 }
 __all__ = [*_HOME, "__version__"]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import foredraft
-from foredraft import cli_bench, cli_compact, cli_eval, cli_matrix, cli_pseudo, cli_train, cli_train_drafter
+from foredraft import cli_bench, cli_compact, cli_eval, cli_matrix, cli_ngram, cli_pseudo, cli_train, cli_train_drafter
 from foredraft.errors import UserError
 
 app = typer.Typer(
@@ -57,7 +57,9 @@ def options(
 def summarize(
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE ...|-]", help="Texts; - is stdin.")] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
-    drafter: Annotated[str, typer.Option(help="lookup, ngram, ngram:PATH, a trained drafter's folder or none.")] = "lookup",
+    drafter: Annotated[
+        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, a trained folder or none.")
+    ] = "lookup",
     draft_tokens: Annotated[int, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding.")] = 5,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
@@ -162,3 +164,4 @@ cli_eval.register(app)
 cli_matrix.register(app)
 cli_train.register(app)
 cli_train_drafter.register(app)
+cli_ngram.register(app)

@@ -12,6 +12,7 @@ import typer
 
 from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
+from foredraft.cli_bench_ngram import ngram
 from foredraft.cli_bench_steps import steps
 from foredraft.cli_bench_weights import weights as weights_command
 from foredraft.errors import UserError
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     bench.command("kernels")(kernels)
     bench.command("steps")(steps)
     bench.command("model")(model_command)
+    bench.command("ngram")(ngram)
     bench.command("weights")(weights_command)
     app.add_typer(bench, name="bench")
     app.command("demo")(demo)

@@ -88,8 +88,11 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     tokenizer: Annotated[Path | None, typer.Option(help="ngram: tokenizer.json; default: the target's.")] = None,
     field: Annotated[str, typer.Option(help="ngram: name of the text in a line.")] = "highlights",
-    smoothing: Annotated[str, typer.Option(help="ngram: kneser-ney or absolute.")] = "kneser-ney",
+    smoothing: Annotated[str, typer.Option(help="ngram: kneser-ney, absolute, laplace or stupid-backoff.")] = "kneser-ney",
     discount: Annotated[float | None, typer.Option(help="ngram: taken from every count; default: estimated.")] = None,
+    added: Annotated[float, typer.Option(help="ngram: Laplace's parameter.")] = 1.0,
+    factor: Annotated[float, typer.Option(help="ngram: stupid back-off's factor.")] = 0.4,
+    quantise: Annotated[bool, typer.Option("--quantise", "--quantize", help="ngram: probabilities in 16 bits.")] = False,
     min_count: Annotated[int, flag("min_count", "ngram: drop longer n-grams seen less often.", min=1)] = 1,
     max_size: Annotated[float | None, flag("max_size", "ngram: largest table in MB (10^6 bytes).", min=0.0)] = None,
     vocab_size: Annotated[int | None, flag("vocab_size", "ngram: the target's; default: its config's.", min=2)] = None,
@@ -110,7 +113,7 @@ def train(
         data = [find_split(path, "train") if path.is_dir() else path for path in data or []]
         table = place if out else place / "table.ngram"
         _fit_ngram(data, pseudo_dataset_path, table, tokenizer or folder, ngram_n, field, smoothing, discount, min_count,
-                   max_size, vocab_size)
+                   max_size, vocab_size, added=added, factor=factor, quantise=quantise)
         return
     from foredraft.train.distill import DrafterRecipe, train_drafter
     from foredraft.train.drafter_data import read_drafter_data
@@ -158,13 +161,14 @@ def parse_sizes(items: list[str]) -> tuple[tuple[str, object], ...]:
     return tuple(sizes)
 
 
-def _fit_ngram(data, pseudo, table, tokenizer, order, field, smoothing, discount, min_count, max_size, vocab_size) -> None:
+def _fit_ngram(data, pseudo, table, tokenizer, order, field, smoothing, discount, min_count, max_size, vocab_size,
+               **options) -> None:
     from foredraft.train.ngram import fit_ngram
     from foredraft.train.shards import summary_files
 
     files = [*(data or []), *(file for path in pseudo or [] for file in summary_files(path))]
     fitted = fit_ngram(
         files, table, tokenizer, order=order, field=field, smoothing=smoothing, discount=discount, min_count=min_count,
-        max_bytes=None if max_size is None else int(max_size * 1e6), vocab_size=vocab_size)
+        max_bytes=None if max_size is None else int(max_size * 1e6), vocab_size=vocab_size, **options)
     sizes = ", ".join(f"{size} of {order}" for order, size in enumerate(fitted.table.sizes[1:], 2))
     print(f"{table}: {table.stat().st_size / 1e6:.2f} MB from {fitted.texts} texts, {fitted.tokens} ids; n-grams: {sizes}")

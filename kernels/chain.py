@@ -18,14 +18,14 @@ from foredraft.kernels.inputs import room
 def _chain_kernel(keys, best, best_probability, tokens, lengths, finished, limits, widths, proposed, proposed_lengths, seed,
                   root_best, root_probability, end_token, T1, BITS: tl.constexpr, SUFFIXES: tl.constexpr,
                   SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr,
-                  MIN_PROBABILITY: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr):
+                  COST: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     allowed = tl.minimum(room(row, row >= 0, lengths, limits, finished, widths), K)
     length = tl.load(lengths + row)
     s, way, k = tl.arange(0, SUFFIXES_PAD), tl.arange(0, PROBES_PAD)[None, :], tl.arange(0, K_PAD)
     # the text's last ids, the newest first
     text = tl.load(tokens + row * T1 + length - 1 - s, mask=s < tl.minimum(length, SUFFIXES), other=0)
-    reach = tl.full((), 1.0, tl.float64)
+    reach, expected = tl.full((), 1.0, tl.float64), tl.full((), 1.0, tl.float64)
     chain = tl.zeros((K_PAD,), tl.int64)
     count = length * 0
     growing = allowed > 0
@@ -51,7 +51,9 @@ def _chain_kernel(keys, best, best_probability, tokens, lengths, finished, limit
         likely = tl.load(best_probability + slot, mask=known, other=0.0)
         word, likely = tl.where(known, word, root_best), tl.where(known, likely, root_probability)
         reach *= likely.to(tl.float64)
-        growing = growing & (count < allowed) & (reach >= MIN_PROBABILITY)
+        # a further id must promise more tokens a pass than the draft has without it (ngram_native/query.py)
+        growing = growing & (count < allowed) & (reach * (1 + COST * step) > COST * expected)
+        expected += tl.where(growing, reach, 0.0)
         chain = tl.where(k == tl.where(growing, step, -1), word, chain)
         count += growing.to(tl.int64)
         growing = growing & (word != end_token)
@@ -62,12 +64,12 @@ def _chain_kernel(keys, best, best_probability, tokens, lengths, finished, limit
 
 
 def chain_triton(keys, best, best_probability, seed, bits, probes, order, root_best, root_probability, tokens, lengths,
-                 finished, limits, widths, end_token, min_probability, proposed, proposed_lengths) -> None:
+                 finished, limits, widths, end_token, cost, proposed, proposed_lengths) -> None:
     """order: the table's N. One launch, no wait."""
     B, K = proposed.shape
     suffixes = max(order - 1, 1)
     _chain_kernel[(B,)](
         keys, best, best_probability, tokens, lengths, finished, limits, widths, proposed, proposed_lengths, seed, root_best,
         root_probability, end_token, tokens.shape[1], BITS=bits, SUFFIXES=suffixes, SUFFIXES_PAD=power_of_2(suffixes),
-        PROBES=probes, PROBES_PAD=power_of_2(probes), MIN_PROBABILITY=min_probability, K=K, K_PAD=power_of_2(max(K, 1)),
+        PROBES=probes, PROBES_PAD=power_of_2(probes), COST=cost, K=K, K_PAD=power_of_2(max(K, 1)),
         num_warps=1)

@@ -1,8 +1,14 @@
-"""Drafts copied from the source or the output so far, on a device: the rules of ngram_native/suffix.py, without an index.
+"""Drafts copied from the source or the output so far, on a device: one longest match a round, without an index.
 
     source [B', S] int64, source_lengths [B'] int64        the rows' source texts, B' >= B
     tokens [B, T + 1], lengths [B] int64, finished [B] bool, limits, widths [B] int64     the state
     proposed [B, K], proposed_lengths [B] int64            out: the draft, 0 past its end
+
+A match ends at a position of the source, or of the output before its last id, and agrees with the output's last m ids,
+min_match <= m <= max_match. The best one has, in this order, the largest m, the most ids to copy (up to those allowed),
+stands in the output rather than in the source, and is the latest. The copy never runs past the end of its text, and never
+takes the source's own end token. (The host's index, ngram_native/suffix.py, also begins at the source's first id and goes
+on from place to place inside a draft.)
 
 One program a row compares every position of both texts with the output's last ids. A match's rank is one int64: how long
 it is, how many ids it leaves to copy, output before source, the latest position.
@@ -15,6 +21,24 @@ from foredraft.kernels.inputs import room
 
 # Positions compared together.
 BLOCK = 256
+
+
+def lookup_reference(source: list[int], output: list[int], allowed: int, min_match: int, max_match: int, end_token: int,
+                     window: int) -> list[int]:
+    """The draft of one row; output: its ids without the start token, of which the last `window` can be copied from."""
+    if source and source[-1] == end_token:
+        source = source[:-1]
+    best, draft = (0, 0, 0, 0), []
+    for is_output, text in ((0, source), (1, output)):
+        for j in range(max(0, len(text) - window) if is_output else 0, len(text) - 1):
+            match = 0
+            while match < min(max_match, j + 1, len(output)) and text[j - match] == output[-1 - match]:
+                match += 1
+            copied = text[j + 1 : j + 1 + allowed]
+            rank = (match, len(copied), is_output, j)
+            if match >= min_match and copied and rank > best:
+                best, draft = rank, copied
+    return draft
 
 
 @jit

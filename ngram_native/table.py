@@ -3,43 +3,45 @@
 Contract. Nodes are numbered level by level: the ids 0..V-1 first (level 1), then every kept n-gram of 2, 3, ..., N ids
 in sorted order. M nodes in all, of which the first C (levels 1..N-1) can be contexts:
 
-    ids           [M - V]  the node's last id (node n has ids[n - V])
-    alphas        [M]      float32, the node's own mass given its context; of level 1 the whole unigram probability
+    unigrams      [V]      float32, p(w) after no context
+    ids           [M - V]  the last id of the nodes from V on (node n has ids[n - V])
+    probabilities [M - V]  p(last id | the ids before): float32, or uint16 codes (`quantised`)
     first_child   [C + 1]  the children of context c are the nodes first_child[c] : first_child[c + 1], sorted by id
-    backoffs      [C]      float32, the mass that context c leaves to the context without its first id
+    backoffs      [C]      float32
     best          [C]      the id with the largest probability after c, whether a child of c or not
-    best_probability [C]   float32, that probability
+    best_probability [C]   that probability, stored as the others
 
-p(w | c) = alpha(c w) + backoff(c) p(w | c without its first id), with alpha = 0 for an n-gram that is not kept and
-backoff = 1 for a context that is not; it sums to 1 over 0..V-1 by construction. Every suffix and prefix of a node is a
-node. Integer arrays have the smallest type that fits.
+p(w | c) = the probability of the node (c w) if it is kept, else backoff(c) p(w | c without its first id); a context that
+is not kept backs off at no cost. `strict` tables (Laplace) back off to 1 / V at once, from a context that is not kept too.
+Where a smoothing is normalised, p(. | c) sums to 1 by the choice of the back-offs, with codes as well. Integer arrays
+have the smallest type that fits. Every suffix and prefix of a node is a node.
 
-File `.ngram` (little-endian): 8 bytes magic, uint32 version, uint32 size h of the header, 32 bytes sha256 of the
-header, h bytes of JSON header, then the arrays, each at a multiple of 64 bytes from the first one, which is at a
-multiple of 64 itself. The header names every array with type, shape, offset and CRC-32: a reader skips arrays that it
-does not know. Opening maps the file and checks the header; `verify` reads the pages.
+A code q stands for exp(-q CODE_STEP), 65535 for 0; a probability gets the next smaller one, at most 0.04 % below it, so that
+a context never gives away more than it has.
+
+Files (`.ngram`) are those of foredraft.ngram_native.files. Version 1 held, in place of the probabilities, `alphas` [M]
+float32, p(w | c) = alpha(c w) + backoff(c) p(w | c without its first id); it opens, and is converted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
-from foredraft.errors import UserError
+from foredraft.ngram_native import files
 
-MAGIC = b"FDNGRAM\n"
-VERSION = 1
-ALIGNMENT = 64
-_PREFIX = struct.Struct("<8sII32s")
-_ARRAYS = ("ids", "alphas", "first_child", "backoffs", "best", "best_probability")
+KIND = files.Kind(b"FDNGRAM\n", 2, "n-gram table", "fit one with `foredraft train --drafter ngram`")
+CODES = 1 << 16
+CODE_STEP = 26 / (CODES - 2)
+STRICT = "laplace"
+_ARRAYS = ("unigrams", "ids", "probabilities", "first_child", "backoffs", "best", "best_probability")
 
 
 def vocabulary_fingerprint(vocabulary: Mapping[str, int]) -> str:
@@ -53,18 +55,31 @@ def smallest_type(largest: int) -> np.dtype:
     return np.dtype(np.uint16 if largest < 2**16 else np.int32 if largest < 2**31 else np.int64)
 
 
+def encode(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities 0..1 to codes, uint16, rounded down."""
+    with np.errstate(divide="ignore"):
+        codes = np.minimum(np.ceil(-np.log(probabilities) / CODE_STEP), CODES - 2)
+    return np.where(probabilities > 0, codes, CODES - 1).astype(np.uint16)
+
+
+def codebook() -> np.ndarray:
+    """[65536] float32: what each code stands for."""
+    return np.append(np.exp(-CODE_STEP * np.arange(CODES - 1)), 0.0).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Table:
-    """See the module docstring. sizes [N]: nodes per level; discounts: per level, what was taken from counts 1, 2, 3+;
-    tokenizer: the vocabulary's fingerprint, or None when it is not known."""
+    """See the module docstring. sizes [N]: nodes per level; discounts: per level, what was taken from counts 1, 2, 3+, or
+    the one parameter of Laplace and stupid back-off; tokenizer: the vocabulary's fingerprint, or None when not known."""
 
     vocab_size: int
     sizes: tuple[int, ...]
     smoothing: str
     discounts: tuple[tuple[float, ...], ...]
     tokenizer: str | None
+    unigrams: np.ndarray
     ids: np.ndarray
-    alphas: np.ndarray
+    probabilities: np.ndarray
     first_child: np.ndarray
     backoffs: np.ndarray
     best: np.ndarray
@@ -75,93 +90,72 @@ class Table:
         return len(self.sizes)
 
     @property
+    def strict(self) -> bool:
+        return self.smoothing == STRICT
+
+    @property
+    def quantised(self) -> bool:
+        return self.probabilities.dtype == np.uint16
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
+    @cached_property
+    def packed(self) -> tuple:
+        """What compiled code takes: the arrays, the codebook (empty for float32), V, N, strict, the best single id."""
+        values = codebook() if self.quantised else np.zeros(0, np.float32)
+        return (self.ids, self.unigrams, self.probabilities, values, self.first_child, self.backoffs, self.best,
+                self.best_probability, self.vocab_size, self.order, self.strict, int(np.argmax(self.unigrams)))
+
+    def values(self, name: str) -> np.ndarray:
+        """`probabilities` or `best_probability` as float32."""
+        stored = getattr(self, name)
+        return codebook()[stored] if stored.dtype == np.uint16 else stored
+
     def save(self, path: str | Path) -> None:
         """Write the file: a temporary one, flushed to the disk, then renamed."""
-        path = Path(path)
-        described, offset = {}, 0
-        for name in _ARRAYS:
-            array = getattr(self, name)
-            described[name] = {
-                "dtype": array.dtype.str, "shape": list(array.shape), "offset": offset, "crc32": zlib.crc32(array),
-            }  # fmt: skip
-            offset = _aligned(offset + array.nbytes)
-        header = json.dumps({
+        files.write(path, KIND, {
             "order": self.order, "vocab_size": self.vocab_size, "sizes": self.sizes, "smoothing": self.smoothing,
-            "discounts": self.discounts, "tokenizer": self.tokenizer, "arrays": described, "data_bytes": offset,
-        }).encode()  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "wb") as file:
-            file.write(_PREFIX.pack(MAGIC, VERSION, len(header), hashlib.sha256(header).digest()))
-            file.write(header)
-            file.write(bytes(_aligned(file.tell()) - file.tell()))
-            for name in _ARRAYS:
-                file.write(getattr(self, name))
-                file.write(bytes(_aligned(file.tell()) - file.tell()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+            "discounts": self.discounts, "tokenizer": self.tokenizer, "quantised": self.quantised,
+        }, {name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def open(cls, path: str | Path) -> Table:
         """Map a file; pages are read on first use. UserError if it is missing, foreign, newer, damaged or cut short."""
-        header, data = _map(Path(path))
-        arrays = {}
-        for name in _ARRAYS:
-            entry = header["arrays"][name]
-            size = np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"]))
-            arrays[name] = data[entry["offset"] : entry["offset"] + size].view(entry["dtype"]).reshape(entry["shape"])
+        version, header, arrays = files.read(path, KIND)
+        if version == 1:
+            arrays = _from_version_1(header["vocab_size"], header["sizes"], arrays)
         discounts = tuple(map(tuple, header["discounts"]))
-        return cls(
-            header["vocab_size"], tuple(header["sizes"]), header["smoothing"], discounts, header["tokenizer"], **arrays
-        )
+        return cls(header["vocab_size"], tuple(header["sizes"]), header["smoothing"], discounts, header["tokenizer"],
+                   **{name: arrays[name] for name in _ARRAYS})
 
 
-def verify(path: str | Path) -> None:
-    """Read every page of a table file; UserError if an array is not what was written."""
-    header, data = _map(Path(path))
-    for name, entry in header["arrays"].items():
-        size = np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"]))
-        if zlib.crc32(data[entry["offset"] : entry["offset"] + size]) != entry["crc32"]:
-            raise UserError(f"{path}: array '{name}' is damaged; fetch the table again or fit it anew")
+def verify(path: str | Path) -> int:
+    """Read every page of a table file; UserError if an array is not what was written. Returns the bytes read."""
+    return files.verify(path, KIND)
 
 
-def _map(path: Path) -> tuple[dict, np.ndarray]:
-    """The checked header, and the data section as [data_bytes] uint8, mapped copy-on-write."""
-    mend = "fit one with `foredraft train --drafter ngram`"
-    if not path.is_file():
-        raise UserError(f"{path}: no such n-gram table; {mend}")
-    with open(path, "rb") as file:
-        prefix = file.read(_PREFIX.size)
-        if prefix[: len(MAGIC)] != MAGIC:
-            raise UserError(f"{path}: not an n-gram table (wrong first bytes); {mend}")
-        if len(prefix) < _PREFIX.size:
-            raise UserError(f"{path}: cut short inside its header; fetch the table again or fit it anew")
-        _, version, size, digest = _PREFIX.unpack(prefix)
-        if version > VERSION:
-            raise UserError(
-                f"{path}: table format {version}, this foredraft reads up to {VERSION}; upgrade it or fit a new one"
-            )
-        text = file.read(size)
-        file.seek(0, os.SEEK_END)
-        length = file.tell()
-    if len(text) < size:
-        raise UserError(f"{path}: cut short inside its header; fetch the table again or fit it anew")
-    if hashlib.sha256(text).digest() != digest:
-        raise UserError(f"{path}: its header is damaged; fetch the table again or fit it anew")
-    header, start = json.loads(text), _aligned(_PREFIX.size + size)
-    if length < start + header["data_bytes"]:
-        raise UserError(
-            f"{path}: cut short, {length} bytes of {start + header['data_bytes']}; fetch the table again or fit it anew"
-        )
-    # Copy-on-write keeps the arrays writable for the compiler, which would otherwise make a second, read-only version.
-    mapped = np.asarray(np.memmap(path, np.uint8, "c"))
-    return header, mapped[start : start + header["data_bytes"]]
+def _from_version_1(vocab_size: int, sizes: list[int], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    whole = arrays["alphas"].astype(np.float64)
+    children = np.diff(arrays["first_child"].astype(np.int64))
+    parents = np.concatenate([np.zeros(vocab_size, np.int64), np.repeat(np.arange(len(children)), children)])
+    _add_backed(arrays["ids"], arrays["first_child"].astype(np.int64), parents, arrays["backoffs"], vocab_size, whole)
+    return arrays | {"unigrams": whole[:vocab_size].astype(np.float32),
+                     "probabilities": whole[vocab_size:].astype(np.float32)}
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+@njit(cache=True, nogil=True)
+def _add_backed(ids, first_child, parents, backoffs, vocab_size, whole):
+    """whole[n] += backoff(parent) whole[suffix of n], level by level as nodes are numbered."""
+    suffixes = np.zeros(len(whole), np.int64)
+    for node in range(vocab_size, len(whole)):
+        parent = parents[node]
+        word = np.int64(ids[node - vocab_size])
+        if parent < vocab_size:
+            suffixes[node] = word
+        else:
+            low, high = first_child[suffixes[parent]], first_child[suffixes[parent] + 1]
+            suffixes[node] = low + np.searchsorted(ids[low - vocab_size : high - vocab_size], ids[node - vocab_size])
+        whole[node] += backoffs[parent] * whole[suffixes[node]]

@@ -7,6 +7,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # tiny models: waking a second thread costs more than it brings, most of all on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# threads that wait must not spin in the way of the suite's other processes
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from pathlib import Path  # noqa: E402  the environment above comes first
 

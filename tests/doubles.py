@@ -6,7 +6,9 @@ import torch
 
 from foredraft.engine.decode import decode
 from foredraft.engine.sampling import dense_draft, sample_into
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.state import ORIGINS, DecodeState, Draft
+from foredraft.kernels.lookup import lookup_reference
+from foredraft.ngram_native.suffix import WINDOW
 
 
 class TableTarget:
@@ -135,3 +137,27 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
         counts += torch.bincount(state.tokens[:, 1] * V + state.tokens[:, 2], minlength=V * V)
     first = torch.softmax(table[0, 0].double(), -1)
     return chi_square(counts, (first[:, None] * torch.softmax(table[1].double(), -1)).reshape(-1))
+
+
+class Copier:
+    """lookup_reference as a drafter on the host."""
+
+    def __init__(self, min_match: int = 1, max_match: int = 4):
+        self.matches, self.sources = (min_match, max_match), {}
+
+    def admit(self, rows, sources, encoded):
+        self.sources.update(zip(rows, (source.tolist() for source in sources), strict=True))
+
+    def release(self, rows):
+        for row in rows:
+            self.sources[row] = []
+
+    def draft(self, state: DecodeState) -> Draft:
+        draft = Draft.empty(state.rows, state.max_draft)
+        draft.origin.fill_(ORIGINS.index("lookup"))
+        for row, allowed in enumerate(state.allowed().tolist()):
+            output = state.tokens[row, 1 : int(state.lengths[row])].tolist()
+            copied = lookup_reference(self.sources[row], output, allowed, *self.matches, state.end_token, WINDOW)
+            draft.tokens[row, : len(copied)] = torch.tensor(copied, dtype=torch.int64)
+            draft.lengths[row] = len(copied)
+        return draft

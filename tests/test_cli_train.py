@@ -74,7 +74,8 @@ def test_bad_lines_are_one_line(command, data, tiny_model_path, arguments, messa
 def test_the_matrix_evaluates_what_it_trained(command, data, tiny_model_path, tmp_path):
     line = ["matrix", "--target", tiny_model_path, "--data", data, "--out", "m", "--drafters", "lstm", "--methods",
             "baseline", "--steps", 1, "--batch-size", 2, "--eval-every", 1, "--eval-articles", 2, "--test-articles", 2,
-            "--draft-tokens", 1, "--record", "rows.jsonl", *(f"lstm:{item}" if "=" in item else item for item in SIZES)]
+            "--draft-tokens", 1, "--draft-vocab", 20, "--record", "rows.jsonl",
+            *(f"lstm:{item}" if "=" in item else item for item in SIZES)]
     code, out, err = command(*line)
     assert code == 0, err
     (row,) = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]

@@ -102,13 +102,13 @@ def load_pairs(path: str | Path, tokenizer, max_source: int, max_target: int, ca
     """
     path = Path(path)
     if path.suffix == ".npz":
-        return _truncate(_read_npz(path), max_source, max_target)
+        return _truncate(read_saved_pairs(path), max_source, max_target)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .jsonl, .jsonl.gz or .npz of article/highlights pairs")
     name = fingerprint(path, tokenizer, max_source, max_target)
     kept = Path(cache) / f"{path.name.split('.')[0]}-{name[:16]}.npz" if cache else None
     if kept is not None and kept.is_file():
-        return _read_npz(kept)
+        return read_saved_pairs(kept)
     pairs = _tokenise(path, tokenizer, max_source, max_target, name)
     if not len(pairs):
         raise UserError(f"{path}: holds no pairs; give a file with at least one article/highlights line")
@@ -136,7 +136,7 @@ def save_pairs(pairs: Pairs, path: str | Path) -> None:
     os.replace(partial, path)
 
 
-def _read_npz(path: Path) -> Pairs:
+def read_saved_pairs(path: Path) -> Pairs:
     try:
         with np.load(path) as saved:
             arrays = [saved[name] for name in ("sources", "source_starts", "targets", "target_starts")]

@@ -45,7 +45,7 @@ def build_family(
     publish_target(work, out / "target")
     table = out / "ngram" / "cnndm.ngram"
     table.parent.mkdir(parents=True, exist_ok=True)
-    fit_ngram([train_split], table, out / "target", order=TABLE_ORDER, max_bytes=TABLE_BYTES)
+    fit_ngram([train_split], table, out / "target", order=TABLE_ORDER, max_bytes=TABLE_BYTES, quantise=True)
     texts = sorted((out / "texts").glob("*.txt"))[:SAMPLES]
     return write_card(out / "target", test_split, test_articles, texts)
 

@@ -1,14 +1,13 @@
-"""Drafts on a device equal the host's: on random ids and on real texts; inputs and room equal the CPU's."""
+"""Drafts on a device equal their reference or the host's: on random ids and on real texts; inputs and room the CPU's."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from doubles import make_state
+from doubles import Copier, make_state
 
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
-from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_ngram import NgramDrafter
 from foredraft.engine.drafters import EMBEDDED_NGRAM
 from foredraft.engine.generate import EMBEDDED_TARGET
@@ -48,7 +47,7 @@ def test_lookup_on_random_ids(matches, alphabet, monkeypatch):
     monkeypatch.setattr(lookup, "BLOCK", 16)
     draw = np.random.default_rng(alphabet)
     ids = np.array([0, *range(2, 1 + alphabet)])
-    host, device, B = LookupDrafter(*matches), DeviceLookup(DEVICE, *matches), 6
+    host, device, B = Copier(*matches), DeviceLookup(DEVICE, *matches), 6
     found = 0
     for _ in range(2):
         sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40, 40)]
@@ -78,7 +77,7 @@ def test_an_old_output_leaves_the_window():
         state.lengths.fill_(WINDOW + 20)
         state.tokens[:, WINDOW + 19] = 5
 
-    host, device = LookupDrafter(), DeviceLookup(DEVICE)
+    host, device = Copier(), DeviceLookup(DEVICE)
     for drafter in (host, device):
         drafter.admit([0, 1], [torch.zeros(0, dtype=torch.int64)] * 2, [])
     assert same_drafts(host, device, twins(2, WINDOW + 60, 3, fill)).lengths.tolist() == [0, 3]
@@ -116,7 +115,7 @@ def test_real_texts():
     texts = [tokenizer.encode(file.read_text()).ids for file in sorted((EMBEDDED_TARGET.parent / "texts").glob("*.txt"))[:4]]
     sources = [torch.tensor([*ids[: len(ids) // 2], END]) for ids in texts]
     table = Table.open(EMBEDDED_NGRAM)
-    copiers, chains = (LookupDrafter(), DeviceLookup(DEVICE)), (NgramDrafter(table), DeviceNgram(table, DEVICE))
+    copiers, chains = (Copier(), DeviceLookup(DEVICE)), (NgramDrafter(table), DeviceNgram(table, DEVICE))
     for drafter in copiers:
         drafter.admit(range(4), sources, [])
     drafted = [0, 0]

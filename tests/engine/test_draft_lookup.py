@@ -39,7 +39,7 @@ def follow(state: DecodeState, draft: Draft, outputs: list[list[int]]) -> None:
 def test_rounds_equal_brute_force(K):
     """Every round of two batches of different sizes, one drafter: acceptances, rejections, end and limit in a draft."""
     draw = torch.Generator().manual_seed(K)
-    drafter = LookupDrafter()
+    drafter = LookupDrafter(cost=0.0)
     for B in (4, 2):
         sources = [torch.randint(2, 9, (10 + 7 * row,), generator=draw) for row in range(B)]
         sources = [torch.cat((source, torch.tensor([END]))) for source in sources]
@@ -47,14 +47,16 @@ def test_rounds_equal_brute_force(K):
         state = make_state([40, 30, 20, 9][:B], [K, max(K - 1, 0), K, K][:B])
         drafter.admit(range(B), sources, [torch.zeros(0)] * B)
         while not state.finished.all():
-            allowed = state.allowed()
+            allowed, trust = state.allowed(), drafter.index.confidence.tolist()
             draft = drafter.draft(state)
             assert draft.tokens.shape == (B, K) and not draft.dense.any() and draft.logits is None
-            assert (draft.origin == ORIGINS.index("lookup")).all()
+            drafted = torch.arange(K) < draft.lengths[:, None]
+            assert (draft.origin[drafted] == ORIGINS.index("lookup")).all()
             for row in range(B):
                 output = state.tokens[row, 1 : state.lengths[row]].tolist()
-                expected = propose_reference(sources[row].tolist(), output, int(allowed[row]), 1, 4, END)
-                assert draft.tokens[row, : draft.lengths[row]].tolist() == expected
+                expected = propose_reference(sources[row].tolist(), output, int(allowed[row]), 1, 4, END,
+                                             trust, drafter.cost)
+                assert draft.tokens[row, : draft.lengths[row]].tolist() == expected[0]
             follow(state, draft, outputs)
         for row, output in enumerate(outputs):
             got = state.tokens[row, 1 : state.lengths[row]].tolist()

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from doubles import ScriptedDrafter, make_state
+from doubles import Copier, ScriptedDrafter, make_state
 
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode, step
 from foredraft.engine.draft_device import DeviceLookup
-from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import LAYER_LAUNCHES, T5Cuda
@@ -57,7 +56,7 @@ def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoint
     """Drafts, inputs, pass, verdict and commit, all of them by Triton's interpreter, against all of them by numba."""
     outputs = []
     with torch.inference_mode():
-        for target, drafter, backend in zip(targets(tiny_checkpoints["v1.1"]), (LookupDrafter(), DeviceLookup("cpu")),
+        for target, drafter, backend in zip(targets(tiny_checkpoints["v1.1"]), (Copier(), DeviceLookup("cpu")),
                                             ("numba", "triton"), strict=True):
             drafter.admit(range(2), SOURCES, admitted(target))
             state = make_state(2, 8, [4, 2], target.config.d_model, end_token=-1, backend=backend, **law)

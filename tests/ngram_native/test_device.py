@@ -6,22 +6,30 @@ import numpy as np
 import pytest
 
 from foredraft.ngram_native.count import count
-from foredraft.ngram_native.device import export_device, hash_reference, next_reference, probe_reference
-from foredraft.ngram_native.query import draft_reference
+from foredraft.ngram_native.device import (
+    export_device,
+    hash_reference,
+    next_reference,
+    probabilities,
+    probability_reference,
+    probe_reference,
+)
+from foredraft.ngram_native.query import draft_reference, probability
 from foredraft.ngram_native.smooth import fit
 
 END = 1
 
 
-def table(order: int, vocab_size: int = 40):
+def table(order: int, vocab_size: int = 40, **options):
     draw = np.random.default_rng(order)
     sequences = [[0, *np.minimum(draw.geometric(0.1, 12) + 1, vocab_size - 1), END] for _ in range(60)]
-    return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), order, vocab_size))
+    return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), order, vocab_size), **options)
 
 
 @pytest.mark.parametrize("order", [2, 3, 5])
-def test_chains_equal_the_tables(order):
-    fitted, draw = table(order), np.random.default_rng(1)
+@pytest.mark.parametrize("options", [{}, {"smoothing": "laplace"}])
+def test_chains_equal_the_tables(order, options):
+    fitted, draw = table(order, **options), np.random.default_rng(1)
     device = export_device(fitted)
     for _ in range(60):
         text = [0, *draw.integers(2, 40, draw.integers(0, 6)).tolist()]
@@ -29,6 +37,26 @@ def test_chains_equal_the_tables(order):
         while len(chain) < 6 and END not in chain:
             chain.append(next_reference(device, text + chain)[0])
         assert chain == draft_reference(fitted, text, 6, END, 0.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantise": True}, {"smoothing": "laplace"}, {"smoothing": "stupid-backoff"}])
+def test_probabilities_equal_the_tables(options):
+    fitted, draw = table(4, **options), np.random.default_rng(2)
+    device = export_device(fitted)
+    for _ in range(300):
+        context, word = np.minimum(draw.geometric(0.1, draw.integers(0, 6)) + 1, 39), int(draw.integers(0, 40))
+        expected = probability(fitted, context, word)
+        assert probability_reference(device, context.tolist(), word) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantise": True}, {"smoothing": "laplace"}])
+@pytest.mark.parametrize("length", [1, 3])
+def test_batches_equal_the_reference(options, length):
+    device, draw = export_device(table(4, **options)), np.random.default_rng(3)
+    contexts = np.minimum(draw.geometric(0.1, (500, length)) + 1, 39)
+    words = draw.integers(0, 40, 500)
+    expected = [probability_reference(device, c.tolist(), int(w)) for c, w in zip(contexts, words, strict=True)]
+    np.testing.assert_allclose(probabilities(device, contexts, words), expected, rtol=1e-6)
 
 
 def test_every_context_is_found_and_no_other():

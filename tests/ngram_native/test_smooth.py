@@ -68,7 +68,8 @@ def test_estimated_discounts():
     assert table.discounts[1] == pytest.approx((0.5, 1.25, 1.0))
 
 
-@pytest.mark.parametrize("options", [{"min_count": 2}, {"min_count": 50}, {"share": 0.1}, {"share": 0.7}])
+@pytest.mark.parametrize("options", [{"min_count": 2}, {"min_count": 50}, {"share": 0.1}, {"share": 0.7},
+                                     {"min_count": 2, "quantise": True}, {"min_count": 2, "smoothing": "laplace"}])
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_pruning_keeps_normalisation_and_closure(order, options):
     sequences = corpus(7, 200)
@@ -76,6 +77,7 @@ def test_pruning_keeps_normalisation_and_closure(order, options):
     if "share" in options:
         options = {"max_bytes": int(least.nbytes + options["share"] * (whole.nbytes - least.nbytes))}
     table = fitted(sequences, order, **options)
+    whole = fitted(sequences, order, **{name: options[name] for name in ("quantise", "smoothing") if name in options})
     assert sum(table.sizes) < sum(whole.sizes)
     assert table.nbytes <= options.get("max_bytes", whole.nbytes)
     for context in contexts(order):
@@ -94,16 +96,25 @@ def node_ids(table) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-@pytest.mark.parametrize("options", [{}, {"max_bytes": 900}, {"smoothing": "absolute"}])
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 900}, {"smoothing": "absolute"}, {"quantise": True},
+                                     {"smoothing": "laplace", "added": 0.1}, {"smoothing": "stupid-backoff", "factor": 0.9}])
 def test_best_is_the_argmax(order, options):
     table = fitted(corpus(3, 100), order, **options)
     grams = [(word,) for word in range(V)]
     for node in range(len(table.best)):
         law = distribution(table, np.array(grams[node]))
         assert table.best[node] == law.argmax()
-        assert table.best_probability[node] == pytest.approx(law.max(), abs=1e-6)
+        assert table.values("best_probability")[node] == pytest.approx(law.max(), abs=1e-6, rel=5e-4 * table.quantised)
         children = range(table.first_child[node], table.first_child[node + 1])
         grams += [(*grams[node], int(table.ids[child - V])) for child in children]
+
+
+@pytest.mark.parametrize("quantise", [False, True])
+def test_no_id_is_impossible(quantise):
+    """A context that one id nearly always follows keeps mass for the others, with codes too."""
+    table = fitted([[0, 2, 3, 1]] * 5000 + [[0, 2, 4, 1]], 3, discount=0.01, quantise=quantise)
+    law = distribution(table, np.array([0, 2]))
+    assert law.min() > 0 and law.sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_a_budget_is_used():
@@ -115,6 +126,6 @@ def test_a_budget_is_used():
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="smoothing"):
-        fitted(corpus(), 2, smoothing="laplace")
+        fitted(corpus(), 2, smoothing="good-turing")
     with pytest.raises(ValueError, match="discount"):
         fitted(corpus(), 2, discount=1.5)

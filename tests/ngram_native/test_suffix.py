@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from foredraft.engine.state import ORIGINS
 from foredraft.ngram_native import suffix
+from foredraft.ngram_native.count import count
+from foredraft.ngram_native.smooth import fit
 from foredraft.ngram_native.suffix import SuffixIndex, propose_reference
 
 END = 1
@@ -25,10 +30,11 @@ class Rows:
     def output(self, row: int) -> list[int]:
         return self.tokens[row, 1 : self.lengths[row]].tolist()
 
-    def propose(self, index: SuffixIndex, allowed: list[int], width: int) -> list[list[int]]:
+    def propose(self, index: SuffixIndex, allowed: list[int], width: int, cost: float = 0.0, table=None) -> list[list[int]]:
         proposed = np.full((len(self.tokens), width), -7, np.int64)
         lengths = np.full(len(self.tokens), -7, np.int64)
-        index.propose(self.tokens, self.lengths, np.array(allowed), END, proposed, lengths)
+        self.origins = np.zeros((len(self.tokens), width), np.uint8)
+        index.propose(self.tokens, self.lengths, np.array(allowed), END, proposed, lengths, self.origins, cost, table)
         for row, length in enumerate(lengths):
             assert (proposed[row, length:] == 0).all(), "padding must be a valid id"
         return [proposed[row, :length].tolist() for row, length in enumerate(lengths)]
@@ -44,7 +50,7 @@ def some_ids(draw: np.random.Generator, alphabet: int, size: int) -> list[int]:
 def test_equals_brute_force_at_every_round(min_match, max_match, alphabet):
     """Ragged rows, ids committed a few at a time, rows admitted anew in used slots, sources with and without an end."""
     draw = np.random.default_rng(min_match * 100 + max_match * 10 + alphabet)
-    index = SuffixIndex(min_match, max_match)
+    index, trust = SuffixIndex(min_match, max_match), [0.5] * (max_match + 1)
     for rows in (3, 1, 5):
         state = Rows(rows, 80)
         sources = [some_ids(draw, alphabet, draw.integers(0, 40)) for _ in range(rows)]
@@ -55,9 +61,77 @@ def test_equals_brute_force_at_every_round(min_match, max_match, alphabet):
             allowed = draw.integers(0, 8, rows).tolist()
             found = state.propose(index, allowed, 7)
             for row in range(rows):
-                expected = propose_reference(sources[row], state.output(row), allowed[row], min_match, max_match, END)
-                assert found[row] == expected
+                expected = propose_reference(sources[row], state.output(row), allowed[row], min_match, max_match, END, trust)
+                assert found[row] == expected[0]
                 state.extend(row, some_ids(draw, alphabet, draw.integers(0, 4)))
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.15])
+def test_with_a_table_and_a_history_equals_brute_force(cost):
+    """Copies and the table take turns, ids are looked for after drafted ones, and drafts end where they stop paying."""
+    draw = np.random.default_rng(7)
+    texts = [[0, *some_ids(draw, 6, 12), END] for _ in range(30)]
+    table = fit(count(np.concatenate(texts), np.arange(0, 14 * 30 + 1, 14), 3, 12))
+    index, past, proposers = SuffixIndex(1, 3, history=1000), [], set()
+    for _ in range(12):
+        state, source = Rows(1, 80), some_ids(draw, 6, 15)
+        index.admit(0, np.array(source))
+        for _ in range(15):
+            trust, output = index.confidence.tolist(), state.output(0)
+            index.last[:] = 0
+            found = state.propose(index, [6], 6, cost, table)[0]
+            expected, origins = propose_reference(source, output, 6, 1, 3, END, trust, cost, table, past)
+            assert found == expected
+            assert [ORIGINS[origin] for origin in state.origins[0, : len(found)]] == origins
+            proposers.update(origins)
+            state.extend(0, some_ids(draw, 6, draw.integers(1, 4)))
+        past += [*state.output(0), END]
+        index.remember(np.array([*state.output(0), END]))
+    assert proposers == {"lookup", "ngram"} if cost == 0 else "lookup" in proposers
+
+
+def test_the_history_forgets_the_oldest_and_is_bounded():
+    index, state = SuffixIndex(1, 4, history=8), Rows(1, 20)
+    index.remember(np.array([5, 6, 7, END]))
+    state.extend(0, [5])
+    index.admit(0, np.zeros(0, np.int64))
+    assert state.propose(index, [2], 2) == [[6, 7]]
+    index.remember(np.array([15, 16, 17, 18, END]))
+    assert state.propose(index, [2], 2) == [[]]
+    state.extend(0, [16])
+    assert state.propose(index, [3], 3) == [[17, 18, END]] and len(index.history) == 8
+
+
+def test_threads_share_an_index():
+    """Every thread has a slot of its own; what they remember is all there at the end."""
+    index = SuffixIndex(1, 4, history=5000)
+    for slot in range(4):
+        index.admit(slot, np.arange(2, 50))
+
+    def work(slot: int) -> None:
+        for i in range(200):
+            index.remember(np.array([100 + 200 * slot + i, END]))
+            index.admit(slot, np.arange(2, 50))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert index.remembered[0] == 1600
+    assert sorted(index.history[:1600:2].tolist()) == list(range(100, 900))
+
+
+def test_confidence_follows_what_is_kept():
+    index, state = SuffixIndex(1, 2), Rows(1, 400)
+    index.admit(0, np.array([*range(10, 300), END]))
+    state.extend(0, [10])
+    for token in range(11, 200):
+        state.propose(index, [1], 1)
+        state.extend(0, [token])
+    assert index.confidence[2] > 0.9
+    before = index.confidence[2]
+    assert state.propose(index, [1], 1) == [[200]]
+    state.extend(0, [7])
+    state.propose(index, [1], 1)
+    assert index.confidence[2] < before
 
 
 def test_incremental_equals_rebuilt():
@@ -73,7 +147,7 @@ def test_incremental_equals_rebuilt():
 
 
 def test_a_collision_is_never_a_match():
-    """20,000 distinct ids share 4,096 buckets: every chain holds several, and one id of it is the right one."""
+    """20,000 distinct ids share 8,192 buckets: every chain holds several, and one id of it is the right one."""
     index, state = SuffixIndex(1, 4), Rows(1, 400)
     index.admit(0, np.arange(2, 20_000))
     for token in (17, 9_000, 19_998):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from foredraft.errors import UserError
 from foredraft.ngram_native.count import count
+from foredraft.ngram_native.files import ALIGNMENT
+from foredraft.ngram_native.query import distribution
 from foredraft.ngram_native.smooth import fit
-from foredraft.ngram_native.table import ALIGNMENT, MAGIC, Table, verify, vocabulary_fingerprint
+from foredraft.ngram_native.table import KIND, Table, codebook, encode, verify, vocabulary_fingerprint
 
-ARRAYS = ("ids", "alphas", "first_child", "backoffs", "best", "best_probability")
+ARRAYS = ("unigrams", "ids", "probabilities", "first_child", "backoffs", "best", "best_probability")
 
 
 @pytest.fixture
 def table() -> Table:
     tokens = np.random.default_rng(0).integers(0, 50, 3000)
-    return fit(count(tokens, np.array([0, 1500, 3000]), 3, 50), tokenizer="abc")
+    counts = count(tokens, np.array([0, 1500, 3000]), 3, 50)
+    counts.tokenizer = "abc"
+    return fit(counts)
 
 
 @pytest.fixture
@@ -68,9 +75,9 @@ def test_foreign(path):
 
 def test_from_the_future(path):
     data = bytearray(path.read_bytes())
-    data[len(MAGIC)] = 2
+    data[len(KIND.magic)] = 3
     path.write_bytes(data)
-    refused(path, "format 2")
+    refused(path, "format 3")
 
 
 def test_damaged_header(path):
@@ -91,6 +98,24 @@ def test_damaged_page_is_found_by_verify(path):
     Table.open(path)
     with pytest.raises(UserError, match="'best_probability' is damaged"):
         verify(path)
+
+
+def test_version_1_opens():
+    """A file that the first format's own code wrote, with the laws that it gave."""
+    folder = Path(__file__).parent
+    known = json.loads((folder / "version1.json").read_text())
+    table = Table.open(folder / "version1.ngram")
+    assert verify(folder / "version1.ngram") > 0 and table.tokenizer == "abc" and table.best.tolist() == known["best"]
+    for context, law in zip(known["contexts"], known["laws"], strict=True):
+        np.testing.assert_allclose(distribution(table, np.array(context, np.int64)), law, atol=3e-7)
+
+
+def test_codes_are_close_and_keep_zero_and_one():
+    values = np.concatenate([[0.0, 1.0], np.exp(-np.random.default_rng(0).uniform(0, 25, 1000))])
+    decoded = codebook()[encode(values)]
+    assert decoded[0] == 0 and decoded[1] == 1
+    np.testing.assert_allclose(decoded[1:], values[1:], rtol=4.1e-4)
+    assert (decoded <= values * (1 + 1e-6)).all()
 
 
 def test_fingerprint_follows_the_vocabulary():

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from foredraft.engine.draft_ngram import NgramDrafter
 from foredraft.errors import UserError
-from foredraft.ngram_native import query
+from foredraft.ngram_native import query, smooth
 from foredraft.ngram_native.table import Table, verify, vocabulary_fingerprint
 from foredraft.train import ngram
 from foredraft.train.ngram import fit_ngram
@@ -58,8 +58,9 @@ def test_shards_give_the_same_table(folder, monkeypatch):
     fitted(folder)
     whole = (folder / "t.ngram").read_bytes()
     monkeypatch.setattr(ngram, "BATCH", 1)
-    monkeypatch.setattr(ngram, "SHARD", 5)
-    fitted(folder)
+    counter = ngram.count_texts([folder / "a.jsonl", folder / "b.jsonl.gz"], folder, memory=500, progress=False)
+    smooth.fit(counter.finish()).save(folder / "t.ngram")
+    assert len(counter._runs) > 1
     assert (folder / "t.ngram").read_bytes() == whole
 
 
@@ -74,7 +75,9 @@ def test_options_reach_the_table(folder):
 
 @pytest.mark.parametrize(("options", "match"), [
     (dict(order=9), "order 9"),
-    (dict(smoothing="laplace"), "smoothing 'laplace'"),
+    (dict(smoothing="good-turing"), "smoothing 'good-turing'"),
+    (dict(smoothing="laplace", added=0), "added 0"),
+    (dict(smoothing="stupid-backoff", factor=2), "factor 2"),
     (dict(discount=1.0), "discount 1.0"),
     (dict(paths=[]), "no data"),
     (dict(paths=["none.jsonl"]), "none.jsonl: no such file"),

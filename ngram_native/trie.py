@@ -1,0 +1,59 @@
+"""N-grams of orders 1..N as a trie in flat arrays: what smoothing works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+
+@dataclass
+class Trie:
+    """Entry k - 1 of each list describes the n-grams of k ids, in sorted order.
+
+    counts [n_k] int64, ids [n_k] int32 the last id, parents [n_k] int64 the node of the first k - 1 ids at level k - 1.
+    Level 1 is dense: node v is the id v, n_1 = vocab_size, and counts may be 0 there alone. The children of a node lie
+    side by side.
+    """
+
+    vocab_size: int
+    counts: list[np.ndarray]
+    ids: list[np.ndarray]
+    parents: list[np.ndarray]
+
+    @property
+    def order(self) -> int:
+        return len(self.counts)
+
+    def first_children(self, level: int) -> np.ndarray:
+        """[n_level + 1] int64: node i of `level` has the children first[i] : first[i + 1] of the next level."""
+        sizes = np.bincount(self.parents[level], minlength=len(self.counts[level - 1]))
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+
+    def suffixes(self) -> list[np.ndarray]:
+        """Per level k >= 2, [n_k] int64: the node at level k - 1 of the last k - 1 ids. Level 1 has the empty suffix, 0."""
+        suffixes = [np.zeros(self.vocab_size, np.int64)]
+        for level in range(1, self.order):
+            if level == 1:
+                suffixes.append(self.ids[1].astype(np.int64))
+            else:
+                found = np.empty(len(self.ids[level]), np.int64)
+                first = self.first_children(level - 1)
+                _find_suffixes(self.parents[level], self.ids[level], suffixes[-1], first, self.ids[level - 1], found)
+                suffixes.append(found)
+        return suffixes
+
+
+def dense_level(counts: np.ndarray) -> Trie:
+    """A trie of single ids alone."""
+    size = len(counts)
+    return Trie(size, [counts], [np.arange(size, dtype=np.int32)], [np.zeros(size, np.int64)])
+
+
+@njit(cache=True, nogil=True)
+def _find_suffixes(parents, ids, parent_suffixes, first, candidates, found):
+    for node in range(len(ids)):
+        context = parent_suffixes[parents[node]]
+        low, high = first[context], first[context + 1]
+        found[node] = low + np.searchsorted(candidates[low:high], ids[node])
