@@ -50,7 +50,7 @@ def kernels(
         "shapes": found,
     }
     for shape, figures in found.items():
-        title = f"{shape}: GB/s of weights by rows; a sum over memory reads {figures['read_gb_s']:.1f}"
+        title = f"{shape}: GB/s of weights by rows; memory reads at {figures['read_gb_s']:.1f}"
         table = Table("weights", *map(str, counts), title=title, title_justify="left")
         for name, speeds in figures["gb_s"].items():
             table.add_row(name, *(f"{speeds[str(count)]:.1f}" for count in counts))
