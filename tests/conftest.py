@@ -184,3 +184,24 @@ def word_tokenizer():
 @pytest.fixture
 def fake_model(word_tokenizer) -> FakeModel:
     return FakeModel(word_tokenizer)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(*arguments, stdin=b""): exit code, stdout, stderr of `foredraft ARGUMENTS`."""
+    import io
+    import sys
+
+    from foredraft import cli
+
+    def run(*arguments, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 
 import pytest
 
 import foredraft
-from foredraft import cli
 
 pytestmark = pytest.mark.usefixtures("no_hub")
 
@@ -15,22 +13,6 @@ pytestmark = pytest.mark.usefixtures("no_hub")
 @pytest.fixture
 def no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """command(*arguments, stdin=b""): exit code, stdout, stderr of `foredraft ARGUMENTS`."""
-    def run(*arguments, stdin: bytes = b""):
-        monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

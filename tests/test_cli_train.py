@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-
-from foredraft import cli
 
 SIZES = ["--size", "hidden_size=8", "--size", "num_heads=2", "--size", "d_kv=6", "--size", "d_ff=16"]
 
 
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+@pytest.fixture(autouse=True)
+def in_a_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("FOREDRAFT_DATA", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
