@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from foredraft.bench import measure
+from foredraft.bench import machine, measure
 from foredraft.bench.alpha import interval, overlaps
 from foredraft.bench.methods import drafting_method
 from foredraft.bench.settings import Settings
@@ -37,27 +38,65 @@ def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]
     return (str(ckpt_path) if kind != NGRAM else f"ngram:{ckpt_path}"), kind
 
 
-def evaluate(model, sources: Sequence[Sequence[int]], settings: Settings, draft_tokens: Sequence[int],
-             on_batch: Callable[[], None] = lambda: None) -> dict:
-    """All figures of one drafter at one temperature; `settings.draft_tokens` is not read.
+def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], settings: Settings,
+             draft_tokens: Mapping[str, Sequence[int]], on_batch: Callable[[], None] = lambda: None) -> dict[str, dict]:
+    """All figures of drafters on one target at one temperature, by name; `settings.draft_tokens` is not read.
 
-    alpha: alpha_tv with its 95 % interval over articles. rows: one for every K, with the drafting figures of
-    measure.acceptance; `c`, the seconds of a drafted id, and `v`, those of a round without its drafts, both over the
-    seconds of a plain step; `predicted`, the decode speed-up of Leviathan et al. 2023 (Theorem 3.8 with v in the place
-    of 1) from alpha, c and v; `speed_up` of decoding and `speed_up_whole` with encoding, measured in turns with plain
-    decoding; `differing`: articles whose greedy tokens are not plain decoding's (then no speed-up is told).
+    `models` share their target and differ in their drafters; `draft_tokens` are the K of each. All of them and plain
+    decoding take turns. alpha: alpha_tv with its 95 % interval over articles. rows: one for every K, with the drafting
+    figures of measure.acceptance; `c`, the seconds of a drafted id, and `v`, those of a round without its drafts, both
+    over the seconds of a plain step; `predicted`, the decode speed-up of Leviathan et al. 2023 (Theorem 3.8 with v in the
+    place of 1) from alpha, c and v; `speed_up` of decoding and `speed_up_whole` with encoding; `differing`: articles whose
+    greedy tokens are not plain decoding's (then no speed-up is told).
     """
-    methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
-    methods |= {str(K): drafting_method(model, settings, K) for K in draft_tokens}
-    samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
-    outputs = [row for sample in samples[PLAIN][0] for row in sample.rows]
-    sums = overlaps(model, sources, outputs, settings.temperature, on_batch=on_batch)
-    low, high = interval(sums)
-    covered, prefixes = sums.sum(0).tolist()
-    alpha = {"value": covered / prefixes, "low": low, "high": high, "prefixes": int(prefixes)}
-    step = _step_seconds(samples[PLAIN])
-    rows = [_row(K, samples[PLAIN], samples[str(K)], alpha["value"], step, settings) for K in draft_tokens]
-    return {"temperature": settings.temperature, "alpha": alpha, "plain_step_ms": step * 1e3, "rows": rows}
+    end = next(iter(models.values())).target.end_token
+    samples = measure.measure(_methods(models, settings, draft_tokens), sources, settings, end_token=end, on_batch=on_batch)
+    plain = samples[PLAIN]
+    outputs = [row for sample in plain[0] for row in sample.rows]
+    step = _step_seconds(plain)
+    found = {}
+    for name, model in models.items():
+        sums = overlaps(model, sources, outputs, settings.temperature, on_batch=on_batch)
+        low, high = interval(sums)
+        covered, prefixes = sums.sum(0).tolist()
+        alpha = {"value": covered / prefixes, "low": low, "high": high, "prefixes": int(prefixes)}
+        rows = [_row(K, plain, samples[_method(name, K)], alpha["value"], step, settings) for K in draft_tokens[name]]
+        found[name] = {"temperature": settings.temperature, "alpha": alpha, "plain_step_ms": step * 1e3, "rows": rows}
+    return found
+
+
+def fastest(models: Mapping[str, object], sources: Sequence[Sequence[int]], settings: Settings,
+            draft_tokens: Sequence[int]) -> dict[str, int]:
+    """The K of each drafter that decodes most tokens a second on `sources`: choose it on other articles than it is
+    reported on."""
+    end = next(iter(models.values())).target.end_token
+    methods = _methods(models, settings, {name: draft_tokens for name in models})
+    samples = measure.measure(methods, sources, settings, end_token=end)
+    return {name: max(draft_tokens, key=lambda K, name=name: measure.tokens_per_second(
+        samples[_method(name, K)], with_encoding=False)["median"]) for name in models}
+
+
+def common_fields(model, data: dict, settings: Settings) -> dict:
+    """What a row of figures says besides them; `data` is cases.describe()."""
+    import foredraft
+
+    known = model.describe()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
+        "machine": machine.describe(settings.device),
+        "target": {name: known[name] for name in ("model", "hash", "weights", "parameters", "threads")},
+        "data": data, "batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed,
+        "repeats": settings.repeats}
+
+
+def _methods(models: Mapping[str, object], settings: Settings, draft_tokens: Mapping[str, Sequence[int]]) -> dict:
+    plain = next(iter(models.values())).with_drafter(None)
+    return {PLAIN: drafting_method(plain, settings, 0)} | {
+        _method(name, K): drafting_method(model, settings, K) for name, model in models.items() for K in draft_tokens[name]}
+
+
+def _method(name: str, K: int) -> str:
+    return f"{name} K={K}"
 
 
 def _step_seconds(samples: measure.Samples) -> float:

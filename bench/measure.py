@@ -118,16 +118,25 @@ def tokens_per_second(samples: Samples, *, with_encoding: bool) -> dict[str, flo
 
 
 def speed_up(reference: Samples, other: Samples, *, with_encoding: bool, resamples: int = 2000) -> dict[str, float]:
-    """Seconds of `reference` over those of `other` for the same tokens, totals over totals: `spread` over the passes,
-    and as low / high the 95 % bootstrap interval of the median, over batches (their pairs were taken side by side)."""
+    """Seconds a token of `reference` over those of `other`, totals over totals: `spread` over the passes, and as low / high
+    the 95 % bootstrap interval of the median, over batches (their pairs were taken side by side). Per token, because
+    samples of one law end at different lengths; for the same tokens it is the ratio of the seconds."""
     cost = (lambda sample: sample.seconds) if with_encoding else decode_seconds
-    ours = np.array([[cost(sample) for sample in one] for one in other])  # [repeats, batches]
-    theirs = np.array([[cost(sample) for sample in one] for one in reference])
+
+    def by_batch(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(np.array([[value(sample) for sample in one] for one in samples], float)
+                     for value in (cost, lambda sample: sample.tokens))  # [repeats, batches]
+
+    (theirs, their_tokens), (ours, our_tokens) = by_batch(reference), by_batch(other)
     count = ours.shape[1]
+
+    def ratio_of(weights: np.ndarray) -> np.ndarray:
+        return (theirs @ weights) / (their_tokens @ weights) * (our_tokens @ weights) / (ours @ weights)
+
     # how often each batch is drawn in each resample [batches, resamples]
     weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples).T
-    low, high = np.percentile(np.median((theirs @ weights) / (ours @ weights), axis=0), [2.5, 97.5])
-    return spread(theirs.sum(1) / ours.sum(1)) | {"low": float(low), "high": float(high)}
+    low, high = np.percentile(np.median(ratio_of(weights), axis=0), [2.5, 97.5])
+    return spread(ratio_of(np.ones(count))) | {"low": float(low), "high": float(high)}
 
 
 def acceptance(samples: Samples) -> dict | None:

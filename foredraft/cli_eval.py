@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -48,12 +47,12 @@ def evaluate(
 
     import foredraft
     from foredraft import show
-    from foredraft.bench import cases, machine, record
+    from foredraft.bench import cases, record
     from foredraft.bench import evaluate as evaluation
     from foredraft.bench.settings import Settings
 
-    Ks = _numbers("--draft-tokens", draft_tokens, int, 1)
-    temperatures = _numbers("--temperature", temperature, float, 0)
+    Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
+    temperatures = parse_numbers("--temperature", temperature, float, 0)
     spec, kind = evaluation.drafter_spec(ckpt_path, drafter)
     show.announce_compilation()
     model = foredraft.load(target, drafter=spec, device=device, weights=weights)
@@ -66,23 +65,19 @@ def evaluate(
         for value in temperatures:
             settings = Settings(batch_size=batch_size, temperature=value, max_new_tokens=gen_length, repeats=repeats,
                                 seed=seed, device=device)
-            found.append(evaluation.evaluate(model, sources, settings, Ks, lambda: progress.advance(task)))
-    known = model.describe()
-    row = {
-        "kind": "eval", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
-        "command": shlex.join(["foredraft", *sys.argv[1:]]), "machine": machine.describe(device),
-        "target": {name: known[name] for name in ("model", "hash", "weights", "parameters", "threads")},
+            found.append(evaluation.evaluate({kind: model}, sources, settings, {kind: Ks}, lambda: progress.advance(task)))
+    row = {"kind": "eval"} | evaluation.common_fields(model, cases.describe(data, articles), settings) | {
+        "command": shlex.join(["foredraft", *sys.argv[1:]]),
         "drafter": {"kind": kind, "path": None if ckpt_path is None else ckpt_path.name},
-        "data": cases.describe(data, articles), "batch_size": batch_size, "max_new_tokens": gen_length, "seed": seed,
-        "repeats": repeats, "figures": found,
-    }
+        "figures": [figures[kind] for figures in found]}
     show_table(row, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     if out is not None:
         record.append_lines(out, [row])
     print(json.dumps(row))
 
 
-def _numbers(flag: str, text: str, kind: type, low: float) -> list:
+def parse_numbers(flag: str, text: str, kind: type, low: float) -> list:
+    """Numbers from `low` on with commas between; UserError names the flag."""
     try:
         values = [kind(part) for part in text.split(",")]
     except ValueError:

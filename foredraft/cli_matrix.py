@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +46,9 @@ def matrix(
     eval_every: Annotated[int, typer.Option(min=1, help="Updates between two looks at them.")] = 50,
     test_articles: Annotated[int, typer.Option(min=0, help="Test articles of the evaluation; 0: train only.")] = 300,
     draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K), with commas between.")] = "1,2,3,5",
+    tuning_articles: Annotated[
+        int, typer.Option(min=0, help="Validation articles on which each run's K is chosen; 0: every K on the test.")
+    ] = 16,
     draft_vocab: Annotated[
         int, typer.Option(min=0, help="Evaluate them compacted to so many ids, in bfloat16; 0: as trained.")
     ] = 1024,
@@ -55,6 +57,7 @@ def matrix(
     record: Annotated[Path | None, typer.Option(help="Where the rows go; default: bench/results/drafters.jsonl.")] = None,
 ) -> None:
     """Train {drafters} x {baseline, methods} x {seeds} on the same articles and steps, and evaluate each."""
+    from foredraft.cli_eval import parse_numbers
     from foredraft.cli_train_drafter import parse_sizes
     from foredraft.engine.checkpoint import find_checkpoint
     from foredraft.engine.generate import EMBEDDED_TARGET
@@ -67,6 +70,7 @@ def matrix(
     from foredraft.train.kit import TargetKit
     from foredraft.train.methods import Distillation
 
+    Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
     try:
         numbers = tuple(int(part) for part in seeds.split(","))
     except ValueError:
@@ -94,11 +98,16 @@ def matrix(
         raise typer.Exit(1) from None
     path = record or Path("bench/results/drafters.jsonl")
     if test_articles:
-        for result in results:
-            checkpoint = runs.checkpoint_of(result, out)
-            if draft_vocab and checkpoint.is_dir():
-                checkpoint = compact_drafter(checkpoint, folder, out / "compact" / checkpoint.name, found, draft_vocab)
-            evaluate_run(result, checkpoint, failures, folder, test, test_articles, draft_tokens, path)
+        for drafter in plan.drafters:
+            group, checkpoints = [result for result in results if result["drafter"] == drafter], []
+            for result in group:
+                checkpoint = runs.checkpoint_of(result, out)
+                if draft_vocab and checkpoint.is_dir():
+                    small = out / "compact" / checkpoint.name
+                    checkpoint = small if evaluation_of(small).is_file() else compact_drafter(
+                        checkpoint, folder, small, found, draft_vocab)
+                checkpoints.append(checkpoint)
+            evaluate_group(group, checkpoints, folder, test, test_articles, validation, tuning_articles, Ks, path)
     for failure in failures:
         typer.echo(f"foredraft: failed: {failure}", err=True)
     print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
@@ -117,23 +126,36 @@ def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int
     return folders
 
 
-def evaluate_run(result: dict, checkpoint: Path, failures: list[str], target: Path, test: Path, articles: int,
-                 draft_tokens: str, path: Path) -> None:
-    """`foredraft eval` of a run that has no row yet; a row is the run, its training and its figures."""
-    from foredraft.bench import record
+def evaluate_group(results: list[dict], checkpoints: list[Path], target: Path, test: Path, articles: int,
+                   validation: Path, tuning: int, draft_tokens: list[int], record: Path) -> None:
+    """Rows of the runs of one drafter that have none yet; a row is the run, its training and its figures."""
+    import foredraft
+    from foredraft.bench.matrix import evaluate_runs
+    from foredraft.bench.record import append_lines
 
-    kept = (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
-    if kept.is_file():
+    waiting = [(result, checkpoint) for result, checkpoint in zip(results, checkpoints, strict=True)
+               if not evaluation_of(checkpoint).is_file()]
+    if not waiting:
         return
-    command = ["eval", "--ckpt_path", str(checkpoint), "--target", str(target), "--data", str(test),
-               "--limit", str(articles), "--draft-tokens", draft_tokens, "--temperature", "0,1"]
-    print(shlex.join(["foredraft", *command]), flush=True)
-    done = subprocess.run([sys.executable, "-m", "foredraft", *command], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        failures.append(f"{checkpoint}: foredraft eval ended with {done.returncode}")
-        return
-    table, _, last = done.stdout.rstrip().rpartition("\n")
-    print(table, flush=True)
-    row = {**json.loads(last), "kind": "matrix", "training": result}
-    record.append_lines(path, [row])
-    kept.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    rows = evaluate_runs(foredraft.load(target, None), [checkpoint for _, checkpoint in waiting], test, articles, validation,
+                         tuning, draft_tokens, (0.0, 1.0))
+    command = shlex.join(["foredraft", *sys.argv[1:]])
+    for (result, checkpoint), figures in zip(waiting, rows, strict=True):
+        row = {"kind": "matrix", "command": command} | figures | {"training": result}
+        append_lines(record, [row])
+        evaluation_of(checkpoint).write_text(json.dumps(row) + "\n", encoding="utf-8")
+        show_row(row)
+
+
+def evaluation_of(checkpoint: Path) -> Path:
+    return (checkpoint.parent if checkpoint.is_file() else checkpoint) / "eval.json"
+
+
+def show_row(row: dict) -> None:
+    """One line a temperature."""
+    for figures in row["figures"]:
+        alpha, best = figures["alpha"], max(figures["rows"], key=lambda one: one.get("speed_up", {}).get("median", 0))
+        told = f"{best['speed_up']['median']:.2f}x" if "speed_up" in best else f"{best['differing']} articles differ"
+        print(f"{row['drafter']['path']:30} T={figures['temperature']:g} alpha {alpha['value']:.3f} "
+              f"({alpha['low']:.3f}-{alpha['high']:.3f}) K={best['draft_tokens']} "
+              f"{best['acceptance']['tokens_per_round']:.2f} tokens a round, {told}", flush=True)

@@ -46,7 +46,7 @@ def test_the_interval_holds_the_ratio_and_shrinks_with_more_articles():
 def test_a_perfect_drafter_in_figures(tiny_model_path, same_as_target, temperature):
     model = foredraft.load(tiny_model_path, drafter=same_as_target)
     settings = Settings(temperature=temperature, max_new_tokens=9, repeats=1)
-    found = evaluate(model, SOURCES, settings, [1, 3])
+    found = evaluate({"same": model}, SOURCES, settings, {"same": [1, 3]})["same"]
     assert found["alpha"]["value"] == pytest.approx(1, abs=1e-4)
     assert found["alpha"]["prefixes"] > 0
     for row in found["rows"]:

@@ -91,6 +91,16 @@ def test_totals_over_totals():
     assert measure.seconds(samples["plain"]) == {"total": 3, "encode": 1.5} | untold
 
 
+def test_a_speed_up_is_per_token():
+    def passes(*batches):
+        return [[measure.Sample([[5] * tokens], seconds, {"encode": 1.0}) for tokens, seconds in batches]]
+
+    # 2 and 4 ids in 1 + 1 seconds of decoding against 6 and 6 in 1 + 1
+    gain = measure.speed_up(passes((2, 2.0), (4, 2.0)), passes((6, 2.0), (6, 2.0)), with_encoding=False)
+    assert gain["median"] == pytest.approx(2) and 1.5 <= gain["low"] < gain["high"] <= 3.0
+    assert measure.speed_up(passes((3, 3.0)), passes((6, 3.0)), with_encoding=True)["median"] == pytest.approx(2)
+
+
 @pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "repeats"])
 def test_bad_settings(field):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} is 0"):
