@@ -91,7 +91,7 @@ class DistillTrainer(RunTrainer, Trainer):
         processes that share in each of the two terms."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         step = self.state.global_step
-        sampled = self.recipe.method.is_on_policy(self.recipe.seed, step)
+        sampled = self.recipe.method.is_on_policy(self.recipe.seed, step, self.recipe.steps)
         drafter = drafter_of(self.drafter, self.kit.weights) if sampled else None
         prepared = [self._prepare(batch, drafter, (step * 1000 + number) * 1000 + self.args.process_index)
                     for number, batch in enumerate(batches)]

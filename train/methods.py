@@ -5,11 +5,13 @@ baseline. The method's term:
 
 Seq_KD          cross-entropy on the target's own summaries (Kim and Rush 2016)
 Supervised_KD   divergence from the target at every token of the human summaries (Hinton et al. 2015)
-Imit_KD         cross-entropy with the target's argmax after prefixes of the drafter's own samples (Lin et al. 2020)
+Imit_KD         cross-entropy with the target's argmax, at first after prefixes of its own summaries, then ever more often
+                after those of the drafter's samples (Lin et al. 2020)
 f_Distill       divergence, by name, at every token of the target's summaries (Wen et al. 2023; `lmbda` for their mixture)
 on_policy_GKD   generalised Jensen-Shannon divergence by `beta` on a mixture, in which a step is on the drafter's own samples
                 with probability `lmbda` (Agarwal et al. 2024)
-MiniLLM         reverse KL by policy gradient on samples mixed with the target's (Gu et al. 2024; divergences.policy_weights)
+MiniLLM         Seq_KD for the first half of the steps, since their students start fine-tuned; then reverse KL by policy
+                gradient on samples mixed with the target's (Gu et al. 2024; divergences.policy_weights)
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ METHODS = ("Seq_KD", "Supervised_KD", "Imit_KD", "f_Distill", "on_policy_GKD", "
 KD_DATA = ("gold", "pseudo", "mixed")
 # Where a method's fixed summaries come from, and the share of steps on the drafter's own samples, unless told otherwise.
 _DATA = {"Supervised_KD": "gold"}
-_ON_POLICY = {"Imit_KD": 1.0, "on_policy_GKD": 0.5, "MiniLLM": 1.0}
+_ON_POLICY = {"on_policy_GKD": 0.5}
+# What Imit_KD's share of steps on fixed summaries decays to, exponentially, and where MiniLLM's own phase begins.
+FIXED_AT_LAST, FINE_TUNED = 0.005, 0.5
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Distillation:
         for flag, value in (("--lmbda", self.lmbda), ("--beta", self.beta), ("--teacher-mix", self.teacher_mix)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{flag} is {value:g}; give a share from 0 to 1")
-        if self.teacher_logits and self.on_policy and self.kd_loss:
+        if self.teacher_logits and self.on_policy() and self.kd_loss:
             raise UserError(f"--teacher-logits keeps the teacher's logits of fixed summaries; {self.distill_method} asks it "
                             "about the drafter's own; leave it out, or give --lmbda 0")
         if self.teacher_logits and self.data == "mixed":
@@ -80,13 +84,19 @@ class Distillation:
     def data(self) -> str:
         return self.kd_data or _DATA.get(self.distill_method, "pseudo")
 
-    @property
-    def on_policy(self) -> float:
-        return _ON_POLICY.get(self.distill_method, 0.0) if self.lmbda is None else self.lmbda
+    def on_policy(self, progress: float = 1.0) -> float:
+        """The share of steps on the drafter's own samples at a point from 0, the first step, to 1, the end."""
+        if self.lmbda is not None:
+            return self.lmbda
+        if self.distill_method == "Imit_KD":
+            return 1.0 - FIXED_AT_LAST**progress
+        if self.distill_method == "MiniLLM":
+            return float(progress >= FINE_TUNED)
+        return _ON_POLICY.get(self.distill_method, 0.0)
 
     @property
     def form(self) -> str:
-        """What is asked: "labels", "argmax" (the teacher's), "divergence" or "policy"."""
+        """What is asked: "labels", "argmax" (the teacher's), "divergence" or "policy" (on samples; "labels" elsewhere)."""
         return {"Seq_KD": "labels", "Imit_KD": "argmax", "MiniLLM": "policy"}.get(self.distill_method, "divergence")
 
     @property
@@ -98,9 +108,9 @@ class Distillation:
     def needs_teacher(self) -> bool:
         return self.kd_loss > 0 and self.form != "labels" and not self.teacher_logits
 
-    def is_on_policy(self, seed: int, step: int) -> bool:
-        """Whether the step's method term is on samples: the same on every process and after a resume."""
-        return self.kd_loss > 0 and np.random.default_rng((seed, step, 7)).random() < self.on_policy
+    def is_on_policy(self, seed: int, step: int, steps: int) -> bool:
+        """Whether the method's term in a step, of so many, is on samples: the same on every process and after a resume."""
+        return self.kd_loss > 0 and np.random.default_rng((seed, step, 7)).random() < self.on_policy(step / steps)
 
 
 def fixed_rows(method: Distillation, batch: dict) -> list[np.ndarray]:
@@ -115,8 +125,8 @@ def fixed_rows(method: Distillation, batch: dict) -> list[np.ndarray]:
 
 def step_inputs(method: Distillation, batch: dict, samples: list[np.ndarray] | None, start_token: int) -> dict:
     """A collated batch to the rows of a step: input_ids, labels [N, T], row [N] (whose source), and of them
-    `hard` rows scored by cross-entropy on human summaries, `soft` rows by the method; when the method reads the human
-    summaries themselves, one row is both. `samples`: the drafter's own, in place of the method's fixed summaries."""
+    `hard` rows scored by cross-entropy on human summaries, `soft` rows by the method, `sampled` ones or not; when the method
+    reads the human summaries themselves, one row is both. `samples`: the drafter's own, in place of the fixed ones."""
     B, kd = len(batch["coin"]), []
     if method.kd_loss:
         kd = fixed_rows(method, batch) if samples is None else samples
@@ -128,6 +138,7 @@ def step_inputs(method: Distillation, batch: dict, samples: list[np.ndarray] | N
     return out | {
         "input_ids": input_ids, "labels": labels, "row": torch.cat([places] * (bool(gold) + bool(kd))),
         "hard": len(gold) or (B if shared and method.loss else 0), "soft": len(kd),
+        "sampled": samples is not None,
     }
 
 
@@ -154,7 +165,7 @@ def step_loss(method: Distillation, inputs: dict, logits: Tensor, ask, counts: t
     if not M:
         return blended_loss(logits, flat, weights)[0]
     share = method.kd_loss / max(counts[1], 1)
-    if method.form == "labels":
+    if method.form == "labels" or (method.form == "policy" and not inputs["sampled"]):
         weights[-M:] += share
         return blended_loss(logits, flat, weights)[0]
     if method.form == "divergence":

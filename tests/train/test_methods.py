@@ -87,11 +87,28 @@ def test_mixtures(batch):
     rows = fixed_rows(Distillation(distill_method="f_Distill", kd_data="mixed"), batch)
     assert [row.tolist() for row in rows] == [[5, 1], [4, 1]]
     method = Distillation(distill_method="on_policy_GKD", lmbda=0.3)
-    steps = [method.is_on_policy(0, step) for step in range(2000)]
+    steps = [method.is_on_policy(0, step, 2000) for step in range(2000)]
     assert abs(sum(steps) - 600) < 10 * (2000 * 0.3 * 0.7) ** 0.5
-    assert steps[:9] == [method.is_on_policy(0, i) for i in range(9)]
-    assert not Distillation(distill_method="MiniLLM", kd_loss=0).is_on_policy(0, 0)
-    assert all(Distillation(distill_method="MiniLLM").is_on_policy(0, i) for i in range(5))
+    assert steps[:9] == [method.is_on_policy(0, i, 2000) for i in range(9)]
+
+
+def test_a_drafter_that_knows_nothing_yet_is_not_taught_on_its_own_samples():
+    mini = Distillation(distill_method="MiniLLM")
+    assert [mini.is_on_policy(0, step, 10) for step in range(10)] == [False] * 5 + [True] * 5
+    assert not any(Distillation(distill_method="MiniLLM", kd_loss=0).is_on_policy(0, step, 10) for step in range(10))
+    imitation = Distillation(distill_method="Imit_KD")
+    steps = np.array([imitation.is_on_policy(0, step, 4000) for step in range(4000)])
+    # the exponential's mean over the first and the last tenth
+    for part, share in ((steps[:400], 1 - (1 - 0.005**0.1) / (0.1 * np.log(200))), (steps[-400:], 1.0)):
+        assert abs(part.sum() - 400 * share) < 10 * (400 * 0.25) ** 0.5
+    assert imitation.on_policy(0.0) == 0 and Distillation(distill_method="Imit_KD", lmbda=1.0).on_policy(0.0) == 1
+
+
+def test_minillm_begins_with_the_targets_summaries(batch):
+    method = Distillation(loss=0, distill_method="MiniLLM", kd_temp=1)
+    _, logits, _, _, value = loss_of(method, batch, None)
+    assert value.item() == pytest.approx(loss_of(Distillation(loss=0), batch, None)[-1].item(), rel=1e-6)
+    assert value.item() != pytest.approx(loss_of(method, batch, batch["own"])[-1].item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(("settings", "complaint"), [
