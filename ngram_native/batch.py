@@ -1,9 +1,9 @@
 """Many look-ups at once, over the n-grams in buckets (foredraft.ngram_native.device).
 
 What a look-up costs is its ways to memory, one for every order, and the branches that a processor cannot foresee. Here the
-buckets of the look-up AHEAD places on are asked for before the one at hand is answered (software prefetching: Chen, Ailamaki,
-Gibbons and Mowry 2004, "Improving hash join performance through prefetching"), and a bucket, one cache line, is compared
-whole. Answers are those of foredraft.ngram_native.query.
+buckets of the look-up AHEAD places on are asked for before the one at hand is answered (software prefetching: Chen,
+Ailamaki, Gibbons and Mowry 2004, "Improving hash join performance through prefetching"), and a bucket, one cache line, is
+compared whole. Answers are those of foredraft.ngram_native.query.
 """
 
 from __future__ import annotations

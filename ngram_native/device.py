@@ -23,11 +23,11 @@ shortest first (all in uint64, wrapping; `>>` shifts in zeros):
         h = h ^ (h >> 32)
     if h == 0: h = 1
 
-Probing. An n-gram's first bucket is h >> (64 - gram_bits); if it is not there, and the bucket is marked, the next one follows
-(mod G), never more than gram_probes buckets in all. Of contexts, slot = h >> (64 - bits); while keys[slot] is neither h nor 0: slot = (slot + 1) mod S. No context is further than
-`probes` - 1 slots from its first, so a kernel may unroll a loop of `probes`. At most half of the slots are used. All keys of
-a table differ (the seed is chosen so); an id sequence that is no context is taken for one with probability below
-probes / 2^64.
+Probing for a context: slot = h >> (64 - bits); while keys[slot] is neither h nor 0: slot = (slot + 1) mod S. No context is
+further than `probes` - 1 slots from its first, so a kernel may unroll a loop of `probes`. At most half of the slots are
+used. Probing for an n-gram: bucket = h >> (64 - gram_bits); while h is not in it and it is marked: bucket = (bucket + 1)
+mod G, and no n-gram is further than `gram_probes` - 1 buckets from its first. All hashes of a table differ (the seed is
+chosen so); ids that are not there are taken for ones that are with probability below 4 (probes + gram_probes) / 2^64.
 
 A draft. For the text so far, look up the suffixes of min(N - 1, length) ids down to 1 and take the LONGEST that is there (a
 suffix of a context is a context, so going up from 1 id and stopping at the first that is missing gives the same). Append
