@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
 from foredraft.ngram_native import batch, files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa
@@ -90,6 +91,9 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
     found["batch_shuffled"] = n / best_of(lambda: batch.probabilities(device, *shuffled, out), repeats)
     found["score"] = n / best_of(lambda: batch.score(device, tokens, starts, scores), repeats)
     found["score_cold"] = n / best_of(lambda: batch.score(device, tokens, starts, scores), repeats, evict)
+    # the ways to memory alone: lines of the same array, each known before the one in front of it is there
+    places = np.random.default_rng(0).permutation(len(device.grams))[:1_000_000]
+    found["random_lines"] = len(places) / best_of(lambda: _read_lines(device.grams, places), repeats)
     ids = [[int(w) for w in tokens[a:b]] for a, b in zip(starts[:-1], starts[1:], strict=True)]
     values, backoffs = _dictionaries(table)
 
@@ -140,6 +144,14 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
         "score_over_sentences": found["score"] / found["kenlm_sentences"],
         "batch_over_words": found["batch"] / found["kenlm_words"]}
     return found
+
+
+@njit(cache=True, nogil=True)
+def _read_lines(lines, places):
+    total = np.int64(0)
+    for place in places:
+        total ^= lines[place, 0]
+    return total
 
 
 def evict() -> None:
