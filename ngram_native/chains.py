@@ -4,7 +4,9 @@ Every place of a text is filed under the hashes of its last 1..max_match ids, as
 section 4), and what a chain offers is compared id by id, so that a collision costs time but never a false match. A step
 costs O(max_match) whatever the length of the texts.
 
-@@
+Measured against a suffix automaton (Blumer et al. 1985) over the same texts, summaries of articles cut at 256 ids: filing a
+source took 4 us, building the automaton 27 us, and drafts from the longest match at its first place gave as many tokens a
+round (4.70 of both on greedy summaries, 1.25 on drawn ones). Of the 2.8 us of a round here 2.3 are the call.
 """
 
 from __future__ import annotations
