@@ -12,19 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
-from foredraft.ngram_native import files, query, smooth
+from foredraft.ngram_native import batch, files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa
 from foredraft.ngram_native.count import Counts, count
-from foredraft.ngram_native.device import export_device, probabilities
+from foredraft.ngram_native.device import export_device
 from foredraft.ngram_native.table import KIND, Table
 
 
-def best_of(run: Callable[[], object], times: int) -> float:
-    """Seconds of the fastest of `times` calls, after one that is not counted."""
+def best_of(run: Callable[[], object], times: int, before: Callable[[], None] = lambda: None) -> float:
+    """Seconds of the fastest of `times` calls, after one that is not counted; `before` goes before each, untimed."""
     run()
     best = math.inf
     for _ in range(times):
+        before()
         begin = time.perf_counter()
         run()
         best = min(best, time.perf_counter() - begin)
@@ -84,9 +86,14 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
         "trie_shuffled": n / best_of(lambda: query.probabilities(table, *shuffled, out), repeats),
         "trie_one_call_each": 20_000 / best_of(lambda: [query.probability(table, c, w) for c, w in
                                                    zip(contexts[:20_000], words[:20_000], strict=True)], 1)}
-    device = export_device(table)
-    found["hash"] = n / best_of(lambda: probabilities(device, contexts, words, out), repeats)
-    found["hash_shuffled"] = n / best_of(lambda: probabilities(device, *shuffled, out), repeats)
+    device, scores = export_device(table), np.empty(len(tokens))
+    found["batch"] = n / best_of(lambda: batch.probabilities(device, contexts, words, out), repeats)
+    found["batch_shuffled"] = n / best_of(lambda: batch.probabilities(device, *shuffled, out), repeats)
+    found["score"] = n / best_of(lambda: batch.score(device, tokens, starts, scores), repeats)
+    found["score_cold"] = n / best_of(lambda: batch.score(device, tokens, starts, scores), repeats, evict)
+    # the ways to memory alone: lines of the same array, each known before the one in front of it is there
+    places = np.random.default_rng(0).permutation(len(device.grams))[:1_000_000]
+    found["random_lines"] = len(places) / best_of(lambda: _read_lines(device.grams, places), repeats)
     ids = [[int(w) for w in tokens[a:b]] for a, b in zip(starts[:-1], starts[1:], strict=True)]
     values, backoffs = _dictionaries(table)
 
@@ -112,13 +119,44 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
         write_arpa(table, arpa, names)
         model = kenlm.Model(str(arpa))
     texts = [" ".join(names[w] for w in sequence[1:-1]) for sequence in ids]
+
+    def full_scores() -> list[float]:
+        return [value for text in texts for value, _, _ in model.full_scores(text)]
+
+    def one_call_each() -> None:
+        before, after = kenlm.State(), kenlm.State()
+        for words in spelt:
+            model.BeginSentenceWrite(before)
+            for word in words:
+                model.BaseScore(before, word, after)
+                before, after = after, before
+
+    # a number a word, as `score` gives; the sum of a sentence alone; a call a word, with the state that it leaves
+    found["kenlm_full_scores"] = n / best_of(full_scores, repeats)
+    found["kenlm_full_scores_cold"] = n / best_of(full_scores, repeats, evict)
     found["kenlm_sentences"] = n / best_of(lambda: [model.score(text) for text in texts], repeats)
-    state, after = kenlm.State(), kenlm.State()
-    model.BeginSentenceWrite(state)
-    some = [names[w] for w in words[:100_000]]
-    found["kenlm_words"] = len(some) / best_of(lambda: [model.BaseScore(state, word, after) for word in some], repeats)
-    found["kenlm_perplexity"] = 10 ** (-sum(model.score(text) for text in texts) / n)
+    spelt = [[names[w] for w in sequence[1:-1]] for sequence in ids[:1000]]
+    found["kenlm_words"] = sum(map(len, spelt)) / best_of(one_call_each, repeats)
+    found["kenlm_perplexity"] = 10 ** (-sum(full_scores()) / n)
+    found["over_kenlm"] = {
+        "score_over_full_scores": found["score"] / found["kenlm_full_scores"],
+        "score_over_full_scores_cold": found["score_cold"] / found["kenlm_full_scores_cold"],
+        "score_over_sentences": found["score"] / found["kenlm_sentences"],
+        "batch_over_words": found["batch"] / found["kenlm_words"]}
     return found
+
+
+@njit(cache=True, nogil=True)
+def _read_lines(lines, places):
+    total = np.int64(0)
+    for place in places:
+        total ^= lines[place, 0]
+    return total
+
+
+def evict() -> None:
+    """Push what was measured out of the caches, by writing more than they hold."""
+    np.ones(1 << 27)
 
 
 def _dictionaries(table: Table) -> tuple[dict, dict]:

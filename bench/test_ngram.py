@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foredraft.ngram_native import query, smooth
+from foredraft.ngram_native import batch, query, smooth
 from foredraft.ngram_native.count import count
+from foredraft.ngram_native.device import export_device
 from foredraft.ngram_native.suffix import SuffixIndex
 
 V, N, ORDER = 8192, 200_000, 4
@@ -39,6 +40,12 @@ def test_probabilities(benchmark, text, quantise):
     contexts, words = np.lib.stride_tricks.sliding_window_view(text[0], ORDER - 1)[:-1].copy(), text[0][ORDER - 1 :]
     out = benchmark(query.probabilities, table, contexts, words)
     assert out.min() > 0 and out.max() <= 1
+
+
+def test_batch(benchmark, text, table):
+    tokens, starts = text
+    scores = benchmark(batch.score, export_device(table), tokens.astype(np.int64), starts)
+    assert scores.max() <= 0 and (scores[starts[:-1]] == 0).all()
 
 
 @pytest.mark.parametrize("rows", [1, 8])

@@ -16,9 +16,9 @@ from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.chain import chain_triton
 from foredraft.kernels.lookup import lookup_triton
+from foredraft.ngram_native.chains import WINDOW
 from foredraft.ngram_native.device import export_device
 from foredraft.ngram_native.query import COST
-from foredraft.ngram_native.suffix import WINDOW
 from foredraft.ngram_native.table import Table
 
 

@@ -2,8 +2,8 @@
 
 Needs no training and no model; its acceptance is how much a target copies. Given an n-gram table it is the combined drafter:
 id by id it takes whichever promises more, the copy or the table's likeliest id. Given a history it also copies from the
-outputs of earlier requests. The rules, and the index that applies them without a rescan, are in
-foredraft.ngram_native.suffix.
+outputs of earlier requests. The rules are in foredraft.ngram_native.copying, the index that
+applies them without a rescan in foredraft.ngram_native.suffix.
 """
 
 from __future__ import annotations

@@ -20,14 +20,17 @@ def ngram(
     train: Annotated[list[Path], typer.Option(help="Summaries that tables are fitted on; may be repeated.")],
     test: Annotated[Path, typer.Option(help="jsonl(.gz) of article/highlights: look-ups, and drafts for the target.")],
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
-    pseudo: Annotated[Path | None, typer.Option(help="The target's own summaries, as `train`: a second fit.")] = None,
-    field: Annotated[str, typer.Option(help="Name of the text in a line of --train.")] = "highlights",
-    pseudo_field: Annotated[str, typer.Option(help="The same in --pseudo.")] = "summary",
+    pseudo: Annotated[
+        list[Path] | None, typer.Option(help="The target's own summaries (`foredraft pseudo`): fits beside.")] = None,
+    field: Annotated[str, typer.Option(help="Name of the text in a line.")] = "highlights",
+    train_limit: Annotated[int | None, typer.Option(min=1, help="Only so many summaries of --train.")] = None,
     parts: Annotated[str, typer.Option(help="With commas: " + ", ".join(PARTS) + ".")] = ",".join(PARTS),
     order: Annotated[int, typer.Option(min=2, max=8, help="Longest n-gram of the speeds.")] = 4,
     orders: Annotated[str, typer.Option(help="Orders of the acceptance table.")] = "2,3,4,5",
     draft_tokens: Annotated[str, typer.Option(help="K of the acceptance table, with commas.")] = "5,8",
+    skip: Annotated[int, typer.Option(min=0, help="Test articles left out before those.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Test articles decoded for the acceptance table.")] = 100,
+    temperatures: Annotated[str, typer.Option(help="Temperatures of the acceptance table, with commas.")] = "0,1",
     repeats: Annotated[int, typer.Option(min=1, help="Timed turns; the fastest counts.")] = 3,
     megabytes: Annotated[int, typer.Option(min=1, help="Size of the file that is opened.")] = 1000,
     lmplz: Annotated[str | None, typer.Option(help="KenLM's lmplz; default: if it is on the PATH.")] = None,
@@ -48,21 +51,25 @@ def ngram(
     row = {
         "kind": "ngram", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
         "command": shlex.join(["foredraft", *sys.argv[1:]]), "machine": machine.describe(),
-        "train": [path.name for path in train], "pseudo": pseudo.name if pseudo else None, "test": test.name,
+        "train": [path.name for path in train], "train_limit": train_limit,
+        "pseudo": [path.name for path in pseudo or []], "test": test.name,
     }
-    row |= _measure(wanted, model, train, field, test, order, repeats, megabytes, lmplz)
+    gold = _ids(train, field, model, train_limit)
+    row |= _measure(wanted, model, gold, field, test, order, repeats, megabytes, lmplz)
     if "acceptance" in wanted:
         known = model.describe()
         row["target"] = {name: known[name] for name in ("model", "hash", "parameters")}
-        row["acceptance"] = _acceptance(model, train, field, pseudo, pseudo_field, test, limit,
-                                        [int(n) for n in orders.split(",")], [int(k) for k in draft_tokens.split(",")])
+        row["articles"] = {"skipped": skip, "decoded": limit}
+        row["acceptance"] = _acceptance(model, gold, pseudo or [], field, test, skip, limit,
+                                        *([kind(one) for one in text.split(",")] for kind, text in
+                                          ((int, orders), (int, draft_tokens), (float, temperatures))))
     show_tables(row, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     path = out / f"ngram-{machine.file_name(row['machine'])}.jsonl"
     record.append_lines(path, [row])
     print(json.dumps({"record": str(path), "row": row}))
 
 
-def _measure(wanted, model, train, field, test, order, repeats, megabytes, lmplz) -> dict:
+def _measure(wanted, model, gold, field, test, order, repeats, megabytes, lmplz) -> dict:
     """The speeds and sizes."""
     from foredraft.bench import ngram as bench
     from foredraft.ngram_native import smooth
@@ -71,12 +78,12 @@ def _measure(wanted, model, train, field, test, order, repeats, megabytes, lmplz
     if not set(wanted) - {"acceptance", "opening"}:
         return {"opening": bench.opening(megabytes)} if "opening" in wanted else {}
     V, found = model.target.config.vocab_size, {}
-    tokens, starts = _ids(train, field, model)
+    tokens, starts = gold
     counts = count(tokens, starts, order, V)
     if "counting" in wanted:
         found["counting"] = bench.counting(tokens, starts, order, V, repeats, lmplz)
     if set(wanted) & {"queries", "drafting"}:
-        tests = _ids([test], "highlights", model)
+        tests = _ids([test], field, model)
         for name, quantise in (("float32", False), ("quantised", True)):
             table = smooth.fit(counts, quantise=quantise)
             if "queries" in wanted:
@@ -90,47 +97,37 @@ def _measure(wanted, model, train, field, test, order, repeats, megabytes, lmplz
     return found
 
 
-def _ids(paths, field, model):
-    """Texts as ids [n] and starts [m + 1], each with its start and end tokens."""
+def _ids(paths, field, model, limit=None):
+    """The first `limit` texts as ids [n] and starts [m + 1], each with its start and end tokens."""
+    from itertools import islice
+
     import numpy as np
 
     from foredraft.train.ngram import sequences
 
-    found = [ids for path in paths for batch in sequences(path, field, model.tokenizer) for ids in batch]
+    read = (ids for path in paths for batch in sequences(path, field, model.tokenizer) for ids in batch)
+    found = list(islice(read, limit))
     return np.concatenate(found), np.cumsum([0, *map(len, found)])
 
 
-def _acceptance(model, train, field, pseudo, pseudo_field, test, limit, orders, ks) -> list[dict]:
-    """alpha and tokens a round of every smoothing and order, and of the lookup and combined drafters, on greedy outputs."""
+def _acceptance(model, gold, pseudo, field, test, skip, limit, orders, ks, temperatures) -> list[dict]:
+    """The rows of bench/ngram_drafts.py, on what the target writes about articles of the test set."""
+    from tqdm import tqdm
+
+    from foredraft.bench import ngram_drafts as bench
     from foredraft.bench.cases import load_cases
-    from foredraft.bench.replay import replay
-    from foredraft.engine.draft_lookup import LookupDrafter
-    from foredraft.engine.draft_ngram import NgramDrafter
-    from foredraft.ngram_native import smooth
-    from foredraft.train.ngram import count_texts
 
-    articles = load_cases(test, model.tokenizer, limit=limit, max_source=model.source_limit)
-    sources = [list(case.source) for case in articles]
-    outputs = model.generate(sources, draft_tokens=0, batch_size=16).token_ids
-    rows = []
-
-    def add(name: str, make, **fields) -> None:
-        for K in ks:
-            figures = replay(make(), sources, outputs, K, model.target.start_token, model.target.end_token)
-            rows.append({"drafter": name, "K": K, **fields, **figures})
-
-    add("lookup", LookupDrafter)
-    fits = [("gold", train, field)] + ([("target's own", [pseudo], pseudo_field)] if pseudo else [])
-    for data, paths, name in fits:
-        for N in orders:
-            counts = count_texts(paths, model.path, N, name, model.target.config.vocab_size).finish()
-            for smoothing in smooth.SMOOTHINGS:
-                table = smooth.fit(counts, smoothing, added=1.0)
-                add("ngram", lambda table=table: NgramDrafter(table), data=data, order=N, smoothing=smoothing)
-                if smoothing == "kneser-ney":
-                    add("lookup+ngram", lambda table=table: LookupDrafter(table=table), data=data, order=N,
-                        smoothing=smoothing)
-    return rows
+    articles = load_cases(test, model.tokenizer, limit=skip + limit, max_source=model.source_limit)[skip:]
+    if not articles:
+        raise UserError(f"{test}: has no article left after --skip {skip}; skip fewer")
+    sources, fits = [list(case.source) for case in articles], {"gold": gold}
+    for path in pseudo:
+        fits[bench.name_of(path)] = _ids([path], field, model)
+    texts = [bench.Texts(T, model.generate(sources, draft_tokens=0, batch_size=16, do_sample=T > 0, temperature=T or 1.0,
+                                           seed=0).token_ids) for T in temperatures]
+    with tqdm(total=len(fits) * len(orders) * len(bench.smooth.SMOOTHINGS) * len(texts), unit=" rows") as bar:
+        return bench.acceptance(fits, model.target.config.vocab_size, sources, texts, orders, ks, model.target.start_token,
+                                model.target.end_token, bar.update)
 
 
 def show_tables(row: dict, console) -> None:
@@ -149,9 +146,11 @@ def show_tables(row: dict, console) -> None:
         table(f"Counting {counting['tokens']:,} ids, order {counting['order']}, {counting['threads']} threads",
               ["how", "million ids/s"], [[name, f"{counting[name] / 1e6:.2f}"] for name in names])
     for stored, found in row.get("queries", {}).items():
-        names = [name for name in found if name != "n" and "perplexity" not in name]
+        names = [name for name, value in found.items() if isinstance(value, float) and "perplexity" not in name]
         table(f"Look-ups of {found['n']:,} n-grams, {stored}, perplexity {found['perplexity']:.2f}",
               ["how", "million/s"], [[name, f"{found[name] / 1e6:.2f}"] for name in names])
+        for name, ratio in found.get("over_kenlm", {}).items():
+            console.print(f"{name.replace('_', ' ')}: {ratio:.2f}x")
     for stored, found in row.get("drafting", {}).items():
         table(f"One draft, {stored}", ["rows", "K", "microseconds"],
               [[str(one["rows"]), str(one["K"]), f"{one['microseconds']:.1f}"] for one in found])
@@ -162,8 +161,9 @@ def show_tables(row: dict, console) -> None:
     if opening := row.get("opening"):
         console.print(f"opening {opening['bytes'] / 1e6:.0f} MB: {opening['milliseconds']:.2f} ms")
     if acceptance := row.get("acceptance"):
-        table("Greedy drafts on the target's outputs", ["drafter", "fitted on", "order", "smoothing", "K", "alpha",
-                                                        "tokens a round", "accepted / tested", "coverage"],
-              [[one["drafter"], one.get("data", "-"), str(one.get("order", "-")), one.get("smoothing", "-"), str(one["K"]),
-                f"{one['alpha']:.3f}", f"{one['tokens_per_round']:.3f}", f"{one['acceptance_rate']:.3f}",
-                f"{one['coverage']:.3f}"] for one in acceptance])
+        names = ["drafter", "temperature", "data", "order", "smoothing", "K", "alpha", "tokens_per_round",
+                 "tokens_per_pass", "acceptance_rate", "over_better", "oracle", "oracle_by_id"]
+        table("Drafts on the target's outputs; oracles over the better part",
+              [name.replace("_", " ") for name in names],
+              [[f"{value:.3f}" if isinstance(value := one.get(name, "-"), float) else str(value) for name in names]
+               for one in acceptance])

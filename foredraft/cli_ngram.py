@@ -127,6 +127,35 @@ def verify(paths: Annotated[list[Path], typer.Argument(help="Table or counts fil
         print(f"{path}: {files.verify(path, _kind(path)) / 1e6:.2f} MB of arrays are what was written")
 
 
+@ngram.command("score")
+def score(
+    table: Annotated[Path, typer.Argument(help="Table file.")],
+    data: Annotated[list[Path], typer.Argument(help="What `count` reads.")],
+    tokenizer: Tokenizer,
+    field: Annotated[str, typer.Option(help="Name of the text in a line or column.")] = "highlights",
+) -> None:
+    """Say how well a table predicts texts: ids, log-likelihood and perplexity, as one line of JSON."""
+    import numpy as np
+
+    from foredraft.engine.draft_ngram import open_table
+    from foredraft.ngram_native import batch
+    from foredraft.ngram_native.device import export_device
+    from foredraft.train.ngram import open_tokenizer, sequences
+
+    encoder = open_tokenizer(tokenizer, None)[0]
+    device, total, ids, texts = export_device(open_table(table, tokenizer=encoder)), 0.0, 0, 0
+    for path in data:
+        for read in sequences(path, field, encoder):
+            tokens = np.concatenate(read).astype(np.int64)
+            if not 0 <= tokens.min() <= tokens.max() < device.vocab_size:
+                raise UserError(f"{path}: holds ids {tokens.min()}..{tokens.max()}, the table 0..{device.vocab_size - 1}")
+            total += float(batch.score(device, tokens, np.cumsum([0, *map(len, read)])).sum())
+            ids, texts = ids + len(tokens) - len(read), texts + len(read)
+    if not ids:
+        raise UserError(f"{data[0]}: holds no texts; every line must have one under '{field}'")
+    print(json.dumps({"texts": texts, "ids": ids, "log_likelihood": total, "perplexity": float(np.exp(-total / ids))}))
+
+
 @ngram.command("export")
 def export(
     path: Annotated[Path, typer.Argument(help="Table file; for --text a counts file.")],

@@ -164,11 +164,10 @@ def parse_sizes(items: list[str]) -> tuple[tuple[str, object], ...]:
 def _fit_ngram(data, pseudo, table, tokenizer, order, field, smoothing, discount, min_count, max_size, vocab_size,
                **options) -> None:
     from foredraft.train.ngram import fit_ngram
-    from foredraft.train.shards import summary_files
 
-    files = [*(data or []), *(file for path in pseudo or [] for file in summary_files(path))]
     fitted = fit_ngram(
-        files, table, tokenizer, order=order, field=field, smoothing=smoothing, discount=discount, min_count=min_count,
+        [*(data or []), *(pseudo or [])], table, tokenizer, order=order, field=field, smoothing=smoothing,
+        discount=discount, min_count=min_count,
         max_bytes=None if max_size is None else int(max_size * 1e6), vocab_size=vocab_size, **options)
     sizes = ", ".join(f"{size} of {order}" for order, size in enumerate(fitted.table.sizes[1:], 2))
     print(f"{table}: {table.stat().st_size / 1e6:.2f} MB from {fitted.texts} texts, {fitted.tokens} ids; n-grams: {sizes}")

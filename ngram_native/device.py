@@ -6,12 +6,13 @@ Layout. One slot array of S = 2^bits entries holds every context of 1..N-1 ids, 
     best              [S] int32     the id with the largest probability after the context
     best_probability  [S] float32   that probability
 
-A second one, of G = 2^gram_bits entries and with the same rules (gram_probes), holds every n-gram of 2..N ids:
+A second one holds every n-gram of 2..N ids in G = 2^gram_bits buckets of one cache line:
 
-    grams             [G, 2] int64  the hash of all its ids; then p(last id | the ids before) as the low 32 bits, its
-                                    back-off as a context as the high ones, both float32
-    unigrams          [V] float32   p(id) after no context
-    backoff           [V] float32   the back-off of a single id
+    grams             [G, 8] int64  four hashes of all an n-gram's ids (0: empty, filled from the first), then four records:
+                                    p(last id | the ids before) as the low 32 bits, the back-off as a context as the high
+                                    ones, both float32; the last record's sign bit 31 marks a bucket that was full when
+                                    another n-gram came, which then lies in the next bucket that had room
+    singles           [V] int64     the records of single ids
 
 Hash of a context, computed from its NEWEST id back, so that one pass over the last ids gives the hash of every suffix,
 shortest first (all in uint64, wrapping; `>>` shifts in zeros):
@@ -22,10 +23,11 @@ shortest first (all in uint64, wrapping; `>>` shifts in zeros):
         h = h ^ (h >> 32)
     if h == 0: h = 1
 
-Probing. slot = h >> (64 - bits); while keys[slot] is neither h nor 0: slot = (slot + 1) mod S. No context is further than
-`probes` - 1 slots from its first, so a kernel may unroll a loop of `probes`. At most half of the slots are used. All keys of
-a table differ (the seed is chosen so); an id sequence that is no context is taken for one with probability below
-probes / 2^64.
+Probing for a context: slot = h >> (64 - bits); while keys[slot] is neither h nor 0: slot = (slot + 1) mod S. No context is
+further than `probes` - 1 slots from its first, so a kernel may unroll a loop of `probes`. At most half of the slots are
+used. Probing for an n-gram: bucket = h >> (64 - gram_bits); while h is not in it and it is marked: bucket = (bucket + 1)
+mod G, and no n-gram is further than `gram_probes` - 1 buckets from its first. All hashes of a table differ (the seed is
+chosen so); ids that are not there are taken for ones that are with probability below 4 (probes + gram_probes) / 2^64.
 
 A draft. For the text so far, look up the suffixes of min(N - 1, length) ids down to 1 and take the LONGEST that is there (a
 suffix of a context is a context, so going up from 1 id and stopping at the first that is missing gives the same). Append
@@ -51,7 +53,8 @@ from foredraft.ngram_native.table import Table
 MULTIPLIER = 0x9E3779B97F4A7C15
 EMPTY = 0
 SEED_STEP = 0x1D8E4E27C47D124F
-BLOCK = 32  # look-ups under way together
+BUCKET = 4  # n-grams of a bucket
+MARK = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ class DeviceTable:
     best: np.ndarray
     best_probability: np.ndarray
     grams: np.ndarray
-    unigrams: np.ndarray
-    backoff: np.ndarray
+    singles: np.ndarray
 
 
 def hash_reference(context: list[int], seed: int) -> int:
@@ -87,27 +89,37 @@ def hash_reference(context: list[int], seed: int) -> int:
 
 def probe_reference(device: DeviceTable, context: list[int]) -> tuple[int, float] | None:
     """(best, best_probability) of exactly this context of 1..N-1 ids, or None."""
-    slot = _slot(device.keys, device.bits, device.probes, hash_reference(context, device.seed))
-    return None if slot is None else (int(device.best[slot]), float(device.best_probability[slot]))
-
-
-def _slot(keys: np.ndarray, bits: int, probes: int, value: int) -> int | None:
-    slot = value >> (64 - bits)
-    for _ in range(probes):
-        key = int(keys[slot]) % 2**64
+    value = hash_reference(context, device.seed)
+    slot = value >> (64 - device.bits)
+    for _ in range(device.probes):
+        key = int(device.keys[slot]) % 2**64
         if key == value:
-            return slot
+            return int(device.best[slot]), float(device.best_probability[slot])
         if key == EMPTY:
             return None
-        slot = (slot + 1) % len(keys)
+        slot = (slot + 1) % len(device.keys)
     return None
 
 
-def _gram_reference(device: DeviceTable, ids: list[int]) -> tuple[float, float] | None:
-    """(probability, back-off) of exactly this n-gram of 2..N ids, or None."""
-    keys = np.ascontiguousarray(device.grams[:, 0])
-    slot = _slot(keys, device.gram_bits, device.gram_probes, hash_reference(ids, device.seed))
-    return None if slot is None else tuple(device.grams[slot, 1:].view(np.float32).tolist())
+def gram_reference(device: DeviceTable, ids: list[int]) -> tuple[float, float] | None:
+    """(probability, back-off) of exactly this n-gram of 1..N ids, or None."""
+    if len(ids) == 1:
+        return _pair(device.singles[ids[0]])
+    value = hash_reference(ids, device.seed)
+    bucket = value >> (64 - device.gram_bits)
+    for _ in range(device.gram_probes):
+        line = device.grams[bucket]
+        for place in range(BUCKET):
+            if int(line[place]) % 2**64 == value:
+                return _pair(line[BUCKET + place])
+        if not int(line[-1]) & MARK:
+            return None
+        bucket = (bucket + 1) % len(device.grams)
+    return None
+
+
+def _pair(record: np.int64) -> tuple[float, float]:
+    return tuple(np.array([int(record) & ~MARK]).view(np.float32).tolist())
 
 
 def probability_reference(device: DeviceTable, context: list[int], word: int) -> float:
@@ -115,97 +127,19 @@ def probability_reference(device: DeviceTable, context: list[int], word: int) ->
     weight = 1.0
     for size in range(min(device.order - 1, len(context)), 0, -1):
         last = context[-size:]
-        if (gram := _gram_reference(device, [*last, word])) is not None:
+        if (gram := gram_reference(device, [*last, word])) is not None:
             return weight * gram[0]
-        if size == 1:
-            weight *= float(device.backoff[last[0]])
-        elif (gram := _gram_reference(device, last)) is not None:
+        if (gram := gram_reference(device, last)) is not None:
             weight *= gram[1]
         if device.strict:
             return weight / device.vocab_size
-    return weight * float(device.unigrams[word])
-
-
-def probabilities(device: DeviceTable, contexts: np.ndarray, words: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """p(words[i] | contexts[i]) for a batch, compiled: contexts [n, L] int64, L up to N - 1, words [n] int64 -> [n] float64.
-
-    The table's own answers (query.probabilities), several times sooner: the first slots of a block of look-ups are all read
-    before any is needed, so that their ways to memory overlap.
-    """
-    out = np.empty(len(words)) if out is None else out
-    _batch_loop(device.grams.view(np.uint64), device.unigrams, device.backoff, np.uint64(device.seed),
-                np.uint64(64 - device.gram_bits), min(device.order - 1, contexts.shape[1]), device.strict, contexts, words,
-                out)
-    return out
+    return weight * gram_reference(device, [word])[0]
 
 
 @njit(cache=True, nogil=True)
-def _mixed(value, token):
+def mixed(value, token):
     value = (value ^ np.uint64(token + 1)) * np.uint64(MULTIPLIER)
     return value ^ (value >> np.uint64(32))
-
-
-@njit(cache=True, nogil=True)
-def _probe(grams, slot, value):
-    """The slot of `value` from `slot` on, or -1."""
-    mask = len(grams) - 1
-    while grams[slot, 0] != np.uint64(0):
-        if grams[slot, 0] == value:
-            return slot
-        slot = (slot + 1) & mask
-    return -1
-
-
-@njit(cache=True, nogil=True)
-def _batch_loop(grams, unigrams, backoff, seed, shift, longest, strict, contexts, words, out):
-    """[0] of the work arrays: the n-gram that ends in the word, [1]: the context, both by j + 1 context ids."""
-    n, last, one = len(words), contexts.shape[1] - 1, np.uint64(1)
-    hashes, places = np.empty((2, BLOCK, longest), np.uint64), np.empty((2, BLOCK, longest), np.int64)
-    found, values = np.empty((2, BLOCK, longest), np.uint64), np.empty((2, BLOCK, longest), np.uint64)
-    # the two floats of a record, seen through the same memory
-    record = np.empty(1, np.uint64)
-    pair = record.view(np.float32)
-    for begin in range(0, n, BLOCK):
-        size = min(BLOCK, n - begin)
-        for i in range(size):
-            gram, context = _mixed(seed, words[begin + i]), seed
-            for j in range(longest):
-                token = contexts[begin + i, last - j]
-                gram, context = _mixed(gram, token), _mixed(context, token)
-                place = np.int64(max(gram, one) >> shift)
-                hashes[0, i, j], places[0, i, j] = max(gram, one), place
-                found[0, i, j], values[0, i, j] = grams[place, 0], grams[place, 1]
-                if j > 0:
-                    place = np.int64(max(context, one) >> shift)
-                    hashes[1, i, j], places[1, i, j] = max(context, one), place
-                    found[1, i, j], values[1, i, j] = grams[place, 0], grams[place, 1]
-        for i in range(size):
-            weight, answer = 1.0, -1.0
-            for j in range(longest - 1, -1, -1):
-                hit = found[0, i, j] == hashes[0, i, j]
-                record[0] = values[0, i, j]
-                if not hit and found[0, i, j] != np.uint64(0):
-                    place = _probe(grams, places[0, i, j], hashes[0, i, j])
-                    if place >= 0:
-                        hit, record[0] = True, grams[place, 1]
-                if hit:
-                    answer = weight * pair[0]
-                    break
-                if j == 0:
-                    weight *= backoff[contexts[begin + i, last]]
-                else:
-                    hit = found[1, i, j] == hashes[1, i, j]
-                    record[0] = values[1, i, j]
-                    if not hit and found[1, i, j] != np.uint64(0):
-                        place = _probe(grams, places[1, i, j], hashes[1, i, j])
-                        if place >= 0:
-                            hit, record[0] = True, grams[place, 1]
-                    if hit:
-                        weight *= pair[1]
-                if strict:
-                    answer = weight / len(unigrams)
-                    break
-            out[begin + i] = answer if answer >= 0 else weight * unigrams[words[begin + i]]
 
 
 def next_reference(device: DeviceTable, text: list[int]) -> tuple[int, float]:
@@ -232,30 +166,30 @@ def export_device(table: Table) -> DeviceTable:
         hashes = _hash_nodes(table.ids, parents, V, nodes, np.uint64(seed))
         if len(np.unique(hashes)) == nodes:
             break
-    keys, bits, probes, slots = _placed(hashes[:contexts])
+    # at most half of the slots and of the places in buckets are used
+    bits = max(int(2 * contexts - 1).bit_length(), 1)
+    keys, slots = np.zeros(1 << bits, np.uint64), np.zeros(contexts, np.int64)
+    probes = _fill(keys, hashes[:contexts], np.uint64(64 - bits), slots)
     best, probability = np.zeros(len(keys), np.int32), np.zeros(len(keys), np.float32)
     best[slots], probability[slots] = table.best, table.values("best_probability")
-    gram_keys, gram_bits, gram_probes, slots = _placed(hashes[V:])
-    grams = np.zeros((len(gram_keys), 2), np.int64)
-    grams[:, 0] = gram_keys
-    pairs = np.ones((nodes - V, 2), np.float32)
-    pairs[:, 0] = table.values("probabilities")
-    pairs[: contexts - V, 1] = table.backoffs[V:]
-    grams[slots, 1] = pairs.view(np.int64)[:, 0]
-    backoff = np.ones(V, np.float32)
-    backoff[: len(table.backoffs)] = table.backoffs[:V]
+    pairs = np.ones((nodes, 2), np.float32)
+    pairs[:V, 0], pairs[V:, 0] = table.unigrams, table.values("probabilities")
+    pairs[: len(table.backoffs), 1] = table.backoffs
+    records = pairs.view(np.uint64)[:, 0]
+    gram_bits = max(int(2 * (nodes - V) - 1).bit_length() - 2, 1)
+    grams = _lines(1 << gram_bits)
+    gram_probes = _fill_buckets(grams, hashes[V:], records[V:], np.uint64(64 - gram_bits))
     root = int(np.argmax(table.unigrams))
     return DeviceTable(
-        table.order, V, seed, bits, probes, root, float(table.unigrams[root]), table.strict, gram_bits, gram_probes, keys,
-        best, probability, grams, np.array(table.unigrams), backoff)
+        table.order, V, seed, bits, int(probes), root, float(table.unigrams[root]), table.strict, gram_bits,
+        int(gram_probes), keys.view(np.int64), best, probability, grams.view(np.int64), records[:V].view(np.int64).copy())
 
 
-def _placed(hashes: np.ndarray) -> tuple[np.ndarray, int, int, np.ndarray]:
-    """(keys, bits, probes, the slot of each hash) of an array at most half full."""
-    bits = max(int(2 * len(hashes) - 1).bit_length(), 1)
-    keys, slots = np.zeros(1 << bits, np.uint64), np.zeros(len(hashes), np.int64)
-    probes = _fill(keys, hashes, np.uint64(64 - bits), slots)
-    return keys.view(np.int64), bits, int(probes), slots
+def _lines(count: int) -> np.ndarray:
+    """[count, 8] uint64 zeros, at multiples of 64 bytes."""
+    room = np.zeros(count * 2 * BUCKET + 7, np.uint64)
+    skipped = -room.ctypes.data % 64 // 8
+    return room[skipped : skipped + count * 2 * BUCKET].reshape(count, 2 * BUCKET)
 
 
 def save_device(device: DeviceTable, path: str | Path) -> None:
@@ -284,7 +218,7 @@ def _hash_nodes(ids, parents, vocab_size, nodes, seed):
         value, node = seed, np.int64(start)
         while node >= 0:
             token = node if node < vocab_size else np.int64(ids[node - vocab_size])
-            value = _mixed(value, token)
+            value = mixed(value, token)
             node = parents[node]
         hashes[start] = value if value != np.uint64(0) else np.uint64(1)
     return hashes
@@ -302,5 +236,23 @@ def _fill(keys, hashes, shift, slots):
             way += 1
         keys[slot] = hashes[context]
         slots[context] = slot
+        longest = max(longest, way)
+    return longest
+
+
+@njit(cache=True, nogil=True)
+def _fill_buckets(grams, hashes, records, shift):
+    """Place every n-gram; returns the most buckets that a probe may go through."""
+    longest, mask = 1, len(grams) - 1
+    for gram in range(len(hashes)):
+        bucket, way = np.int64(hashes[gram] >> shift), 1
+        while grams[bucket, BUCKET - 1] != np.uint64(0):
+            grams[bucket, 2 * BUCKET - 1] |= np.uint64(MARK)
+            bucket = (bucket + 1) & mask
+            way += 1
+        place = 0
+        while grams[bucket, place] != np.uint64(0):
+            place += 1
+        grams[bucket, place], grams[bucket, BUCKET + place] = hashes[gram], records[gram]
         longest = max(longest, way)
     return longest

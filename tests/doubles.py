@@ -8,7 +8,7 @@ from foredraft.engine.decode import decode
 from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.kernels.lookup import lookup_reference
-from foredraft.ngram_native.suffix import WINDOW
+from foredraft.ngram_native.chains import WINDOW
 
 
 class TableTarget:

@@ -71,6 +71,13 @@ def test_from_counts_to_every_format_and_back(folder):
     assert (known["order"], known["smoothing"], known["quantised"], known["version"]) == (3, "kneser-ney", True, 2)
     assert "order: 3" in run("info", "all.counts")
     assert "are what was written" in run("verify", "t.ngram", "all.counts")
+    scored = json.loads(run("score", "t.ngram", "a.jsonl", "b.jsonl", "--tokenizer", "."))
+    assert (scored["texts"], scored["ids"]) == (4, 20)
+    expected = 0.0
+    for text in TEXTS:
+        ids = [0, *map(WORDS.index, text.split()), 1]
+        expected += sum(np.log(distribution(Table.open("t.ngram"), np.array(ids[:i]))[ids[i]]) for i in range(1, len(ids)))
+    assert scored["log_likelihood"] == pytest.approx(expected, rel=1e-5)
     run("export", "t.ngram", "--arpa", "t.arpa", "--device", "t.npz", "--tokenizer", ".")
     assert "a b c" in (folder / "t.arpa").read_text()
     run("import", "t.arpa", "--tokenizer", ".", "--out", "again.ngram")

@@ -18,6 +18,7 @@ from foredraft.ngram_native.count import MAX_ORDER
 from foredraft.ngram_native.counter import Counter
 from foredraft.ngram_native.table import Table, vocabulary_fingerprint
 from foredraft.train.data import read_saved_pairs, read_texts
+from foredraft.train.shards import read_pseudo
 
 START, END = 0, 1
 # T5 checkpoints round the tokenizer's vocabulary up to a multiple of this.
@@ -67,7 +68,8 @@ def count_texts(
     """Count `field` of every row of the files, in about `memory` bytes; runs that outgrow it wait in `folder`.
 
     .jsonl, .jsonl.gz and .parquet hold texts, each counted as the decoder sees it: start token, ids, `</s>`; .npy holds ids
-    (one vector, cut after every `</s>`), .npz pairs as foredraft.train.data saves them. tokenizer: tokenizer.json or its
+    (one vector, cut after every `</s>`), .npz pairs as foredraft.train.data saves them, a folder the target's own summaries
+    (foredraft.train.pseudo), whose ids are counted as the target wrote them. tokenizer: tokenizer.json or its
     folder. vocab_size: the target's V; by default config.json's beside the tokenizer, else the tokenizer's, rounded up as
     T5 does.
     """
@@ -92,7 +94,13 @@ def count_texts(
 
 
 def sequences(path: Path, field: str, encoder: Tokenizer) -> Iterator[list[np.ndarray]]:
-    """Batches of [n] int64 sequences, each start token, ids, end token."""
+    """Batches of [n] int64 sequences, each start token, ids, end token; of a folder that `foredraft pseudo` wrote, as they
+    were written, those cut at its limit without an end."""
+    if path.is_dir():
+        records = read_pseudo(path)
+        while batch := list(islice(records, BATCH)):
+            yield [np.array([START, *one["target_ids"]]) for one in batch]
+        return
     if path.suffix in (".npy", ".npz"):
         yield from _stored_ids(path)
         return

@@ -76,17 +76,6 @@ def read_pseudo(path: str | Path) -> Iterator[dict]:
                     yield _record(row, shard, number)
 
 
-def summary_files(path: str | Path) -> list[Path]:
-    """The jsonl files of a pseudo-dataset's folder, for those who read its summaries alone; any other path as it is."""
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob("pseudo-*.jsonl"))
-    if not files:
-        raise UserError(f"{path}: no jsonl shards in it; make them with foredraft pseudo --format jsonl")
-    return files
-
-
 def _record(row: object, shard: Path, number: int) -> dict:
     wanted = ("id", "sample", "source_ids", "target_ids")
     missing = [name for name in wanted if name not in row] if isinstance(row, dict) else list(wanted)

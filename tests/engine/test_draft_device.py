@@ -15,9 +15,9 @@ from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels import lookup
 from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
+from foredraft.ngram_native.chains import WINDOW
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.smooth import fit
-from foredraft.ngram_native.suffix import WINDOW
 from foredraft.ngram_native.table import Table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]

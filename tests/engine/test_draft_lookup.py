@@ -7,7 +7,7 @@ import torch
 
 from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.state import ORIGINS, DecodeState, Draft, Verdict
-from foredraft.ngram_native.suffix import propose_reference
+from foredraft.ngram_native.copying import propose_reference
 
 END = 1
 

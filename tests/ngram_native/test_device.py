@@ -10,7 +10,6 @@ from foredraft.ngram_native.device import (
     export_device,
     hash_reference,
     next_reference,
-    probabilities,
     probability_reference,
     probe_reference,
 )
@@ -47,16 +46,6 @@ def test_probabilities_equal_the_tables(options):
         context, word = np.minimum(draw.geometric(0.1, draw.integers(0, 6)) + 1, 39), int(draw.integers(0, 40))
         expected = probability(fitted, context, word)
         assert probability_reference(device, context.tolist(), word) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("options", [{}, {"quantise": True}, {"smoothing": "laplace"}])
-@pytest.mark.parametrize("length", [1, 3])
-def test_batches_equal_the_reference(options, length):
-    device, draw = export_device(table(4, **options)), np.random.default_rng(3)
-    contexts = np.minimum(draw.geometric(0.1, (500, length)) + 1, 39)
-    words = draw.integers(0, 40, 500)
-    expected = [probability_reference(device, c.tolist(), int(w)) for c, w in zip(contexts, words, strict=True)]
-    np.testing.assert_allclose(probabilities(device, contexts, words), expected, rtol=1e-6)
 
 
 def test_every_context_is_found_and_no_other():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from foredraft.engine.state import ORIGINS
-from foredraft.ngram_native import suffix
+from foredraft.ngram_native.chains import WINDOW
+from foredraft.ngram_native.copying import propose_reference
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.smooth import fit
-from foredraft.ngram_native.suffix import SuffixIndex, propose_reference
+from foredraft.ngram_native.suffix import SuffixIndex
 
 END = 1
 
@@ -157,7 +158,7 @@ def test_a_collision_is_never_a_match():
 
 def test_an_old_output_leaves_the_window():
     """Beyond the window a position is forgotten, never misread."""
-    window = suffix.WINDOW
+    window = WINDOW
     state, index = Rows(1, 3 * window), SuffixIndex(1, 4)
     index.admit(0, np.zeros(0, np.int64))
     filler = np.arange(10, 10 + 2 * window)

@@ -54,6 +54,18 @@ def test_the_table_drafts_what_it_read(folder):
     assert NgramDrafter.open(folder / "t.ngram", vocab_size=128).table.sizes == table.sizes
 
 
+def test_own_summaries_are_counted_as_they_were_written(folder):
+    """By their ids, not by their text read again: an empty one and one that was cut are as good as others."""
+    (folder / "own").mkdir()
+    rows = [("a b", [3, 4, 1]), ("", [1]), ("c c", [5, 5])]
+    (folder / "own" / "pseudo-00000.jsonl").write_text("".join(
+        json.dumps({"id": str(i), "sample": 0, "highlights": text, "source_ids": [1], "target_ids": ids}) + "\n"
+        for i, (text, ids) in enumerate(rows)))
+    found = [one.tolist() for batch in ngram.sequences(folder / "own", "highlights", None) for one in batch]
+    assert found == [[0, 3, 4, 1], [0, 1], [0, 5, 5]]
+    assert fitted(folder, paths=[folder / "own"]).tokens == 9
+
+
 def test_shards_give_the_same_table(folder, monkeypatch):
     fitted(folder)
     whole = (folder / "t.ngram").read_bytes()
