@@ -30,6 +30,8 @@ class KVCache:
         self.layers, self.heads, self.head_size = layers, heads, head_size
         one_k, one_v = new_pages(1, heads, head_size)
         self.page_bytes = layers * (one_k.nbytes + one_v.nbytes)
+        # to a scheduler, whose rows nobody else may touch
+        self.is_lent = False
         self.clear()
 
     def clear(self) -> None:
@@ -55,9 +57,10 @@ class KVCache:
         """Of the self-attention keys and values of a row."""
         return 2 * 4 * self.layers * self.heads * slots * self.head_size
 
-    def nbytes(self) -> int:
-        """Of all keys and values; of the pages, those that were ever used count alone in `used_bytes`."""
-        return self.rows * self.row_bytes(self.slots) + self.pool.pages * self.page_bytes
+    def nbytes(self, rows: int = 0, slots: int = 0, pages: int = 0) -> int:
+        """Of all keys and values, after growing to so many rows, slots and pages."""
+        row = self.row_bytes(max(slots, self.slots))
+        return max(rows, self.rows) * row + max(pages, self.pool.pages) * self.page_bytes
 
     def used_bytes(self) -> int:
         """Of the rows and of the pages that were ever held: the others are addresses without memory behind them."""
@@ -72,8 +75,8 @@ class KVCache:
         rows = min(rows, (limit - (wide - 1) * page) // (row + page))
         if rows < 1:
             raise UserError(
-                f"kv_memory is {limit / 1e6:,.1f} MB; a single request of {longest} source tokens and {slots} positions needs "
-                f"{(row + wide * page) / 1e6:,.1f} MB: raise it, or lower max_source or max_new_tokens")
+                f"kv_memory is {limit / 1e6:,.1f} MB; a single request of {longest} source tokens and {slots} positions "
+                f"needs {(row + wide * page) / 1e6:,.1f} MB: raise it, or lower max_source or max_new_tokens")
         room = (limit - rows * row) // page
         return rows, room if pages is None else min(pages, room)
 
