@@ -206,14 +206,14 @@ class Model:
         config = replace(config, **own) if own else config
         if config.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
-        ids, warnings = self._ids(index, request.input), []
+        name = f"input {index + 1}" if request.id is None else str(request.id)
+        ids, warnings = self._ids(name, request.input), []
         limit = config.max_source or self.source_limit
         if limit is not None and len(ids) > limit:
             if not truncation:
-                raise UserError(f"input {index + 1} has {len(ids)} tokens, the limit is {limit}; shorten it, or raise "
-                                "max_source")
-            warnings.append(f"input {index + 1} has {len(ids)} tokens; the first {limit} were read, {len(ids) - limit} were "
-                            f"cut (the limit is {limit})")
+                raise UserError(f"{name} has {len(ids)} tokens, the limit is {limit}; shorten it, or raise max_source")
+            warnings.append(f"{name} has {len(ids)} tokens; the first {limit} were read, {len(ids) - limit} were cut (the "
+                            f"limit is {limit})")
             ids = ids[: limit - 1] + [self.target.end_token]
         return Job(index, request.id, torch.tensor(ids, dtype=torch.int64), config, self._draft_tokens(config),
                    seed if request.seed is None else request.seed, warnings,
@@ -222,19 +222,19 @@ class Model:
     def _text(self, ids: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _ids(self, index: int, item: Any) -> list[int]:
+    def _ids(self, name: str, item: Any) -> list[int]:
         if isinstance(item, str):
             if not item.strip():
-                raise UserError(f"input {index + 1} is empty; give some text")
+                raise UserError(f"{name} is empty; give some text")
             if self.tokenizer is None:
                 raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass ids")
             return self.tokenizer.encode(item).ids
         ids = [int(token) for token in item]
         if not ids:
-            raise UserError(f"input {index + 1} is empty; give at least one id")
+            raise UserError(f"{name} is empty; give at least one id")
         vocabulary = self.target.config.vocab_size
         if not all(0 <= token < vocabulary for token in ids):
-            raise UserError(f"input {index + 1} holds an id outside 0..{vocabulary - 1}; use the model's own tokenizer")
+            raise UserError(f"{name} holds an id outside 0..{vocabulary - 1}; use the model's own tokenizer")
         return ids
 
 
