@@ -85,7 +85,11 @@ class KVCache:
 
         pages: of the whole pool, where fewer than the rows' longest sources need will do (admission looks at what is free).
         """
-        rows, slots, width = max(rows, self.rows), max(slots, self.slots), max(pages_of(source), self.pool.width)
+        if pages is None:
+            # each of the rows may hold such a source in place of what it holds, and the rows above keep what they hold
+            before = np.pad(self.pool.held, (0, max(0, rows - self.rows)))
+            pages = int(np.maximum(before[:rows], pages_of(source)).sum() + before[rows:].sum())
+        rows, slots = max(rows, self.rows), max(slots, self.slots)
         held = self.pool.taken()
         if (rows, slots) != (self.rows, self.slots):
             # where there is nothing to keep the old buffers go before the new ones come
@@ -96,7 +100,6 @@ class KVCache:
                 new[:, : self.rows, :, : self.slots] = kept
             self.sources = np.pad(self.sources, (0, rows - self.rows))
             self.rows, self.slots = rows, slots
-        pages = rows * width if pages is None else pages
         if pages > self.pool.pages:
             old = (self.pages_k, self.pages_v) if len(held) else ()
             self.pages_k = self.pages_v = None
@@ -104,7 +107,7 @@ class KVCache:
             for new, kept in zip((self.pages_k, self.pages_v), old, strict=False):
                 new[:, held] = kept[:, held]
             self.pool.most_used = len(held)
-        self.pool.reserve(rows, pages, width)
+        self.pool.reserve(rows, pages, pages_of(source))
 
     def fits(self, source: int) -> bool:
         """Whether S source positions find free pages."""

@@ -53,6 +53,15 @@ def test_a_source_wider_than_the_table_widens_it():
     assert cache.fits(8 * 64) and not cache.fits(8 * 64 + 1)
 
 
+def test_every_row_finds_its_pages_after_a_reserve_whatever_others_hold():
+    cache = KVCache(L, H, D)
+    for rows, S in ((1, 700), (4, 10), (2, 300), (4, 64)):
+        cache.reserve(rows, 0, S)
+        for row in range(rows):
+            cache.hold(row, S)
+    assert cache.sources.tolist() == [64, 64, 64, 64] and cache.pool.free == cache.pool.pages - 4
+
+
 def test_accounting_is_what_the_buffers_take():
     cache = KVCache(L, H, D)
     cache.reserve(5, 9, 100)
