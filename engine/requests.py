@@ -101,4 +101,4 @@ class Job:
         if reason is None:
             reason = "stop" if self.was_cut or ids[-1] == state.end_token else "length"
         return Result(self.index, self.id, reason, None, ids, state.origin[row, 1:length].tolist(),
-                      DecodeStats.of(state, [row]), self.warnings)
+                      DecodeStats.of(state, row), self.warnings)

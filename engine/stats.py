@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-
-from torch import Tensor
 
 from foredraft.engine.state import DecodeState
 
@@ -66,15 +63,12 @@ class DecodeStats:
         return self.steps / self.places if self.places else 0.0
 
     @classmethod
-    def of(cls, state: DecodeState, rows: Sequence[int]) -> DecodeStats:
-        """The counts of some finished rows."""
-        def total(counter: Tensor) -> int:
-            return int(counter[rows].sum())
-
-        tested_at, accepted_at = (counter[rows].sum(0).tolist() for counter in (state.tested_at, state.accepted_at))
+    def of(cls, state: DecodeState, row: int) -> DecodeStats:
+        """The counts of a row's request."""
+        tested_at, accepted_at = state.tested_at[row].tolist(), state.accepted_at[row].tolist()
         return cls(
-            requests=len(rows), steps=total(state.rounds), covered=total(state.covered), drafted=total(state.drafted),
-            tested=sum(tested_at), accepted=sum(accepted_at), emitted=total(state.lengths) - len(rows), tested_at=tested_at,
+            requests=1, steps=int(state.rounds[row]), covered=int(state.covered[row]), drafted=int(state.drafted[row]),
+            tested=sum(tested_at), accepted=sum(accepted_at), emitted=int(state.lengths[row]) - 1, tested_at=tested_at,
             accepted_at=accepted_at)
 
     def merge(self, other: DecodeStats) -> None:
