@@ -17,6 +17,8 @@ class DecodeConfig:
     max_new_tokens: ids emitted at most, the end token included. draft_tokens: K, 0 is plain decoding. do_sample False
     is greedy. temperature > 0; top_k 0 and top_p 1 are off. seed None draws a fresh one; row i of a call uses (seed, i).
     stop_strings end a text where one of them is complete. max_source: source ids kept; None is the model's own limit.
+    batch_size: rows decoded together at most. kv_memory: bytes that the target's keys and values may take; None is half of
+    what the machine has free.
     """
 
     max_new_tokens: int = 128
@@ -29,6 +31,7 @@ class DecodeConfig:
     stop_strings: tuple[str, ...] = ()
     batch_size: int = 8
     max_source: int | None = None
+    kv_memory: int | None = None
 
     def __post_init__(self):
         def whole(name: str, low: int, high: float = math.inf):
@@ -43,6 +46,8 @@ class DecodeConfig:
         whole("batch_size", 1)
         if self.max_source is not None:
             whole("max_source", 2)
+        if self.kv_memory is not None:
+            whole("kv_memory", 1)
         if self.seed is not None:
             whole("seed", 0, 2**63 - 1)
         if self.do_sample and not 0 < self.temperature < math.inf:

@@ -225,10 +225,10 @@ class T5Drafter:
     def draft(self, state: DecodeState) -> Draft:
         draft = self.lists.empty_draft(state, ORIGINS.index("t5"))
         B, K = state.rows, state.max_draft
-        slots = state.capacity + K + 1
-        if slots > self._fed.shape[1]:
-            self._grow(len(self._counts), slots)
-        self.t5.cache.extend(slots)
+        rows, slots = max(B, len(self._counts)), state.capacity + K + 1
+        if rows > len(self._counts) or slots > self._fed.shape[1]:
+            self._grow(rows, max(slots, self._fed.shape[1]))
+            self.t5.cache.reserve(rows, slots, 0)
         self.t5.prepare(B, K + 1)
         tokens, lengths, allowed = state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy()
         law = [x.numpy() for x in (state.temperature, state.top_k, state.top_p, state.seeds, state.lengths)]

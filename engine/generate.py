@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from foredraft.engine.cache import pages_of
 from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.config import DecodeConfig
 from foredraft.engine.cuda_weights import load_cuda_weights
-from foredraft.engine.decode import Drafter, decode
+from foredraft.engine.decode import Drafter
 from foredraft.engine.drafters import make_drafter
+from foredraft.engine.fixed_batches import FixedBatches
 from foredraft.engine.graph import GraphRounds
-from foredraft.engine.state import DecodeState
+from foredraft.engine.requests import Job, Request, Result
+from foredraft.engine.scheduler import Scheduler
 from foredraft.engine.stats import DecodeStats
 from foredraft.engine.stops import StopStrings
-from foredraft.engine.stopwatch import Stopwatch
+from foredraft.engine.stream import Stream
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import load_tokenizer, load_weights
@@ -43,6 +44,13 @@ class Output:
     origins: list[list[int]] = field(default_factory=list)
     stats: DecodeStats = field(default_factory=DecodeStats)
     warnings: list[str] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """Append a request's result; its stats are summed elsewhere."""
+        self.texts.append(result.text)
+        self.token_ids.append(result.token_ids)
+        self.origins.append(result.origins)
+        self.warnings += result.warnings
 
 
 def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = "lookup", device: str = "cpu",
@@ -113,125 +121,122 @@ class Model:
                  draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int | Sequence[int] | None = None,
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
-                 max_source: int | None = None) -> Output:
-        """Texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
+                 max_source: int | None = None, kv_memory: int | None = None) -> Output:
+        """Any number of texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
         The arguments are DecodeConfig's; seeds in a list, int64, are one for each input, whatever its place in the call.
         A streamer has transformers' put(ids) and end() and takes a single input.
         """
-        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
         own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p,
-                              seed if own_seeds is None else None, stops, batch_size, max_source)
-        output = Output()
-        sources = self._sources([inputs] if isinstance(inputs, str) else list(inputs), config, output.warnings)
-        if streamer is not None and len(sources) != 1:
-            raise UserError(f"a streamer takes one input, not {len(sources)}; call generate once for each")
-        if config.stop_strings and self.tokenizer is None:
-            raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
-        if own_seeds is None:
-            call_seed = secrets.randbits(63) if seed is None else seed
-            own_seeds = [row_seed(call_seed, row) for row in range(len(sources))]
-        if len(own_seeds) != len(sources):
-            raise UserError(f"{len(own_seeds)} seeds for {len(sources)} inputs; give one seed, or one for each input")
-        device = self.target.device
-        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            for start in range(0, len(sources), batch_size):
-                part = slice(start, start + batch_size)
-                self._batch(sources[part], own_seeds[part], config, streamer, output)
+                              seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory)
+        inputs = [inputs] if isinstance(inputs, str) else list(inputs)
+        if streamer is not None and len(inputs) != 1:
+            raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
+        if own_seeds is not None and len(own_seeds) != len(inputs):
+            raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
+        requests = [Request(item, seed=own_seeds and own_seeds[index]) for index, item in enumerate(inputs)]
+        # all are checked before the first is decoded
+        jobs = list(self._jobs(requests, config, truncation=True))
+        for job in jobs:
+            if isinstance(job, Result):
+                raise job.error
+            job.listener = streamer and streamer.put
+        began, output = perf_counter(), Output()
+        if jobs:
+            lengths = [len(job.source) for job in jobs]
+            with Stream(lambda: self._scheduler(config, lengths), iter(jobs), self._text, in_order=True) as stream:
+                for result in stream:
+                    output.add(result)
+                output.stats = stream.stats
+        output.stats.close_seconds(perf_counter() - began)
         if streamer is not None:
             streamer.end()
         return output
 
-    def _batch(self, sources: list[Tensor], seeds: list[int], config: DecodeConfig, streamer: Any, output: Output) -> None:
-        """Decode some rows of a call together and append them to the output."""
-        began = perf_counter()
-        clock = Stopwatch()
-        B, rows, device = len(sources), range(len(sources)), self.target.device
-        limit = config.max_new_tokens + 1
-        width = 0 if self.drafter.name == "none" else config.draft_tokens
-        self.target.reserve(B, limit, width, max(len(source) for source in sources))
-        encoded = self.target.admit(rows, sources)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        clock.add("encode", began)
-        self.drafter.admit(rows, sources, encoded)
+    def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
+               max_new_tokens: int = 128, draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0,
+               top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
+               stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
+               kv_memory: int | None = None) -> Stream:
+        """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
 
-        def column(value: float) -> Tensor:
-            return torch.full((B,), value, device=device)
+        The arguments are DecodeConfig's and hold for requests that do not say otherwise. Without `truncation` a source
+        longer than max_source is an error of its request. Until the stream ends or is closed the model is its own.
+        """
+        config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed,
+                              _strings(stop_strings), batch_size, max_source, kv_memory)
+        return Stream(lambda: self._scheduler(config, None), self._jobs(requests, config, truncation), self._text, in_order)
 
-        state = DecodeState(
-            limits=column(limit), draft_tokens=column(width),
-            temperature=column(config.temperature if config.do_sample else 0.0), top_k=column(config.top_k),
-            top_p=column(config.top_p),
-            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
-            start_token=self.target.start_token, end_token=self.target.end_token, width=self.target.config.d_model)
-        look = self._after_round(state, config, streamer)
+    def _scheduler(self, config: DecodeConfig, lengths: list[int] | None) -> Scheduler | FixedBatches:
+        """lengths: of all sources, where they are known."""
+        width = self._draft_tokens(config)
         if self.graphs is not None:
-            state = self.graphs.decode(state, self.target, self.drafter, look, in_step=bool(config.stop_strings))
+            return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
+        rows, pages = config.batch_size, None
+        if lengths is None:
+            longest = config.max_source or self.source_limit
+            pages = None if longest is None else rows * pages_of(longest)
         else:
-            decode(state, clock.watch(self.target, {"decode": "verify", "choose": "verify", "logits": "verify"}),
-                   clock.watch(self.drafter, {"draft": "draft"}), look)
-        self.target.release(rows)
-        self.drafter.release(rows)
-        seconds = {part: clock.seconds.get(part, 0.0) for part in ("encode", "draft", "verify")}
-        seconds["total"] = perf_counter() - began
-        seconds["other"] = seconds["total"] - sum(seconds[part] for part in ("encode", "draft", "verify"))
-        output.stats.add(state, seconds)
-        tokens, origins = state.tokens.cpu(), state.origin.cpu()
-        for row, length in enumerate(state.lengths.tolist()):
-            output.token_ids.append(tokens[row, 1:length].tolist())
-            output.origins.append(origins[row, 1:length].tolist())
-            output.texts.append(self._text(output.token_ids[-1]))
+            rows, longest = min(rows, len(lengths)), max(lengths)
+            pages = sum(sorted(map(pages_of, lengths))[-rows:])
+        return Scheduler(self.target, self.drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
+                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory)
 
-    def _after_round(self, state: DecodeState, config: DecodeConfig, streamer: Any):
-        """The host's look between rounds, or None when nobody asks for it."""
-        stops = StopStrings(config.stop_strings, self._text) if config.stop_strings else None
-        if stops is None and streamer is None:
-            return None
-        sent = 0
+    def _draft_tokens(self, config: DecodeConfig) -> int:
+        return 0 if self.drafter.name == "none" else config.draft_tokens
 
-        def look(state: DecodeState) -> None:
-            nonlocal sent
-            if stops is not None:
-                stops.cut(state)
-            if streamer is not None:
-                length = int(state.lengths[0])
-                streamer.put(state.tokens[0, sent:length].cpu().clone())
-                sent = length
+    def _jobs(self, requests: Iterable[Request | str | Sequence[int]], config: DecodeConfig,
+              truncation: bool) -> Iterator[Job | Result]:
+        """Each request checked; a Result with the error of one that cannot be decoded."""
+        call_seed = secrets.randbits(63) if config.seed is None else config.seed
+        for index, request in enumerate(requests):
+            request = request if isinstance(request, Request) else Request(request)
+            try:
+                yield self._job(index, request, config, row_seed(call_seed, index), truncation)
+            except UserError as error:
+                yield Result(index, request.id, "error", error=error)
 
-        if streamer is not None:
-            # transformers sends the prompt first; for an encoder-decoder that is the start token
-            look(state)
-        return look
+    def _job(self, index: int, request: Request, config: DecodeConfig, seed: int, truncation: bool) -> Job:
+        own = {name: getattr(request, name) for name in (
+            "max_new_tokens", "draft_tokens", "do_sample", "temperature", "top_k", "top_p")}
+        own = {name: value for name, value in own.items() if value is not None}
+        if request.stop_strings is not None:
+            own["stop_strings"] = _strings(request.stop_strings)
+        config = replace(config, **own) if own else config
+        if config.stop_strings and self.tokenizer is None:
+            raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
+        name = f"input {index + 1}" if request.id is None else str(request.id)
+        ids, warnings = self._ids(name, request.input), []
+        limit = config.max_source or self.source_limit
+        if limit is not None and len(ids) > limit:
+            if not truncation:
+                raise UserError(f"{name} has {len(ids)} tokens, the limit is {limit}; shorten it, or raise max_source")
+            warnings.append(f"{name} has {len(ids)} tokens; the first {limit} were read, {len(ids) - limit} were cut (the "
+                            f"limit is {limit})")
+            ids = ids[: limit - 1] + [self.target.end_token]
+        return Job(index, request.id, torch.tensor(ids, dtype=torch.int64), config, self._draft_tokens(config),
+                   seed if request.seed is None else request.seed, warnings,
+                   StopStrings(config.stop_strings, self._text) if config.stop_strings else None)
 
     def _text(self, ids: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _sources(self, inputs: list, config: DecodeConfig, warnings: list[str]) -> list[Tensor]:
-        """Checked and cut id vectors [S_i]."""
-        limit = config.max_source or self.source_limit
-        sources = []
-        for index, item in enumerate(inputs):
-            ids = self._ids(index, item)
-            if limit is not None and len(ids) > limit:
-                warnings.append(f"input {index + 1} has {len(ids)} tokens; the first {limit} were read, "
-                                f"{len(ids) - limit} were cut (the limit is {limit})")
-                ids = ids[: limit - 1] + [self.target.end_token]
-            sources.append(torch.tensor(ids, dtype=torch.int64))
-        return sources
-
-    def _ids(self, index: int, item: Any) -> list[int]:
+    def _ids(self, name: str, item: Any) -> list[int]:
         if isinstance(item, str):
             if not item.strip():
-                raise UserError(f"input {index + 1} is empty; give some text")
+                raise UserError(f"{name} is empty; give some text")
             if self.tokenizer is None:
                 raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass ids")
             return self.tokenizer.encode(item).ids
         ids = [int(token) for token in item]
         if not ids:
-            raise UserError(f"input {index + 1} is empty; give at least one id")
+            raise UserError(f"{name} is empty; give at least one id")
         vocabulary = self.target.config.vocab_size
         if not all(0 <= token < vocabulary for token in ids):
-            raise UserError(f"input {index + 1} holds an id outside 0..{vocabulary - 1}; use the model's own tokenizer")
+            raise UserError(f"{name} holds an id outside 0..{vocabulary - 1}; use the model's own tokenizer")
         return ids
+
+
+def _strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())

@@ -64,20 +64,21 @@ class RecurrentDrafter:
         with torch.inference_mode():
             for row, source, output in zip(rows, sources, encoded, strict=True):
                 k, v = self.model.pointer.source(output[None], rms_norm(self.tables.embed(source))[None])
+                self.keys.hold(row, len(source))
                 self.keys.write_source(0, row, k.view(-1, H, D), v.view(-1, H, D))
                 self.lists.admit(row, source)
                 self.memory.counts[row] = 0
 
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
-            self.keys.sources[row] = 0
+            self.keys.release(row)
 
     def draft(self, state: DecodeState) -> Draft:
         """One compiled call for the whole batch, on the state's own memory."""
         draft = self.lists.empty_draft(state, ORIGINS.index(self.name))
-        slots = state.capacity + state.max_draft
-        if slots > self.memory.fed.shape[1]:
-            self._grow(len(self.memory.counts), slots)
+        rows, slots = max(state.rows, len(self.memory.counts)), state.capacity + state.max_draft
+        if rows > len(self.memory.counts) or slots > self.memory.fed.shape[1]:
+            self._grow(rows, max(slots, self.memory.fed.shape[1]))
         keys = self.keys
         logits, lse = (_NO_LAW, _NO_LSE) if draft.logits is None else (draft.logits.numpy(), draft.lse.numpy())
         draft_numba(

@@ -27,20 +27,23 @@ class Shortlists:
         self._place = np.full(vocab_size, -1, np.int64)
         self._place[self.ids] = np.arange(len(self.ids))
         self._logits = torch.zeros(0)
-        self._grow(0, 0)
+        self._room = (0, 0)
+        self.rows = self._empty(0, 0)
 
-    def _grow(self, rows: int, source: int) -> None:
+    def _empty(self, rows: int, source: int) -> Shortlist:
         own = 0 if self.whole else -(-source // LANES) * LANES
-        self.rows = Shortlist(
+        return Shortlist(
             self.ids, self.head, np.zeros((rows, own), np.int64),
             np.zeros((rows, own // LANES, *self.head.shape[1:]), self.head.dtype), np.zeros(rows, np.int64),
             np.zeros((rows, source if self.copies else 0), np.int64))
-        self._room = (rows, source)
 
     def reserve(self, rows: int, source: int) -> None:
-        """Room for B rows with sources of S ids; growing forgets every row."""
+        """Room for B rows with sources of S ids; what rows hold stays."""
         if rows > self._room[0] or source > self._room[1]:
-            self._grow(max(rows, self._room[0]), max(source, self._room[1]))
+            self._room = max(rows, self._room[0]), max(source, self._room[1])
+            old, self.rows = self.rows, self._empty(*self._room)
+            for kept, new in zip(old[2:], self.rows[2:], strict=True):
+                new[tuple(map(slice, kept.shape))] = kept
 
     def admit(self, row: int, source: Tensor) -> None:
         ids = source.numpy()

@@ -80,11 +80,9 @@ class DecodeState:
     def __init__(self, *, limits: Tensor, draft_tokens: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
                  seeds: Tensor, start_token: int, end_token: int, width: int):
         B, device = limits.shape[0], limits.device
-        # host values fixed for the life of the state: reading them costs no synchronisation
+        # host values: reading them costs no synchronisation; greedy and cuts change where rows are started and stopped only
         self.capacity = int(limits.max())
         self.max_draft = int(draft_tokens.max())
-        self.greedy = bool((temperature == 0).all())
-        self.cuts = bool(((top_k > 0) | (top_p < 1)).any())
         self.backend = backend_of(limits)
         self.end_token = end_token
         self.tokens = torch.full((B, self.capacity + 1), start_token, dtype=torch.int64, device=device)
@@ -93,6 +91,7 @@ class DecodeState:
         self.finished = torch.zeros(B, dtype=torch.bool, device=device)
         self.limits, self.draft_tokens = limits, draft_tokens
         self.temperature, self.top_k, self.top_p, self.seeds = temperature, top_k, top_p, seeds
+        self._look_at_laws()
         self.hidden = torch.zeros(B, width, device=device)
         K = self.max_draft
         self.rounds, self.covered, self.drafted = (torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
@@ -164,6 +163,31 @@ class DecodeState:
     def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:
         """What a commit reads of the draft and the state, and what it writes."""
         return Rows(draft.origin, hidden, self.limits, self.end_token, *self._written)
+
+    def start(self, row: int, *, limit: int, draft_tokens: int, temperature: float, top_k: int, top_p: float,
+              seed: int) -> None:
+        """Give a row to a new request (called by the host between rounds, on the CPU): nothing of its last one is left but
+        stale memory past `lengths`. limit is at most the capacity, draft_tokens at most max_draft."""
+        if limit > self.capacity or draft_tokens > self.max_draft:
+            raise ValueError(f"limit {limit} and {draft_tokens} drafts in a state of {self.capacity} and {self.max_draft}")
+        for counter in (self.rounds, self.covered, self.drafted, self.tested_at, self.accepted_at, self.hidden,
+                        self.last_tested, self.last_accepted, self.last_counts):
+            counter[row] = 0
+        self.lengths[row] = 1
+        self.limits[row], self.draft_tokens[row], self.seeds[row] = limit, draft_tokens, seed
+        self.temperature[row], self.top_k[row], self.top_p[row] = temperature, top_k, top_p
+        self.finished[row] = False
+        self._look_at_laws()
+
+    def stop(self, row: int) -> None:
+        """Leave a row idle: it counts as finished and greedy until it is started again."""
+        self.finished[row] = True
+        self.temperature[row], self.top_k[row], self.top_p[row] = 0, 0, 1
+        self._look_at_laws()
+
+    def _look_at_laws(self) -> None:
+        self.greedy = bool((self.temperature == 0).all())
+        self.cuts = bool(((self.top_k > 0) | (self.top_p < 1)).any())
 
     def truncate(self, row: int, length: int) -> None:
         """Cut a row back to `length` ids inside its last round and finish it (a stop string; called by the host)."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-
-import torch
+from itertools import zip_longest
 
 from foredraft.engine.state import DecodeState
 
@@ -16,7 +15,8 @@ class DecodeStats:
     steps: (row, round) pairs in which a row was running. drafted, tested, accepted: ids; tested stops at the first
     rejection. emitted: ids. tested_at and accepted_at [K] are per place in the draft.
     covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verdict, commit,
-    host), total. Rounds captured on a device are not told apart: all of them count as other.
+    host), total. Rounds captured on a device are not told apart: all of them count as other. rounds: passes of the target;
+    places: rows that were there in them, running or not. A single request of many has neither of the two.
     """
 
     requests: int = 0
@@ -29,6 +29,8 @@ class DecodeStats:
     tested_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    rounds: int = 0
+    places: int = 0
 
     @property
     def acceptance_rate(self) -> float:
@@ -55,21 +57,40 @@ class DecodeStats:
         decoding = self.seconds.get("total", 0.0) - self.seconds.get("encode", 0.0)
         return self.emitted / decoding if decoding > 0 else 0.0
 
-    def add(self, state: DecodeState, seconds: dict[str, float]) -> None:
-        """Add a finished batch."""
-        self.requests += state.rows
-        self.steps += int(state.rounds.sum())
-        self.covered += int(state.covered.sum())
-        self.drafted += int(state.drafted.sum())
-        self.emitted += int(state.lengths.sum()) - state.rows
-        for name, tensor in (("tested_at", state.tested_at), ("accepted_at", state.accepted_at)):
-            old = torch.tensor(getattr(self, name) or [0] * tensor.shape[1], dtype=torch.int64)
-            setattr(self, name, (old + tensor.sum(0).cpu()).tolist())
-        self.tested, self.accepted = sum(self.tested_at), sum(self.accepted_at)
+    @property
+    def row_utilisation(self) -> float:
+        """Running rows over rows and rounds."""
+        return self.steps / self.places if self.places else 0.0
+
+    @classmethod
+    def of(cls, state: DecodeState, row: int) -> DecodeStats:
+        """The counts of a row's request."""
+        tested_at, accepted_at = state.tested_at[row].tolist(), state.accepted_at[row].tolist()
+        return cls(
+            requests=1, steps=int(state.rounds[row]), covered=int(state.covered[row]), drafted=int(state.drafted[row]),
+            tested=sum(tested_at), accepted=sum(accepted_at), emitted=int(state.lengths[row]) - 1, tested_at=tested_at,
+            accepted_at=accepted_at)
+
+    def merge(self, other: DecodeStats) -> None:
+        """Add what other requests cost and gained."""
+        for name in ("requests", "steps", "covered", "drafted", "tested", "accepted", "emitted", "rounds", "places"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("tested_at", "accepted_at"):
+            pairs = zip_longest(getattr(self, name), getattr(other, name), fillvalue=0)
+            setattr(self, name, [sum(pair) for pair in pairs])
+        self.add_seconds(other.seconds)
+
+    def add_seconds(self, seconds: dict[str, float]) -> None:
         for name, value in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
+    def close_seconds(self, total: float) -> None:
+        """Set the wall seconds of a whole call, and what no part of it accounts for."""
+        parts = {part: self.seconds.get(part, 0.0) for part in ("encode", "draft", "verify")}
+        self.seconds = {**parts, "total": total, "other": total - sum(parts.values())}
+
     def as_dict(self) -> dict:
         """Counts, seconds and rates, ready for JSON."""
-        rates = ("acceptance_rate", "draft_acceptance_rate", "coverage", "tokens_per_step", "tokens_per_second")
+        rates = ("acceptance_rate", "draft_acceptance_rate", "coverage", "tokens_per_step", "tokens_per_second",
+                 "row_utilisation")
         return asdict(self) | {name: getattr(self, name) for name in rates}

@@ -8,26 +8,25 @@ from foredraft.engine.state import DecodeState
 
 
 class StopStrings:
-    """Cuts rows of a state, so that a row ends as it would if it were checked after every single id."""
+    """Cuts one request's row, so that it ends as it would if it were checked after every single id."""
 
     def __init__(self, strings: Sequence[str], decode: Callable[[list[int]], str]):
-        self.strings, self.decode = tuple(strings), decode
-        self.checked: dict[int, int] = {}
+        self.strings, self.decode, self.checked = tuple(strings), decode, 1
 
-    def cut(self, state: DecodeState) -> None:
-        for row in range(state.rows):
-            length = int(state.lengths[row])
-            seen = self.checked.get(row, 1)
-            if length == seen:
-                continue
-            ids = state.tokens[row, 1:length].tolist()
-            if self._stops(ids):
-                for end in range(seen, length):
-                    if self._stops(ids[:end]):
-                        state.truncate(row, end + 1)
-                        length = end + 1
-                        break
-            self.checked[row] = length
+    def cut(self, state: DecodeState, row: int) -> bool:
+        """Look at what the row's last round added; True where it was cut."""
+        length, seen = int(state.lengths[row]), self.checked
+        self.checked = length
+        if length == seen:
+            return False
+        ids = state.tokens[row, 1:length].tolist()
+        if self._stops(ids):
+            for end in range(seen, length):
+                if self._stops(ids[:end]):
+                    state.truncate(row, end + 1)
+                    self.checked = end + 1
+                    return True
+        return False
 
     def _stops(self, ids: list[int]) -> bool:
         text = self.decode(ids)

@@ -38,9 +38,9 @@ class T5:
         self._chosen = torch.zeros(0, dtype=torch.int64)
         self._positions = torch.zeros(0, dtype=torch.int64)
 
-    def reserve(self, rows: int, positions: int, draft_tokens: int, source: int) -> None:
-        """Room for B rows of T positions, K drafts and S source positions; forgets every admitted row if it must grow."""
-        self.cache.reserve(rows, positions + draft_tokens + 1, source)
+    def reserve(self, rows: int, positions: int, draft_tokens: int, source: int, pages: int | None = None) -> None:
+        """Room for B rows of T positions, K drafts and S source positions; what is admitted stays. pages: cache.py."""
+        self.cache.reserve(rows, positions + draft_tokens + 1, source, pages)
         self.prepare(rows, draft_tokens + 1)
 
     def prepare(self, rows: int, width: int) -> None:
@@ -69,6 +69,7 @@ class T5:
     def attend_to(self, row: int, encoded: Tensor) -> None:
         """Fill a row's cross keys and values from an encoder's output [S, C]."""
         H, D = self.config.num_heads, self.config.d_kv
+        self.cache.hold(row, len(encoded))
         stored = encoded.to(self.weights.dtype)
         for layer, matrix in enumerate(self.weights.cross_kv):
             k, v = F.linear(stored, matrix).float().view(len(encoded), 2, H, D).unbind(1)
@@ -76,7 +77,7 @@ class T5:
 
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
-            self.cache.sources[row] = 0
+            self.cache.release(row)
 
     def decode(self, tokens: Tensor, positions: Tensor, parents: Tensor | None = None) -> Tensor:
         """Hidden [B, R, C] after the final norm, a buffer that the next call overwrites; position -1 is not read."""

@@ -21,6 +21,8 @@ _HOME = {
     "DecodeStats": "foredraft.engine.stats",
     "Model": "foredraft.engine.generate",
     "Output": "foredraft.engine.generate",
+    "Request": "foredraft.engine.requests",
+    "Result": "foredraft.engine.requests",
     "NgramModel": "foredraft.ngram_native.model",
     "UserError": "foredraft.errors",
 }

@@ -67,24 +67,35 @@ def summarize(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest summary, in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together.")] = 8,
+    input: Annotated[Path | None, typer.Option(help="In place of FILEs: .jsonl(.gz) with 'article', and 'id'.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Its summaries, a line each; the same command goes on.")] = None,
+    in_order: Annotated[bool, typer.Option("--in-order", help="Write them as they stand in --input.")] = False,
+    max_source: Annotated[int | None, typer.Option(help="Source tokens kept; default: the target's.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A longer article fails instead of being cut.")] = False,
+    kv_memory: Annotated[float | None, typer.Option(help="GB for keys and values; default: half of what is free.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the encoder: float32 or bfloat16.")] = "float32",
     weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what the drafts gained.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
-    """Summarise texts; on a terminal, accepted drafts are coloured."""
+    """Summarise texts, or a whole file of articles; on a terminal, accepted drafts of texts are coloured."""
     from foredraft import show
 
-    names, texts = _read(files or [])
+    if (input is None) != (output is None) or (input is not None and files):
+        raise UserError("give FILEs, or --input FILE.jsonl with --output FILE.jsonl")
+    names, texts = _read(files or []) if input is None else ([], [])
     show.announce_compilation()
     drafter = None if drafter == "none" else drafter
     model = foredraft.load(target, drafter=drafter, device=device, dtype=dtype, weights=weights)
     config = dict(
         max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size, max_source=max_source, kv_memory=None if kv_memory is None else int(kv_memory * 1e9),
     )
+    if input is not None:
+        _summarize_file(model, input, output, in_order, strict, stats, as_json, config)
+        return
     out = _generate_and_print(model, names, texts, config)
     for warning in out.warnings:
         print(f"foredraft: {warning}", file=sys.stderr)
@@ -99,6 +110,27 @@ def summarize(
         ]
         known = {"model": model.describe(), "stats": out.stats.as_dict(), "warnings": out.warnings}
         print(json.dumps(known | {"summaries": summaries}))
+
+
+def _summarize_file(model, source: Path, output: Path, in_order: bool, strict: bool, stats: bool, as_json: bool,
+                    config: dict) -> None:
+    """`--input` to `--output`. Exit code 1 where an article failed, or after an interruption."""
+    from foredraft.summaries import summarise_file
+
+    try:
+        done = summarise_file(model, source, output, in_order=in_order, truncation=not strict, **config)
+    except KeyboardInterrupt:
+        print(f"foredraft: interrupted; the same command goes on in {output}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    found = done.pop("stats")
+    print(f"foredraft: {done['articles']} articles summarised, {done['done_before']} were there before, {done['failed']} "
+          f"failed, {done['cut']} were cut to the longest source", file=sys.stderr)
+    if stats:
+        print(_gain(found), file=sys.stderr)
+    if as_json:
+        print(json.dumps({"model": model.describe(), "output": str(output), **done, "stats": found.as_dict()}))
+    if done["failed"]:
+        raise typer.Exit(1)
 
 
 def _read(files: list[str]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
 from foredraft.cli_bench_steps import steps
+from foredraft.cli_bench_throughput import throughput
 from foredraft.cli_bench_weights import weights as weights_command
 from foredraft.errors import UserError
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
     bench.command("kernels")(kernels)
     bench.command("steps")(steps)
+    bench.command("throughput")(throughput)
     bench.command("model")(model_command)
     bench.command("ngram")(ngram)
     bench.command("weights")(weights_command)

@@ -10,6 +10,14 @@ from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.kernels.lookup import lookup_reference
 from foredraft.ngram_native.chains import WINDOW
 
+# of tiny trained drafters, by kind (engine/draft_models.py)
+SIZES = {
+    "lstm": dict(hidden_size=24, num_layers=2, d_kv=12, d_ff=20),
+    "cnn": dict(hidden_size=20, dilations=(1, 3), d_kv=12, d_ff=20),
+    "t5small": dict(num_layers=1, num_decoder_layers=1),
+    "t5shallow": dict(layers=[2, 0]),
+}
+
 
 class TableTarget:
     """p(next | last id, position) from a table [positions, V, V] of logits; hidden IS the logits.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.generate import EMBEDDED_TARGET, Model, load
+from foredraft.engine.requests import Request
 from foredraft.errors import UserError
 from foredraft.kernels.philox import row_seed
 from foredraft.train.data import END, read_texts
@@ -30,7 +31,7 @@ MANIFEST = "pseudo.json"
 PATIENCE = 0.5
 
 Article = tuple[str, str]  # id, text
-OnBatch = Callable[[int, int], None]  # summaries and ids done since the last call
+OnDone = Callable[[int, int], None]  # summaries and ids done since the last call
 
 
 @dataclass(frozen=True)
@@ -106,30 +107,29 @@ def read_shards(data: str | Path, order: Order) -> Iterator[tuple[int, list[Arti
 
 
 def summarise(model: Model, articles: list[Article], order: Order, engine: Engine,
-              on_batch: OnBatch = lambda summaries, ids: None) -> list[dict]:
+              on_done: OnDone = lambda summaries, ids: None) -> list[dict]:
     """The records of some articles, in order."""
     longest = order.max_source or model.source_limit
-    sources, seeds = [], []
+    sources, requests = [], []
     for name, text in articles:
         ids = model.tokenizer.encode(text).ids
         body = ids[:-1] if ids and ids[-1] == END else ids
         sources.append([*body[: longest - 1 if longest else None], END])
         own = row_seed(order.seed, int(name, 16))
-        seeds += [row_seed(own, sample) for sample in range(order.samples_per_article)]
-    repeated = [source for source in sources for _ in range(order.samples_per_article)]
+        requests += [Request(sources[-1], seed=row_seed(own, sample)) for sample in range(order.samples_per_article)]
     records = []
-    for start in range(0, len(repeated), engine.batch_size):
-        part = slice(start, start + engine.batch_size)
-        out = model.generate(
-            repeated[part], max_new_tokens=order.max_new_tokens, draft_tokens=engine.draft_tokens,
-            do_sample=order.temperature > 0, temperature=order.temperature or 1.0, seed=seeds[part],
-            batch_size=engine.batch_size, max_source=max(map(len, repeated[part])))
-        for text, ids in zip(out.texts, out.token_ids, strict=True):
-            number, sample = divmod(len(records), order.samples_per_article)
+    with model.stream(
+        requests, in_order=True, max_new_tokens=order.max_new_tokens, draft_tokens=engine.draft_tokens,
+        do_sample=order.temperature > 0, temperature=order.temperature or 1.0, batch_size=engine.batch_size,
+        max_source=max(2, *map(len, sources))) as results:
+        for result in results:
+            if result.error is not None:
+                raise result.error
+            number, sample = divmod(result.index, order.samples_per_article)
             name, article = articles[number]
-            records.append({"id": name, "sample": sample, "article": article, "highlights": text,
-                            "source_ids": sources[number], "target_ids": ids})
-        on_batch(len(out.texts), sum(map(len, out.token_ids)))
+            records.append({"id": name, "sample": sample, "article": article, "highlights": result.text,
+                            "source_ids": sources[number], "target_ids": result.token_ids})
+            on_done(1, len(result.token_ids))
     return records
 
 
@@ -170,7 +170,7 @@ def missing_shards(out: Path, order: Order, shards: int) -> set[int]:
     return {number for number in range(shards) if not shard_path(out, number, order).is_file()}
 
 
-def work(data: str | Path, out: Path, order: Order, engine: Engine, shards: int, on_batch: OnBatch) -> None:
+def work(data: str | Path, out: Path, order: Order, engine: Engine, shards: int, on_done: OnDone) -> None:
     """Write the shards that nobody else is writing, until all are there."""
     missing, model = missing_shards(out, order, shards), None
     with open(out / ".lock", "ab") as lock:
@@ -183,7 +183,7 @@ def work(data: str | Path, out: Path, order: Order, engine: Engine, shards: int,
                 # finished by another between the look and the lock
                 if not path.is_file():
                     model = model or engine.load()
-                    write_shard(summarise(model, articles, order, engine, on_batch), path)
+                    write_shard(summarise(model, articles, order, engine, on_done), path)
                 fcntl.lockf(lock, fcntl.LOCK_UN, 1, number)
             missing = missing_shards(out, order, shards)
             if len(missing) == before:

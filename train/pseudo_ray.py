@@ -27,7 +27,7 @@ class ShardWorker:
 
 
 def run_ray(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Engine, missing: set[int], workers: int,
-            address: str, on_batch: pseudo.OnBatch, on_shard=lambda row: None) -> None:
+            address: str, on_done: pseudo.OnDone, on_shard=lambda row: None) -> None:
     """Write the missing shards with `workers` actors at `address` ("local" starts Ray here); a dead actor's shard goes to
     another. Each takes one GPU when the engine's device is cuda, else one CPU."""
     try:
@@ -49,7 +49,7 @@ def run_ray(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Eng
         for row in done.iter_rows():
             records = list(row["records"])
             write_shard(records, pseudo.shard_path(out, row["shard"], order))
-            on_batch(len(records), sum(len(record["target_ids"]) for record in records))
+            on_done(len(records), sum(len(record["target_ids"]) for record in records))
             on_shard(row)
     finally:
         if started:

@@ -34,7 +34,7 @@ class Bar:
 
 
 def run_processes(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Engine, shards: int, workers: int,
-                  on_batch: pseudo.OnBatch) -> None:
+                  on_done: pseudo.OnDone) -> None:
     """Work with `workers` processes; what one leaves behind when it dies, the others do."""
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
@@ -52,7 +52,7 @@ def run_processes(data: str | Path, out: Path, order: pseudo.Order, engine: pseu
             if isinstance(report, str):
                 complaint = report
             else:
-                on_batch(*report)
+                on_done(*report)
     finally:
         for process in running:
             process.terminate()

@@ -67,3 +67,22 @@ def test_allowed_leaves_room_for_the_targets_own_token():
     assert state.allowed().tolist() == [0, 2, 2]
     state.finished[2] = True
     assert state.allowed().tolist() == [0, 2, 0]
+
+
+def test_a_started_row_is_as_good_as_new():
+    state = make_state(2, 9, 3, 4, temperature=0.5)
+    state.commit(draft_of(state, [3, 2]), verdict_of(state, [[5, 6], [7, 8, 9]]), torch.ones(2, 4, 4))
+    tensors = {name: value for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
+    other = {name: value[0].clone() for name, value in tensors.items() if len(value) == 2}
+    law = dict(limit=6, draft_tokens=2, temperature=0.0, top_k=4, top_p=0.5, seed=-3)
+    state.start(1, **law)
+    fresh = make_state(2, [9, 5], [3, 2], 4, seeds=[0, -3])
+    for name in ("lengths", "finished", "limits", "draft_tokens", "seeds", "temperature", "hidden", "rounds", "covered",
+                 "drafted", "tested_at", "accepted_at", "last_counts", "last_tested", "last_accepted"):
+        assert torch.equal(getattr(state, name)[1], getattr(fresh, name)[1]), name
+        assert torch.equal(getattr(state, name)[0], other[name]), name
+    assert int(state.tokens[1, 0]) == 0 and not state.greedy and state.cuts
+    state.stop(0)
+    assert state.greedy and state.cuts and state.finished.tolist() == [True, False]
+    state.start(1, **law | dict(top_k=0, top_p=1.0))
+    assert state.greedy and not state.cuts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doubles import chi_square, make_state
+from doubles import SIZES, chi_square, make_state
 
 from foredraft.engine.decode import decode, step
 from foredraft.engine.draft_models import KINDS, kind_of, model_class, open_drafter
@@ -17,12 +17,6 @@ from foredraft.kernels.law import law_reference
 
 NEW = 16
 SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
-SIZES = {
-    "lstm": dict(hidden_size=24, num_layers=2, d_kv=12, d_ff=20),
-    "cnn": dict(hidden_size=20, dilations=(1, 3), d_kv=12, d_ff=20),
-    "t5small": dict(num_layers=1, num_decoder_layers=1),
-    "t5shallow": dict(layers=[2, 0]),
-}
 # kinds, and the kinds that may have a shortlist with one of 40 ids
 CASES = [*((kind, 0) for kind in SIZES), ("lstm", 40), ("cnn", 40), ("t5shallow", 40)]
 

@@ -1,0 +1,104 @@
+"""Fixed batches on a device: as many requests as there are rows start together, and the next when all have ended.
+
+A captured graph (graph.py) holds the state it was captured on, so rows are not handed over in between. To a stream it looks
+like the scheduler of the CPU.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import nullcontext
+from time import perf_counter
+
+import torch
+
+from foredraft.engine.decode import Drafter
+from foredraft.engine.graph import GraphRounds, HostView
+from foredraft.engine.requests import Job, Result
+from foredraft.engine.state import DecodeState
+from foredraft.engine.stopwatch import Stopwatch
+from foredraft.engine.t5_cuda import T5Cuda
+
+
+class FixedBatches:
+    """Batches of up to `rows` requests; what ended comes a batch at a time."""
+
+    def __init__(self, target: T5Cuda, drafter: Drafter, graphs: GraphRounds, rows: int):
+        self.target, self.drafter, self.graphs = target, drafter, graphs
+        self.rows, self.clock, self.rounds = rows, Stopwatch(), 0
+        self.waiting: deque[Job] = deque()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.waiting) < self.rows
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.waiting)
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def cancel(self, index: int) -> Result | None:
+        """Take a waiting request out; a batch that runs is not interrupted."""
+        for job in self.waiting:
+            if job.index == index:
+                self.waiting.remove(job)
+                return Result(job.index, job.id, "cancelled", warnings=job.warnings)
+        return None
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+    def round(self) -> list[Result]:
+        """Decode all that wait, together."""
+        jobs, device = list(self.waiting), self.target.device
+        self.waiting.clear()
+        rows, sources = range(len(jobs)), [job.source for job in jobs]
+        self.target.reserve(len(jobs), max(job.limit for job in jobs), max(job.draft_tokens for job in jobs),
+                            max(map(len, sources)))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            since = perf_counter()
+            encoded = self.target.admit(rows, sources)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.clock.add("encode", since)
+            self.drafter.admit(rows, sources, encoded)
+            state = self.graphs.decode(self._state(jobs), self.target, self.drafter, self._look(jobs),
+                                       in_step=any(job.stops for job in jobs))
+            results = [job.result(state, row) for row, job in enumerate(jobs)]
+            self.rounds += int(state.rounds.max())
+            self.target.release(rows)
+            self.drafter.release(rows)
+        return results
+
+    def _state(self, jobs: list[Job]) -> DecodeState:
+        def column(values: list, dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=self.target.device)
+
+        laws = [job.law for job in jobs]
+        return DecodeState(
+            limits=column([job.limit for job in jobs], torch.int64),
+            draft_tokens=column([job.draft_tokens for job in jobs], torch.int64),
+            temperature=column([law["temperature"] for law in laws], torch.float32),
+            top_k=column([law["top_k"] for law in laws], torch.int64),
+            top_p=column([law["top_p"] for law in laws], torch.float32),
+            seeds=column([job.seed for job in jobs], torch.int64), start_token=self.target.start_token,
+            end_token=self.target.end_token, width=self.target.config.d_model)
+
+    def _look(self, jobs: list[Job]):
+        """The host's look between rounds, or None when nobody asks for it."""
+        watched = [(row, job) for row, job in enumerate(jobs) if job.is_watched]
+        if not watched:
+            return None
+
+        def look(state: DecodeState | HostView) -> None:
+            for row, job in watched:
+                job.look(state, row)
+
+        for _, job in watched:
+            if job.listener is not None:
+                # transformers sends the prompt first; for an encoder-decoder that is the start token
+                job.listener(torch.tensor([self.target.start_token]))
+                job.sent = 1
+        return look
