@@ -15,7 +15,6 @@ from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
 from foredraft.cli_bench_steps import steps
 from foredraft.cli_bench_weights import weights as weights_command
-from foredraft.errors import UserError
 
 bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -76,27 +75,6 @@ def run(
     path = out / f"{machine.file_name(common['machine'])}.jsonl"
     record.append(path, rows)
     print(json.dumps({"record": str(path), "rows": rows}))
-
-
-@bench.command("table")
-def table(
-    records: Annotated[Path, typer.Argument(help="A record file, as bench run writes it.")],
-    readme: Annotated[Path | None, typer.Option(help="Put the table between this page's markers.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the speeds into this PNG file.")] = None,
-) -> None:
-    """The newest run of every temperature and batch size as one table, for a page, and as a picture."""
-    from foredraft.bench import readme as page
-    from foredraft.bench import record
-
-    runs = page.latest_runs(record.read(records))
-    if not runs:
-        raise UserError(f"{records}: holds no run on real articles; run foredraft bench run --data FILE.jsonl first")
-    text = page.table(runs)
-    print(text)
-    if readme is not None:
-        page.write_table(readme, text)
-    if picture is not None:
-        page.draw(runs, picture)
 
 
 def demo() -> None:
