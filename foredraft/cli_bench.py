@@ -14,6 +14,7 @@ from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
 from foredraft.cli_bench_steps import steps
+from foredraft.cli_bench_theory import theory
 from foredraft.cli_bench_weights import weights as weights_command
 
 bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_help=True, rich_markup_mode=None)
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     bench.command("steps")(steps)
     bench.command("model")(model_command)
     bench.command("ngram")(ngram)
+    bench.command("theory")(theory)
     bench.command("weights")(weights_command)
     app.add_typer(bench, name="bench")
     app.command("demo")(demo)

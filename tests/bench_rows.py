@@ -77,6 +77,14 @@ def steps_row() -> dict:
             "geometry": "flan-t5-base", "source_tokens": 512, "weights": {"fp32": one, "int8": one}, "peers": {}}
 
 
+def theory_row() -> dict:
+    from foredraft.bench.theory import judged
+
+    row = drafter_row("lookup", None, Ks=(1, 2, 3))
+    return row | {"kind": "theory", "drafter": {"name": "lookup", "kind": "lookup"},
+                  "figures": [judged(figures) for figures in row["figures"]]}
+
+
 def every_kind() -> list[dict]:
     return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
-        *drafter_rows(), drafter_row("lookup", None), steps_row()]
+        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row()]
