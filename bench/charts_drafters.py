@@ -4,69 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from foredraft.bench import collection
 from foredraft.bench.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, blank
-from foredraft.bench.collection import BASELINE, alpha_of, best_distilled, by_method, figures_at, trained
+from foredraft.bench.collection import BASELINE, best_distilled, by_method, figures_at, mean, trained, values
 
 
 def alphas(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """alpha of every run, a line for each drafter: its baselines hollow, the best method filled and named."""
+    return _dots(rows, temperature, "alpha", "alpha", collection.alpha, (0.0, 1.0))
+
+
+def tokens_a_round(rows: Sequence[dict], temperature: float) -> Chart | None:
+    return _dots(rows, temperature, "round", "tokens a round", collection.tokens_a_round, (1.0, None))
+
+
+def speed_ups(rows: Sequence[dict], temperature: float) -> Chart | None:
+    return _dots(rows, temperature, "gain", "decode speed-up", collection.speed_up, (None, None))
+
+
+def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value: Callable[[dict], float | None],
+          ends: tuple[float | None, float | None]) -> Chart | None:
+    """A value of every run, a line for each drafter: its baselines hollow, the best method filled and named."""
     drafters = {drafter: methods for drafter, methods in by_method(rows).items()
-                if any(alpha_of(found, temperature) is not None for found in methods.values())}
+                if any(mean(found, temperature, value) is not None for found in methods.values())}
     if not drafters:
         return None
     figure, ((axes,),) = blank(70 + 44 * len(drafters))
     for line, methods in enumerate(drafters.values()):
-        best = best_distilled(methods, temperature)
+        best = best_distilled(methods, temperature, value)
         for method, found in methods.items():
-            values = [figures["alpha"]["value"] for row in found if (figures := figures_at(row, temperature))]
+            points = values(found, temperature, value)
             style = (dict(facecolors="none", edgecolors=INK, zorder=4) if method == BASELINE
                      else dict(color=ACCENT, zorder=3) if method == best else dict(color=SOFT, zorder=2))
-            axes.scatter(values, [line] * len(values), s=34, **style)
-        own, distilled = alpha_of(methods.get(BASELINE, ()), temperature), alpha_of(methods.get(best, ()), temperature)
-        for value, method, offset, colour in ((own, BASELINE, -13, MUTED), (distilled, best, 13, ACCENT)):
-            if value is not None:
-                axes.annotate(f"{method} {value:.2f}", (value, line), (0, offset), textcoords="offset points", ha="center",
+            axes.scatter(points, [line] * len(points), s=34, **style)
+        for method, offset, colour in ((BASELINE, -13, MUTED), (best, 13, ACCENT)):
+            if (middle := mean(methods.get(method, ()), temperature, value)) is not None:
+                axes.annotate(f"{method} {middle:.2f}", (middle, line), (0, offset), textcoords="offset points", ha="center",
                               va="center", fontsize=10, color=colour)
     axes.set_yticks(range(len(drafters)), list(drafters))
     axes.set_ylim(len(drafters) - 0.4, -0.6)
-    axes.set_xlim(0, 1)
+    axes.margins(x=0.25)
+    axes.set_xlim(*ends)
     axes.grid(axis="x", color=RULE, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.set_xlabel("alpha")
+    axes.set_xlabel(what)
     axes.spines["left"].set_visible(False)
-    return Chart(f"alpha-T{temperature:g}", f"alpha of trained drafters at T={temperature:g}",
-                 "Hollow: trained on human summaries alone; filled: distilled, the best method named.", figure,
+    return Chart(f"{name}-T{temperature:g}", f"{what[0].upper()}{what[1:]} of trained drafters at T={temperature:g}",
+                 "A dot a run. Hollow: trained on human summaries alone; filled: distilled, the best method named.", figure,
                  _of(drafters))
 
 
 def by_place(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """accepted / tested at each place of the longest draft, baseline and best distilled."""
-    return _twins(rows, temperature, "place", "Acceptance by place in the draft", "place in the draft", "accepted / tested",
-                  lambda figures: list(enumerate(_longest(figures)["acceptance"]["at"], 1)), top=1.0)
-
-
-def tokens_a_round(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """Tokens a round by K, baseline and best distilled."""
-    return _twins(rows, temperature, "round", "Tokens a round", "K", "tokens a round",
-                  lambda figures: [(one["draft_tokens"], one["acceptance"]["tokens_per_round"]) for one in figures["rows"]])
+    """accepted / tested at each place of the longest draft: a panel for each drafter, its baseline grey, the best distilled
+    in colour and named."""
+    drafters = {}
+    for drafter, methods in by_method(rows).items():
+        best = best_distilled(methods, temperature)
+        pair = {method: figures for method in (BASELINE, best)
+                if method in methods and (figures := figures_at(methods[method][0], temperature))}
+        if pair:
+            drafters[drafter] = pair
+    if not drafters:
+        return None
+    figure, axes = _grid(len(drafters), sharey=True)
+    for panel, (drafter, pair) in zip(axes, drafters.items(), strict=True):
+        panel.set_title(drafter, loc="left", color=INK)
+        for method, figures in pair.items():
+            rates = max(figures["rows"], key=lambda one: one["draft_tokens"])["acceptance"]["at"]
+            known = [(place, rate) for place, rate in enumerate(rates, 1) if rate is not None]
+            colour = BAR if method == BASELINE else ACCENT
+            if known:
+                panel.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3.5)
+            if method != BASELINE:
+                panel.set_title(method, loc="right", color=ACCENT, fontsize=10)
+        panel.set_xlabel("place in the draft")
+        _whole_ticks(panel)
+    axes[0].set_ylim(0, 1)
+    axes[0].set_ylabel("accepted / tested")
+    return Chart(f"place-T{temperature:g}", f"Acceptance by place in the draft at T={temperature:g}",
+                 "Grey: baseline; coloured: the best distilled run, each at the K that it was measured at.", figure,
+                 _of(by_method(rows)))
 
 
 def speed_by_K(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """Measured speed-up by K with its interval, and what alpha, c and v predict, of each drafter's best run."""
+    """Measured and predicted speed-up by K, of every drafter that was measured at several K without being trained here."""
     found = []
-    drafters = by_method(rows)
-    for drafter, methods in drafters.items():
-        best = best_distilled(methods, temperature) or BASELINE
-        if figures := figures_at(methods.get(best, [{"figures": []}])[0], temperature):
-            found.append((drafter, f"{drafter}, {best}", figures, methods[best][0]))
     for row in rows:
-        drafter, method, _ = trained(row)
         figures = figures_at(row, temperature)
-        if method is None and figures is not None:
-            found.append((drafter, row["drafter"].get("path") or drafter, figures, row))
+        if trained(row)[1] is None and figures is not None and len(figures["rows"]) > 1:
+            found.append((row["drafter"].get("path") or trained(row)[0], figures, row))
     if not found:
         return None
-    return speed_panels([(title, figures) for _, title, figures, _ in found], f"predicted-T{temperature:g}",
+    return speed_panels([(title, figures) for title, figures, _ in found], f"predicted-T{temperature:g}",
                         f"Speed-up against K at T={temperature:g}", [row for *_, row in found])
 
 
@@ -89,41 +117,6 @@ def speed_panels(panels: Sequence[tuple[str, dict]], name: str, title: str, rows
     axes[0].set_ylabel("over plain decoding")
     return Chart(name, title, "Line: measured, with its 95 % interval. Dashed: predicted from alpha, c and the measured "
                  "v(K+1) (Leviathan et al., Theorem 3.8).", figure, rows)
-
-
-def _twins(rows: Sequence[dict], temperature: float, name: str, title: str, x: str, y: str,
-           points: Callable[[dict], list[tuple[int, float | None]]], top: float | None = None) -> Chart | None:
-    """A panel for each drafter: the baseline grey, the best distilled in colour and named."""
-    drafters = {}
-    for drafter, methods in by_method(rows).items():
-        best = best_distilled(methods, temperature)
-        pair = {method: figures for method in (BASELINE, best)
-                if method in methods and (figures := figures_at(methods[method][0], temperature))}
-        if pair:
-            drafters[drafter] = pair
-    if not drafters:
-        return None
-    figure, axes = _grid(len(drafters), sharey=True)
-    highest = 0.0
-    for panel, (drafter, pair) in zip(axes, drafters.items(), strict=True):
-        panel.set_title(drafter, loc="left", color=INK)
-        for method, figures in pair.items():
-            known = [(place, value) for place, value in points(figures) if value is not None]
-            colour = BAR if method == BASELINE else ACCENT
-            panel.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3.5)
-            highest = max(highest, *(value for _, value in known))
-            if method != BASELINE:
-                panel.set_title(method, loc="right", color=ACCENT, fontsize=10)
-        panel.set_xlabel(x)
-        _whole_ticks(panel)
-    axes[0].set_ylim(0, top or highest * 1.1)
-    axes[0].set_ylabel(y)
-    return Chart(f"{name}-T{temperature:g}", f"{title} at T={temperature:g}",
-                 "Grey: baseline; coloured: the best distilled run.", figure, _of(by_method(rows)))
-
-
-def _longest(figures: dict) -> dict:
-    return max(figures["rows"], key=lambda one: one["draft_tokens"])
 
 
 def _grid(panels: int, **options):

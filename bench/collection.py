@@ -124,14 +124,43 @@ def figures_at(row: dict, temperature: float) -> dict | None:
     return next((figures for figures in row["figures"] if figures["temperature"] == temperature), None)
 
 
-def alpha_of(rows: Sequence[dict], temperature: float) -> float | None:
-    """Mean alpha over the seeds of a method; None where it was not measured."""
-    values = [figures["alpha"]["value"] for row in rows if (figures := figures_at(row, temperature)) is not None]
-    return sum(values) / len(values) if values else None
+def alpha(figures: dict) -> float | None:
+    return figures["alpha"]["value"]
 
 
-def best_distilled(methods: dict[str, list[dict]], temperature: float) -> str | None:
-    """The method, other than the baseline, of the highest mean alpha; None without any."""
-    alphas = {name: alpha for name, rows in methods.items()
-              if name != BASELINE and (alpha := alpha_of(rows, temperature)) is not None}
-    return max(alphas, key=lambda name: alphas[name], default=None)
+def tokens_a_round(figures: dict) -> float | None:
+    """Of the K with the highest measured speed-up."""
+    best = fastest(figures)
+    return best["acceptance"]["tokens_per_round"] if best else None
+
+
+def speed_up(figures: dict) -> float | None:
+    """The highest decode speed-up over its K."""
+    best = fastest(figures)
+    return best["speed_up"]["median"] if best else None
+
+
+def fastest(figures: dict) -> dict | None:
+    """The row of the K with the highest measured speed-up; None where no tokens were equal."""
+    known = [one for one in figures["rows"] if "speed_up" in one]
+    return max(known, key=lambda one: one["speed_up"]["median"], default=None)
+
+
+def values(rows: Sequence[dict], temperature: float, value: Callable[[dict], float | None]) -> list[float]:
+    """A value of the figures at a temperature, of every seed that has it."""
+    found = [figures_at(row, temperature) for row in rows]
+    return [number for figures in found if figures is not None and (number := value(figures)) is not None]
+
+
+def mean(rows: Sequence[dict], temperature: float, value: Callable[[dict], float | None]) -> float | None:
+    """The mean of `values`; None without any."""
+    found = values(rows, temperature, value)
+    return sum(found) / len(found) if found else None
+
+
+def best_distilled(methods: dict[str, list[dict]], temperature: float,
+                   value: Callable[[dict], float | None] = alpha) -> str | None:
+    """The method, other than the baseline, of the highest mean value; None without any."""
+    means = {name: found for name, rows in methods.items()
+             if name != BASELINE and (found := mean(rows, temperature, value)) is not None}
+    return max(means, key=lambda name: means[name], default=None)

@@ -62,7 +62,8 @@ def build(found: Collection, sample: Sample | None) -> Page:
     if sample is not None:
         page.sections.append(Section("Who wrote which token", sample_text(sample), html=sample_html(sample)))
     drafts = [draw(found.drafters, temperature) for temperature in TEMPERATURES
-              for draw in (charts_drafters.alphas, charts_drafters.by_place, charts_drafters.tokens_a_round)]
+              for draw in (charts_drafters.alphas, charts_drafters.by_place, charts_drafters.tokens_a_round,
+                           charts_drafters.speed_ups)]
     if any(drafts):
         page.sections.append(Section(
             "What distillation adds", "alpha is the share of the target's law that a drafter covers, over every prefix of "

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foredraft.bench.collection import BASELINE, alpha_of, best_distilled, by_method, figures_at, place, trained
+from foredraft.bench.collection import (
+    BASELINE,
+    alpha,
+    best_distilled,
+    by_method,
+    figures_at,
+    mean,
+    place,
+    speed_up,
+    tokens_a_round,
+    trained,
+)
 from foredraft.bench.report import accepted, gate, rate, times
 
 RUN_COLUMNS = (
@@ -59,35 +70,26 @@ def drafters_table(rows: Sequence[dict]) -> str:
     if not drafters:
         return ""
     first = next(iter(next(iter(drafters.values())).values()))[0]
-    temperatures = [figures["temperature"] for figures in first["figures"]]
+    seeds = {trained(row)[2] for methods in drafters.values() for found in methods.values() for row in found}
     lines = [
         f"{first['data']['articles']} articles of {first['data']['name']}, the target `{first['target']['hash']}`, "
-        f"{place(first)}; means over seeds, the best method by alpha; tokens a round and decode speed-up at the K of the "
-        "highest speed-up. A cell: baseline, then distilled.", "",
-        "| drafter | T | method | alpha | tokens a round | speed-up | K |", "|---|---|---|---:|---:|---:|---:|"]
+        f"{place(first)}; {'one seed' if len(seeds) == 1 else f'means over {len(seeds)} seeds'}, the distilled method of "
+        "the highest alpha. A cell: baseline → distilled.", "",
+        "| drafter | T | method | alpha | tokens a round | decode speed-up |", "|---|---|---|---:|---:|---:|"]
     for drafter, methods in drafters.items():
-        for temperature in temperatures:
+        for temperature in (figures["temperature"] for figures in first["figures"]):
             best = best_distilled(methods, temperature)
-            pair = [method for method in (BASELINE, best) if alpha_of(methods.get(method, ()), temperature) is not None]
-            if not pair:
-                continue
-            alphas = [f"{alpha_of(methods[method], temperature):.3f}" for method in pair]
-            bests = [best_speed(methods[method][0], temperature) for method in pair]
-            cells = [" → ".join(alphas), *(" → ".join(one[place_] for one in bests) for place_ in range(3))]
+            pair = [methods[method] for method in (BASELINE, best) if method in methods]
+            cells = [" → ".join(_cell(mean(found, temperature, value), form) for found in pair)
+                     for value, form in ((alpha, ".3f"), (tokens_a_round, ".2f"), (speed_up, ".2f"))]
             lines.append(f"| {drafter} | {temperature:g} | {best or '-'} | " + " | ".join(cells) + " |")
     commands = "\n".join(dict.fromkeys(row["command"] for methods in drafters.values() for found in methods.values()
                                        for row in found))
     return "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
 
 
-def best_speed(row: dict, temperature: float) -> tuple[str, str, str]:
-    """(tokens a round, decode speed-up, K) of the K with the highest measured speed-up."""
-    figures = figures_at(row, temperature)
-    known = [one for one in figures["rows"] if "speed_up" in one] if figures else []
-    if not known:
-        return ("-", "-", "-")
-    best = max(known, key=lambda one: one["speed_up"]["median"])
-    return (f"{best['acceptance']['tokens_per_round']:.2f}", f"{best['speed_up']['median']:.2f}x", str(best["draft_tokens"]))
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 DRAFTER_HEADS = ("drafter", "method", "seed", "T", "alpha (95 %)", "K", "tokens a round", "accepted / tested", "c", "v(K+1)",
@@ -102,12 +104,12 @@ def drafter_rows(rows: Sequence[dict], temperatures: Sequence[float]) -> list[li
         for temperature in temperatures:
             if (figures := figures_at(row, temperature)) is None:
                 continue
-            alpha = figures["alpha"]
+            known = figures["alpha"]
             for one in figures["rows"]:
                 found = one["acceptance"]
                 lines.append([
                     drafter, method or "-", str(seed), f"{temperature:g}",
-                    f"{alpha['value']:.3f} ({alpha['low']:.3f}-{alpha['high']:.3f})", str(one["draft_tokens"]),
+                    f"{known['value']:.3f} ({known['low']:.3f}-{known['high']:.3f})", str(one["draft_tokens"]),
                     *("-" if value is None else f"{value:.{digits}f}" for value, digits in (
                         (found["tokens_per_round"], 2), (found["rate"], 3), (one["c"], 3), (one["v"], 3),
                         (one["predicted"], 2))),

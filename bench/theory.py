@@ -22,7 +22,8 @@ def theory(model, sources: Sequence[Sequence[int]], settings: Settings, draft_to
     the K of the highest prediction; `best`: of the highest measured speed-up; `kept`: the share of the best speed-up that
     the pick gives.
     """
-    return judged(evaluate(model, sources, settings, [K for K in draft_tokens if K], on_batch))
+    one = "drafter"
+    return judged(evaluate({one: model}, sources, settings, {one: [K for K in draft_tokens if K]}, on_batch)[one])
 
 
 def judged(figures: dict) -> dict:

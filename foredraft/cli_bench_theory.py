@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from foredraft.errors import UserError
+from foredraft.cli_eval import parse_numbers
 
 
 def theory(
@@ -37,14 +36,11 @@ def theory(
     import foredraft
     from foredraft import show
     from foredraft.bench import cases, machine, record
-    from foredraft.bench.evaluate import drafter_spec
+    from foredraft.bench.evaluate import common_fields, drafter_spec
     from foredraft.bench.settings import Settings
     from foredraft.bench.theory import theory as measured
 
-    try:
-        temperatures = [float(part) for part in temperature.split(",")]
-    except ValueError:
-        raise UserError(f"--temperature is {temperature!r}; give numbers with commas between") from None
+    temperatures = parse_numbers("--temperature", temperature, float, 0)
     spec, kind = drafter_spec(ckpt_path, drafter or (None if ckpt_path else "lookup"))
     show.announce_compilation()
     model = foredraft.load(target, drafter=spec, weights=weights)
@@ -56,14 +52,9 @@ def theory(
             settings = Settings(batch_size=batch_size, temperature=value, max_new_tokens=max_new_tokens, repeats=repeats)
             found.append(measured(model, [case.source for case in articles], settings, range(most + 1),
                                   lambda: progress.advance(task)))
-    known = model.describe()
-    row = {
-        "kind": "theory", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
-        "command": shlex.join(["foredraft", *sys.argv[1:]]), "machine": machine.describe(),
-        "target": {name: known[name] for name in ("model", "hash", "weights", "parameters", "threads")},
-        "drafter": {"name": ckpt_path.name if ckpt_path else kind, "kind": kind}, "data": cases.describe(data, articles),
-        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "repeats": repeats, "figures": found,
-    }
+    row = {"kind": "theory"} | common_fields(model, cases.describe(data, articles), settings) | {
+        "command": shlex.join(["foredraft", *sys.argv[1:]]),
+        "drafter": {"name": ckpt_path.name if ckpt_path else kind, "kind": kind}, "figures": found}
     show_table(row, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
     path = out / f"theory-{machine.file_name(row['machine'])}.jsonl"
     record.append_lines(path, [row])

@@ -29,7 +29,18 @@ def test_alpha_is_a_mean_over_seeds_and_the_best_method_is_no_baseline():
         ("baseline", 0, 0.9), ("Seq_KD", 0, 0.2), ("Seq_KD", 1, 0.6), ("MiniLLM", 0, 0.5))]
     methods = collection.by_method([*rows, bench_rows.drafter_row("lookup", None)])["lstm"]
     assert list(methods) == ["baseline", "MiniLLM", "Seq_KD"]
-    assert collection.alpha_of(methods["Seq_KD"], 0.0) == pytest.approx(0.4)
+    assert collection.mean(methods["Seq_KD"], 0.0, collection.alpha) == pytest.approx(0.4)
     assert collection.best_distilled(methods, 0.0) == "MiniLLM"
     assert collection.best_distilled({"baseline": methods["baseline"]}, 0.0) is None
-    assert collection.alpha_of(methods["Seq_KD"], 0.7) is None
+    assert collection.mean(methods["Seq_KD"], 0.7, collection.alpha) is None
+
+
+def test_the_fastest_K_speaks_for_a_run():
+    row = bench_rows.drafter_row(Ks=(1, 2, 5))
+    figures = row["figures"][0]
+    figures["rows"][1]["speed_up"]["median"] = 9.0
+    assert collection.fastest(figures)["draft_tokens"] == 2 and collection.speed_up(figures) == 9.0
+    assert collection.tokens_a_round(figures) == figures["rows"][1]["acceptance"]["tokens_per_round"]
+    for one in figures["rows"]:
+        del one["speed_up"]
+    assert collection.speed_up(figures) is None and collection.best_distilled({"a": [row]}, 0.0, collection.speed_up) is None
