@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli_bench_compare import compare as compare_command
+from foredraft.cli_bench_compare import regression
 from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
@@ -22,6 +24,8 @@ bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_he
 
 def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
+    bench.command("compare")(compare_command)
+    bench.command("regression")(regression)
     bench.command("kernels")(kernels)
     bench.command("steps")(steps)
     bench.command("model")(model_command)
