@@ -10,7 +10,7 @@ from foredraft.bench import charts, charts_drafters
 from foredraft.bench.charts import Chart
 from foredraft.bench.collection import Collection, place
 from foredraft.bench.page_style import STYLE
-from foredraft.bench.report import COLUMNS
+from foredraft.bench.report import COLUMNS, FOOTPRINT, footprint
 from foredraft.bench.tables import DRAFTER_HEADS, drafter_rows
 
 TEMPERATURES = (0.0, 1.0)
@@ -56,8 +56,9 @@ def build(found: Collection, sample: Sample | None) -> Page:
         page.sections.append(Section(
             "Who is faster", "Every method decodes the same articles in one process, taking turns. A speed-up is told only "
             "where every token equals plain decoding's.", [charts.speeds(run) for run in found.runs],
-            [(charts.setting(run), ("method", *(name for name, _ in COLUMNS)),
-              [[row["method"], *(cell(row) for _, cell in COLUMNS)] for row in charts.ran(run)]) for run in found.runs],
+            [(charts.setting(run), ("method", *(name for name, _ in COLUMNS), *FOOTPRINT),
+              [[row["method"], *(cell(row) for _, cell in COLUMNS), *footprint(row)] for row in charts.ran(run)])
+             for run in found.runs],
             absences(found.runs)))
     if sample is not None:
         page.sections.append(Section("Who wrote which token", sample_text(sample), html=sample_html(sample)))
