@@ -15,6 +15,7 @@ from foredraft.cli_bench_compare import regression
 from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
+from foredraft.cli_bench_scale import scale
 from foredraft.cli_bench_steps import steps
 from foredraft.cli_bench_theory import theory
 from foredraft.cli_bench_weights import weights as weights_command
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     bench.command("regression")(regression)
     bench.command("kernels")(kernels)
     bench.command("steps")(steps)
+    bench.command("scale")(scale)
     bench.command("model")(model_command)
     bench.command("ngram")(ngram)
     bench.command("theory")(theory)
