@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from foredraft.bench.collection import place
+from foredraft.bench.machine import file_name
 from foredraft.bench.methods import REFERENCE
 
 # Roles and their colours on a light ground; in SVG each becomes the CSS variable of its name.
@@ -80,12 +81,13 @@ def svg(chart: Chart) -> str:
 
 def setting(run: Sequence[dict]) -> str:
     row = run[0]
-    return f"T={row['temperature']:g}, B={row['batch_size']}, K={row['draft_tokens']}"
+    gpu = f", {row['machine']['gpu']}" if row["machine"]["gpu"] else ""
+    return f"T={row['temperature']:g}, B={row['batch_size']}, K={row['draft_tokens']}{gpu}"
 
 
 def _stem(run: Sequence[dict]) -> str:
     row = run[0]
-    return f"T{row['temperature']:g}-B{row['batch_size']}-K{row['draft_tokens']}"
+    return f"{file_name(row['machine'])}-T{row['temperature']:g}-B{row['batch_size']}-K{row['draft_tokens']}"
 
 
 def ran(run: Sequence[dict]) -> list[dict]:
@@ -143,7 +145,16 @@ def time_split(run: Sequence[dict]) -> Chart | None:
                  figure, rows)
 
 
-def batches(runs: Sequence[Sequence[dict]]) -> Chart | None:
+def batches(runs: Sequence[Sequence[dict]]) -> list[Chart]:
+    """A chart for each machine and K of which there are several batch sizes."""
+    groups: dict[tuple[str, int], list[Sequence[dict]]] = {}
+    for run in runs:
+        groups.setdefault((file_name(run[0]["machine"]), run[0]["draft_tokens"]), []).append(run)
+    charts = [_batches(f"batch-{machine}-K{K}", group) for (machine, K), group in groups.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
     """Tokens a second by batch size, plain and with drafts, at each temperature; None with one batch size only."""
     lines: dict[tuple[float, str], list[tuple[int, float]]] = {}
     for run in runs:
@@ -151,7 +162,7 @@ def batches(runs: Sequence[Sequence[dict]]) -> Chart | None:
             if row["acceptance"] is not None:
                 lines.setdefault((row["temperature"], row["method"]), []).append(
                     (row["batch_size"], row["tokens_per_second"]["median"]))
-    temperatures = sorted({temperature for (temperature, _), points in lines.items() if len(set(points)) > 1})
+    temperatures = sorted({temperature for (temperature, _), points in lines.items() if len(points) > 1})
     if not temperatures:
         return None
     figure, (panels,) = blank(230, across=len(temperatures), sharey=True)
@@ -171,7 +182,7 @@ def batches(runs: Sequence[Sequence[dict]]) -> Chart | None:
         axes.margins(x=0.4)
         axes.yaxis.set_major_locator(_few())
     panels[0].set_ylabel("tokens a second")
-    return Chart("batch", "By batch size", "Decoding speed; drafts gain less where a batch already shares each read.",
+    return Chart(name, "By batch size", "Decoding speed; drafts gain less where a batch already shares each read.",
                  figure, [row for run in runs for row in run])
 
 

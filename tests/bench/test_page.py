@@ -39,8 +39,8 @@ def test_every_chart_is_there_once_with_its_command(written):
     text = file.read_text()
     names = [chart.name for chart in drawn]
     assert len(set(names)) == len(names)
-    assert {"speed-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0", "time-T0-B1-K5",
-            "token-time", "batch"} <= set(names)
+    assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0",
+            "time-acme-7-2-cores-T0-B1-K5", "token-time", "batch-acme-7-2-cores-K5"} <= set(names)
     assert text.count("<figure") == text.count("<svg") == len(names)
     for chart in drawn:
         part = text.split(f'<figure id="{chart.name}">')[1].split("</figure>")[0]
