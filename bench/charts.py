@@ -214,6 +214,26 @@ def token_time(steps: Sequence[dict]) -> Chart | None:
                  figure, steps)
 
 
+def encoding(steps: Sequence[dict]) -> Chart | None:
+    """The encoder's time over the time that its arithmetic would take at the rate of a large product measured beside it."""
+    bars = {row["geometry"]: next(iter(row["weights"].values()))["encoder"] for row in steps}
+    if not bars:
+        return None
+    figure, ((axes,),) = blank(56 + 24 * len(bars))
+    for number, found in enumerate(bars.values()):
+        width = 1 / found["share_of_floor"]
+        axes.barh(number, width, height=0.66, color=BAR)
+        axes.text(width, number, f" {found['ms']:.0f} ms", va="center", fontsize=10, color=INK)
+    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, max(1 / found["share_of_floor"] for found in bars.values()) * 1.25)
+    axes.set_xlabel("times its floor (dashed): FLOP over the measured rate")
+    axes.spines["left"].set_visible(False)
+    return Chart("encode-time", f"Encoding {steps[0]['source_tokens']} source tokens",
+                 "One request, keys and values for cross-attention included.", figure, steps)
+
+
 def scale(row: dict) -> list[Chart]:
     """Milliseconds an article against articles, source length and output length; resident memory against articles."""
     charts = []

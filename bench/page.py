@@ -78,8 +78,7 @@ def build(found: Collection, sample: Sample | None) -> Page:
             "How many tokens to draft", "What the cost model expects of each K, and what was measured.", speeds,
             theory_tables(found.theory)))
     times = [chart for run in found.runs if (chart := charts.time_split(run))]
-    if step := charts.token_time(found.steps):
-        times.append(step)
+    times += [chart for draw in (charts.token_time, charts.encoding) if (chart := draw(found.steps)) is not None]
     if times:
         page.sections.append(Section(
             "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "

@@ -40,7 +40,7 @@ def test_every_chart_is_there_once_with_its_command(written):
     names = [chart.name for chart in drawn]
     assert len(set(names)) == len(names)
     assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0",
-            "time-acme-7-2-cores-T0-B1-K5", "token-time", "batch-acme-7-2-cores-K5"} <= set(names)
+            "time-acme-7-2-cores-T0-B1-K5", "token-time", "encode-time", "batch-acme-7-2-cores-K5"} <= set(names)
     assert text.count("<figure") == text.count("<svg") == len(names)
     for chart in drawn:
         part = text.split(f'<figure id="{chart.name}">')[1].split("</figure>")[0]
@@ -104,3 +104,18 @@ def test_a_page_without_records_of_a_kind(tmp_path):
     file.write_text("[1]\n")
     with pytest.raises(UserError, match="line 1: no JSON object"):
         collection.collect(file)
+
+
+def test_the_sample_is_a_text_of_ours_as_the_embedded_model_writes_it():
+    import foredraft
+    from foredraft import cli_report
+    from foredraft.bench.cases import sample_texts
+
+    found = cli_report.decode_sample(2)
+    name, text = sample_texts()[1]
+    plain = foredraft.load(drafter=None).generate([text], max_new_tokens=cli_report.SAMPLE_TOKENS)
+    assert found.name == name and "".join(piece for piece, _ in found.pieces) == plain.texts[0]
+    drafted = sum(origin != "target" for _, origin in found.pieces)
+    assert 0 < drafted < len(found.pieces) and found.rounds < plain.stats.steps
+    with pytest.raises(UserError, match="--sample is 99; there are 14"):
+        cli_report.decode_sample(99)
