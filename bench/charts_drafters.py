@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 
 from foredraft.bench import collection
 from foredraft.bench.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, blank
-from foredraft.bench.collection import BASELINE, best_distilled, by_method, figures_at, mean, trained, values
+from foredraft.bench.collection import BASELINE, best_distilled, by_method, figures_at, mean, untrained, values
+
+# in the place of a training method, for a drafter without one
+OTHER = ""
 
 
 def alphas(rows: Sequence[dict], temperature: float) -> Chart | None:
@@ -23,23 +26,27 @@ def speed_ups(rows: Sequence[dict], temperature: float) -> Chart | None:
 
 def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value: Callable[[dict], float | None],
           ends: tuple[float | None, float | None]) -> Chart | None:
-    """A value of every run, a line for each drafter: its baselines hollow, the best method filled and named."""
-    drafters = {drafter: methods for drafter, methods in by_method(rows).items()
-                if any(mean(found, temperature, value) is not None for found in methods.values())}
+    """A value of every run, a line for each drafter: its baselines hollow, the best method filled and named; drafters that
+    were not trained here come last."""
+    found = by_method(rows) | {drafter: {OTHER: [row]} for drafter, row in untrained(rows).items()}
+    drafters = {drafter: methods for drafter, methods in found.items()
+                if any(mean(runs, temperature, value) is not None for runs in methods.values())}
     if not drafters:
         return None
     figure, ((axes,),) = blank(70 + 44 * len(drafters))
     for line, methods in enumerate(drafters.values()):
         best = best_distilled(methods, temperature, value)
-        for method, found in methods.items():
-            points = values(found, temperature, value)
+        for method, runs in methods.items():
+            points = values(runs, temperature, value)
             style = (dict(facecolors="none", edgecolors=INK, zorder=4) if method == BASELINE
+                     else dict(color=INK) if method == OTHER
                      else dict(color=ACCENT, zorder=3) if method == best else dict(color=SOFT, zorder=2))
             axes.scatter(points, [line] * len(points), s=34, **style)
-        for method, offset, colour in ((BASELINE, -13, MUTED), (best, 13, ACCENT)):
+        labelled = ((OTHER, 13, INK),) if best == OTHER else ((BASELINE, -13, MUTED), (best, 13, ACCENT))
+        for method, offset, colour in labelled:
             if (middle := mean(methods.get(method, ()), temperature, value)) is not None:
-                axes.annotate(f"{method} {middle:.2f}", (middle, line), (0, offset), textcoords="offset points", ha="center",
-                              va="center", fontsize=10, color=colour)
+                axes.annotate(f"{method} {middle:.2f}".strip(), (middle, line), (0, offset), textcoords="offset points",
+                              ha="center", va="center", fontsize=10, color=colour)
     axes.set_yticks(range(len(drafters)), list(drafters))
     axes.set_ylim(len(drafters) - 0.4, -0.6)
     axes.margins(x=0.25)
@@ -49,8 +56,8 @@ def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value:
     axes.set_xlabel(what)
     axes.spines["left"].set_visible(False)
     return Chart(f"{name}-T{temperature:g}", f"{what[0].upper()}{what[1:]} of trained drafters at T={temperature:g}",
-                 "A dot a run. Hollow: trained on human summaries alone; filled: distilled, the best method named.", figure,
-                 _of(drafters))
+                 "A dot a run. Hollow: trained on human summaries alone; coloured: distilled, the best method named.",
+                 figure, _of(drafters))
 
 
 def by_place(rows: Sequence[dict], temperature: float) -> Chart | None:
@@ -87,11 +94,8 @@ def by_place(rows: Sequence[dict], temperature: float) -> Chart | None:
 
 def speed_by_K(rows: Sequence[dict], temperature: float) -> Chart | None:
     """Measured and predicted speed-up by K, of every drafter that was measured at several K without being trained here."""
-    found = []
-    for row in rows:
-        figures = figures_at(row, temperature)
-        if trained(row)[1] is None and figures is not None and len(figures["rows"]) > 1:
-            found.append((row["drafter"].get("path") or trained(row)[0], figures, row))
+    found = [(name, figures, row) for name, row in untrained(rows).items()
+             if (figures := figures_at(row, temperature)) is not None and len(figures["rows"]) > 1]
     if not found:
         return None
     return speed_panels([(title, figures) for title, figures, _ in found], f"predicted-T{temperature:g}",

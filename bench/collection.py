@@ -109,6 +109,11 @@ def latest_runs(rows: Sequence[dict]) -> list[list[dict]]:
     return [newest[key] for key in sorted(newest)]
 
 
+def untrained(rows: Sequence[dict]) -> dict[str, dict]:
+    """Rows of drafters that were not trained here, by what they are called: lookup, a checkpoint's name."""
+    return {row["drafter"].get("path") or row["drafter"]["kind"]: row for row in rows if trained(row)[1] is None}
+
+
 def by_method(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
     """Rows by drafter and training method (BASELINE first), one for every seed; those of no training are left out."""
     found: dict[str, dict[str, list[dict]]] = {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
+PATIENCE = 60
 PROBE = """({
   scroll: document.documentElement.scrollWidth,
   broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src.slice(0, 80)),
@@ -55,8 +57,13 @@ class Browser:
         return self
 
     def __exit__(self, *_exc) -> None:
-        self.process.kill()
-        self.process.wait()
+        try:
+            # asked to go, it takes its children along; killed, they would go on writing into the profile
+            self.call("Browser.close")
+            self.process.wait(PATIENCE)
+        except (RuntimeError, OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
         self.reader.close()
         self.writer.close()
 
@@ -78,9 +85,10 @@ class Browser:
 
     def _message(self) -> dict:
         while b"\0" not in self.rest:
-            part = os.read(self.reader.fileno(), 1 << 20)
+            ready = select.select([self.reader], [], [], PATIENCE)[0]
+            part = os.read(self.reader.fileno(), 1 << 20) if ready else b""
             if not part:
-                raise RuntimeError("the browser has left")
+                raise RuntimeError("the browser has left" if ready else f"the browser was silent for {PATIENCE} seconds")
             self.rest += part
         one, self.rest = self.rest.split(b"\0", 1)
         return json.loads(one)
