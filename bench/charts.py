@@ -133,8 +133,8 @@ def time_split(run: Sequence[dict]) -> Chart | None:
         if widths[0] > 0.06 * max(row["seconds"]["total"] for row in rows) * 1e3 / rows[0]["data"]["articles"]:
             axes.text(middle, -0.62, phase, ha="center", fontsize=10, color=MUTED)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for place_, total in enumerate(left):
-        axes.text(total, place_, f" {total:.1f} ms", va="center", fontsize=10, color=INK)
+    for line, total in enumerate(left):
+        axes.text(total, line, f" {total:.1f} ms", va="center", fontsize=10, color=INK)
     axes.set_ylim(len(rows) - 0.5, -0.95)
     axes.set_xlim(0, max(left) * 1.2)
     axes.set_xlabel("milliseconds an article")

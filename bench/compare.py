@@ -52,8 +52,8 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
         except Absent as reason:
             absent[name] = str(reason)
     samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
-
     on_samples(samples, methods)
+
     outputs = [row for sample in samples[REFERENCE][0] for row in sample.rows]
     scores = Rouge(model.tokenizer, [case.reference for case in cases])
     rows = []

@@ -22,9 +22,12 @@ TIMES, LONGEST = 5, 300
 
 
 def measure(name: str, model, settings: Settings, source: Sequence[int]) -> dict | None:
-    """load_seconds: of the method's libraries and weights. first_token_ms: encoding and one token of `source`,
-    the median of 5 after one. peak_bytes: the most resident memory of the process, libraries included (None where the system
-    does not tell). None if the process fails or takes more than 5 minutes."""
+    """What the method takes in a process of its own; None if that fails or takes over 5 minutes.
+
+    load_seconds: of the method's libraries and weights. first_token_ms: encoding and one token of `source`, the median of 5
+    after one. peak_bytes: the most resident memory of the process, libraries included, or on a GPU the most of its memory
+    that torch held (None where the system does not tell).
+    """
     wanted = {"method": name, "target": str(model.path), "dtype": model.dtype, "weights": model.describe()["weights"],
               "settings": asdict(settings), "source": list(source)}
     try:
@@ -35,7 +38,11 @@ def measure(name: str, model, settings: Settings, source: Sequence[int]) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_bytes() -> int | None:
+def peak_bytes(device: str) -> int | None:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -57,7 +64,7 @@ def main(wanted: dict) -> dict:
         start = time.perf_counter()
         output = method.run([wanted["source"]], 0)
         times.append(output.wall if output.wall is not None else time.perf_counter() - start)
-    return {"load_seconds": loaded, "first_token_ms": median(times[1:]) * 1e3, "peak_bytes": peak_bytes()}
+    return {"load_seconds": loaded, "first_token_ms": median(times[1:]) * 1e3, "peak_bytes": peak_bytes(settings.device)}
 
 
 if __name__ == "__main__":

@@ -184,7 +184,10 @@ def _onnxruntime(model, settings: Settings, argument: str | None) -> Method:
                      "transformers before 4.58 while foredraft wants 5") from None
     import torch
 
-    peer = ORTModelForSeq2SeqLM.from_pretrained(model.path, export=True)
+    try:
+        peer = ORTModelForSeq2SeqLM.from_pretrained(model.path, export=True)
+    except Exception as error:  # whatever the library raises is the reason to report
+        raise Absent(f"the export fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
     extra = {"do_sample": True, "temperature": settings.temperature, "top_k": 0} if settings.do_sample else {}
 
     @torch.inference_mode()
@@ -207,7 +210,8 @@ def _trained(model, settings: Settings, argument: str | None) -> Method:
     return drafting_method(model.with_drafter(argument), settings, settings.draft_tokens)
 
 
-def _static_compiled(settings: Settings) -> dict:
+def static_compiled() -> dict:
+    """Arguments of transformers' generate for a static cache and a compiled decoder."""
     from transformers import CompileConfig
 
     compiled = CompileConfig(mode="default", fullgraph=False)
@@ -234,7 +238,7 @@ METHODS = {
     "lookup+history": _foredraft("lookup+history"),
     "drafter": _trained,
     "hf-greedy": _transformers(lambda settings: {}),
-    "hf-static-compiled": _transformers(_static_compiled, multiple=256),
+    "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
     "hf-assisted": _transformers(_assisted, speculates=True),
     "ctranslate2": _ctranslate2("float32"),
