@@ -12,6 +12,7 @@ from foredraft.errors import UserError
 from foredraft.train.data import END, read_pairs
 
 DEFAULT_MAX_SOURCE = 512
+SAMPLE_TEXTS = "sample texts"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def describe(data: str | Path | None, cases: list[Case]) -> dict:
     """The record's account of the cases: file name, how many, source lengths in ids, how much was cut."""
     lengths = [len(case.source) for case in cases]
     return {
-        "name": Path(data).name if data else "sample texts",
+        "name": Path(data).name if data else SAMPLE_TEXTS,
         "articles": len(cases),
         "source_tokens": {"min": min(lengths), "median": median(lengths), "max": max(lengths)},
         "articles_cut": sum(case.cut > 0 for case in cases),

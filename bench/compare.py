@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from foredraft.bench import machine, measure
+from foredraft.bench import footprint, machine, measure
 from foredraft.bench.alpha import alpha_tv
 from foredraft.bench.cases import Case
 from foredraft.bench.methods import REFERENCE, Absent, Method, build
@@ -35,11 +35,13 @@ def common_fields(model, settings: Settings, data: dict, command: str, version: 
 
 
 def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[str], common: dict,
-            on_batch: Callable[[], None] = lambda: None) -> list[dict]:
+            on_batch: Callable[[], None] = lambda: None, footprints: bool = False,
+            on_samples: Callable[[dict[str, measure.Samples], dict[str, Method]], None] = lambda *_: None) -> list[dict]:
     """One row (record.FIELDS) for every name, plain decoding first, whether asked for or not.
 
-    `common` is common_fields(...). `on_batch` is called after each
-    batch of a timed pass. A method that cannot run gets a row with the reason under "absent".
+    `common` is common_fields(...). `on_batch` is called after each batch of a timed pass, `on_samples` with all that was
+    taken. A method that cannot run gets a row with the reason under "absent". `footprints`: load each method once more in a
+    process of its own. Interrupted, the rows are of the complete passes, and say how many.
     """
     methods: dict[str, Method] = {}
     absent: dict[str, str] = {}
@@ -50,17 +52,43 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
         except Absent as reason:
             absent[name] = str(reason)
     samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
+    on_samples(samples, methods)
 
     outputs = [row for sample in samples[REFERENCE][0] for row in sample.rows]
+    scores = Rouge(model.tokenizer, [case.reference for case in cases])
     rows = []
     for name in (*methods, *absent):
-        row = common | {"method": name, "absent": absent.get(name)}
+        row = common | {"method": name, "absent": absent.get(name), "repeats": len(samples[REFERENCE])}
         if name in methods:
             row |= figures(samples[REFERENCE], samples[name], comparable=methods[name].comparable)
             if row["acceptance"] and row["acceptance"]["drafted"]:
                 row["acceptance"]["alpha_tv"] = alpha_tv(methods[name].model, sources, outputs, settings.temperature)
+            row["rouge"] = scores([ids for sample in samples[name][0] for ids in sample.rows])
+            row["footprint"] = footprint.measure(name, model, settings, sources[0]) if footprints else None
         rows.append(row)
     return rows
+
+
+class Rouge:
+    """ROUGE of outputs against the articles' human summaries; None without those, or without rouge-score."""
+
+    def __init__(self, tokenizer, references: Sequence[str | None]):
+        self.tokenizer, self.references = tokenizer, references
+        # most methods give the same tokens
+        self.known: dict[tuple, dict | None] = {}
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> dict[str, float] | None:
+        if None in self.references:
+            return None
+        try:
+            from foredraft.train.probe import rouge
+        except ImportError:
+            return None
+        key = tuple(map(tuple, rows))
+        if key not in self.known:
+            texts = self.tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+            self.known[key] = rouge(texts, self.references)
+        return self.known[key]
 
 
 def _tried(method: Method, batch: Sequence[Sequence[int]], seed: int) -> Method:

@@ -22,12 +22,14 @@ PHASES = ("encode", "draft", "verify")
 
 @dataclass(frozen=True)
 class Sample:
-    """One batch decoded once: `rows` of ids up to the end of text, wall `seconds`, `phases` of it, stats or None."""
+    """One batch decoded once: `rows` of ids up to the end of text, wall `seconds`, `phases` of it, stats or None, origins of
+    the ids (indices of engine.state.ORIGINS) or None."""
 
     rows: list[list[int]]
     seconds: float
     phases: dict[str, float] = field(default_factory=dict)
     stats: object | None = None
+    origins: list[list[int]] | None = None
 
     @property
     def tokens(self) -> int:
@@ -52,7 +54,10 @@ def batches(sources: Sequence[Sequence[int]], size: int) -> list[list[Sequence[i
 def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], settings: Settings, *, end_token: int,
             on_batch: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
             settle: Callable[[], None] = wait_until_idle) -> dict[str, Samples]:
-    """Decode all sources `settings.repeats` times with every method, after an untimed pass over the first batches."""
+    """Decode all sources `settings.repeats` times with every method, after an untimed pass over the first batches.
+
+    Interrupted, it gives the passes that are complete; without any, the interruption goes on.
+    """
     names, work = list(methods), batches(sources, settings.batch_size)
 
     def once(name: str, number: int) -> Sample:
@@ -63,18 +68,24 @@ def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], set
         output = methods[name].run(work[number], seed)
         seconds = output.wall if output.wall is not None else clock() - start
         rows = [until_end(ids, end_token, settings.max_new_tokens) for ids in output.token_ids]
-        return Sample(rows, seconds, output.seconds, output.stats)
+        return Sample(rows, seconds, output.seconds, output.stats, output.origins)
 
     for number in range(min(settings.warm_up, len(work))):
         for name in names:
             once(name, number)
     taken = {name: [[] for _ in range(settings.repeats)] for name in names}
     turns = orders(names, settings.seed)
-    for repeat in range(settings.repeats):
-        for number in range(len(work)):
-            for name in next(turns):
-                taken[name][repeat].append(once(name, number))
-            on_batch()
+    try:
+        for repeat in range(settings.repeats):
+            for number in range(len(work)):
+                for name in next(turns):
+                    taken[name][repeat].append(once(name, number))
+                on_batch()
+    except KeyboardInterrupt:
+        complete = min(sum(len(one) == len(work) for one in passes) for passes in taken.values())
+        if not complete:
+            raise
+        return {name: passes[:complete] for name, passes in taken.items()}
     return taken
 
 

@@ -21,24 +21,27 @@ REFERENCE = "plain"
 @dataclass(frozen=True)
 class Output:
     """One decoded batch: `token_ids` a list per row (without the start token; what follows the end is ignored),
-    `seconds` by phase ("encode" always), `stats` the DecodeStats of a foredraft model, else None. `wall`: the seconds of
-    the decoding, where the call did more than decode; else the whole call counts."""
+    `seconds` by phase ("encode" always), `stats` and `origins` the DecodeStats and origins of a foredraft model, else None.
+    `wall`: the seconds of the decoding, where the call did more than decode; else the whole call counts."""
 
     token_ids: list[list[int]]
     seconds: dict[str, float]
     stats: object | None = None
     wall: float | None = None
+    origins: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
 class Method:
     """`run(sources, seed)` decodes one batch of source ids. `model` is the foredraft model behind it, if there is one.
 
-    `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own.
+    `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own. `speculates`: a step of
+    another's engine may emit several tokens, and it does not tell how many.
     """
 
     run: Callable[[Sequence[Sequence[int]], int], Output]
     comparable: bool = True
+    speculates: bool = False
     model: object | None = None
 
 
@@ -79,15 +82,16 @@ def drafting_method(model, settings: Settings, draft_tokens: int) -> Method:
             seed=seed,
             batch_size=len(sources),
         )
-        return Output(out.token_ids, dict(out.stats.seconds), out.stats)
+        return Output(out.token_ids, dict(out.stats.seconds), out.stats, origins=out.origins)
 
     return Method(run, model=model)
 
 
-def _transformers(options: Callable[[Settings], dict], speculates: bool = False):
+def _transformers(options: Callable[[Settings], dict], speculates: bool = False, multiple: int = 1):
     """transformers' generate, given the same ids; its encoder is timed on its own and its output handed over.
 
-    `options` adds arguments of generate; the rest of transformers' defaults stay as they are.
+    `options` adds arguments of generate; the rest of transformers' defaults stay as they are. Sources are padded to a
+    `multiple`, so that a compiled model sees few lengths.
     """
     def factory(model, settings: Settings, argument: str | None) -> Method:
         if speculates and settings.batch_size > 1:
@@ -103,7 +107,7 @@ def _transformers(options: Callable[[Settings], dict], speculates: bool = False)
 
         @torch.inference_mode()
         def run(sources, seed: int) -> Output:
-            ids, mask = _pad(sources, peer.device)
+            ids, mask = _pad(sources, peer.device, multiple)
             torch.manual_seed(seed)
             start = time.perf_counter()
             encoded = peer.get_encoder()(input_ids=ids, attention_mask=mask)
@@ -114,7 +118,7 @@ def _transformers(options: Callable[[Settings], dict], speculates: bool = False)
                                 max_new_tokens=settings.max_new_tokens, **extra)
             return Output(out[:, 1:].tolist(), {"encode": encode})
 
-        return Method(run, comparable=not settings.do_sample)
+        return Method(run, comparable=not settings.do_sample, speculates=speculates)
 
     return factory
 
@@ -161,14 +165,59 @@ def _load_peer(path: str, dtype: str, device: str):
     return peer
 
 
-def _pad(sources: Sequence[Sequence[int]], device):
-    """Sources as ids [B, S] int64, padded with 0 on the right, and their mask [B, S]."""
+def _pad(sources: Sequence[Sequence[int]], device, multiple: int = 1):
+    """Sources as ids [B, S] int64, padded with 0 on the right to a multiple of `multiple`, and their mask [B, S]."""
     import torch
 
-    longest = max(map(len, sources))
+    longest = -(-max(map(len, sources)) // multiple) * multiple
     ids = torch.tensor([[*source, *[0] * (longest - len(source))] for source in sources], device=device)
     lengths = torch.tensor([len(source) for source in sources], device=device)
     return ids, (torch.arange(longest, device=device) < lengths[:, None]).long()
+
+
+def _onnxruntime(model, settings: Settings, argument: str | None) -> Method:
+    """ONNX Runtime through optimum, exported from the same checkpoint; the encoder is timed by a call of its own."""
+    try:
+        from optimum.onnxruntime import ORTModelForSeq2SeqLM
+    except ImportError as error:
+        raise Absent(f"optimum's ONNX Runtime does not import ({error}); pip install 'optimum[onnxruntime]', which wants "
+                     "transformers before 4.58 while foredraft wants 5") from None
+    import torch
+
+    try:
+        peer = ORTModelForSeq2SeqLM.from_pretrained(model.path, export=True)
+    except Exception as error:  # whatever the library raises is the reason to report
+        raise Absent(f"the export fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
+    extra = {"do_sample": True, "temperature": settings.temperature, "top_k": 0} if settings.do_sample else {}
+
+    @torch.inference_mode()
+    def run(sources, seed: int) -> Output:
+        ids, mask = _pad(sources, "cpu")
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        encoded = peer.encoder(input_ids=ids, attention_mask=mask)
+        encode = time.perf_counter() - start
+        out = peer.generate(input_ids=ids, attention_mask=mask, encoder_outputs=encoded,
+                            max_new_tokens=settings.max_new_tokens, **extra)
+        return Output(out[:, 1:].tolist(), {"encode": encode})
+
+    return Method(run, comparable=not settings.do_sample)
+
+
+def _trained(model, settings: Settings, argument: str | None) -> Method:
+    if argument is None:
+        raise Absent("no trained drafter; name its folder, drafter:PATH, or use --drafters")
+    return drafting_method(model.with_drafter(argument), settings, settings.draft_tokens)
+
+
+def static_compiled() -> dict:
+    """Arguments of transformers' generate for a static cache and a compiled decoder."""
+    from transformers import CompileConfig
+
+    compiled = CompileConfig(mode="default", fullgraph=False)
+    # transformers compiles only on accelerators unless told that this device was meant
+    compiled._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": compiled}
 
 
 def _prompt_lookup(settings: Settings) -> dict:
@@ -187,9 +236,14 @@ METHODS = {
     "ngram": _foredraft("ngram"),
     "lookup+ngram": _foredraft("lookup+ngram"),
     "lookup+history": _foredraft("lookup+history"),
+    "drafter": _trained,
     "hf-greedy": _transformers(lambda settings: {}),
+    "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
     "hf-assisted": _transformers(_assisted, speculates=True),
     "ctranslate2": _ctranslate2("float32"),
     "ctranslate2-int8": _ctranslate2("int8"),
+    "onnxruntime": _onnxruntime,
 }
+# Those that foredraft's own model runs; the others need no more of it than its path.
+OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "drafter")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from foredraft.bench.methods import Absent
+from foredraft.bench.methods import Absent, static_compiled
 from foredraft.bench.steps import spread
 from foredraft.bench.turns import orders, wait_until_idle
 
@@ -37,13 +37,7 @@ def _transformers(compiled: bool):
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-        extra = {}
-        if compiled:
-            from transformers import CompileConfig
-
-            # transformers compiles only on accelerators unless told that this device was meant
-            extra = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", fullgraph=False)}
-            extra["compile_config"]._compile_all_devices = True
+        extra = static_compiled() if compiled else {}
         model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
 
         @torch.inference_mode()

@@ -1,99 +1,79 @@
-"""The README's table and picture, generated from records."""
+"""The README's tables and pictures, generated from records, and the check that they still are what the records say."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from foredraft.bench.report import accepted, gate, rate, times
+from foredraft.bench import charts, charts_drafters, tables
+from foredraft.bench.charts import Chart
+from foredraft.bench.collection import Collection
 from foredraft.errors import UserError
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-COLUMNS = (
-    ("tok/s", rate("tokens_per_second")),
-    ("speed-up", times("speed_up")),
-    ("with encoding", times("speed_up_encoding")),
-    ("tokens a round", accepted("tokens_per_round")),
-    ("accepted / tested", accepted("rate")),
-    ("alpha", accepted("alpha_tv")),
-    ("articles that differ", gate),
-)
+DIGEST = "Records"
 
 
-def latest_runs(rows: Sequence[dict]) -> list[list[dict]]:
-    """The newest run of every setting (temperature, batch size) on real articles, by those two; a run is its rows."""
-    newest: dict[tuple, list[dict]] = {}
-    for row in rows:
-        key = (row["temperature"], row["batch_size"])
-        if row["data"]["name"] == "sample texts":
-            continue
-        if key not in newest or row["time"] > newest[key][0]["time"]:
-            newest[key] = []
-        newest[key].append(row)
-    return [newest[key] for key in sorted(newest)]
+def blocks(found: Collection, pictures: str) -> dict[str, str]:
+    """What goes between the README's markers, by their name. `pictures`: their folder as the page names it."""
+    shown = {"table": tables.runs_table(found.runs), "drafters": tables.drafters_table(found.drafters)}
+    titles = {"table": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters")}
+    return {name: f"{text}\n![{titles[name][1]}]({pictures}/{titles[name][0]}.png)\n" if text else ""
+            for name, text in shown.items()}
 
 
-def table(runs: Sequence[Sequence[dict]]) -> str:
-    """One Markdown table over all runs, and a line that says what was measured where."""
-    row = runs[0][0]
-    target, data, machine = row["target"], row["data"], row["machine"]
-    lines = [
-        f"{data['articles']} articles of {data['name']} ({data['source_tokens']['min']}-{data['source_tokens']['max']} "
-        f"source tokens), the embedded target ({target['parameters'] / 1e6:.1f}M, {target['weights']}, `{target['hash']}`), "
-        f"K={row['draft_tokens']}, up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {machine['cpu']}, "
-        f"{target['threads']} threads. T=0 is greedy; speed-ups are over `plain` of the same run.", "",
-        "| T | B | method | " + " | ".join(name for name, _ in COLUMNS) + " |",
-        "|---|---|---|" + "---:|" * len(COLUMNS),
-    ]
-    absent = {}
-    for run in runs:
-        for row in run:
-            if row["absent"] is None:
-                cells = " | ".join(cell(row) for _, cell in COLUMNS)
-                lines.append(f"| {row['temperature']:g} | {row['batch_size']} | {row['method']} | {cells} |")
-            else:
-                where = f"T={row['temperature']:g} B={row['batch_size']}"
-                absent.setdefault((row["method"], row["absent"]), []).append(where)
-    lines += [""] + [f"`{method}` is absent at {', '.join(where)}: {why}." for (method, why), where in absent.items()]
-    commands = "\n".join(run[0]["command"] for run in runs)
-    return "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
+def picture_rows(found: Collection) -> dict[str, Sequence[dict]]:
+    """The rows behind each picture, by its file's stem; greedy at batch size 1 for the speeds, if there is such a run."""
+    first = [run for run in found.runs if run[0]["temperature"] == 0 and run[0]["batch_size"] == 1] or found.runs
+    rows = {"speeds": first[0] if first else [], "drafters": [row for row in found.drafters if row.get("training")]}
+    return {name: shown for name, shown in rows.items() if shown}
 
 
-def write_table(readme: Path, text: str) -> None:
-    """Put `text` between the README's markers."""
-    page = readme.read_text(encoding="utf-8")
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise UserError(f"{readme}: needs the lines {BEGIN} and {END} once each, where the table goes")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+def update(readme: Path, found: Collection, pictures: Path) -> None:
+    """Write the README's blocks, and the pictures into their folder. UserError: markers are missing."""
+    page = _read(readme)
+    for name, text in blocks(found, _named(readme, pictures)).items():
+        before, _, after = _parts(readme, page, name)
+        page = f"{before}{text}{after}"
+    for name, rows in picture_rows(found).items():
+        charts.save_png(_draw(name, rows), pictures / f"{name}.png", {DIGEST: digest(rows)})
+    partial = readme.with_name(f".{readme.name}")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(readme)
 
 
-def draw(runs: Sequence[Sequence[dict]], path: Path) -> None:
-    """Bars of decoding speed for every method, a panel for every setting; dashed: plain decoding of the same run."""
-    import matplotlib
+def stale(readme: Path, found: Collection, pictures: Path) -> list[str]:
+    """What no longer follows from the records: names of blocks and pictures."""
+    page = _read(readme)
+    wrong = [name for name, text in blocks(found, _named(readme, pictures)).items() if _parts(readme, page, name)[1] != text]
+    for name, rows in picture_rows(found).items():
+        path = pictures / f"{name}.png"
+        if not path.is_file() or digest(rows).encode() not in path.read_bytes():
+            wrong.append(path.name)
+    return wrong
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.2), squeeze=False, layout="constrained")
-    for panel, run in zip(panels[0], runs, strict=True):
-        ran = [row for row in run if row["absent"] is None]
-        names = [row["method"] for row in ran]
-        speeds = [row["tokens_per_second"]["median"] for row in ran]
-        # grey: without DecodeStats it is another's engine
-        colours = ["#8a8f98" if row["acceptance"] is None else "#3f6fb5" if row["method"] == "plain" else "#e07b39"
-                   for row in ran]
-        bars = panel.barh(names, speeds, color=colours)
-        panel.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=3, fontsize=8,
-                        bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
-        panel.axvline(speeds[names.index("plain")], color="#3f6fb5", linestyle="--", linewidth=1)
-        panel.invert_yaxis()
-        panel.set_title(f"T={run[0]['temperature']:g}, B={run[0]['batch_size']}", fontsize=10)
-        panel.set_xlabel("tokens a second, decoding", fontsize=8)
-        panel.margins(x=0.2)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def digest(rows: Sequence[dict]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _draw(name: str, rows: Sequence[dict]) -> Chart:
+    return charts.speeds(rows) if name == "speeds" else charts_drafters.alphas(rows, 0.0)
+
+
+def _named(readme: Path, pictures: Path) -> str:
+    return pictures.resolve().relative_to(readme.resolve().parent).as_posix()
+
+
+def _read(readme: Path) -> str:
+    return readme.read_text(encoding="utf-8")
+
+
+def _parts(readme: Path, page: str, name: str) -> tuple[str, str, str]:
+    """The page up to and with the opening marker, what lies between, and the rest."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(end) < page.index(begin):
+        raise UserError(f"{readme}: needs the lines {begin.strip()} and {end} once each, where generated text goes")
+    start, stop = page.index(begin) + len(begin), page.index(end)
+    return page[:start], page[start:stop], page[stop:]

@@ -45,6 +45,23 @@ def gate(row: dict) -> str:
     return "own noise" if row["differ"] is None else f"{row['differ']} of {row['data']['articles']}"
 
 
+def rouge(row: dict) -> str:
+    found = row.get("rouge")
+    return " / ".join(number(found[kind], 1) for kind in ("rouge1", "rouge2", "rougeLsum")) if found else "-"
+
+
+FOOTPRINT = ("load, s", "first token, ms", "peak, MB")
+
+
+def footprint(row: dict) -> list[str]:
+    """The cells of FOOTPRINT."""
+    found = row.get("footprint")
+    if not found:
+        return ["-", "-", "-"]
+    peak = f"{found['peak_bytes'] / 1e6:,.0f}" if found["peak_bytes"] else "-"
+    return [number(found["load_seconds"], 1), number(found["first_token_ms"], 1), peak]
+
+
 COLUMNS: tuple[Column, ...] = (
     ("tok/s", rate("tokens_per_second")),
     ("speed-up", times("speed_up")),
@@ -55,6 +72,7 @@ COLUMNS: tuple[Column, ...] = (
     ("accepted / drafted", accepted("per_drafted")),
     ("alpha", accepted("alpha_tv")),
     ("coverage", accepted("coverage")),
+    ("ROUGE-1/2/Lsum", rouge),
     ("articles that differ", gate),
 )
 
@@ -90,12 +108,13 @@ def show(rows: Sequence[dict], console: Console) -> None:
     console.print(table)
 
     parts = Table(title="seconds of one pass", title_justify="left")
-    for name in ("method", "total", "encode", "draft", "verify", "other", "accepted/tested by place in the draft"):
+    for name in ("method", "total", "encode", "draft", "verify", "other", *FOOTPRINT, "accepted/tested by place"):
         parts.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in ran:
         places = (row["acceptance"] or {}).get("at", [])
         seconds = [number(row["seconds"][part], 3) for part in ("total", "encode", "draft", "verify", "other")]
-        parts.add_row(row["method"], *seconds, " ".join(number(place) for place in places) if any(places) else "-")
+        shares = " ".join(number(place) for place in places) if any(places) else "-"
+        parts.add_row(row["method"], *seconds, *footprint(row), shares)
     console.print(parts)
     for row in rows:
         if row["absent"] is not None:

@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 import foredraft
-from foredraft import cli_bench, cli_compact, cli_eval, cli_matrix, cli_ngram, cli_pseudo, cli_train, cli_train_drafter
+from foredraft import (
+    cli_bench,
+    cli_compact,
+    cli_eval,
+    cli_matrix,
+    cli_ngram,
+    cli_pseudo,
+    cli_report,
+    cli_train,
+    cli_train_drafter,
+)
 from foredraft.errors import UserError
 
 app = typer.Typer(
@@ -194,6 +204,7 @@ cli_compact.register(app)
 cli_pseudo.register(app)
 cli_eval.register(app)
 cli_matrix.register(app)
+cli_report.register(app)
 cli_train.register(app)
 cli_train_drafter.register(app)
 cli_ngram.register(app)

@@ -10,10 +10,14 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli_bench_compare import compare as compare_command
+from foredraft.cli_bench_compare import regression
 from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
+from foredraft.cli_bench_scale import scale
 from foredraft.cli_bench_steps import steps
+from foredraft.cli_bench_theory import theory
 from foredraft.cli_bench_throughput import throughput
 from foredraft.cli_bench_weights import weights as weights_command
 from foredraft.errors import UserError
@@ -23,11 +27,15 @@ bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_he
 
 def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
+    bench.command("compare")(compare_command)
+    bench.command("regression")(regression)
     bench.command("kernels")(kernels)
     bench.command("steps")(steps)
     bench.command("throughput")(throughput)
+    bench.command("scale")(scale)
     bench.command("model")(model_command)
     bench.command("ngram")(ngram)
+    bench.command("theory")(theory)
     bench.command("weights")(weights_command)
     app.add_typer(bench, name="bench")
     app.command("demo")(demo)
@@ -40,65 +48,94 @@ def options() -> None:
 
 @bench.command("run")
 def run(
+    suite: Annotated[
+        str | None, typer.Option(help="Settings by name: quick, cpu, gpu, paper, spec-bench; options go before.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     data: Annotated[Path | None, typer.Option(help="jsonl(.gz) of article/highlights; default: sample texts.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first articles only.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Articles decoded together.")] = 1,
+    batch_sizes: Annotated[
+        str | None, typer.Option("--batch-sizes", "--batch-size", help="Articles decoded together, with commas; default: 1.")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="With commas between, ngram:PATH too; default: all.")] = None,
-    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted a round (K).")] = 5,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    repeats: Annotated[int, typer.Option(help="Timed passes over the articles.")] = 3,
+    drafters: Annotated[str | None, typer.Option(help="Folders of trained drafters besides, with commas.")] = None,
+    draft_tokens: Annotated[str | None, typer.Option(help="Tokens drafted a round (K), with commas; default: 5.")] = None,
+    temperatures: Annotated[
+        str | None, typer.Option("--temperatures", "--temperature", help="With commas; 0, the default, is greedy.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed passes over the articles; default: 3.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest summary, in tokens.")] = 128,
     max_source: Annotated[int | None, typer.Option(help="Source tokens kept; default: the target's, or 512.")] = None,
     assistant: Annotated[str | None, typer.Option(help="Small T5 for transformers' assisted generation.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling, above temperature 0.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the encoder: float32 or bfloat16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, the default, or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the encoder: float32, the default, or bfloat16.")] = None,
     weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
+    footprints: Annotated[
+        bool | None, typer.Option(help="Loading, first token and memory of each method, in a process of its own.")
+    ] = None,
+    spec_bench: Annotated[Path | None, typer.Option(help="Folder for answers in Spec-Bench's format.")] = None,
     out: Annotated[Path, typer.Option(help="The record's folder; a line a method is added.")] = Path("bench/results"),
 ) -> None:
     """Compare decoding methods on the same articles; tokens first, then speed. The last line is JSON."""
     import foredraft
     from foredraft import show
-    from foredraft.bench import cases, compare, machine, record
+    from foredraft.bench import cases, compare, machine, record, suites
     from foredraft.bench.methods import METHODS
     from foredraft.bench.settings import Settings
+    from foredraft.cli_eval import parse_numbers
 
-    settings = Settings(
-        batch_size=batch_size, draft_tokens=draft_tokens, temperature=temperature, max_new_tokens=max_new_tokens,
-        repeats=repeats, seed=seed, device=device, assistant=assistant,
-    )
+    asked = suites.chosen(suite, dict(
+        limit=limit, batch_sizes=batch_sizes, temperatures=temperatures, draft_tokens=draft_tokens, repeats=repeats,
+        methods=methods, device=device, dtype=dtype, footprints=footprints))
+    settings = [
+        Settings(batch_size=size, draft_tokens=K, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed,
+                 repeats=asked["repeats"], warm_up=asked["warm_up"], device=asked["device"], assistant=assistant)
+        for temperature in parse_numbers("--temperatures", asked["temperatures"], float, 0)
+        for size in parse_numbers("--batch-sizes", asked["batch_sizes"], int, 1)
+        for K in parse_numbers("--draft-tokens", asked["draft_tokens"], int, 0)]
+    if spec_bench is not None and any(one.batch_size > 1 or one.do_sample for one in settings):
+        raise UserError("--spec-bench: its answers are greedy and one at a time; leave out other --batch-sizes and "
+                        "--temperatures")
+    names = (asked["methods"] or ",".join(name for name in METHODS if name != "drafter")).split(",")
+    names += [f"drafter:{path}" for path in (drafters or "").split(",") if path]
     show.announce_compilation()
-    model = foredraft.load(target, drafter=None, device=device, dtype=dtype, weights=weights)
-    articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=max_source or model.source_limit)
-    command = shlex.join(["foredraft", *sys.argv[1:]])
-    described = cases.describe(data, articles)
-    common = compare.common_fields(model, settings, described, command, foredraft.__version__)
-    rows = _compare(model, articles, settings, methods.split(",") if methods else list(METHODS), common)
-    path = out / f"{machine.file_name(common['machine'])}.jsonl"
-    record.append(path, rows)
+    model = foredraft.load(target, drafter=None, device=asked["device"], dtype=asked["dtype"], weights=weights)
+    articles = cases.load_cases(data, model.tokenizer, limit=asked["limit"], max_source=max_source or model.source_limit)
+    described, command = cases.describe(data, articles), shlex.join(["foredraft", *sys.argv[1:]])
+    rows = []
+    for number, one in enumerate(settings):
+        common = compare.common_fields(model, one, described, command, foredraft.__version__)
+        path = out / f"{machine.file_name(common['machine'])}.jsonl"
+        answers = _write_answers(spec_bench, model, articles) if spec_bench else None
+        # each setting takes its footprint once: K and temperature change nothing in it
+        footprint = asked["footprints"] and number == 0
+        found = _compare(model, articles, one, names, common, footprints=footprint, on_samples=answers)
+        # stored at once, so that a run that is broken off keeps what it has
+        record.append(path, found)
+        rows += found
+        if found[0]["repeats"] < one.repeats:
+            typer.echo(f"foredraft: interrupted; {path} holds the complete passes", err=True)
+            raise typer.Exit(1)
     print(json.dumps({"record": str(path), "rows": rows}))
 
 
-@bench.command("table")
-def table(
-    records: Annotated[Path, typer.Argument(help="A record file, as bench run writes it.")],
-    readme: Annotated[Path | None, typer.Option(help="Put the table between this page's markers.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the speeds into this PNG file.")] = None,
-) -> None:
-    """The newest run of every temperature and batch size as one table, for a page, and as a picture."""
-    from foredraft.bench import readme as page
-    from foredraft.bench import record
+def _write_answers(folder: Path, model, articles):
+    """A function of the samples of all methods: writes Spec-Bench's files and prints its figures."""
+    from foredraft.bench import spec_bench
+    from foredraft.bench.methods import REFERENCE
 
-    runs = page.latest_runs(record.read(records))
-    if not runs:
-        raise UserError(f"{records}: holds no run on real articles; run foredraft bench run --data FILE.jsonl first")
-    text = page.table(runs)
-    print(text)
-    if readme is not None:
-        page.write_table(readme, text)
-    if picture is not None:
-        page.draw(runs, picture)
+    def write(samples, methods) -> None:
+        for name, passes in samples.items():
+            if methods[name].speculates:
+                print(f"{name}: no answers for Spec-Bench, for it does not tell its rounds")
+                continue
+            spec_bench.write(folder, name, passes, model.tokenizer, [case.name for case in articles])
+            print("{}: {mean_accepted_tokens:.2f} tokens a round, {tokens_per_second:.0f} tokens a second (deviation "
+                  "{tokens_per_second_deviation:.0f}), {speed_up:.2f}x ({speed_up_deviation:.2f}), Spec-Bench's way".format(
+                      name, **spec_bench.summary(passes, samples[REFERENCE])))
+
+    return write
 
 
 def demo() -> None:
@@ -127,7 +164,8 @@ def demo() -> None:
     print(json.dumps({"rows": rows}))
 
 
-def _compare(model, articles, settings, names: list[str], common: dict) -> list[dict]:
+def _compare(model, articles, settings, names: list[str], common: dict, footprints: bool = False,
+             on_samples=None) -> list[dict]:
     """Measure under a progress bar on stderr, and print the tables on stdout."""
     from rich.console import Console
     from rich.progress import Progress
@@ -137,6 +175,7 @@ def _compare(model, articles, settings, names: list[str], common: dict) -> list[
     batches = settings.repeats * -(-len(articles) // settings.batch_size)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=batches)
-        rows = compare.compare(model, articles, settings, names, common, on_batch=lambda: progress.advance(task))
-    report.show(rows, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+        rows = compare.compare(model, articles, settings, names, common, on_batch=lambda: progress.advance(task),
+                               footprints=footprints, on_samples=on_samples or (lambda *_: None))
+    report.show(rows, Console(highlight=False, width=None if sys.stdout.isatty() else 190))
     return rows

@@ -17,16 +17,23 @@ STYLES = {
 }
 
 
-def coloured(ids: Sequence[int], origins: Sequence[str], tokenizer) -> Text:
-    """The text of `ids`, coloured by `origins` (a name of ORIGINS for each id)."""
-    text, end, done = Text(), 0, ""
-    ids = list(ids)
-    for origin, run in groupby(origins):
-        end += len(list(run))
+def pieces(ids: Sequence[int], origins: Sequence[str], tokenizer) -> list[tuple[str, str]]:
+    """(text, origin) of every id that has a text; origins are names of ORIGINS."""
+    found, done, ids = [], "", list(ids)
+    for end, origin in enumerate(origins, 1):
         # decoded from the start each time: a piece alone would lose the space before it
         whole = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        text.append(whole[len(done):], STYLES.get(origin))
+        if len(whole) > len(done):
+            found.append((whole[len(done):], origin))
         done = whole
+    return found
+
+
+def coloured(ids: Sequence[int], origins: Sequence[str], tokenizer) -> Text:
+    """The text of `ids`, coloured by `origins` (a name of ORIGINS for each id)."""
+    text = Text()
+    for origin, run in groupby(pieces(ids, origins, tokenizer), key=lambda piece: piece[1]):
+        text.append("".join(piece for piece, _ in run), STYLES.get(origin))
     return text
 
 

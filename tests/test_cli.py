@@ -149,12 +149,37 @@ def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkey
     assert [row["method"] for row in result["rows"]] == ["plain", "lookup", "ngram"]
     assert record.read(result["record"]) == result["rows"]
     assert result["rows"][0]["command"].startswith("foredraft bench run --data")
+    options = ("--data", data, "--methods", "lookup", "--suite", "spec-bench")
+    code, out, err = command("bench", "run", *options, "--draft-tokens", "3,5", "--spec-bench", tmp_path / "answers",
+                             "--out", tmp_path / "more")
+    assert code == 0, err
+    rows = record.read(json.loads(out.splitlines()[-1])["record"])
+    assert [(row["method"], row["draft_tokens"]) for row in rows] == [
+        ("plain", 3), ("lookup", 3), ("plain", 5), ("lookup", 5)]
+    assert rows[0]["rouge"]["rouge1"] > 0 and rows[0]["footprint"] is None
+    assert len(list((tmp_path / "answers").rglob("*.jsonl"))) == 6 and "Spec-Bench's way" in out
+
+
+def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, monkeypatch):
+    from foredraft.bench import compare, record
+
+    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
+    whole = compare.measure.measure
+    monkeypatch.setattr(compare.measure, "measure",
+                        lambda *args, **named: {name: one[:1] for name, one in whole(*args, **named).items()})
+    code, _, err = command("bench", "run", "--limit", 2, "--methods", "plain", "--batch-sizes", "1,2", "--out", tmp_path)
+    assert code == 1 and "holds the complete passes" in err
+    (file,) = tmp_path.glob("*.jsonl")
+    assert [(row["repeats"], row["batch_size"]) for row in record.read(file)] == [(1, 1)]
+
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--methods", "magic"], "no method called 'magic'"),
-    (["--batch-size", "0"], "--batch-size is 0"),
-    (["--draft-tokens", "-1"], "draft_tokens is -1"),
+    (["--batch-size", "0"], "--batch-sizes is '0'"),
+    (["--draft-tokens", "-1"], "--draft-tokens is '-1'"),
+    (["--suite", "fast"], "no suite called 'fast'"),
+    (["--spec-bench", "x", "--batch-sizes", "2"], "--spec-bench: its answers are greedy"),
     (["--data", "gone.jsonl"], "gone.jsonl"),
 ])
 def test_bench_errors(command, fake_load, tmp_path, arguments, message):

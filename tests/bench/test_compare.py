@@ -42,6 +42,20 @@ def test_rows_fit_the_schema_and_say_everything(run):
     assert ngram["absent"] == "no table" and "--assistant" in assisted["absent"]
 
 
+def test_rouge_of_every_method(fake_model):
+    scores = compare.Rouge(fake_model.tokenizer, ["w1 w2 w3", "w4"])
+    same, other = scores([[4, 5, 6, 1], [7, 1]]), scores([[4, 5, 6, 1], [8, 1]])
+    assert same["rouge1"] == same["rougeLsum"] == 100 and other["rouge1"] == 50
+    assert len(scores.known) == 2 and compare.Rouge(fake_model.tokenizer, ["w1", None])([[4], [5]]) is None
+
+
+def test_an_interrupted_comparison_says_how_many_passes_it_has(run, monkeypatch):
+    whole = compare.measure.measure
+    monkeypatch.setattr(compare.measure, "measure",
+                        lambda *args, **named: {name: passes[:1] for name, passes in whole(*args, **named).items()})
+    assert [row["repeats"] for row in run(["lookup"])] == [1, 1]
+
+
 def test_no_speed_up_for_other_tokens(run):
     wrong = run(["wrong"])[1]
     assert wrong["differ"] == len(CASES)

@@ -36,6 +36,30 @@ def take(methods, settings):
     return measure.measure(methods, SOURCES, settings, end_token=END, clock=ticking(), settle=lambda: None)
 
 
+@pytest.mark.parametrize(("calls", "passes"), [(9, 1), (13, 2)])
+def test_an_interrupted_run_keeps_its_complete_passes(calls, passes):
+    left = itertools.count()
+
+    def run(sources, seed):
+        if next(left) == calls:
+            raise KeyboardInterrupt
+        return copier().run(sources, seed)
+
+    # two calls a batch, two batches a pass, after one batch of warm-up
+    settings = Settings(batch_size=2, repeats=5, warm_up=1)
+    taken = take({"a": Method(run), "b": Method(run)}, settings)
+    assert [len(one) for one in taken.values()] == [passes] * 2
+    assert all(len(one) == 2 for passes in taken.values() for one in passes)
+
+
+def test_an_interruption_before_the_first_pass_goes_on():
+    def run(sources, seed):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take({"a": Method(run)}, Settings(warm_up=0))
+
+
 def test_until_end():
     assert measure.until_end([4, END, 0, 0], END, 9) == [4, END]
     assert measure.until_end([END, 4], END, 9) == [END]

@@ -62,6 +62,42 @@ def test_reasons(model, tmp_path):
         build("hf-prompt-lookup", model, Settings(batch_size=2))
 
 
+def test_optional_methods_say_what_they_miss(model, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optimum.onnxruntime", None)
+    with pytest.raises(Absent, match="pip install 'optimum"):
+        build("onnxruntime", model, Settings())
+    with pytest.raises(Absent, match="drafter:PATH"):
+        build("drafter", model, Settings())
+
+
+@pytest.mark.parametrize("name", ["lookup", "hf-greedy"])
+def test_a_footprint(model, name):
+    from dataclasses import asdict
+
+    from foredraft.bench import footprint
+
+    found = footprint.main({"method": name, "target": str(model.path), "dtype": "float32", "weights": "fp32",
+                            "settings": asdict(Settings()), "source": SOURCES[0]})
+    assert found["load_seconds"] > 0 and found["first_token_ms"] > 0 and found["peak_bytes"] > 1e7
+
+
+def test_a_footprint_of_what_cannot_run_is_none(model, monkeypatch):
+    from foredraft.bench import footprint
+
+    def fails(command, **options):
+        raise footprint.subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(footprint.subprocess, "run", fails)
+    assert footprint.measure("lookup", model, Settings(), SOURCES[0]) is None
+
+
+def test_sources_are_padded_to_few_lengths():
+    ids, mask = methods._pad([[5, 1], [6, 7, 8, 9, 1]], "cpu", 4)
+    assert ids.shape == mask.shape == (2, 8) and mask.sum(1).tolist() == [2, 5]
+
+
 def test_a_peer_that_breaks_is_absent(tiny_checkpoint):
     uneven = foredraft.load(tiny_checkpoint, drafter=None)
     settings = Settings(max_new_tokens=4)

@@ -1,0 +1,51 @@
+"""Two runs of `make bench` held against each other, in units of a calibration that ran in the same processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from foredraft.errors import UserError
+
+CALIBRATION = "calibration"
+# half way, by ratio, from no change to the 1.5 that must never pass
+LIMIT = 1.5**0.5
+
+
+def read_runs(path: Path) -> list[dict[str, float]]:
+    """The costs of every run: a file of pytest-benchmark, or a folder of them, searched through.
+
+    A case's cost is its fastest round over the fastest calibration beside it: on a slower machine, or while others use it,
+    both grow. UserError: nothing there, another file, a case without its calibration.
+    """
+    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no .json file; `make bench` writes them")
+    return [costs(file) for file in files]
+
+
+def costs(file: Path) -> dict[str, float]:
+    try:
+        cases = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+        return {one["fullname"]: one["stats"]["min"] / one["extra_info"][CALIBRATION] for one in cases}
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: no run of `make bench` with calibrations ({why}); run it again") from None
+
+
+def compare(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], limit: float = LIMIT) -> list[dict]:
+    """A row for each case, the largest change first: medians of its costs on both sides, `change` after over before, and
+    `verdict`: slower or faster by more than `limit`, same, or new or gone for a case of one side only."""
+    names = dict.fromkeys(name for run in (*before, *after) for name in run)
+    rows = []
+    for name in names:
+        old, new = ([run[name] for run in runs if name in run] for runs in (before, after))
+        if not old or not new:
+            rows.append({"case": name, "before": None, "after": None, "change": None, "verdict": "new" if new else "gone"})
+            continue
+        change = median(new) / median(old)
+        verdict = "slower" if change > limit else "faster" if change < 1 / limit else "same"
+        rows.append({"case": name, "before": median(old), "after": median(new), "change": change, "verdict": verdict})
+    return sorted(rows, key=lambda row: -(row["change"] or 0))

@@ -1,0 +1,108 @@
+"""What more work costs: time and memory against articles, source tokens and output tokens, and a leak's slope."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from foredraft.bench.turns import wait_until_idle
+
+NEVER = -1  # an end token that is no id: outputs then have exactly the length asked for
+
+
+def rss_bytes() -> int | None:
+    """Resident memory of this process now; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+
+
+def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int,
+          on_point: Callable[[], None] = lambda: None) -> list[dict]:
+    """A point for each size: `ms_per_article`, the median over `repeats` calls of decode(size), which returns how many
+    articles it decoded; `rss` after them."""
+    points = []
+    for size in sizes:
+        taken = []
+        for _ in range(repeats):
+            wait_until_idle()
+            start = time.perf_counter()
+            count = decode(size)
+            taken.append((time.perf_counter() - start) * 1e3 / count)
+        points.append({"size": size, "ms_per_article": median(taken), "least_ms": min(taken), "rss": rss_bytes()})
+        on_point()
+    return points
+
+
+def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], source: Sequence[int], output: Sequence[int],
+          memory: int, batch_size: int, draft_tokens: int, max_new_tokens: int, repeats: int,
+          on_point: Callable[[], None] = lambda: None) -> dict:
+    """curves: `articles` as they come; `source` and `output` on one batch whose outputs have exactly `max_new_tokens`, or
+    the size's, ids. memory: memory_over's findings over so many articles; None without any."""
+    options = dict(draft_tokens=draft_tokens, batch_size=batch_size)
+
+    def some(count: int) -> Iterator[list[int]]:
+        return (list(one) for one in islice(cycle(sources), count))
+
+    def by_articles(count: int) -> int:
+        model.generate(list(some(count)), max_new_tokens=max_new_tokens, **options)
+        return count
+
+    def of_length(length: int, tokens: int) -> int:
+        ids = _stretched(sources, length, batch_size, model.target.end_token)
+        end, model.target.end_token = model.target.end_token, NEVER
+        try:
+            model.generate(ids, max_new_tokens=tokens, **options)
+        finally:
+            model.target.end_token = end
+        return batch_size
+
+    # the slope first: what larger sizes need would hide what small ones lose
+    slope = memory_over(model, sources, memory, options | {"max_new_tokens": max_new_tokens}) if memory else None
+    on_point()
+    longest = max(map(len, sources))
+    curves = {
+        "articles": curve(articles, by_articles, 1, on_point),
+        "source": curve(source, lambda size: of_length(size, max_new_tokens), repeats, on_point),
+        "output": curve(output, lambda size: of_length(longest, size), repeats, on_point),
+    }
+    return {"curves": curves, "memory": slope}
+
+
+def _stretched(sources: Sequence[Sequence[int]], length: int, count: int, end: int) -> list[list[int]]:
+    """`count` sources of exactly `length` ids, article after article, the end token last."""
+    flat = cycle([token for one in sources for token in one if token != end])
+    return [[*islice(flat, length - 1), end] for _ in range(count)]
+
+
+def memory_over(model, sources: Sequence[Sequence[int]], articles: int, options: dict) -> dict | None:
+    """Resident memory after each batch, and its slope in bytes an article over all but the first fifth, which settles."""
+    if rss_bytes() is None:
+        return None
+    decoded, rss, flow = [], [], cycle(sources)
+    while not decoded or decoded[-1] < articles:
+        model.generate([list(next(flow)) for _ in range(options["batch_size"])], **options)
+        decoded.append((decoded[-1] if decoded else 0) + options["batch_size"])
+        rss.append(rss_bytes())
+    skipped = len(rss) // 5
+    return {"articles": decoded, "rss": rss, "slope": slope(decoded[skipped:], rss[skipped:])}
+
+
+def slope(x: Sequence[float], y: Sequence[float], resamples: int = 2000) -> dict[str, float]:
+    """Least squares and its 95 % interval, by a bootstrap of blocks of residuals: memory moves in steps that last."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    centred = x - x.mean()
+    weight = centred / (centred**2).sum() if len(x) > 1 else centred
+    fitted = weight @ y
+    rest = y - y.mean() - fitted * centred
+    size = max(1, int(len(y) ** 0.5))
+    starts = np.random.default_rng(0).integers(0, len(y), (resamples, -(-len(y) // size)))
+    blocks = (starts[..., None] + np.arange(size)).reshape(resamples, -1)[:, : len(y)] % len(y)
+    low, high = np.percentile(fitted + rest[blocks] @ weight, [2.5, 97.5])
+    return {"slope": float(fitted), "low": float(low), "high": float(high)}

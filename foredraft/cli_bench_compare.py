@@ -1,0 +1,106 @@
+"""`foredraft bench compare` and `foredraft bench regression`: has a part become slower, and would we see it?"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foredraft.errors import UserError
+
+# runs whose median is the measure of what follows
+BEFORE = 3
+# as `make bench` does: a case on two threads waits for whichever of them another process has pushed aside
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="A run that `make bench` stored, or a folder of runs.")],
+    after: Annotated[Path, typer.Argument(help="The same, of what is to be judged.")],
+    limit: Annotated[float | None, typer.Option(help="Alarm above this ratio; default: 1.22, half way to 1.5.")] = None,
+) -> None:
+    """Flag cases that became slower, in units of a calibration beside each; exit code 1 then. The last line is JSON."""
+    from foredraft.bench import regression
+
+    rows = regression.compare(regression.read_runs(before), regression.read_runs(after), limit or regression.LIMIT)
+    show_table(rows)
+    slower = [row["case"] for row in rows if row["verdict"] == "slower"]
+    print(json.dumps({"slower": slower, "rows": rows}))
+    if slower:
+        raise typer.Exit(1)
+
+
+def regression(
+    runs: Annotated[int, typer.Option(min=1, help="Unchanged runs; each is held against three before them.")] = 10,
+    slow: Annotated[float, typer.Option(min=1.0, help="The seeded slowdown of the last run.")] = 1.5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Longest timing of a case.")] = 0.5,
+    cases: Annotated[str, typer.Option("-k", help="Only cases that pytest's -k chooses.")] = "",
+    keep: Annotated[Path, typer.Option(help="Folder for the runs' files; finished ones are not run again.")] = Path(
+        ".benchmarks/regression"),
+    out: Annotated[Path, typer.Option(help="The record's folder; a line is added.")] = Path("bench/results"),
+) -> None:
+    """Check the alarm: no case of unchanged runs raises it, every case of a slowed run does. The last line is JSON."""
+    import foredraft
+    from foredraft.bench import machine, record
+    from foredraft.bench import regression as held
+
+    folder = Path("bench")
+    if not (folder / "conftest.py").is_file():
+        raise UserError("bench/: not here; run this in a checkout of foredraft")
+    keep.mkdir(parents=True, exist_ok=True)
+    names = [*(f"before-{number}" for number in range(BEFORE)), *(f"unchanged-{number}" for number in range(runs))]
+    files = [keep / f"{name}.json" for name in (*names, f"slowed-{slow:g}")]
+    for number, file in enumerate(files, 1):
+        if file.is_file():
+            continue
+        print(f"[{number}/{len(files)}] {file.stem}", file=sys.stderr, flush=True)
+        partial = file.with_suffix(".part")
+        command = [sys.executable, "-m", "pytest", "-q", str(folder), "-k", cases, "-p", "no:cacheprovider",
+                   "--benchmark-enable", f"--benchmark-max-time={seconds}", f"--benchmark-json={partial}"]
+        environment = os.environ | ONE_THREAD | {"FOREDRAFT_BENCH_SLOW": str(slow if file == files[-1] else 1)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{file}: pytest ended with {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
+        partial.replace(file)
+    *known, last = (held.costs(file) for file in files)
+    before, others = known[:BEFORE], known[BEFORE:]
+    unchanged = [row | {"run": number} for number, other in enumerate(others) for row in held.compare(before, [other])]
+    false = [row for row in unchanged if row["verdict"] == "slower"]
+    changes = sorted(row["change"] for row in unchanged)
+    seeded = held.compare(before, [last])
+    missed = [row["case"] for row in seeded if row["verdict"] != "slower"]
+    row = {
+        "kind": "regression", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
+        "command": shlex.join(["foredraft", *sys.argv[1:]]), "machine": machine.describe(), "runs": runs, "slow": slow,
+        "limit": held.LIMIT, "cases": len(last), "false_alarms": false, "missed": missed,
+        "unchanged": {"least": changes[0], "most": changes[-1]},
+        "seeded": {"least": seeded[-1]["change"], "most": seeded[0]["change"]},
+    }
+    print(f"{runs} unchanged runs of {len(last)} cases: {len(false)} false alarms, changes {changes[0]:.2f} to "
+          f"{changes[-1]:.2f}; slowed {slow:g} times: {len(missed)} missed, changes {seeded[-1]['change']:.2f} to "
+          f"{seeded[0]['change']:.2f}")
+    path = out / f"regression-{machine.file_name(row['machine'])}.jsonl"
+    record.append_lines(path, [row])
+    print(json.dumps({"record": str(path), "row": row}))
+    if false or missed:
+        raise typer.Exit(1)
+
+
+def show_table(rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption="cost: fastest round over the calibration beside it", caption_justify="left")
+    for name in ("case", "cost before", "cost after", "change", "verdict"):
+        table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
+    for row in rows:
+        numbers = ["-" if row[name] is None else f"{row[name]:.3g}" for name in ("before", "after", "change")]
+        table.add_row(row["case"], *numbers, row["verdict"])
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,90 @@
+"""Made-up records of every kind, in the schemas that the commands write."""
+
+from __future__ import annotations
+
+MACHINE = {"cpu": "Acme 7", "cores": 2, "threads": 2, "gpu": None, "system": "Linux", "python": "3", "torch": "2",
+           "read_gb_s": 30.0}
+TARGET = {"model": "m", "hash": "abc", "dtype": "float32", "weights": "bf16", "parameters": 2_000_000, "threads": 2}
+DATA = {"name": "test.jsonl.gz", "articles": 30, "source_tokens": {"min": 5, "median": 7.0, "max": 9}, "articles_cut": 0,
+        "tokens_cut": 0}
+METHODS = ("baseline", "Seq_KD", "on_policy_GKD")
+
+
+def spread(value: float) -> dict:
+    return {"median": value, "p20": value * 0.9, "p80": value * 1.1}
+
+
+def interval(value: float) -> dict:
+    return spread(value) | {"low": value * 0.8, "high": value * 1.2}
+
+
+def acceptance(alpha: float, K: int) -> dict:
+    return {"rounds": 100, "drafted": 100 * K, "tested": 60 * K, "accepted": 40 * K, "rate": alpha, "per_drafted": alpha / 2,
+            "tokens_per_round": 1 + alpha * K / 2, "coverage": 0.9, "at": [alpha - 0.03 * place for place in range(K)]}
+
+
+def run_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01-01T00:00:00+00:00", speed: float = 1000.0,
+             data: dict = DATA) -> list[dict]:
+    """A comparison: plain, a drafter, another engine whose tokens differ, one that is absent."""
+    common = {"schema": 2, "time": time, "foredraft": "0", "command": f"foredraft bench run --at {time}", "machine": MACHINE,
+              "target": TARGET, "device": "cpu", "data": data, "batch_size": batch_size, "max_new_tokens": 64,
+              "draft_tokens": 5, "temperature": temperature, "seed": 0, "repeats": 3}
+    rows = []
+    for method, times, told in (("plain", 1.0, True), ("lookup", 2.0, True), ("hf-greedy", 0.2, False)):
+        phases = {"encode": 0.3, "draft": 0.1, "verify": 1.0, "other": 0.1} if told else {
+            "encode": 0.3, "draft": None, "verify": None, "other": None}
+        drafts = acceptance(0.8, 5) | {"alpha_tv": 0.7} if method == "lookup" else acceptance(0, 0) | {"drafted": 0}
+        rows.append(common | {
+            "method": method, "absent": None, "differ": 0 if told else 3, "tokens": 900, "seconds": {"total": 1.5} | phases,
+            "tokens_per_second": spread(speed * times), "tokens_per_second_encoding": spread(speed * times),
+            "speed_up": interval(times) if told else None, "speed_up_encoding": interval(times) if told else None,
+            "acceptance": drafts if told else None})
+    return [*rows, common | {"method": "hf-assisted", "absent": "no assistant"}]
+
+
+def drafter_row(drafter: str = "lstm", method: str | None = "baseline", seed: int = 0, alpha: float = 0.4,
+                time: str = "2026-01-01T00:00:00+00:00", Ks: tuple[int, ...] = (1, 2, 3, 5)) -> dict:
+    """A row of `foredraft eval`, or with a method of `foredraft matrix`."""
+    figures = [{
+        "temperature": temperature, "plain_step_ms": 1.0,
+        "alpha": {"value": alpha - 0.1 * temperature, "low": alpha - 0.12, "high": alpha + 0.02, "prefixes": 900},
+        "rows": [{"draft_tokens": K, "acceptance": acceptance(alpha, K), "c": 0.1, "v": 1 + 0.05 * K,
+                  "predicted": 1 + alpha - 0.05 * K, "differing": 0, "speed_up": interval(1.1 + alpha - 0.05 * K),
+                  "speed_up_whole": interval(1.1), "tokens_per_second": spread(900.0)} for K in Ks],
+    } for temperature in (0.0, 1.0)]
+    row = {"kind": "eval", "time": time, "foredraft": "0", "command": f"foredraft eval {drafter} {method}",
+           "machine": MACHINE, "target": TARGET, "drafter": {"kind": drafter, "path": drafter}, "data": DATA,
+           "batch_size": 1, "max_new_tokens": 64, "seed": 0, "repeats": 1, "figures": figures}
+    if method is None:
+        return row
+    return row | {"kind": "matrix", "training": {"drafter": drafter, "method": method, "seed": seed}}
+
+
+def drafter_rows() -> list[dict]:
+    return [drafter_row(drafter, method, seed, 0.3 + 0.08 * number + 0.15 * METHODS.index(method) / 2 + 0.01 * seed)
+            for number, drafter in enumerate(("cnn", "lstm", "ngram", "t5shallow", "t5small")) for method in METHODS
+            for seed in (0, 1)]
+
+
+def steps_row() -> dict:
+    one = {"loaded_bytes": 9, "weight_bytes": 8, "read_gb_s": 30.0, "bytes": {"layers": 1}, "floor_ms": 10.0,
+           "step_ms": {str(n): spread(11.0 + n) for n in range(1, 7)}, "over_floor": 1.2,
+           "v": {str(n): 1 + 0.02 * n for n in range(1, 7)},
+           "parts_ms": {f"{part} 1": value for part, value in (("matrices", 8.0), ("cross-attention", 1.0),
+                                                              ("head and argmax", 2.0))},
+           "encoder": {"gflop": 9.0, "gflop_s": 400.0, "ms": 280.0, "share_of_floor": 0.8}}
+    return {"kind": "steps", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench steps", "machine": MACHINE,
+            "geometry": "flan-t5-base", "source_tokens": 512, "weights": {"fp32": one, "int8": one}, "peers": {}}
+
+
+def theory_row() -> dict:
+    from foredraft.bench.theory import judged
+
+    row = drafter_row("lookup", None, Ks=(1, 2, 3))
+    return row | {"kind": "theory", "drafter": {"name": "lookup", "kind": "lookup"},
+                  "figures": [judged(figures) for figures in row["figures"]]}
+
+
+def every_kind() -> list[dict]:
+    return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
+        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row()]
