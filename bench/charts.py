@@ -133,15 +133,19 @@ def time_split(run: Sequence[dict]) -> Chart | None:
         if widths[0] > 0.06 * max(row["seconds"]["total"] for row in rows) * 1e3 / rows[0]["data"]["articles"]:
             axes.text(middle, -0.62, phase, ha="center", fontsize=10, color=MUTED)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for line, total in enumerate(left):
+    for line, (row, total) in enumerate(zip(rows, left, strict=True)):
         axes.text(total, line, f" {total:.1f} ms", va="center", fontsize=10, color=INK)
+        if least := row.get("floor"):
+            ends = [least[part] * 1e3 / row["data"]["articles"] for part in ("encode", "total")]
+            axes.vlines(ends, line - 0.33, line + 0.33, color=INK, linewidth=1.2)
     axes.set_ylim(len(rows) - 0.5, -0.95)
     axes.set_xlim(0, max(left) * 1.2)
     axes.set_xlabel("milliseconds an article")
     axes.xaxis.set_major_locator(_few())
     axes.spines["left"].set_visible(False)
     return Chart(f"time-{_stem(run)}", f"Where the time goes at {setting(run)}",
-                 "Light: encoding; coloured: drafting; grey: the target's passes; palest: verdicts, commits, the host.",
+                 "Light: encoding; coloured: drafting; grey: the target's passes; palest: verdicts, commits, the host. "
+                 "Strokes, where known: the least for encoding and for all, from FLOP and bytes at measured rates.",
                  figure, rows)
 
 
@@ -231,7 +235,7 @@ def encoding(steps: Sequence[dict]) -> Chart | None:
     axes.set_xlabel("times its floor (dashed): FLOP over the measured rate")
     axes.spines["left"].set_visible(False)
     return Chart("encode-time", f"Encoding {steps[0]['source_tokens']} source tokens",
-                 "One request, keys and values for cross-attention included.", figure, steps)
+                 "One request.", figure, steps)
 
 
 def scale(row: dict) -> list[Chart]:

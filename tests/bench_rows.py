@@ -38,7 +38,8 @@ def run_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01
             "method": method, "absent": None, "differ": 0 if told else 3, "tokens": 900, "seconds": {"total": 1.5} | phases,
             "tokens_per_second": spread(speed * times), "tokens_per_second_encoding": spread(speed * times),
             "speed_up": interval(times) if told else None, "speed_up_encoding": interval(times) if told else None,
-            "acceptance": drafts if told else None})
+            "acceptance": drafts if told else None,
+            "floor": {"encode": 0.2, "decode_flops": 0.1, "decode_bytes": 0.8, "total": 1.0} if told else None})
     return [*rows, common | {"method": "hf-assisted", "absent": "no assistant"}]
 
 
