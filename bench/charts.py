@@ -269,6 +269,34 @@ def scale(row: dict) -> list[Chart]:
     return charts
 
 
+def throughput(row: dict, number: int) -> Chart | None:
+    """Articles a second by batch size, of every engine that gave plain decoding's tokens; None without two sizes."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for one in row["rows"]:
+        if one["differ"] == 0:
+            lines.setdefault(one["engine"], []).append((one["batch_size"], one["articles_per_second"]["median"]))
+    if not any(len(points) > 1 for points in lines.values()):
+        return None
+    figure, ((axes,),) = blank(250)
+    ours = next(iter(lines))
+    colours = {engine: ACCENT if engine == ours else MUTED for engine in lines}
+    for engine, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), color=colours[engine], marker="o", markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({size for points in lines.values() for size, _ in points}))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylim(0)
+    # room for the names at the lines' ends
+    axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
+    labels(axes, {engine: max(points) for engine, points in lines.items()}, colours)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("articles a second")
+    axes.yaxis.set_major_locator(_few())
+    name = row["geometry"] or row["target"]["model"]
+    return Chart(f"throughput-{number}", f"Many articles: {name}, drafter {row['drafter']}",
+                 "Encoding included; engines whose tokens differ are left out.", figure, [row])
+
+
 def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
     """Name lines at their ends, moved apart where they would cover each other."""
     if not ends:

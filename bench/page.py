@@ -84,6 +84,7 @@ def build(found: Collection, sample: Sample | None) -> Page:
             "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
             "those bytes over the bandwidth measured in the same process.", times, encoder_tables(found.steps)))
     scaled = charts.batches(found.runs) + [chart for row in found.scale for chart in charts.scale(row)]
+    scaled += [chart for number, row in enumerate(found.throughput) if (chart := charts.throughput(row, number)) is not None]
     if scaled:
         page.sections.append(Section("How it scales", "Time and memory an article as the work grows.", scaled))
     return page

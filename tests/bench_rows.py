@@ -86,6 +86,14 @@ def theory_row() -> dict:
                   "figures": [judged(figures) for figures in row["figures"]]}
 
 
+def throughput_row() -> dict:
+    rows = [{"engine": engine, "batch_size": size, "differ": differ, "articles_per_second": spread(speed * size**0.5)}
+            for engine, speed, differ in (("scheduled", 9.0, 0), ("transformers", 2.0, 0), ("ctranslate2", 4.0, 3))
+            for size in (1, 8)]
+    return {"kind": "throughput", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench throughput",
+            "machine": MACHINE, "target": TARGET, "data": DATA, "geometry": None, "drafter": "none", "rows": rows}
+
+
 def every_kind() -> list[dict]:
     return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
-        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row()]
+        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row(), throughput_row()]
