@@ -90,6 +90,11 @@ def _stem(run: Sequence[dict]) -> str:
     return f"{file_name(row['machine'])}-T{row['temperature']:g}-B{row['batch_size']}-K{row['draft_tokens']}"
 
 
+def _where(run: Sequence[dict]) -> str:
+    row = run[0]
+    return f"{row['data']['articles']} articles of {row['data']['name']}, {place(row)}."
+
+
 def ran(run: Sequence[dict]) -> list[dict]:
     return [row for row in run if row["absent"] is None]
 
@@ -115,8 +120,7 @@ def speeds(run: Sequence[dict]) -> Chart:
     axes.set_xlabel("tokens a second, decoding")
     axes.xaxis.set_major_locator(_few())
     axes.spines["left"].set_visible(False)
-    return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}",
-                 "Dashed: plain decoding; x: speed-up over it, shown only where every token is the same.", figure, run)
+    return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}", _where(run), figure, run)
 
 
 def time_split(run: Sequence[dict]) -> Chart | None:
@@ -143,10 +147,7 @@ def time_split(run: Sequence[dict]) -> Chart | None:
     axes.set_xlabel("milliseconds an article")
     axes.xaxis.set_major_locator(_few())
     axes.spines["left"].set_visible(False)
-    return Chart(f"time-{_stem(run)}", f"Where the time goes at {setting(run)}",
-                 "Light: encoding; coloured: drafting; grey: the target's passes; palest: verdicts, commits, the host. "
-                 "Strokes, where known: the least for encoding and for all, from FLOP and bytes at measured rates.",
-                 figure, rows)
+    return Chart(f"time-{_stem(run)}", f"Time an article at {setting(run)}", _where(run), figure, rows)
 
 
 def batches(runs: Sequence[Sequence[dict]]) -> list[Chart]:

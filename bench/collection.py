@@ -78,7 +78,8 @@ def read_objects(path: Path) -> list[dict]:
 def place(row: dict) -> str:
     """The machine of a row, in words."""
     machine = row["machine"]
-    return machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return machine.get("gpu") or f"{machine['cpu']}, {threads}"
 
 
 def trained(row: dict) -> tuple[str, str | None, int]:
