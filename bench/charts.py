@@ -90,6 +90,11 @@ def _stem(run: Sequence[dict]) -> str:
     return f"{file_name(row['machine'])}-T{row['temperature']:g}-B{row['batch_size']}-K{row['draft_tokens']}"
 
 
+def _where(run: Sequence[dict]) -> str:
+    row = run[0]
+    return f"{row['data']['articles']} articles of {row['data']['name']}, {place(row)}."
+
+
 def ran(run: Sequence[dict]) -> list[dict]:
     return [row for row in run if row["absent"] is None]
 
@@ -115,8 +120,7 @@ def speeds(run: Sequence[dict]) -> Chart:
     axes.set_xlabel("tokens a second, decoding")
     axes.xaxis.set_major_locator(_few())
     axes.spines["left"].set_visible(False)
-    return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}",
-                 "Dashed: plain decoding; x: speed-up over it, shown only where every token is the same.", figure, run)
+    return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}", _where(run), figure, run)
 
 
 def time_split(run: Sequence[dict]) -> Chart | None:
@@ -133,16 +137,17 @@ def time_split(run: Sequence[dict]) -> Chart | None:
         if widths[0] > 0.06 * max(row["seconds"]["total"] for row in rows) * 1e3 / rows[0]["data"]["articles"]:
             axes.text(middle, -0.62, phase, ha="center", fontsize=10, color=MUTED)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for line, total in enumerate(left):
+    for line, (row, total) in enumerate(zip(rows, left, strict=True)):
         axes.text(total, line, f" {total:.1f} ms", va="center", fontsize=10, color=INK)
+        if least := row.get("floor"):
+            ends = [least[part] * 1e3 / row["data"]["articles"] for part in ("encode", "total")]
+            axes.vlines(ends, line - 0.33, line + 0.33, color=INK, linewidth=1.2)
     axes.set_ylim(len(rows) - 0.5, -0.95)
     axes.set_xlim(0, max(left) * 1.2)
     axes.set_xlabel("milliseconds an article")
     axes.xaxis.set_major_locator(_few())
     axes.spines["left"].set_visible(False)
-    return Chart(f"time-{_stem(run)}", f"Where the time goes at {setting(run)}",
-                 "Light: encoding; coloured: drafting; grey: the target's passes; palest: verdicts, commits, the host.",
-                 figure, rows)
+    return Chart(f"time-{_stem(run)}", f"Time an article at {setting(run)}", _where(run), figure, rows)
 
 
 def batches(runs: Sequence[Sequence[dict]]) -> list[Chart]:
@@ -231,7 +236,7 @@ def encoding(steps: Sequence[dict]) -> Chart | None:
     axes.set_xlabel("times its floor (dashed): FLOP over the measured rate")
     axes.spines["left"].set_visible(False)
     return Chart("encode-time", f"Encoding {steps[0]['source_tokens']} source tokens",
-                 "One request, keys and values for cross-attention included.", figure, steps)
+                 "One request.", figure, steps)
 
 
 def scale(row: dict) -> list[Chart]:
@@ -263,6 +268,34 @@ def scale(row: dict) -> list[Chart]:
         note = "Slope {slope:+.0f} bytes an article (95 % interval {low:+.0f} to {high:+.0f}).".format(**memory["slope"])
         charts.append(Chart("memory", "Memory over articles", note, figure, [row]))
     return charts
+
+
+def throughput(row: dict, number: int) -> Chart | None:
+    """Articles a second by batch size, of every engine that gave plain decoding's tokens; None without two sizes."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for one in row["rows"]:
+        if one["differ"] == 0:
+            lines.setdefault(one["engine"], []).append((one["batch_size"], one["articles_per_second"]["median"]))
+    if not any(len(points) > 1 for points in lines.values()):
+        return None
+    figure, ((axes,),) = blank(250)
+    ours = next(iter(lines))
+    colours = {engine: ACCENT if engine == ours else MUTED for engine in lines}
+    for engine, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), color=colours[engine], marker="o", markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({size for points in lines.values() for size, _ in points}))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylim(0)
+    # room for the names at the lines' ends
+    axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
+    labels(axes, {engine: max(points) for engine, points in lines.items()}, colours)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("articles a second")
+    axes.yaxis.set_major_locator(_few())
+    name = row["geometry"] or row["target"]["model"]
+    return Chart(f"throughput-{number}", f"Many articles: {name}, drafter {row['drafter']}",
+                 "Encoding included; engines whose tokens differ are left out.", figure, [row])
 
 
 def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ class Collection:
 
     runs: a comparison each, its rows in order, by machine, temperature, batch size and K, on real articles only.
     drafters: rows of `foredraft eval` and `foredraft matrix` by drafter, method and seed. steps: rows of `foredraft bench
-    steps` by geometry. theory, scale: rows of these commands. all: every row that says which command made it.
+    steps` by geometry. theory, scale, throughput: rows of these commands. all: every row that says which command made it.
     """
 
     runs: list[list[dict]] = field(default_factory=list)
@@ -29,6 +29,7 @@ class Collection:
     steps: list[dict] = field(default_factory=list)
     theory: list[dict] = field(default_factory=list)
     scale: list[dict] = field(default_factory=list)
+    throughput: list[dict] = field(default_factory=list)
     all: list[dict] = field(default_factory=list)
 
 
@@ -57,6 +58,7 @@ def collect(path: Path) -> Collection:
         newest("steps", lambda row: (row["geometry"], row["source_tokens"])),
         newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),
         newest("scale", lambda row: (row["target"]["hash"],)),
+        newest("throughput", lambda row: (row["target"]["hash"], row["drafter"], row["data"]["name"])),
         [row for kind in kinds.values() for row in kind])
 
 
@@ -76,7 +78,8 @@ def read_objects(path: Path) -> list[dict]:
 def place(row: dict) -> str:
     """The machine of a row, in words."""
     machine = row["machine"]
-    return machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return machine.get("gpu") or f"{machine['cpu']}, {threads}"
 
 
 def trained(row: dict) -> tuple[str, str | None, int]:

@@ -11,6 +11,10 @@ from foredraft.bench.cases import Case
 from foredraft.bench.methods import REFERENCE, Absent, Method, build
 from foredraft.bench.record import SCHEMA
 from foredraft.bench.settings import Settings
+from foredraft.bench.steps import product_rate
+from foredraft.bench.throughput import floor
+from foredraft.engine.stats import DecodeStats
+from foredraft.engine.t5 import T5
 
 
 def common_fields(model, settings: Settings, data: dict, command: str, version: str) -> dict:
@@ -64,9 +68,20 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
             if row["acceptance"] and row["acceptance"]["drafted"]:
                 row["acceptance"]["alpha_tv"] = alpha_tv(methods[name].model, sources, outputs, settings.temperature)
             row["rouge"] = scores([ids for sample in samples[name][0] for ids in sample.rows])
+            row["floor"] = least(model.target, sources, samples[name], common["machine"]["read_gb_s"])
             row["footprint"] = footprint.measure(name, model, settings, sources[0]) if footprints else None
         rows.append(row)
     return rows
+
+
+def least(target, sources: Sequence[Sequence[int]], samples: measure.Samples, read_gb_s: float) -> dict[str, float] | None:
+    """throughput.floor() of one pass at rates of now; None where rounds are not told or do not run on the CPU."""
+    if not isinstance(target, T5) or samples[0][0].stats is None:
+        return None
+    rounds, steps = (sum(getattr(sample.stats, name) for sample in samples[0]) for name in ("rounds", "steps"))
+    rate = product_rate(target.config, max(map(len, sources)))
+    outputs = [row for sample in samples[0] for row in sample.rows]
+    return floor(target, sources, outputs, DecodeStats(rounds=rounds, steps=steps), rate, read_gb_s)
 
 
 class Rouge:

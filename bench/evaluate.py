@@ -78,12 +78,9 @@ def fastest(models: Mapping[str, object], sources: Sequence[Sequence[int]], sett
 
 def common_fields(model, data: dict, settings: Settings) -> dict:
     """What a row of figures says besides them; `data` is cases.describe()."""
-    import foredraft
-
     known = model.describe()
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
-        "machine": machine.describe(settings.device),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.describe(settings.device),
         "target": {name: known[name] for name in ("model", "hash", "weights", "parameters", "threads")},
         "data": data, "batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed,
         "repeats": settings.repeats}

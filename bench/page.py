@@ -54,8 +54,9 @@ def build(found: Collection, sample: Sample | None) -> Page:
     page = Page(lede=lede(found))
     if found.runs:
         page.sections.append(Section(
-            "Who is faster", "Every method decodes the same articles in one process, taking turns. A speed-up is told only "
-            "where every token equals plain decoding's.", [charts.speeds(run) for run in found.runs],
+            "Who is faster", "Every method decodes the same articles in one process, taking turns. The dashed line is plain "
+            "decoding; a speed-up over it is told only where every token is the same.",
+            [charts.speeds(run) for run in found.runs],
             [(charts.setting(run), ("method", *(name for name, _ in COLUMNS), *FOOTPRINT),
               [[row["method"], *(cell(row) for _, cell in COLUMNS), *footprint(row)] for row in charts.ran(run)])
              for run in found.runs],
@@ -82,8 +83,11 @@ def build(found: Collection, sample: Sample | None) -> Page:
     if times:
         page.sections.append(Section(
             "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
-            "those bytes over the bandwidth measured in the same process.", times, encoder_tables(found.steps)))
+            "those bytes over the bandwidth measured in the same process. Coloured: drafting; strokes, where known: the "
+            "least that encoding and the whole could take.", times, encoder_tables(found.steps)))
     scaled = charts.batches(found.runs) + [chart for row in found.scale for chart in charts.scale(row)]
+    many = [charts.throughput(row, number) for number, row in enumerate(found.throughput)]
+    scaled += [chart for chart in many if chart is not None]
     if scaled:
         page.sections.append(Section("How it scales", "Time and memory an article as the work grows.", scaled))
     return page

@@ -42,6 +42,7 @@ MEASURED = {
 # What rows state besides since schema 3; None where it was not measured.
 SINCE_3 = {
     "rouge": "rouge1, rouge2, rougeL, rougeLsum against the human summaries, F1 in percent",
+    "floor": "throughput.floor(), seconds of one pass",
     "footprint": "footprint.measure(): load_seconds, first_token_ms, peak_bytes",
 }
 SCHEMA = 3

@@ -52,7 +52,8 @@ def scale(
                                  draft_tokens=draft_tokens, max_new_tokens=max_new_tokens, repeats=repeats,
                                  on_point=lambda: progress.advance(task))
     row = {"kind": "scale"} | common_fields(model, cases.describe(data, found), settings) | {
-        "command": shlex.join(["foredraft", *sys.argv[1:]]), "drafter": {"name": drafter}, "draft_tokens": draft_tokens,
+        "foredraft": foredraft.__version__, "command": shlex.join(["foredraft", *sys.argv[1:]]),
+        "drafter": {"name": drafter}, "draft_tokens": draft_tokens,
     } | measured
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for name, points in row["curves"].items():

@@ -53,7 +53,7 @@ def theory(
             found.append(measured(model, [case.source for case in articles], settings, range(most + 1),
                                   lambda: progress.advance(task)))
     row = {"kind": "theory"} | common_fields(model, cases.describe(data, articles), settings) | {
-        "command": shlex.join(["foredraft", *sys.argv[1:]]),
+        "foredraft": foredraft.__version__, "command": shlex.join(["foredraft", *sys.argv[1:]]),
         "drafter": {"name": ckpt_path.name if ckpt_path else kind, "kind": kind}, "figures": found}
     show_table(row, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
     path = out / f"theory-{machine.file_name(row['machine'])}.jsonl"

@@ -67,7 +67,7 @@ def evaluate(
                                 seed=seed, device=device)
             found.append(evaluation.evaluate({kind: model}, sources, settings, {kind: Ks}, lambda: progress.advance(task)))
     row = {"kind": "eval"} | evaluation.common_fields(model, cases.describe(data, articles), settings) | {
-        "command": shlex.join(["foredraft", *sys.argv[1:]]),
+        "foredraft": foredraft.__version__, "command": shlex.join(["foredraft", *sys.argv[1:]]),
         "drafter": {"kind": kind, "path": None if ckpt_path is None else ckpt_path.name},
         "figures": [figures[kind] for figures in found]}
     show_table(row, Console(highlight=False, width=None if sys.stdout.isatty() else 160))

@@ -141,7 +141,7 @@ def evaluate_group(results: list[dict], checkpoints: list[Path], target: Path, t
                          tuning, draft_tokens, (0.0, 1.0))
     command = shlex.join(["foredraft", *sys.argv[1:]])
     for (result, checkpoint), figures in zip(waiting, rows, strict=True):
-        row = {"kind": "matrix", "command": command} | figures | {"training": result}
+        row = {"kind": "matrix", "foredraft": foredraft.__version__, "command": command} | figures | {"training": result}
         append_lines(record, [row])
         evaluation_of(checkpoint).write_text(json.dumps(row) + "\n", encoding="utf-8")
         show_row(row)

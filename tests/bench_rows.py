@@ -38,7 +38,8 @@ def run_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01
             "method": method, "absent": None, "differ": 0 if told else 3, "tokens": 900, "seconds": {"total": 1.5} | phases,
             "tokens_per_second": spread(speed * times), "tokens_per_second_encoding": spread(speed * times),
             "speed_up": interval(times) if told else None, "speed_up_encoding": interval(times) if told else None,
-            "acceptance": drafts if told else None})
+            "acceptance": drafts if told else None,
+            "floor": {"encode": 0.2, "decode_flops": 0.1, "decode_bytes": 0.8, "total": 1.0} if told else None})
     return [*rows, common | {"method": "hf-assisted", "absent": "no assistant"}]
 
 
@@ -85,6 +86,14 @@ def theory_row() -> dict:
                   "figures": [judged(figures) for figures in row["figures"]]}
 
 
+def throughput_row() -> dict:
+    rows = [{"engine": engine, "batch_size": size, "differ": differ, "articles_per_second": spread(speed * size**0.5)}
+            for engine, speed, differ in (("scheduled", 9.0, 0), ("transformers", 2.0, 0), ("ctranslate2", 4.0, 3))
+            for size in (1, 8)]
+    return {"kind": "throughput", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench throughput",
+            "machine": MACHINE, "target": TARGET, "data": DATA, "geometry": None, "drafter": "none", "rows": rows}
+
+
 def every_kind() -> list[dict]:
     return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
-        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row()]
+        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row(), throughput_row()]

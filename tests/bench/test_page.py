@@ -40,7 +40,8 @@ def test_every_chart_is_there_once_with_its_command(written):
     names = [chart.name for chart in drawn]
     assert len(set(names)) == len(names)
     assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0",
-            "time-acme-7-2-cores-T0-B1-K5", "token-time", "encode-time", "batch-acme-7-2-cores-K5"} <= set(names)
+            "time-acme-7-2-cores-T0-B1-K5", "token-time", "encode-time", "throughput-0",
+            "batch-acme-7-2-cores-K5"} <= set(names)
     assert text.count("<figure") == text.count("<svg") == len(names)
     for chart in drawn:
         part = text.split(f'<figure id="{chart.name}">')[1].split("</figure>")[0]
