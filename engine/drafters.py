@@ -45,9 +45,6 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
         table = open_table(path or EMBEDDED_NGRAM, target.config.vocab_size, tokenizer)
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
     if Path(spec).is_dir():
-        if device != "cpu":
-            raise UserError(f"drafter {str(spec)!r}: trained drafters run on the CPU only so far; on device {device!r} use "
-                            "lookup, ngram or none")
         return open_drafter(Path(spec), target, target_folder, tokenizer)
     raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, none "
                     "or the folder of a trained drafter")
