@@ -40,7 +40,8 @@ class DeviceLists:
                          empty(rows, F, kind=torch.int8))
         self.laws = torch.full((rows, self.vocab_size), float("-inf"), device=self.device)
         parts = rows * (-(-F // WIDTH) + -(-own // WIDTH))
-        self._work = empty(parts, kind=torch.float32), empty(parts, kind=torch.int32), empty(-(-rows // 16), kind=torch.int32)
+        self._work = (empty(parts, kind=torch.float32), empty(parts, kind=torch.int32),
+                      empty(-(-rows // 16), kind=torch.int32))
         self.generation += 1
 
     def reserve(self, rows: int, source: int) -> None:

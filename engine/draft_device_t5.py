@@ -1,7 +1,7 @@
 """T5 drafters on a device: engine/draft_t5.py's, one row a pass through the target's kernels, inside the captured round.
 
 Drafts are those of the CPU's drafter: the same ids where rows are greedy, ties and roundings apart; where they are sampled,
-draws from the same law, in another order of ids. It must draft in every round, for it reads the last two committed ids alone.
+draws from the same law, in another order of ids. It is asked in every round, for it reads the last two committed ids alone.
 """
 
 from __future__ import annotations

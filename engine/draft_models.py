@@ -59,6 +59,6 @@ def open_drafter(folder: Path, target: T5Weights | CudaWeights, target_folder: P
     if isinstance(target, T5Weights):
         return _named(kind, 2).open(folder, target, target_folder, tokenizer)
     if kind not in ON_DEVICES:
-        raise UserError(f"drafter {str(folder)!r}: a {kind} drafter runs on the CPU only; on device {str(target.device)!r} use "
-                        f"one of {', '.join(ON_DEVICES)}, or lookup, ngram or none")
+        raise UserError(f"drafter {str(folder)!r}: a {kind} drafter runs on the CPU only; on device {str(target.device)!r} "
+                        f"use one of {', '.join(ON_DEVICES)}, or lookup, ngram or none")
     return _imported(*ON_DEVICES[kind]).open(folder, target, target_folder, tokenizer)

@@ -1,8 +1,8 @@
 """Cached self-attention of decoder rows on a GPU, with T5's relative bias by absolute position.
 
     q          [M, H, D]           queries of M = B R rows, not scaled (T5)
-    k, v       [B, H, T, D]        cache; row r of sequence b lies in slot positions[b, 0] + r, row 1 in slot 0 where only row
-                                   0 is not read
+    k, v       [B, H, T, D]        cache; row r of sequence b lies in slot positions[b, 0] + r, and row 1 in slot 0 where
+                                   row 0 alone is not read
     positions  [B, R] int64        absolute; -1: not read, its output is 0
     visible    [B, R, R] int8      1 where row r may see row j: itself and its ancestors
     bias       [H, T] float32      by distance (query position - key position >= 0)

@@ -1,4 +1,4 @@
-"""T5 drafters on a device, by Triton's interpreter: the CPU drafter's drafts and laws, inside rounds that wait for nothing."""
+"""Neural drafters on a device, by Triton's interpreter: the CPU drafters' drafts and laws, in rounds without a wait."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def pair_of(kind, restricted, folder, out):
     return [(target, open_drafter(out, target.weights, folder, None)) for target in targets]
 
 
-@pytest.fixture
-def pair(tiny_checkpoints, tmp_path):
-    return pair_of("t5shallow", 40, tiny_checkpoints["v1.1"], tmp_path)
+@pytest.fixture(params=["t5shallow", "lstm"])
+def pair(request, tiny_checkpoints, tmp_path):
+    return pair_of(request.param, 40, tiny_checkpoints["v1.1"], tmp_path)
 
 
 def admit(target, drafter, state):
@@ -101,7 +101,7 @@ def test_sampled_laws_are_the_compiled_one_s(pair, law):
         step(state, device_target, device)
         for name in ("tokens", "lengths", "finished"):
             getattr(twin, name).copy_(getattr(state, name))
-    assert compared > 2
+    assert compared > 1
 
 
 @torch.inference_mode()
@@ -139,7 +139,7 @@ def test_sampled_tokens_follow_the_target_whatever_a_list_leaves_out():
     rows, V = 640, 16
     draw = torch.Generator().manual_seed(7)
     table, head = torch.randn(2, V, V, generator=draw), torch.randn(V, 16, generator=draw)
-    drafter = Lister(head, torch.tensor([9, 2, 5, 11]), torch.randn(1, 16, generator=draw))
+    drafter = Lister(head, torch.tensor([9, 2, 5, 11]), 0.3 * torch.randn(1, 16, generator=draw))
     drafter.lists.reserve(rows, 8)
     for row in range(rows):
         drafter.lists.admit(row, torch.tensor([3, 5, 3, 14]))
@@ -153,9 +153,9 @@ def test_sampled_tokens_follow_the_target_whatever_a_list_leaves_out():
 
 @torch.inference_mode()
 def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
-    (target, host), (device_target, device) = pair_of("t5small", 0, tiny_checkpoints["v1.0"], tmp_path)
     drafts = []
-    for target, drafter, backend in ((target, host, "numba"), (device_target, device, "triton")):
+    pair = pair_of("t5small", 0, tiny_checkpoints["v1.0"], tmp_path)
+    for (target, drafter), backend in zip(pair, ("numba", "triton"), strict=True):
         state = make_state(2, 9, 2, 32, end_token=-1, backend=backend)
         admit(target, drafter, state)
         drafts.append(drafter.draft(state))
