@@ -20,6 +20,7 @@ from foredraft.bench.gpu_sizes import Sizes
 
 # Seconds for everything: a machine is lent for ten minutes.
 TOTAL = 570
+EMBEDDED_DRAFTERS = Path(__file__).resolve().parent.parent / "assets" / "drafters"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ def _family(sizes: Sizes, known: dict) -> Iterator[dict]:
     yield from gpu_times.measure_family(sizes)
 
 
+def _drafters(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_drafters
+
+    yield from gpu_drafters.measure_drafters(sizes)
+
+
 def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_checks
 
@@ -101,8 +108,8 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
 SECTIONS = {
     "checks": Section(130, _checks), "law": Section(80, _law), "bandwidth": Section(20, _bandwidth),
     "steps": Section(110, _steps), "family": Section(50, _family), "model": Section(20, _model),
-    "verdict": Section(50, _verdict), "rounds": Section(30, _rounds), "library": Section(20, _library),
-    "peers": Section(120, _peers),
+    "drafters": Section(80, _drafters), "verdict": Section(50, _verdict), "rounds": Section(30, _rounds),
+    "library": Section(20, _library), "peers": Section(120, _peers),
 }
 
 
@@ -192,14 +199,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results/gpu")))
     parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas between")
     parser.add_argument("--section", choices=list(SECTIONS), help="run this one in this process")
+    parser.add_argument("--drafters", type=Path, default=EMBEDDED_DRAFTERS,
+                        help="a folder of trained drafters' folders; without one, untrained ones are timed")
     options = parser.parse_args()
     if options.section:
-        run_section(options.section, options.out, Sizes())
+        run_section(options.section, options.out, Sizes(drafters=str(options.drafters)))
         return
     names = options.sections.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise SystemExit(f"--sections: no section called {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
-    ends = run_all(options.out, names)
+    ends = run_all(options.out, names, ("--drafters", str(options.drafters)))
     rows = read_rows(options.out)
     show(rows, ends)
     record = {"sections": ends, "rows": rows}
