@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from foredraft.engine.decode import decode
@@ -173,3 +175,24 @@ class Copier:
                 state.tokens[one].numpy(), state.lengths[one].numpy(), allowed[one].numpy(), state.end_token,
                 draft.tokens[one].numpy(), draft.lengths[one].numpy(), draft.origin[one].numpy(), self.cost, self.table)
         return draft
+
+
+class FakeCapture:
+    """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
+
+    def __init__(self):
+        self.captured, self.replayed, self.queue = 0, 0, []
+
+    def __call__(self, run):
+        self.captured += 1
+        return SimpleNamespace(replay=lambda: self.queue.append(run))
+
+    def mark(self):
+        end = self.replayed + len(self.queue)
+
+        def synchronize():
+            while self.replayed < end:
+                self.replayed += 1
+                self.queue.pop(0)()
+
+        return SimpleNamespace(synchronize=synchronize)

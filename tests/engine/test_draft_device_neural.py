@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doubles import TableTarget, chi_square, make_state
+from doubles import FakeCapture, TableTarget, chi_square, make_state
 
+import foredraft
+from foredraft.engine import draft_device_lstm
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode, step
 from foredraft.engine.device_lists import DeviceLists
 from foredraft.engine.draft_models import model_class, open_drafter
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.generate import Model
+from foredraft.engine.graph import GraphRounds
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import load_weights
@@ -160,6 +164,24 @@ def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
         admit(target, drafter, state)
         drafts.append(drafter.draft(state))
     assert torch.equal(drafts[0].tokens, drafts[1].tokens) and drafts[1].lengths.tolist() == [2, 2]
+
+
+def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_model_path, tmp_path, monkeypatch):
+    """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
+    forgotten."""
+    monkeypatch.setattr(draft_device_lstm, "POSITIONS", 4)
+    monkeypatch.setattr(draft_device_lstm, "SLOTS", 2)
+    folder = saved("lstm", 40, tiny_model_path, tmp_path)
+    plain = foredraft.load(tiny_model_path, drafter=None)
+    device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), plain.tokenizer, folder, tiny_model_path, "float32")
+    device.graphs = GraphRounds(FakeCapture())
+    assert device.drafter.name == "lstm"
+    for new_tokens in (3, 5):
+        generation = device.drafter.generation
+        wanted, found = (model.generate(["w5 w9 w33 w5"], max_new_tokens=new_tokens, draft_tokens=2)
+                         for model in (plain, device))
+        assert found.token_ids == wanted.token_ids and found.stats.drafted > 0
+        assert device.drafter.generation > generation
 
 
 def test_a_kind_that_does_not_run_there_is_refused_in_a_line(tiny_checkpoints, tmp_path):
