@@ -29,7 +29,7 @@ class Machine:
 MACHINES = {"h200": Machine(4800, 989), "h100": Machine(3350, 989), "a100": Machine(2039, 312)}
 # Drafters that run on the device; of the trained ones: layers of the shallow T5 and of the LSTM, the ids of a restricted
 # head, those of a source not counted, and the LSTM's sizes by default.
-DRAFTERS = ("none", "lookup", "ngram", "t5shallow", "lstm")
+DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm")
 LAYERS, LISTED = {"t5shallow": 2, "lstm": 1}, 1024
 LSTM = LSTMConfig.__dataclass_fields__
 # Launches of the round around target and drafter.
@@ -77,7 +77,7 @@ def _draft(c: T5Config, r: Round, listed: int) -> Part:
     if r.drafter == "none" or not r.draft_tokens:
         return Part("draft", 0, 0, 0)
     B, C, K = r.batch_size, c.d_model, r.draft_tokens
-    if r.drafter in ("lookup", "ngram"):
+    if r.drafter in ("lookup", "ngram", "lookup+ngram"):
         return Part("draft", 1, B * (r.source + r.position) * 8, 0)
     layers, inner = LAYERS[r.drafter], c.num_heads * c.d_kv
     # its turn's beginning and end; a head and, where rows are sampled, what draws from its logits
@@ -100,7 +100,7 @@ def _draft(c: T5Config, r: Round, listed: int) -> Part:
 def parts(c: T5Config, r: Round, listed: int = LISTED) -> list[Part]:
     """The parts of one round, in order; their launches are what a real step makes (tests/bench/test_model.py)."""
     if r.drafter not in DRAFTERS:
-        raise UserError(f"drafter {r.drafter!r} does not run on a GPU; one of {', '.join(DRAFTERS)}")
+        raise UserError(f"drafter {r.drafter!r} is not modelled; one of {', '.join(DRAFTERS)}")
     L, C, F, V, inner = c.num_decoder_layers, c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv
     B, rows = r.batch_size, r.batch_size * (r.draft_tokens + 1)
     pages = -(-r.source // PAGE) * PAGE

@@ -20,9 +20,10 @@ KINDS = {
     "t5small": ("draft_t5", "T5Model", "T5Drafter"),
     "t5shallow": ("draft_t5", "ShallowT5Model", "ShallowT5Drafter"),
 }
-# Their Drafters on a device, where there are such.
+# Their Drafters on a device.
 ON_DEVICES = {
-    "lstm": ("draft_device_lstm", "DeviceLSTM"),
+    "lstm": ("draft_device_recurrent", "DeviceLSTM"),
+    "cnn": ("draft_device_recurrent", "DeviceCNN"),
     "t5small": ("draft_device_t5", "DeviceT5"),
     "t5shallow": ("draft_device_t5", "DeviceShallowT5"),
 }
@@ -54,11 +55,7 @@ def kind_of(folder: str | Path) -> str:
 
 def open_drafter(folder: Path, target: T5Weights | CudaWeights, target_folder: Path, tokenizer: Any) -> Drafter:
     """The Drafter of any kind in a folder, for a target: its weights, its folder, its tokenizer or None; where the target's
-    weights lie. UserError: a kind that does not run there."""
+    weights lie."""
     kind = kind_of(folder)
-    if isinstance(target, T5Weights):
-        return _named(kind, 2).open(folder, target, target_folder, tokenizer)
-    if kind not in ON_DEVICES:
-        raise UserError(f"drafter {str(folder)!r}: a {kind} drafter runs on the CPU only; on device {str(target.device)!r} "
-                        f"use one of {', '.join(ON_DEVICES)}, or lookup, ngram or none")
-    return _imported(*ON_DEVICES[kind]).open(folder, target, target_folder, tokenizer)
+    found = _named(kind, 2) if isinstance(target, T5Weights) else _imported(*ON_DEVICES[kind])
+    return found.open(folder, target, target_folder, tokenizer)

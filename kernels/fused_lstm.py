@@ -10,7 +10,8 @@
     mix     inputs that lie side by side: h at `places`, others [B, J], the embeddings of the last E ids, the latest first
             (tokens [B, T1] up to lengths [B], then drafted [B, K]). weight_h [N, U], weight_o [N, J], weight_e [E, N, C],
             bias [N] float32; each or None. out [B, N] = scale times their sum; or, with gain [B] float32, the first N - 1
-            outputs made relu, and of the last one softplus, into `gain`
+            outputs made relu, and of the last one softplus, into `gain`. `normed`: h is normed to a root mean square of 1.
+            An out [B, T, N] is written at `places`
 
 Rows are tiled by 16, as in fused_linear.py: a row's bits do not depend on the rows beside it.
 """
@@ -27,7 +28,7 @@ EPSILON = 1e-6
 
 
 @jit
-def _normal(embedding, ids, is_row, C: tl.constexpr, EPSILON: tl.constexpr):
+def normal(embedding, ids, is_row, C: tl.constexpr, EPSILON: tl.constexpr):
     """[16]: one over the root mean square of each id's embedding."""
     c = tl.arange(0, 64)[None, :]
     squares = tl.zeros((16, 64), tl.float32)
@@ -65,7 +66,7 @@ def _cell_kernel(ids, places, x, weight_x, weight_h, bias, h, c, B, T, ids_strid
     before, has_before = here - 1, at > 0
     if EMBEDS:
         source = tl.load(ids + rows * ids_stride, mask=is_read, other=0)
-        scale = _normal(x, source, is_read, X, EPSILON)
+        scale = normal(x, source, is_read, X, EPSILON)
     else:
         source = here
         scale = tl.full((16,), 1.0, tl.float32)
@@ -87,7 +88,8 @@ def _cell_kernel(ids, places, x, weight_x, weight_h, bias, h, c, B, T, ids_strid
 @jit
 def _mix_kernel(places, h, others, embedding, tokens, lengths, drafted, weight_h, weight_o, weight_e, bias, out, gain, scale,
                 B, T, T1, K, places_stride, N_ALL, U: tl.constexpr, J: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
-                GAINS: tl.constexpr, EPSILON: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr):
+                NORMED: tl.constexpr, GAINS: tl.constexpr, BY_PLACE: tl.constexpr, EPSILON: tl.constexpr, N: tl.constexpr,
+                WAYS: tl.constexpr, STEP: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     is_output = outputs < N_ALL
@@ -95,7 +97,10 @@ def _mix_kernel(places, h, others, embedding, tokens, lengths, drafted, weight_h
     is_read = at >= 0
     total = tl.zeros((16, N), tl.float32)
     if U > 0:
-        total += weigh(h, weight_h, rows * T + at, is_read, outputs, is_output, U, N, WAYS, STEP)
+        part = weigh(h, weight_h, rows * T + at, is_read, outputs, is_output, U, N, WAYS, STEP)
+        if NORMED:
+            part *= normal(h, rows * T + at, is_read, U, EPSILON)[:, None]
+        total += part
     if J > 0:
         total += weigh(others, weight_o, rows, is_read, outputs, is_output, J, N, WAYS, STEP)
     if E > 0:
@@ -106,7 +111,7 @@ def _mix_kernel(places, h, others, embedding, tokens, lengths, drafted, weight_h
             ids = tl.load(tokens + rows * T1 + place, mask=seen & (place < length), other=0)
             ids += tl.load(drafted + rows * K + place - length, mask=seen & (place >= length), other=0)
             part = weigh(embedding, weight_e + back * N_ALL * C, ids, seen, outputs, is_output, C, N, WAYS, STEP)
-            total += part * _normal(embedding, ids, seen, C, EPSILON)[:, None]
+            total += part * normal(embedding, ids, seen, C, EPSILON)[:, None]
     if bias is not None:
         total += tl.load(bias + outputs, mask=is_output, other=0.0)[None, :]
     total *= scale
@@ -117,6 +122,9 @@ def _mix_kernel(places, h, others, embedding, tokens, lengths, drafted, weight_h
         tl.store(gain + rows[:, None] + (outputs - last)[None, :], raised, mask=inside & (outputs == last)[None, :])
         tl.store(out + rows[:, None] * last + outputs[None, :], tl.maximum(total, 0.0).to(out.dtype.element_ty),
                  mask=inside & (outputs < last)[None, :])
+    elif BY_PLACE:
+        tl.store(out + (rows * T + at)[:, None] * N_ALL + outputs[None, :], total.to(out.dtype.element_ty),
+                 mask=is_read[:, None] & is_output[None, :])
     else:
         tl.store(out + rows[:, None] * N_ALL + outputs[None, :], total.to(out.dtype.element_ty), mask=inside)
 
@@ -127,24 +135,26 @@ def cell_triton(ids: Tensor | None, places: Tensor, below: Tensor, weight_x: Ten
     B, T, U = len(places), h.shape[1], h.shape[2]
     _cell_kernel[(-(-B // 16), -(-U // WIDTH))](
         ids, places, below, weight_x, weight_h, bias, h, c, B, T, 0 if ids is None else ids.stride(0), places.stride(0),
-        X=below.shape[-1], U=U, EMBEDS=ids is not None, EPSILON=EPSILON, N=WIDTH, **_tiling(weight_h))
+        X=below.shape[-1], U=U, EMBEDS=ids is not None, EPSILON=EPSILON, N=WIDTH, **recurrent_tiling(weight_h))
 
 
 def mix_triton(places: Tensor, h: Tensor | None, others: Tensor | None, embedding: Tensor | None, tokens: Tensor | None,
                lengths: Tensor | None, drafted: Tensor | None, weight_h: Tensor | None, weight_o: Tensor | None,
-               weight_e: Tensor | None, bias: Tensor | None, scale: float, out: Tensor, gain: Tensor | None) -> None:
+               weight_e: Tensor | None, bias: Tensor | None, scale: float, out: Tensor, gain: Tensor | None,
+               normed: bool = False) -> None:
     """One launch, no wait."""
-    weight = next(weight for weight in (weight_o, weight_h) if weight is not None)
-    B, N = len(places), len(weight)
+    weight = next(weight for weight in (weight_o, weight_h, weight_e) if weight is not None)
+    B, N, by_place = len(places), weight.shape[-2], out.dim() == 3
+    T = next((states.shape[1] for states in (h, out if by_place else None) if states is not None), 0)
     _mix_kernel[(-(-B // 16), -(-N // WIDTH))](
         places, h, others, embedding, tokens, lengths, drafted, weight_h, weight_o, weight_e, bias, out, gain, scale, B,
-        0 if h is None else h.shape[1], 0 if tokens is None else tokens.shape[1], 0 if drafted is None else drafted.shape[1],
+        T, 0 if tokens is None else tokens.shape[1], 0 if drafted is None else drafted.shape[1],
         places.stride(0), N, U=0 if h is None else h.shape[2], J=0 if others is None else others.shape[1],
         C=0 if embedding is None else embedding.shape[1], E=0 if weight_e is None else len(weight_e),
-        GAINS=gain is not None, EPSILON=EPSILON, N=WIDTH, **_tiling(weight))
+        NORMED=normed, GAINS=gain is not None, BY_PLACE=by_place, EPSILON=EPSILON, N=WIDTH, **recurrent_tiling(weight))
 
 
-def _tiling(weight: Tensor) -> dict[str, int]:
+def recurrent_tiling(weight: Tensor) -> dict[str, int]:
     """Several products in one program: they load less far ahead than fused_linear.py's, and in float32 fewer columns."""
     return tiling(weight) | ({"num_stages": 3} if weight.dtype == torch.bfloat16 else {"STEP": 16})
 
@@ -166,13 +176,13 @@ def cell_reference(ids, places, below, weight_x, weight_h, bias, h, c) -> None:
 
 
 def mix_reference(places, h, others, embedding, tokens, lengths, drafted, weight_h, weight_o, weight_e, bias, scale, out,
-                  gain) -> None:
+                  gain, normed=False) -> None:
     for b, t in enumerate(places.tolist()):
         if t < 0:
             continue
         total = 0.0 if bias is None else bias.double()
         if weight_h is not None:
-            total = total + weight_h.double() @ h[b, t].double()
+            total = total + weight_h.double() @ (_normed(h[b], t) if normed else h[b, t].double())
         if weight_o is not None:
             total = total + weight_o.double() @ others[b].double()
         for back in range(0 if weight_e is None else min(len(weight_e), t + 1)):
@@ -181,7 +191,7 @@ def mix_reference(places, h, others, embedding, tokens, lengths, drafted, weight
             total = total + weight_e[back].double() @ _normed(embedding, int(token))
         total = total * scale
         if gain is None:
-            out[b] = total
+            (out[b, t] if out.dim() == 3 else out[b])[:] = total
         else:
             out[b], gain[b] = total[:-1].relu(), torch.nn.functional.softplus(total[-1])
 

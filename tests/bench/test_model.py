@@ -14,7 +14,7 @@ from foredraft.cli import app
 from foredraft.engine.cuda_weights import random_cuda_weights
 from foredraft.engine.decode import step
 from foredraft.engine.draft_device import DeviceLookup
-from foredraft.engine.draft_device_lstm import DeviceLSTM
+from foredraft.engine.draft_device_recurrent import DeviceLSTM
 from foredraft.engine.draft_device_t5 import DeviceT5
 from foredraft.engine.draft_lstm import LSTMConfig, LSTMModel
 from foredraft.engine.draft_none import NoDrafter
@@ -99,7 +99,7 @@ def test_the_command_ends_in_json_and_refuses_in_a_line():
     assert [row["round"]["batch_size"] for row in json.loads(done.stdout.splitlines()[-1])["modelled"]] == [1, 4]
     for options, message in ((["--geometry", "gpt"], "not known"), (["--machine", "abacus"], "not known"),
                              (["--batch-sizes", "x"], "whole numbers"), (["--bandwidth", "0"], "above 0"),
-                             (["--drafter", "cnn"], "does not run on a GPU")):
+                             (["--drafter", "cnn"], "is not modelled")):
         done = CliRunner().invoke(app, ["bench", "model", *options])
         assert isinstance(done.exception, UserError) and message in str(done.exception)
     assert set(model.LAYERS) < set(model.DRAFTERS) and "flan-t5-xl" in GEOMETRIES

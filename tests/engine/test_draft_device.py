@@ -9,9 +9,10 @@ from doubles import Copier, make_state
 
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_ngram import NgramDrafter
-from foredraft.engine.drafters import EMBEDDED_NGRAM
+from foredraft.engine.drafters import EMBEDDED_NGRAM, make_drafter
 from foredraft.engine.generate import EMBEDDED_TARGET
 from foredraft.engine.state import DecodeState, Draft
+from foredraft.errors import UserError
 from foredraft.kernels import lookup
 from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
@@ -178,6 +179,12 @@ def test_inputs_and_room_equal_the_hosts(parents):
         draft.parents = None if parents is None else torch.tensor(parents, device=draft.tokens.device).repeat(5, 1)
         answers.append([None if item is None else item.tolist() for item in (draft.lengths, *state.inputs(draft))])
     assert answers[0] == answers[1] and answers[0][0] == [3, 0, 1, 0, 1]
+
+
+def test_a_history_is_refused_in_a_line():
+    with pytest.raises(UserError, match="history is kept on the CPU only; on device 'cuda' use lookup, ") as caught:
+        make_drafter("lookup+history+ngram", None, None, None, "cuda")
+    assert "\n" not in str(caught.value)
 
 
 def at_real_sizes():

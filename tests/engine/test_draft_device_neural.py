@@ -7,7 +7,7 @@ import torch
 from doubles import FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine import draft_device_lstm
+from foredraft.engine import draft_device_recurrent
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode, step
 from foredraft.engine.device_lists import DeviceLists
@@ -19,7 +19,6 @@ from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import load_weights
 from foredraft.engine.turn import Turns
-from foredraft.errors import UserError
 from foredraft.kernels.backend import is_interpreted
 
 if is_interpreted():
@@ -27,7 +26,8 @@ if is_interpreted():
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
 SOURCES = [torch.tensor([5, 9, 33, 5, 9, 40, 1]), torch.tensor([7, 8] * 35 + [1])]
 KINDS = {"t5small": dict(num_layers=1, num_decoder_layers=1), "t5shallow": dict(layers=[0, 1]),
-         "lstm": dict(hidden_size=24, num_layers=2, d_kv=12, d_ff=20)}
+         "lstm": dict(hidden_size=24, num_layers=2, d_kv=12, d_ff=20),
+         "cnn": dict(hidden_size=20, dilations=(1, 3), d_kv=12, d_ff=20)}
 
 
 def saved(kind, restricted, folder, out):
@@ -46,7 +46,7 @@ def pair_of(kind, restricted, folder, out):
     return [(target, open_drafter(out, target.weights, folder, None)) for target in targets]
 
 
-@pytest.fixture(params=["t5shallow", "lstm"])
+@pytest.fixture(params=["t5shallow", "lstm", "cnn"])
 def pair(request, tiny_checkpoints, tmp_path):
     return pair_of(request.param, 40, tiny_checkpoints["v1.1"], tmp_path)
 
@@ -169,8 +169,8 @@ def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
 def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_model_path, tmp_path, monkeypatch):
     """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
     forgotten."""
-    monkeypatch.setattr(draft_device_lstm, "POSITIONS", 4)
-    monkeypatch.setattr(draft_device_lstm, "SLOTS", 2)
+    monkeypatch.setattr(draft_device_recurrent, "POSITIONS", 4)
+    monkeypatch.setattr(draft_device_recurrent, "SLOTS", 2)
     folder = saved("lstm", 40, tiny_model_path, tmp_path)
     plain = foredraft.load(tiny_model_path, drafter=None)
     device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), plain.tokenizer, folder, tiny_model_path, "float32")
@@ -182,11 +182,3 @@ def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_mode
                          for model in (plain, device))
         assert found.token_ids == wanted.token_ids and found.stats.drafted > 0
         assert device.drafter.generation > generation
-
-
-def test_a_kind_that_does_not_run_there_is_refused_in_a_line(tiny_checkpoints, tmp_path):
-    folder = tiny_checkpoints["v1.0"]
-    model_class("cnn").from_target(folder, hidden_size=8, d_kv=8, d_ff=8).save(tmp_path)
-    with pytest.raises(UserError, match="a cnn drafter runs on the CPU only; .* use one of lstm") as caught:
-        open_drafter(tmp_path, load_cuda_weights(folder, "cpu"), folder, None)
-    assert "\n" not in str(caught.value)

@@ -37,7 +37,7 @@ def test_cell(first, dtype):
         close(wanted, found, dtype)
 
 
-@pytest.mark.parametrize("kind", ["query", "inner", "outer"])
+@pytest.mark.parametrize("kind", ["query", "normed query", "inner", "outer", "by place"])
 def test_mix(kind):
     h, others, embedding = normal(B, T, U), normal(B, 10, seed=1), normal(30, C, seed=2)
     draw = torch.Generator().manual_seed(3)
@@ -46,7 +46,9 @@ def test_mix(kind):
     N = 17
     weights = normal(N, U, seed=4), normal(N, 10, seed=5), normal(3, N, C, seed=6), normal(N, seed=7)
     texts = embedding, tokens, lengths, drafted
-    if kind == "query":
+    if kind == "by place":
+        arguments = (None, None, *texts, None, None, weights[2][:1], weights[3], 1.0)
+    elif "query" in kind:
         arguments = (h, None, *texts, weights[0], None, *weights[2:], 1.0)
     elif kind == "inner":
         arguments = (h, others, *texts, *weights[:2], weights[2][:1], weights[3], 1.0)
@@ -54,10 +56,14 @@ def test_mix(kind):
         arguments = (None, others, None, None, None, None, None, weights[1], None, None, 0.5)
     results = []
     for name in ("reference", "triton"):
-        out = torch.full((B, N - (kind == "inner")), float("nan"))
+        shape = (B, T, N) if kind == "by place" else (B, N - (kind == "inner"))
+        out = torch.full(shape, float("nan"))
         gain = torch.full((B,), float("nan")) if kind == "inner" else None
-        MIX[name](PLACES, *arguments, out, gain)
+        MIX[name](PLACES, *arguments, out, gain, kind == "normed query")
         read = PLACES >= 0
+        if kind == "by place":
+            assert int(out.isnan().sum()) == out.numel() - int(read.sum()) * N
+            out = out[torch.arange(B), PLACES.clamp(min=0)]
         results.append((out[read], torch.zeros(0) if gain is None else gain[read]))
     for wanted, found in zip(*results, strict=True):
         close(wanted, found)
