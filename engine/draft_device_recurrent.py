@@ -50,7 +50,6 @@ class DeviceRecurrent:
         self.lists = DeviceLists(head, model.draft_ids, copies=True)
         self.turns = Turns(c.vocab_size, ORIGINS.index(self.name))
         U, inner, C, pointer = c.hidden_size, c.num_heads * c.d_kv, c.d_model, model.pointer
-
         self._take_cell(model)
         query, matrix = pointer.query.weight, self._matrix
         self.query = (matrix(query[:, :U]), None, matrix(query[:, U:].reshape(inner, len(MATCHED), C).transpose(0, 1)),
@@ -66,7 +65,12 @@ class DeviceRecurrent:
         raise NotImplementedError
 
     def _states(self, rows: int, slots: int) -> Layout:
-        """What is kept by position; "top" is what the pointer reads."""
+        """What is kept by position."""
+        raise NotImplementedError
+
+    @property
+    def top(self) -> Tensor:
+        """The last layer's states [B, T, U], which the pointer reads."""
         raise NotImplementedError
 
     def _read(self, ids: Tensor, at: Tensor, texts: tuple) -> None:
