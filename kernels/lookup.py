@@ -32,11 +32,13 @@ def _matches(text, j, inside, first, recent, known, MIN_MATCH: tl.constexpr, MAX
     """How many ids up to each position j agree with the last ones, `recent` [PAD], the newest first; 0 below MIN_MATCH."""
     s = tl.arange(0, PAD)
     match = tl.zeros((BLOCK,), tl.int64)
+    runs = inside
     for m in tl.static_range(MAX_MATCH):
+        # whatever came before, so that all loads are under way together
         reached = (inside & (j - first >= m) & (known > m)) != 0
         ours = tl.load(text + j - m, mask=reached, other=-1)
-        inside = reached & (ours == tl.sum(tl.where(s == m, recent, 0), axis=0))
-        match += inside.to(tl.int64)
+        runs = runs & reached & (ours == tl.sum(tl.where(s == m, recent, 0), axis=0))
+        match += runs.to(tl.int64)
     return tl.where(match >= MIN_MATCH, match, 0)
 
 

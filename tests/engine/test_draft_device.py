@@ -53,7 +53,7 @@ def test_lookup_on_random_ids(matches, alphabet, order, monkeypatch):
     table = fitted(order) if order else None
     host, device, B = Copier(*matches, table=table), DeviceLookup(DEVICE, *matches, table=table), 5
     found = np.zeros(3, np.int64)
-    for new_tokens in (12, 16):
+    for new_tokens in (7, 12):
         sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40)]
         sources[3:] = [torch.cat((source, torch.tensor([END]))) for source in sources[3:]]
         for drafter in (host, device):
@@ -76,7 +76,7 @@ def test_lookup_on_random_ids(matches, alphabet, order, monkeypatch):
             np.testing.assert_array_equal(confidence.cpu(), host.rows[row].confidence)
         for drafter in (host, device):
             drafter.release(range(3))
-    assert found[1] > 10 and (found[2] > 5) == bool(order)
+    assert found[1] > 8 and (found[2] > 2) == bool(order)
 
 
 def test_counts_fade_as_the_hosts_do():
