@@ -1,6 +1,6 @@
 """Drafts copied from the source or the output so far, on a device, and where a table takes turns with them.
 
-The contract is ngram_native/suffix.py's, without a history, and with confidences that each row learns for itself; the few
+The contract is ngram_native/copying.py's, without a history, and with confidences that each row learns for itself; the few
 places that its hash chains give up early (VISITS) are found here. Without an index: one program a row compares every
 position of both texts with the last ids, again whenever a place to copy from has ended inside a draft.
 

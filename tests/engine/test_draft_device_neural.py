@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doubles import FakeCapture, TableTarget, chi_square, make_state
+from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
 from foredraft.engine import draft_device_recurrent
@@ -25,14 +25,11 @@ if is_interpreted():
     from launches import Launches
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
 SOURCES = [torch.tensor([5, 9, 33, 5, 9, 40, 1]), torch.tensor([7, 8] * 35 + [1])]
-KINDS = {"t5small": dict(num_layers=1, num_decoder_layers=1), "t5shallow": dict(layers=[0, 1]),
-         "lstm": dict(hidden_size=24, num_layers=2, d_kv=12, d_ff=20),
-         "cnn": dict(hidden_size=20, dilations=(1, 3), d_kv=12, d_ff=20)}
 
 
 def saved(kind, restricted, folder, out):
     torch.manual_seed(1)
-    model = model_class(kind).from_target(folder, **KINDS[kind]).eval()
+    model = model_class(kind).from_target(folder, **SIZES[kind]).eval()
     if restricted:
         model.restrict(torch.randperm(100, generator=torch.Generator().manual_seed(2))[:restricted])
     model.save(out)
