@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from foredraft.bench.gpu_sizes import Sizes
 
 # Seconds for everything: a machine is lent for ten minutes.
 TOTAL = 570
+EMBEDDED_DRAFTERS = Path(__file__).resolve().parent.parent / "assets" / "drafters"
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,23 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
     """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"],
-                          env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
-    yield {"check": "pytest -m gpu", "passed": done.returncode == 0, "said": (done.stdout + done.stderr)[-1500:]}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests(), "-k", "not compiled_for", "-p",
+               "no:cacheprovider"]
+    with tempfile.TemporaryFile("w+") as said:
+        # cut off a little before this section is, so that what was said until then is not lost
+        child = subprocess.Popen(command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            code = child.wait(timeout=SECTIONS["law"].seconds - 5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            code = child.wait()
+        said.seek(0)
+        yield {"check": "pytest -m gpu", "passed": code == 0, "said": said.read()[-1500:]}
+
+
+def gpu_tests() -> list[str]:
+    """Their files alone: other files may import what the machine has not."""
+    return [str(file) for file in sorted(Path("tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
 
 
 def _bandwidth(sizes: Sizes, known: dict) -> Iterator[dict]:
@@ -78,6 +94,12 @@ def _family(sizes: Sizes, known: dict) -> Iterator[dict]:
     yield from gpu_times.measure_family(sizes)
 
 
+def _drafters(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_drafters
+
+    yield from gpu_drafters.measure_drafters(sizes)
+
+
 def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_checks
 
@@ -99,10 +121,10 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 # In order of worth: the last, who may take what is left, are others' engines.
 SECTIONS = {
-    "checks": Section(130, _checks), "law": Section(80, _law), "bandwidth": Section(20, _bandwidth),
+    "checks": Section(130, _checks), "law": Section(110, _law), "bandwidth": Section(20, _bandwidth),
     "steps": Section(110, _steps), "family": Section(50, _family), "model": Section(20, _model),
-    "verdict": Section(50, _verdict), "rounds": Section(30, _rounds), "library": Section(20, _library),
-    "peers": Section(120, _peers),
+    "drafters": Section(80, _drafters), "verdict": Section(50, _verdict), "rounds": Section(30, _rounds),
+    "library": Section(20, _library), "peers": Section(120, _peers),
 }
 
 
@@ -192,14 +214,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results/gpu")))
     parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas between")
     parser.add_argument("--section", choices=list(SECTIONS), help="run this one in this process")
+    parser.add_argument("--drafters", type=Path, default=EMBEDDED_DRAFTERS,
+                        help="a folder of trained drafters' folders; without one, untrained ones are timed")
     options = parser.parse_args()
     if options.section:
-        run_section(options.section, options.out, Sizes())
+        run_section(options.section, options.out, Sizes(drafters=str(options.drafters)))
         return
     names = options.sections.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise SystemExit(f"--sections: no section called {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
-    ends = run_all(options.out, names)
+    ends = run_all(options.out, names, ("--drafters", str(options.drafters)))
     rows = read_rows(options.out)
     show(rows, ends)
     record = {"sections": ends, "rows": rows}

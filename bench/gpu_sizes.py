@@ -20,7 +20,7 @@ POSITION = 64
 @dataclass
 class Sizes:
     """geometries: name -> entries of a config.json; large: the ones also timed at every batch size; dtype: of the
-    embedded model's encoder."""
+    embedded model's encoder; drafters: a folder of trained drafters' folders."""
 
     device: str = "cuda"
     dtype: str = "bfloat16"
@@ -36,6 +36,7 @@ class Sizes:
     repeats: int = 20
     texts: int | None = None
     megabytes: int = 2048
+    drafters: str | None = None
 
 
 def random_target(sizes: Sizes, geometry: str, layers: int | None = None) -> T5Cuda:
@@ -75,7 +76,7 @@ def captured(sizes: Sizes, run: Callable[[], object]) -> Callable[[], object]:
         return run
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
     return graph.replay
 

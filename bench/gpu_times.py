@@ -120,9 +120,9 @@ def measure_family(sizes: Sizes) -> Iterator[dict]:
     for batch in sizes.batches:
         inputs = (texts * -(-batch // len(texts)))[: max(batch, len(texts))]
         outputs, rates = {}, {name: [] for name in methods}
-        for turn in range(4):
+        for turn in range(1 + min(3, sizes.repeats)):
             for name, (engine, K) in methods.items():
-                out = engine.generate(inputs, max_new_tokens=128, draft_tokens=K, batch_size=batch)
+                out = engine.generate(inputs, max_new_tokens=2 * sizes.new_tokens, draft_tokens=K, batch_size=batch)
                 outputs[name] = out
                 if turn:
                     rates[name].append(out.stats.tokens_per_second)

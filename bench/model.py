@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from foredraft.bench.geometry import GEOMETRIES
+from foredraft.engine.draft_lstm import LSTMConfig
 from foredraft.engine.t5_cuda import END_LAUNCHES, LAYER_LAUNCHES
 from foredraft.engine.t5_weights import T5Config
 from foredraft.errors import UserError
@@ -26,8 +27,12 @@ class Machine:
 
 
 MACHINES = {"h200": Machine(4800, 989), "h100": Machine(3350, 989), "a100": Machine(2039, 312)}
-# Launches of a drafter that runs on the device, and of the round around target and drafter.
-DRAFTER_LAUNCHES = {"none": 0, "lookup": 1, "ngram": 1}
+# Drafters that run on the device; of the trained ones: layers of the shallow T5 and of the LSTM, the ids of a restricted
+# head, those of a source not counted, and the LSTM's sizes by default.
+DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm")
+LAYERS, LISTED = {"t5shallow": 2, "lstm": 1}, 1024
+LSTM = LSTMConfig.__dataclass_fields__
+# Launches of the round around target and drafter.
 ROUND_LAUNCHES = {"inputs": 1, "top-k and top-p": 1, "verdict and commit": 1, "host's view": 3}
 
 
@@ -67,10 +72,35 @@ def config_of(geometry: str) -> T5Config:
     return T5Config.from_dict(GEOMETRIES[geometry], geometry)
 
 
-def parts(c: T5Config, r: Round) -> list[Part]:
+def _draft(c: T5Config, r: Round, listed: int) -> Part:
+    """A round's K drafts; a trained drafter reads its weights K times, and its head `listed` ids and the source's."""
+    if r.drafter == "none" or not r.draft_tokens:
+        return Part("draft", 0, 0, 0)
+    B, C, K = r.batch_size, c.d_model, r.draft_tokens
+    if r.drafter in ("lookup", "ngram", "lookup+ngram"):
+        return Part("draft", 1, B * (r.source + r.position) * 8, 0)
+    layers, inner = LAYERS[r.drafter], c.num_heads * c.d_kv
+    # its turn's beginning and end; a head and, where rows are sampled, what draws from its logits
+    turn, choice = 2, 1 + r.sampled * (1 + r.cuts)
+    if r.drafter == "t5shallow":
+        launches = turn + K * (END_LAUNCHES - 1 + LAYER_LAUNCHES * layers + choice)
+        weights = layers * (8 * inner * C - 2 * inner * C + (3 if c.gated else 2) * c.d_ff * C)
+        cached = layers * B * (r.source + r.position) * 2 * inner
+    else:
+        U, F, inner = (LSTM[name].default for name in ("hidden_size", "d_ff", "num_heads"))
+        inner *= LSTM["d_kv"].default
+        # the first of the two ids that begin a round passes the cell alone
+        launches = turn + layers + K * (layers + 4 + choice)
+        weights = 4 * U * (C + U) + inner * (U + 3 * C) + F * (U + inner + C) + C * F
+        cached = B * r.source * 2 * inner
+    head = (listed + B * r.source) * C
+    return Part("draft", launches, K * (weights + cached + head) * r.item, K * B * 2 * (weights + (listed + r.source) * C))
+
+
+def parts(c: T5Config, r: Round, listed: int = LISTED) -> list[Part]:
     """The parts of one round, in order; their launches are what a real step makes (tests/bench/test_model.py)."""
-    if r.drafter not in DRAFTER_LAUNCHES:
-        raise UserError(f"drafter {r.drafter!r} does not run on a GPU yet; one of {', '.join(DRAFTER_LAUNCHES)}")
+    if r.drafter not in DRAFTERS:
+        raise UserError(f"drafter {r.drafter!r} is not modelled; one of {', '.join(DRAFTERS)}")
     L, C, F, V, inner = c.num_decoder_layers, c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv
     B, rows = r.batch_size, r.batch_size * (r.draft_tokens + 1)
     pages = -(-r.source // PAGE) * PAGE
@@ -81,11 +111,9 @@ def parts(c: T5Config, r: Round) -> list[Part]:
     def attention(name: str, keys: int) -> Part:
         return Part(name, L, L * B * keys * 2 * inner * r.item, L * rows * keys * 4 * inner)
 
-    draft = DRAFTER_LAUNCHES[r.drafter] if r.draft_tokens else 0
-    ids = B * (r.source + r.position) * 8 * draft
     written = rows * V * 4 if r.sampled else 0
     return [
-        Part("draft", draft, ids, 0),
+        _draft(c, r, listed),
         Part("inputs", ROUND_LAUNCHES["inputs"], 0, 0),
         Part("embedding and closing norm", END_LAUNCHES - 1, rows * C * r.item, 0),
         matrices("self-attention's matrices", 2, 4 * inner * C),

@@ -49,8 +49,8 @@ class CudaWeights:
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool) -> Layout:
-    """Name -> shape and type of every tensor of CudaWeights."""
+def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool, own_tables: bool = True) -> Layout:
+    """Name -> shape and type of every tensor of CudaWeights, without embedding and head where they are another model's."""
     C, F, V, inner, L, Le = c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv, c.num_decoder_layers, c.num_layers
     ff = 2 * F if c.gated else F
     float32 = torch.float32
@@ -63,7 +63,9 @@ def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool) ->
         "self_out": ((L, C, inner), stored), "cross_q": ((L, inner, C), stored), "cross_out": ((L, C, inner), stored),
         "ff_in": ((L, ff, C), stored), "ff_out": ((L, C, F), stored),
     }
-    if not (tied and dtype == stored):
+    if not own_tables:
+        del tensors["embedding"]
+    elif not (tied and dtype == stored):
         tensors["head"] = ((V, C), stored)
     return tensors
 
@@ -78,11 +80,13 @@ def layout_bytes(layout: Layout) -> int:
 
 
 def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
-             read: Callable[[str, tuple[int, ...]], Tensor]) -> CudaWeights:
-    """Allocate every tensor on the device and fill it from `read(name in the checkpoint, shape)`, one at a time."""
+             read: Callable[[str, tuple[int, ...]], Tensor], tables: dict[str, Tensor] | None = None) -> CudaWeights:
+    """Allocate every tensor on the device and fill it from `read(name in the checkpoint, shape)`, one at a time.
+
+    `tables`: embedding and head of another model, to be shared. A decoder alone has num_layers 0."""
     device = torch.device(device)
     tensors = {name: torch.empty(shape, dtype=kind, device=device)
-               for name, (shape, kind) in _layout(c, dtype, STORED[stored], tied).items()}
+               for name, (shape, kind) in _layout(c, dtype, STORED[stored], tied, tables is None).items()} | (tables or {})
     tied_head = "head" not in tensors
     w = CudaWeights(c, dtype, stored, device, tensors | ({"head": tensors["embedding"]} if tied_head else {}))
     C, inner = c.d_model, c.num_heads * c.d_kv
@@ -92,11 +96,12 @@ def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: t
         for part, name in zip(out.chunk(len(names)), names, strict=True):
             part.copy_(read(f"{name}.weight", tuple(part.shape)))
 
-    fill(w.embedding, "shared")
-    if not tied_head:
-        fill(w.head, "shared" if tied else "lm_head")
-    for side, norms, last, bias in (("encoder", "enc_norms", "enc_norm", "enc_bias"),
-                                    ("decoder", "norms", "final_norm", "dec_bias")):
+    if tables is None:
+        fill(w.embedding, "shared")
+        if not tied_head:
+            fill(w.head, "shared" if tied else "lm_head")
+    sides = [("encoder", "enc_norms", "enc_norm", "enc_bias"), ("decoder", "norms", "final_norm", "dec_bias")]
+    for side, norms, last, bias in sides if c.num_layers else sides[1:]:
         fill(tensors[last], f"{side}.final_layer_norm")
         fill(tensors[bias], f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias")
         for i in range(len(tensors[norms])):

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from foredraft.engine.cuda_weights import CudaWeights
 from foredraft.engine.decode import Drafter
 from foredraft.engine.neural import read_json
 from foredraft.engine.t5_weights import T5Weights
@@ -19,6 +20,13 @@ KINDS = {
     "t5small": ("draft_t5", "T5Model", "T5Drafter"),
     "t5shallow": ("draft_t5", "ShallowT5Model", "ShallowT5Drafter"),
 }
+# Their Drafters on a device.
+ON_DEVICES = {
+    "lstm": ("draft_device_recurrent", "DeviceLSTM"),
+    "cnn": ("draft_device_recurrent", "DeviceCNN"),
+    "t5small": ("draft_device_t5", "DeviceT5"),
+    "t5shallow": ("draft_device_t5", "DeviceShallowT5"),
+}
 
 
 def model_class(kind: str) -> type:
@@ -29,7 +37,11 @@ def model_class(kind: str) -> type:
 
 
 def _named(kind: str, which: int):
-    return getattr(import_module(f"foredraft.engine.{KINDS[kind][0]}"), KINDS[kind][which])
+    return _imported(KINDS[kind][0], KINDS[kind][which])
+
+
+def _imported(module: str, name: str):
+    return getattr(import_module(f"foredraft.engine.{module}"), name)
 
 
 def kind_of(folder: str | Path) -> str:
@@ -41,6 +53,9 @@ def kind_of(folder: str | Path) -> str:
     raise UserError(f"{folder}: model_type {found!r} is no drafter; give a T5 checkpoint or what `foredraft train` wrote")
 
 
-def open_drafter(folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> Drafter:
-    """The Drafter of any kind in a folder, for a target: its weights, its folder, its tokenizer or None."""
-    return _named(kind_of(folder), 2).open(folder, target, target_folder, tokenizer)
+def open_drafter(folder: Path, target: T5Weights | CudaWeights, target_folder: Path, tokenizer: Any) -> Drafter:
+    """The Drafter of any kind in a folder, for a target: its weights, its folder, its tokenizer or None; where the target's
+    weights lie."""
+    kind = kind_of(folder)
+    found = _named(kind, 2) if isinstance(target, T5Weights) else _imported(*ON_DEVICES[kind])
+    return found.open(folder, target, target_folder, tokenizer)

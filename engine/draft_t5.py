@@ -40,6 +40,11 @@ class ShallowT5Config(DraftConfig):
     layer_norm_epsilon: float
     feed_forward_proj: str
 
+    def as_t5(self) -> T5Config:
+        """A T5 that is a decoder alone."""
+        entries = asdict(self) | {"model_type": "t5", "num_layers": 0, "num_decoder_layers": len(self.layers)}
+        return replace(T5Config.from_dict(entries, "config.json"), num_layers=0, head_scale=self.head_scale)
+
 
 class ShallowT5Model(DraftModel):
     """A T5 decoder (transformers' T5Stack) over the target's encoder output, with the target's tables."""
@@ -170,6 +175,21 @@ class T5Model(nn.Module):
         return cls(T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), target)
 
 
+def check_ids(folder: Path, ours: T5Config, its: T5Config, target_folder: Path, tokenizer: Any) -> None:
+    """UserError unless the T5 in `folder` speaks the ids of the target, whose tokenizer is given, or None."""
+    if ours.vocab_size != its.vocab_size:
+        raise UserError(f"{folder}: has {ours.vocab_size} ids, the target {target_folder} has {its.vocab_size}; "
+                        "a drafter must speak the target's ids")
+    if tokenizer is not None:
+        own = load_tokenizer(folder)
+        if own is None:
+            raise UserError(f"{folder}: tokenizer.json is missing, so its ids cannot be told to be the target's; "
+                            "put the tokenizer it was trained with beside config.json")
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{folder}: its tokenizer is not that of the target {target_folder}; give a drafter that "
+                            "speaks the target's ids")
+
+
 class T5Drafter:
     """Drafts of a T5 (t5.py), over its own encoder's output or the target's, token by token against its own caches.
 
@@ -189,18 +209,7 @@ class T5Drafter:
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> T5Drafter:
         """A T5 checkpoint directory (form 1). `tokenizer`: the target's, or None."""
         weights = load_weights(folder, weights="int8" if target.stored == "int8" else None)
-        ours, its = weights.config, target.config
-        if ours.vocab_size != its.vocab_size:
-            raise UserError(f"{folder}: has {ours.vocab_size} ids, the target {target_folder} has {its.vocab_size}; "
-                            "a drafter must speak the target's ids")
-        if tokenizer is not None:
-            own = load_tokenizer(folder)
-            if own is None:
-                raise UserError(f"{folder}: tokenizer.json is missing, so its ids cannot be told to be the target's; "
-                                "put the tokenizer it was trained with beside config.json")
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise UserError(f"{folder}: its tokenizer is not that of the target {target_folder}; give a drafter that "
-                                "speaks the target's ids")
+        check_ids(folder, weights.config, target.config, target_folder, tokenizer)
         return cls(weights)
 
     def _grow(self, rows: int, slots: int) -> None:
@@ -285,10 +294,8 @@ class ShallowT5Drafter(T5Drafter):
     def of(cls, model: ShallowT5Model, target: T5Weights, stored: str = "fp32") -> ShallowT5Drafter:
         """`target`: the weights whose tables it shares; a model with tables of its own brings them. `stored`, one of
         t5_weights.STORED: its own matrices."""
-        c, tables = model.config, Tables.of(model, target)
-        entries = asdict(c) | {"model_type": "t5", "num_layers": 0, "num_decoder_layers": len(c.layers)}
-        config = replace(T5Config.from_dict(entries, "config.json"), num_layers=0, head_scale=c.head_scale)
-        weights = decoder_weights(Tensors(model.state_dict()), config, stored, torch.float32, tables.embedding,
+        tables = Tables.of(model, target)
+        weights = decoder_weights(Tensors(model.state_dict()), model.config.as_t5(), stored, torch.float32, tables.embedding,
                                   tables.head)
         return cls(weights, model.draft_ids.numpy())
 

@@ -31,9 +31,9 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
     if not isinstance(spec, str | Path):
         return spec
     kind, _, path = str(spec).partition(":")
-    if device != "cpu" and kind.startswith("lookup+"):
-        raise UserError(f"drafter {str(spec)!r}: combined drafters run on the CPU only so far; on device {device!r} use "
-                        "lookup, ngram or none")
+    if device != "cpu" and kind.startswith("lookup+history"):
+        raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
+                        "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
     if kind in ("lookup", "lookup+history") and not path:
         if device != "cpu":
             return DeviceLookup(device)
@@ -43,11 +43,10 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
         return drafter if device == "cpu" else DeviceNgram(drafter.table, device, drafter.cost)
     if kind in ("lookup+ngram", "lookup+history+ngram"):
         table = open_table(path or EMBEDDED_NGRAM, target.config.vocab_size, tokenizer)
+        if device != "cpu":
+            return DeviceLookup(device, table=table)
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
     if Path(spec).is_dir():
-        if device != "cpu":
-            raise UserError(f"drafter {str(spec)!r}: trained drafters run on the CPU only so far; on device {device!r} use "
-                            "lookup, ngram or none")
         return open_drafter(Path(spec), target, target_folder, tokenizer)
     raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, none "
                     "or the folder of a trained drafter")

@@ -14,7 +14,7 @@ from foredraft.kernels.sample import SAMPLE, sample_triton
 def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
     """An empty draft with room for laws: logits [B, K, V], lse [B, K]; greedy rows are point masses.
 
-    A drafter on a device keeps it from round to round, as a captured graph needs it."""
+    A drafter on a device keeps it from round to round, as a captured graph needs it (engine/turn.py)."""
     B, K, device = state.rows, state.max_draft, state.tokens.device
     draft = Draft.empty(B, K, device)
     draft.logits = torch.zeros(K, B, vocab_size, device=device).transpose(0, 1)

@@ -88,11 +88,30 @@ class T5Cuda:
         self.rows, self.slots, self.pages, self.reads = rows, slots, pages, reads
         self.buffers = {name: torch.zeros(shape, dtype=kind, device=self.device)
                         for name, (shape, kind) in self._shapes(rows, slots, pages, reads).items()}
-        b = self.buffers
-        b["table"].copy_(torch.arange(rows * pages, device=self.device).view(rows, pages))
-        bucket = relative_bucket(-torch.arange(slots, device=self.device), self.config.buckets, self.config.max_distance,
-                                 bidirectional=False)
-        b["bias"].copy_(self.weights.dec_bias[bucket].T)
+        self.buffers["table"].copy_(torch.arange(rows * pages, device=self.device).view(rows, pages))
+        self._fill_bias()
+        self.generation += 1
+
+    def _fill_bias(self) -> None:
+        distance = torch.arange(self.slots, device=self.device)
+        bucket = relative_bucket(-distance, self.config.buckets, self.config.max_distance, bidirectional=False)
+        self.buffers["bias"].copy_(self.weights.dec_bias[bucket].T)
+
+    def extend(self, slots: int) -> None:
+        """Room for so many positions where there are fewer: what was decoded is forgotten, what was admitted stays."""
+        slots = -(-slots // SLOTS) * SLOTS
+        if slots <= self.slots:
+            return
+        grown = {name: shape for name, shape in self._shapes(self.rows, slots, self.pages, self.reads).items()
+                 if name in ("k", "v", "bias")}
+        for name in grown:
+            self.buffers[name] = torch.empty(0)
+        check_memory(self.device, layout_bytes(grown), f"caches for {self.rows} rows of {slots} positions",
+                     "lower batch_size or max_new_tokens")
+        for name, (shape, kind) in grown.items():
+            self.buffers[name] = torch.zeros(shape, dtype=kind, device=self.device)
+        self.slots = slots
+        self._fill_bias()
         self.generation += 1
 
     def _release_buffers(self) -> None:
@@ -105,19 +124,23 @@ class T5Cuda:
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]:
         """Encode each source by its own length and fill its row's cross keys and values."""
-        c, b, encoded = self.config, self.buffers, []
+        encoded = []
         for row, source in zip(rows, sources, strict=True):
-            x, S = self.encode(source), len(source)
-            used = -(-S // PAGE)
-            stored, place = x.to(self.weights.dtype), b["table"][row, :used]
-            for layer in range(c.num_decoder_layers):
-                kv = F.pad(F.linear(stored, self.weights.cross_kv[layer]), (0, 0, 0, used * PAGE - S))
-                k, v = kv.view(used, PAGE, 2, c.num_heads, c.d_kv).permute(2, 0, 3, 1, 4).to(self.kind)
-                b["pages_k"][layer].index_copy_(0, place, k)
-                b["pages_v"][layer].index_copy_(0, place, v)
-            b["sources"][row].fill_(S)
-            encoded.append(x)
+            encoded.append(self.encode(source))
+            self.attend_to(row, encoded[-1])
         return encoded
+
+    def attend_to(self, row: int, encoded: Tensor) -> None:
+        """Fill a row's cross keys and values from an encoder's output [S, C]."""
+        c, b, S = self.config, self.buffers, len(encoded)
+        used = -(-S // PAGE)
+        stored, place = encoded.to(self.weights.dtype), b["table"][row, :used]
+        for layer in range(c.num_decoder_layers):
+            kv = F.pad(F.linear(stored, self.weights.cross_kv[layer]), (0, 0, 0, used * PAGE - S))
+            k, v = kv.view(used, PAGE, 2, c.num_heads, c.d_kv).permute(2, 0, 3, 1, 4).to(self.kind)
+            b["pages_k"][layer].index_copy_(0, place, k)
+            b["pages_v"][layer].index_copy_(0, place, v)
+        b["sources"][row].fill_(S)
 
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -126,8 +149,10 @@ class T5Cuda:
     def _view(self, name: str, *shape: int) -> Tensor:
         return self.buffers[name][: torch.Size(shape).numel()].view(shape)
 
-    def decode(self, tokens: Tensor, positions: Tensor, parents: Tensor | None = None) -> Tensor:
-        """Hidden [B, R, C] after the final norm, a buffer that the next call overwrites; position -1 is not read."""
+    def decode(self, tokens: Tensor, positions: Tensor, parents: Tensor | None = None, last: bool = False) -> Tensor:
+        """Hidden [B, R, C] after the final norm, a buffer that the next call overwrites; position -1 is not read.
+
+        `last`: [B, 1, C], of the last of each row's R alone."""
         (B, R), c, w, run = tokens.shape, self.config, self.weights, self.backend
         H, D, C, M, eps = c.num_heads, c.d_kv, c.d_model, B * R, c.epsilon
         x, y, squares = self._view("x", M, C), self._view("y", M, C), self._view("squares", M, -(-C // 16))
@@ -147,9 +172,14 @@ class T5Cuda:
             ADD[run](seen, w.cross_out[i], w.norms[i, 2], x, y, squares, **self.launch)
             GATE[run](y, squares, w.ff_in[i], eps, c.activation, c.gated, active, **self.launch)
             ADD[run](active, w.ff_out[i], following, x, y, squares, **self.launch)
-        hidden = self._view("hidden", M, C)
-        CLOSE[run](x, squares, w.final_norm, eps, c.head_scale, hidden, y, **self.launch)
+        R = 1 if last else R
+        hidden = self._view("hidden", B * R, C)
+        CLOSE[run](x, squares, w.final_norm, eps, c.head_scale, hidden, y[: B * R], **self.launch)
         return hidden.view(B, R, C)
+
+    def scaled(self, rows: int) -> Tensor:
+        """[rows, C]: what a head of its own reads of the latest decode, in the type of the weights."""
+        return self._view("y", rows, self.config.d_model)
 
     def _cache(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
         """k, v [B, H, T, D] of a layer."""

@@ -6,6 +6,8 @@
     out               [M, H D]              in the type of q; a sequence without a source leaves it as it is
     work              float32               B H pages R (D + 2) or more: what the pages' programs leave for the last of them
     arrived           [B H] or more int32   zeros, and zeros again afterwards
+    places            None, or Places, out, of head 0, for a pointer: scores [M, 64 pages], top, total [M] float32: a place's
+                      weight is exp(score - top) / total
 
 One program a page: it reads the page's keys and values once for all rows of the request. The last of a sequence's programs
 to arrive adds the pages' parts in page order, eight at a time, so that the order depends on the source's length alone.
@@ -14,6 +16,7 @@ to arrive adds the pages' parts in page order, eight at a time, so that the orde
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +28,16 @@ PAGE = 64
 TOGETHER = 8
 
 
+class Places(NamedTuple):
+    scores: Tensor
+    top: Tensor
+    total: Tensor
+
+
 @jit
-def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, pages, R, H: tl.constexpr,
-                            D: tl.constexpr, D_UP: tl.constexpr, TOGETHER: tl.constexpr, OVERLAP: tl.constexpr = False):
+def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, place_scores, place_top, place_total,
+                            pages, R, H: tl.constexpr, D: tl.constexpr, D_UP: tl.constexpr, TOGETHER: tl.constexpr,
+                            PLACES: tl.constexpr, OVERLAP: tl.constexpr = False):
     await_inputs(OVERLAP)
     page, head, b = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(sources + b)
@@ -51,6 +61,10 @@ def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arri
                            other=0.0)
             scores = tl.dot(mine, tl.trans(keys), input_precision="ieee")
             scores = tl.where(inside[None, :], scores, float("-inf"))
+            if PLACES:
+                if head == 0:
+                    at = page * 64 + tl.arange(0, 64)
+                    tl.store(place_scores + (b * R + r)[:, None] * (pages * 64) + at[None, :], scores, mask=is_row[:, None])
             top = tl.max(scores, 1)
             weights = tl.exp(scores - top[:, None])
             sums = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
@@ -84,6 +98,10 @@ def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arri
                     total = total * kept + tl.sum(weights * part_totals, 0)
                     sums = sums * kept[:, None] + tl.sum(weights[:, :, None] * parts, 0)
                     top = higher
+                if PLACES:
+                    if head == 0:
+                        tl.store(place_top + b * R + r, top, mask=is_row)
+                        tl.store(place_total + b * R + r, total, mask=is_row)
                 sums = sums / tl.where(total > 0, total, 1.0)[:, None]
                 tl.store(out + ((b * R + r) * H + head)[:, None] * D + d[None, :], sums.to(out.dtype.element_ty),
                          mask=is_row[:, None] & is_d[None, :])
@@ -96,15 +114,16 @@ def work_size(rows: int, reads: int, heads: int, pages: int, head_size: int) -> 
 
 
 def fused_cross_attention_triton(q: Tensor, pages_k: Tensor, pages_v: Tensor, table: Tensor, sources: Tensor, out: Tensor,
-                                 work: Tensor, arrived: Tensor, **launch) -> None:
+                                 work: Tensor, arrived: Tensor, places: Places | None = None, **launch) -> None:
     B, pages = table.shape
     M, H, D = q.shape
-    _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived, pages, M // B, H=H,
-                                           D=D, D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, num_warps=4, num_stages=2,
-                                           **launch)
+    _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived,
+                                           *(places or (None, None, None)), pages, M // B, H=H, D=D,
+                                           D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, PLACES=places is not None,
+                                           num_warps=4, num_stages=2, **launch)
 
 
-def fused_cross_attention_reference(q, pages_k, pages_v, table, sources, out, work=None, arrived=None) -> None:
+def fused_cross_attention_reference(q, pages_k, pages_v, table, sources, out, work=None, arrived=None, places=None) -> None:
     B = table.shape[0]
     M, H, D = q.shape
     R = M // B
@@ -116,6 +135,9 @@ def fused_cross_attention_reference(q, pages_k, pages_v, table, sources, out, wo
             values = torch.cat([pages_v[page, h] for page in table[b].tolist()])[:S].double()
             scores = [float(q[m, h].double() @ key) for key in keys]
             weights = [math.exp(score - max(scores)) for score in scores]
+            if places is not None and h == 0 and S:
+                places.scores[m, :S] = torch.tensor(scores)
+                places.top[m], places.total[m] = max(scores), sum(weights)
             mixed = sum(w / sum(weights) * value for w, value in zip(weights, values, strict=True))
             if S:
                 out[m, h * D : (h + 1) * D] = mixed.to(torch.float32)

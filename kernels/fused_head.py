@@ -34,6 +34,24 @@ def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl
 
 
 @jit
+def largest_part(work, work_ids, rows, is_row, parts, V: tl.constexpr, TOGETHER: tl.constexpr):
+    """The id of the largest of a row's parts, [16] int32, the lowest on ties."""
+    top = tl.full((16,), float("-inf"), tl.float32)
+    top_id = tl.full((16,), V, tl.int32)
+    for first in range(0, parts, TOGETHER):
+        part = first + tl.arange(0, TOGETHER)
+        mask = is_row[:, None] & (part < parts)[None, :]
+        at = rows[:, None] * parts + part[None, :]
+        values = tl.load(work + at, mask=mask, other=float("-inf"), cache_modifier=".cg")
+        ids = tl.load(work_ids + at, mask=mask, other=V, cache_modifier=".cg")
+        best = tl.max(values, 1)
+        best_id = tl.min(tl.where(values == best[:, None], ids, V), 1)
+        top_id = tl.where(best > top, best_id, tl.where(best == top, tl.minimum(best_id, top_id), top_id))
+        top = tl.maximum(top, best)
+    return top_id
+
+
+@jit
 def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexpr, C: tl.constexpr,
                    N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
                    OVERLAP: tl.constexpr = False):
@@ -52,36 +70,24 @@ def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexp
     tl.debug_barrier()
     if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == parts - 1:
         tl.debug_barrier()
-        top = tl.full((16,), float("-inf"), tl.float32)
-        top_id = tl.full((16,), V, tl.int32)
-        for first in range(0, parts, TOGETHER):
-            part = first + tl.arange(0, TOGETHER)
-            mask = is_row[:, None] & (part < parts)[None, :]
-            at = rows[:, None] * parts + part[None, :]
-            values = tl.load(work + at, mask=mask, other=float("-inf"), cache_modifier=".cg")
-            value_ids = tl.load(work_ids + at, mask=mask, other=V, cache_modifier=".cg")
-            best = tl.max(values, 1)
-            best_id = tl.min(tl.where(values == best[:, None], value_ids, V), 1)
-            top_id = tl.where(best > top, best_id, top_id)
-            top = tl.maximum(top, best)
-        tl.store(chosen + rows, top_id.to(tl.int64), mask=is_row)
+        tl.store(chosen + rows, largest_part(work, work_ids, rows, is_row, parts, V, TOGETHER).to(tl.int64), mask=is_row)
         tl.store(arrived + tl.program_id(0), 0)
 
 
 def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor, **launch) -> None:
     M, V = logits.shape
     _logits_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, logits, M, V=V, C=weight.shape[1], N=WIDTH,
-                                                  **_tiling(weight), **launch)
+                                                  **head_tiling(weight), **launch)
 
 
 def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, ids: Tensor,
                         arrived: Tensor, **launch) -> None:
     (M,), (V, C) = chosen.shape, weight.shape
     _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, ids, arrived, M, V=V, C=C, N=WIDTH,
-                                                  TOGETHER=TOGETHER, **_tiling(weight), **launch)
+                                                  TOGETHER=TOGETHER, **head_tiling(weight), **launch)
 
 
-def _tiling(weight: Tensor) -> dict[str, int]:
+def head_tiling(weight: Tensor) -> dict[str, int]:
     return tiling(weight) | {"num_stages": 3 if weight.dtype == torch.bfloat16 else 2}
 
 

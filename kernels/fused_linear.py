@@ -32,7 +32,7 @@ WAYS, STEP = 4, 64
 @jit
 def weigh(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
           STEP: tl.constexpr):
-    """[16, N] float32 = x[rows] @ weight[outputs].T over K columns."""
+    """[16, N] float32 = x[rows] @ weight[outputs].T over K columns, x rounded to the type of the weight."""
     way, step = tl.arange(0, WAYS), tl.arange(0, STEP)
     sums = tl.zeros((WAYS, 16, N), tl.float32)
     for start in range(0, K, WAYS * STEP):
@@ -40,7 +40,7 @@ def weigh(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.co
         a = tl.load(x + rows[None, :, None] * K + k[:, None, :], mask=is_row[None, :, None] & (k < K)[:, None, :], other=0.0)
         w = tl.load(weight + outputs[None, :, None] * K + k[:, None, :],
                     mask=is_output[None, :, None] & (k < K)[:, None, :], other=0.0)
-        sums = tl.dot(a, tl.permute(w, (0, 2, 1)), sums, input_precision="ieee")
+        sums = tl.dot(a.to(w.dtype), tl.permute(w, (0, 2, 1)), sums, input_precision="ieee")
     return tl.sum(sums, 0)
 
 

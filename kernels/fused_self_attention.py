@@ -1,7 +1,8 @@
 """Cached self-attention of decoder rows on a GPU, with T5's relative bias by absolute position.
 
     q          [M, H, D]           queries of M = B R rows, not scaled (T5)
-    k, v       [B, H, T, D]        cache; row r of sequence b lies in slot positions[b, 0] + r
+    k, v       [B, H, T, D]        cache; row r of sequence b lies in slot positions[b, 0] + r, and row 1 in slot 0 where
+                                   row 0 alone is not read
     positions  [B, R] int64        absolute; -1: not read, its output is 0
     visible    [B, R, R] int8      1 where row r may see row j: itself and its ancestors
     bias       [H, T] float32      by distance (query position - key position >= 0)
@@ -40,7 +41,7 @@ def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R, H: tl.c
     total = tl.zeros((16,), tl.float32)
     sums = tl.zeros((16, D_UP), tl.float32)
     cache = (b * H + head) * T
-    end = tl.where(base >= 0, base + R, 0)
+    end = tl.where(tl.max(at, 0) >= 0, base + R, 0)
     for start in range(0, end, BLOCK):
         slot = start + tl.arange(0, BLOCK)
         row = slot - base
@@ -85,7 +86,7 @@ def fused_self_attention_reference(q, k, v, positions, visible, bias, out) -> No
             if positions[b, r] < 0:
                 continue
             seen = [(slot, slot) for slot in range(base)]
-            seen += [(base + j, int(positions[b, j])) for j in range(R) if visible[b, r, j]]
+            seen += [(base + j, int(positions[b, j])) for j in range(R) if visible[b, r, j] and base + j >= 0]
             for h in range(H):
                 mine = q[b * R + r, h].double()
                 scores = [float(mine @ k[b, h, slot].double()) + float(bias[h, positions[b, r] - at]) for slot, at in seen]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from foredraft.engine.decode import decode
 from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
-from foredraft.kernels.lookup import lookup_reference
-from foredraft.ngram_native.chains import WINDOW
+from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.suffix import SuffixIndex
 
 # of tiny trained drafters, by kind (engine/draft_models.py)
 SIZES = {
@@ -148,24 +150,49 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
 
 
 class Copier:
-    """lookup_reference as a drafter on the host."""
+    """The host's lookup, each row with an index, and so with confidences, of its own; finished rows learn nothing."""
 
-    def __init__(self, min_match: int = 1, max_match: int = 4):
-        self.matches, self.sources = (min_match, max_match), {}
+    name = "lookup"
+
+    def __init__(self, min_match: int = 1, max_match: int = 4, table=None, cost: float = COST):
+        self.options, self.table, self.cost = (min_match, max_match), table, cost
+        self.rows: dict[int, SuffixIndex] = {}
 
     def admit(self, rows, sources, encoded):
-        self.sources.update(zip(rows, (source.tolist() for source in sources), strict=True))
+        for row, source in zip(rows, sources, strict=True):
+            self.rows.setdefault(row, SuffixIndex(*self.options)).admit(0, source.numpy())
 
     def release(self, rows):
         for row in rows:
-            self.sources[row] = []
+            self.rows[row].release(0)
 
     def draft(self, state: DecodeState) -> Draft:
-        draft = Draft.empty(state.rows, state.max_draft)
+        draft, allowed = Draft.empty(state.rows, state.max_draft), state.allowed()
         draft.origin.fill_(ORIGINS.index("lookup"))
-        for row, allowed in enumerate(state.allowed().tolist()):
-            output = state.tokens[row, 1 : int(state.lengths[row])].tolist()
-            copied = lookup_reference(self.sources[row], output, allowed, *self.matches, state.end_token, WINDOW)
-            draft.tokens[row, : len(copied)] = torch.tensor(copied, dtype=torch.int64)
-            draft.lengths[row] = len(copied)
+        for row in (~state.finished).nonzero()[:, 0].tolist():
+            one = slice(row, row + 1)
+            self.rows[row].propose(
+                state.tokens[one].numpy(), state.lengths[one].numpy(), allowed[one].numpy(), state.end_token,
+                draft.tokens[one].numpy(), draft.lengths[one].numpy(), draft.origin[one].numpy(), self.cost, self.table)
         return draft
+
+
+class FakeCapture:
+    """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
+
+    def __init__(self):
+        self.captured, self.replayed, self.queue = 0, 0, []
+
+    def __call__(self, run):
+        self.captured += 1
+        return SimpleNamespace(replay=lambda: self.queue.append(run))
+
+    def mark(self):
+        end = self.replayed + len(self.queue)
+
+        def synchronize():
+            while self.replayed < end:
+                self.replayed += 1
+                self.queue.pop(0)()
+
+        return SimpleNamespace(synchronize=synchronize)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foredraft.bench import gpu, gpu_checks, gpu_peers, gpu_times
+from foredraft.bench import gpu, gpu_checks, gpu_drafters, gpu_peers, gpu_times
 from foredraft.bench.gpu_sizes import Sizes
 from foredraft.kernels.backend import HAS_TRITON
 
@@ -44,6 +44,15 @@ def test_family_and_model():
     assert all(row["tokens_per_round"] == accepted and row["modelled"] for row in rows)
 
 
+def test_drafters():
+    *rows, check = gpu_drafters.measure_drafters(SIZES)
+    untrained = {"t5shallow (untrained)", "lstm (untrained)"}
+    assert {row["method"] for row in rows} == {"plain", "lookup", "lookup+ngram"} | untrained
+    assert len(rows) == 2 * 2 * 5 and check["passed"]
+    assert all((row["same_tokens"] is None) == (row["temperature"] == 1 and row["method"] in untrained) for row in rows)
+    assert all(row["tokens_per_second"] > 0 and row["tokens_per_round"] >= 1 for row in rows)
+
+
 def test_peers_run_or_say_why_not():
     rows = list(gpu_peers.measure_peers(SIZES))
     assert [row["engine"] for row in rows] == ["transformers eager"] * 2 + ["transformers static + compile"]
@@ -69,3 +78,9 @@ def test_sections_run_apart_and_the_tables_hold_what_came_back(tmp_path, capfd):
     said = capfd.readouterr().out
     assert "flan-t5-xl" in said and "FAILED checks: a: why" in said
     assert json.dumps(gpu.read_rows(tmp_path))
+
+
+def test_only_files_with_tests_for_a_gpu_are_collected_there():
+    """A machine without the other tests' packages must not stumble over their imports."""
+    files = gpu.gpu_tests()
+    assert len(files) > 3 and all("hypothesis" not in open(file).read() for file in files)

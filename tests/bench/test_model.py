@@ -14,6 +14,9 @@ from foredraft.cli import app
 from foredraft.engine.cuda_weights import random_cuda_weights
 from foredraft.engine.decode import step
 from foredraft.engine.draft_device import DeviceLookup
+from foredraft.engine.draft_device_recurrent import DeviceLSTM
+from foredraft.engine.draft_device_t5 import DeviceT5
+from foredraft.engine.draft_lstm import LSTMConfig, LSTMModel
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.graph import HostView
 from foredraft.engine.t5_cuda import T5Cuda
@@ -24,15 +27,25 @@ TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_lay
             feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
+def drafter_of(name, target):
+    if name == "t5shallow":
+        return DeviceT5(random_cuda_weights(TINY, "cpu"), torch.arange(8))
+    if name == "lstm":
+        entries = dict(vocab_size=40, d_model=16, head_scale=1.0, start_token=0, end_token=1, pad_token=0, target="",
+                       target_hash="", hidden_size=8, d_kv=8, d_ff=8)
+        return DeviceLSTM(LSTMModel(LSTMConfig(**entries)), target.weights.embedding, target.weights.head, "bf16")
+    return DeviceLookup("cpu") if name == "lookup" else NoDrafter()
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-@pytest.mark.parametrize(("K", "law"), [
-    (0, {}), (3, {}), (3, dict(temperature=1.0)), (3, dict(temperature=1.0, top_k=5)),
-    (0, dict(temperature=1.0, top_p=0.5))])
-def test_launches_are_those_of_a_real_step(K, law):
+@pytest.mark.parametrize(("name", "K", "law"), [
+    ("none", 0, {}), ("lookup", 3, {}), ("lookup", 3, dict(temperature=1.0)), ("lookup", 3, dict(temperature=1.0, top_k=5)),
+    ("none", 0, dict(temperature=1.0, top_p=0.5)), ("t5shallow", 2, {}), ("lstm", 2, dict(temperature=1.0, top_k=5))])
+def test_launches_are_those_of_a_real_step(name, K, law):
     from launches import Launches
 
     target = T5Cuda(random_cuda_weights(TINY, "cpu"))
-    drafter = DeviceLookup("cpu") if K else NoDrafter()
+    drafter = drafter_of(name, target)
     state = make_state(2, 12, K, 16, end_token=-1, backend="triton", **law)
     sources = [torch.arange(3, 20), torch.arange(3, 9)]
     with torch.inference_mode():
@@ -43,7 +56,7 @@ def test_launches_are_those_of_a_real_step(K, law):
         with Launches() as seen:
             step(state, target, drafter)
             view.copy_from(state)
-    r = Round(2, K, 17, sampled=bool(law), cuts=len(law) > 1, drafter=drafter.name)
+    r = Round(2, K, 17, sampled=bool(law), cuts=len(law) > 1, drafter=name)
     assert launches(target.config, r) == len(seen.kernels) + len(seen.operations), (seen.kernels, seen.operations)
 
 
@@ -86,7 +99,7 @@ def test_the_command_ends_in_json_and_refuses_in_a_line():
     assert [row["round"]["batch_size"] for row in json.loads(done.stdout.splitlines()[-1])["modelled"]] == [1, 4]
     for options, message in ((["--geometry", "gpt"], "not known"), (["--machine", "abacus"], "not known"),
                              (["--batch-sizes", "x"], "whole numbers"), (["--bandwidth", "0"], "above 0"),
-                             (["--drafter", "lstm"], "does not run on a GPU")):
+                             (["--drafter", "cnn"], "is not modelled")):
         done = CliRunner().invoke(app, ["bench", "model", *options])
         assert isinstance(done.exception, UserError) and message in str(done.exception)
-    assert set(model.DRAFTER_LAUNCHES) == {"none", "lookup", "ngram"} and "flan-t5-xl" in GEOMETRIES
+    assert set(model.LAYERS) < set(model.DRAFTERS) and "flan-t5-xl" in GEOMETRIES

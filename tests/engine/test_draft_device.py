@@ -9,9 +9,10 @@ from doubles import Copier, make_state
 
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_ngram import NgramDrafter
-from foredraft.engine.drafters import EMBEDDED_NGRAM
+from foredraft.engine.drafters import EMBEDDED_NGRAM, make_drafter
 from foredraft.engine.generate import EMBEDDED_TARGET
 from foredraft.engine.state import DecodeState, Draft
+from foredraft.errors import UserError
 from foredraft.kernels import lookup
 from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.compile import costs
@@ -36,38 +37,62 @@ def twins(rows: int, capacity: int, K: int | list[int], fill) -> tuple[DecodeSta
 def same_drafts(host, device, states) -> Draft:
     ours, theirs = device.draft(states[1]), host.draft(states[0])
     assert torch.equal(ours.tokens.cpu(), theirs.tokens) and torch.equal(ours.lengths.cpu(), theirs.lengths)
-    assert torch.equal(ours.origin.cpu(), theirs.origin) and not ours.dense.any() and ours.logits is None
-    assert device.draft(states[1]) is ours, "a captured graph finds its draft in place"
+    drafted = torch.arange(theirs.tokens.shape[1]) < theirs.lengths[:, None]
+    assert torch.equal(ours.origin.cpu()[drafted], theirs.origin[drafted]) and not ours.dense.any() and ours.logits is None
     return theirs
 
 
-@pytest.mark.parametrize(("matches", "alphabet"), [((1, 1), 5), ((1, 4), 5), ((1, 4), 2), ((2, 3), 2), ((3, 9), 2)])
-def test_lookup_on_random_ids(matches, alphabet, monkeypatch):
-    """Blocks shorter than the texts; ids 0 among them; sources with and without an end, and an empty one."""
+@pytest.mark.parametrize(("matches", "alphabet", "order"), [
+    ((1, 1), 5, 0), ((1, 4), 5, 0), ((3, 9), 2, 0), ((1, 4), 4, 3)])
+def test_lookup_on_random_ids(matches, alphabet, order, monkeypatch):
+    """Blocks shorter than the texts; ids 0 among them; sources with and without an end, and an empty one. The texts go on as
+    drafted, mostly, so that confidences move; with a table of that order, ids come from both."""
     monkeypatch.setattr(lookup, "BLOCK", 16)
     draw = np.random.default_rng(alphabet)
     ids = np.array([0, *range(2, 1 + alphabet)])
-    host, device, B = Copier(*matches), DeviceLookup(DEVICE, *matches), 6
-    found = 0
-    for _ in range(2):
-        sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40, 40)]
+    table = fitted(order) if order else None
+    host, device, B = Copier(*matches, table=table), DeviceLookup(DEVICE, *matches, table=table), 5
+    found = np.zeros(3, np.int64)
+    for new_tokens in (7, 12):
+        sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40)]
         sources[3:] = [torch.cat((source, torch.tensor([END]))) for source in sources[3:]]
         for drafter in (host, device):
             drafter.admit(range(B), sources, [])
-        tokens = torch.from_numpy(ids[draw.integers(0, alphabet, (B, 60))])
-        tokens[:, 0] = 0
-        for length in (1, 2, 3, 20, 47, 59):
-            def fill(state, length=length, tokens=tokens):
-                state.tokens[:, :60] = tokens
-                state.lengths.fill_(length)
-                state.finished[5] = True
-
-            states = twins(B, 60, [6, 6, 6, 3, 6, 6], fill)
-            found += int(same_drafts(host, device, states).lengths.sum())
+        states = twins(B, new_tokens, [6, 6, 6, 3, 6], lambda state: None)
+        while not states[0].finished.all():
+            draft = same_drafts(host, device, states)
+            for row in (~states[0].finished).nonzero()[:, 0].tolist():
+                length, count = int(states[0].lengths[row]), int(draft.lengths[row])
+                kept = int(draw.integers(0, count + 1)) if draw.random() < 0.4 else count
+                new = [*draft.tokens[row, :kept].tolist(), int(ids[draw.integers(0, alphabet)])]
+                new = new[: new_tokens + 1 - length]
+                for state in states:
+                    state.tokens[row, length : length + len(new)] = torch.tensor(new)
+                    state.lengths[row] += len(new)
+                    state.finished[row] = length + len(new) > new_tokens
+                found += np.bincount(draft.origin[row, :count].tolist(), minlength=3)
+        for row in range(B):
+            confidence = device.tested[row, :, 1] / device.tested[row, :, 0]
+            np.testing.assert_array_equal(confidence.cpu(), host.rows[row].confidence)
         for drafter in (host, device):
             drafter.release(range(3))
+    assert found[1] > 8 and (found[2] > 2) == bool(order)
+
+
+def test_counts_fade_as_the_hosts_do():
+    host, device = Copier(), DeviceLookup(DEVICE)
+    for drafter in (host, device):
+        drafter.admit([0], [torch.arange(5, 40)], [])
+    host.rows[0].tested[:] = [1999.0, 1500.0]
+    device.tested[:] = torch.tensor([1999.0, 1500.0], dtype=torch.float64)
+    states = twins(1, 30, 6, lambda state: None)
+    for length in (1, 7):
+        for state in states:
+            state.tokens[0, 1 : length] = torch.arange(5, 4 + length)
+            state.lengths.fill_(length)
         same_drafts(host, device, states)
-    assert found > 20
+    np.testing.assert_array_equal(device.tested[0].cpu(), host.rows[0].tested)
+    assert float(device.tested[0].min()) < 1100
 
 
 def test_an_old_output_leaves_the_window():
@@ -81,6 +106,13 @@ def test_an_old_output_leaves_the_window():
     for drafter in (host, device):
         drafter.admit([0, 1], [torch.zeros(0, dtype=torch.int64)] * 2, [])
     assert same_drafts(host, device, twins(2, WINDOW + 60, 3, fill)).lengths.tolist() == [0, 3]
+
+
+def test_a_captured_graph_finds_its_draft_in_place():
+    for device in (DeviceLookup(DEVICE), DeviceNgram(fitted(2), DEVICE)):
+        device.admit([0], [torch.arange(2, 9)], [])
+        state = twins(1, 9, 2, lambda state: None)[1]
+        assert device.draft(state) is device.draft(state)
 
 
 def fitted(order: int) -> Table:
@@ -115,18 +147,19 @@ def test_real_texts():
     texts = [tokenizer.encode(file.read_text()).ids for file in sorted((EMBEDDED_TARGET.parent / "texts").glob("*.txt"))[:4]]
     sources = [torch.tensor([*ids[: len(ids) // 2], END]) for ids in texts]
     table = Table.open(EMBEDDED_NGRAM)
-    copiers, chains = (Copier(), DeviceLookup(DEVICE)), (NgramDrafter(table), DeviceNgram(table, DEVICE))
-    for drafter in copiers:
+    pairs = [(NgramDrafter(table), DeviceNgram(table, DEVICE)), (Copier(), DeviceLookup(DEVICE)),
+             (Copier(table=table), DeviceLookup(DEVICE, table=table))]
+    for drafter in (*pairs[1], *pairs[2]):
         drafter.admit(range(4), sources, [])
-    drafted = [0, 0]
-    for length in range(2, 60, 8):
+    drafted = [0, 0, 0]
+    for length in (1, 2, 10, 18, 34, 50):
         def fill(state, length=length):
             for row, ids in enumerate(texts):
                 state.tokens[row, 1:length] = torch.tensor(ids[len(ids) // 2 :][: length - 1])
             state.lengths.fill_(length)
 
         states = twins(4, 80, 8, fill)
-        for kind, pair in enumerate((copiers, chains)):
+        for kind, pair in enumerate(pairs):
             drafted[kind] += int(same_drafts(*pair, states).lengths.sum())
     assert min(drafted) > 15
 
@@ -148,12 +181,19 @@ def test_inputs_and_room_equal_the_hosts(parents):
     assert answers[0] == answers[1] and answers[0][0] == [3, 0, 1, 0, 1]
 
 
+def test_a_history_is_refused_in_a_line():
+    with pytest.raises(UserError, match="history is kept on the CPU only; on device 'cuda' use lookup, ") as caught:
+        make_drafter("lookup+history+ngram", None, None, None, "cuda")
+    assert "\n" not in str(caught.value)
+
+
 def at_real_sizes():
     state = make_state(8, 128, 8, 4, backend="triton")
-    copier = DeviceLookup("cpu")
-    copier.reserve(8, 1024)
-    draft = copier.draft(state)
-    DeviceNgram(Table.open(EMBEDDED_NGRAM), "cpu").draft(state)
+    table = Table.open(EMBEDDED_NGRAM)
+    for copier in (DeviceLookup("cpu"), DeviceLookup("cpu", table=table)):
+        copier.reserve(8, 1024)
+        draft = copier.draft(state)
+    DeviceNgram(table, "cpu").draft(state)
     state.allowed()
     state.inputs(draft)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from doubles import ScriptedDrafter, TableTarget, make_state
+from doubles import FakeCapture, ScriptedDrafter, TableTarget, make_state
 
 import foredraft
 from foredraft.engine.cuda_weights import load_cuda_weights
@@ -17,27 +17,6 @@ from foredraft.kernels.backend import HAS_TRITON
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TABLE = torch.randn(20, 16, 16, generator=torch.Generator().manual_seed(3))
-
-
-class FakeCapture:
-    """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
-
-    def __init__(self):
-        self.captured, self.replayed, self.queue = 0, 0, []
-
-    def __call__(self, run):
-        self.captured += 1
-        return SimpleNamespace(replay=lambda: self.queue.append(run))
-
-    def mark(self):
-        end = self.replayed + len(self.queue)
-
-        def synchronize():
-            while self.replayed < end:
-                self.replayed += 1
-                self.queue.pop(0)()
-
-        return SimpleNamespace(synchronize=synchronize)
 
 
 class Target(TableTarget):

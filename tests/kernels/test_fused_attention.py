@@ -25,7 +25,7 @@ def self_case(positions, visible, dtype, H=3, D=24):
     T = int(positions.max()) + R + 3
     k, v = normal(B, H, T, D, seed=1, dtype=dtype), normal(B, H, T, D, seed=2, dtype=dtype)
     for b in range(B):
-        used = int(positions[b, 0]) + R if positions[b, 0] >= 0 else 0
+        used = int(positions[b, 0]) + R if positions[b].max() >= 0 else 0
         k[b, :, used:], v[b, :, used:] = float("nan"), float("nan")
     return normal(B * R, H, D, dtype=dtype), k, v, positions, visible.expand(B, R, R).contiguous(), normal(H, T, seed=3)
 
@@ -43,6 +43,14 @@ def test_self_attention(tree, dtype):
     FUSED_SELF_ATTENTION["reference"](*arguments, wanted)
     FUSED_SELF_ATTENTION["triton"](*arguments, found)
     torch.testing.assert_close(found, wanted, **TOLERANCE[dtype])
+
+
+def test_the_first_token_may_stand_in_the_second_row():
+    arguments = self_case(torch.tensor([[-1, 0], [5, 6], [-1, -1]]), CHAIN[:2, :2], torch.float32)
+    wanted, found = (torch.full((6, 72), float("nan")) for _ in range(2))
+    FUSED_SELF_ATTENTION["reference"](*arguments, wanted)
+    FUSED_SELF_ATTENTION["triton"](*arguments, found)
+    torch.testing.assert_close(found, wanted, **TOLERANCE[torch.float32])
 
 
 def test_more_than_sixteen_rows_of_a_sequence():

@@ -35,6 +35,21 @@ def test_embed_and_close(parents, dtype):
         torch.testing.assert_close(found, wanted, rtol=1e-2 if found.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
+def test_the_last_of_every_two_rows_is_closed_and_tokens_may_have_a_stride():
+    C, norm, embedding = 24, torch.rand(24) + 0.5, torch.randn(9, 24)
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])[:, 1:]
+    results = []
+    for name in ("reference", "triton"):
+        x, y, squares, hidden = poisoned(4, C), poisoned(4, C), poisoned(4, 2), poisoned(2, C)
+        EMBED[name](tokens, torch.tensor([[-1, 0], [3, 4]]), None, embedding, norm, poisoned(2, 2, 2, dtype=torch.int8), x,
+                    y, squares)
+        CLOSE[name](x, squares, norm, 1e-6, 0.5, hidden, y[:2])
+        results.append((hidden, y[:2]))
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert torch.equal(x[1], embedding[3]) and torch.equal(x[3], embedding[6])
+
+
 def head_case(M, C, V, dtype):
     generator = torch.Generator().manual_seed(V)
     hidden, weight = torch.randn(M, C, generator=generator), torch.randn(V, C, generator=generator)

@@ -1,0 +1,72 @@
+"""The ids that the rows of a neural drafter may draft on a device, and its head over them (kernels/fused_list_head.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foredraft.engine.sampling import sample_into
+from foredraft.engine.state import DecodeState, Draft
+from foredraft.kernels.backend import power_of_2
+from foredraft.kernels.fused_head import WIDTH
+from foredraft.kernels.fused_list_head import List, Pointed, list_choose_triton, list_logits_triton
+
+
+class DeviceLists:
+    """`ids` [F] for every row, and the ids of the row's own source; no ids: the whole head [V, C].
+
+    `copies`: a pointer raises the logits of a source's ids. `generation` counts the buffers' changes of place.
+    """
+
+    def __init__(self, head: Tensor, ids: Tensor, copies: bool):
+        self.head, self.vocab_size, self.device = head, len(head), head.device
+        whole = len(ids) == 0
+        self.has_own = copies or not whole
+        self.common = torch.arange(self.vocab_size, device=self.device) if whole else ids.to(self.device, torch.int64)
+        # where an id stands in the list, -1: nowhere
+        self._place = torch.full((self.vocab_size,), -1)
+        self._place[self.common.cpu()] = torch.arange(len(self.common))
+        self.generation, self.rows, self.source = 0, 0, 0
+        self._grow(0, 0)
+
+    def _grow(self, rows: int, source: int) -> None:
+        self.rows, self.source = rows, source
+        own, F = source if self.has_own else 0, len(self.common)
+
+        def empty(*shape: int, kind: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=kind, device=self.device)
+
+        self.list = List(self.common, empty(rows, own, kind=torch.int64), empty(rows, kind=torch.int64),
+                         empty(rows, F, kind=torch.int8))
+        self.laws = torch.full((rows, self.vocab_size), float("-inf"), device=self.device)
+        parts = rows * (-(-F // WIDTH) + -(-own // WIDTH))
+        self._work = (empty(parts, kind=torch.float32), empty(parts, kind=torch.int32),
+                      empty(-(-rows // 16), kind=torch.int32))
+        self.generation += 1
+
+    def reserve(self, rows: int, source: int) -> None:
+        """Room for B rows with sources of S ids; growing forgets every row."""
+        if rows > self.rows or source > self.source:
+            self._grow(max(rows, self.rows), max(power_of_2(source), self.source))
+
+    def admit(self, row: int, source: Tensor) -> None:
+        if not self.has_own:
+            return
+        own = torch.unique(source.cpu())
+        left_out = torch.zeros(len(self.common), dtype=torch.int8)
+        places = self._place[own]
+        left_out[places[places >= 0]] = 1
+        self.list.own[row, : len(own)] = own.to(self.device)
+        self.list.own_counts[row].fill_(len(own))
+        self.list.left_out[row] = left_out.to(self.device)
+        self.laws[row].fill_(float("-inf"))
+
+    def draft_into(self, draft: Draft, place: int, y: Tensor, state: DecodeState, pointer: Pointed | None = None) -> None:
+        """Draft token `place` of every row from the drafter's outputs y [B, C], with its law where rows are sampled."""
+        B = len(y)
+        rows = List(self.common, *(tensor[:B] for tensor in self.list[1:]))
+        if state.greedy:
+            list_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], *self._work)
+        else:
+            list_logits_triton(y, self.head, rows, pointer, self.laws)
+            sample_into(draft, place, self.laws[:B], state)

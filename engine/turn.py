@@ -1,0 +1,47 @@
+"""A neural drafter's turn on a device: its draft and what it reads for it, in place from round to round."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+
+from foredraft.engine.sampling import dense_draft
+from foredraft.engine.state import DecodeState, Draft
+from foredraft.kernels.turn import begin_triton, end_triton
+
+
+class Turn:
+    """read, places [B, 2]: the last two committed ids and their positions; later [K, B]: the drafts' (kernels/turn.py)."""
+
+    def __init__(self, state: DecodeState, vocab_size: int, origin: int):
+        B, K, device = state.rows, state.max_draft, state.tokens.device
+        self.draft = Draft.empty(B, K, device) if state.greedy else dense_draft(state, vocab_size)
+        # a state's rows may be sampled in one request and greedy in the next
+        self.draft.dense = torch.zeros(B, dtype=torch.bool, device=device)
+        self.draft.origin.fill_(origin)
+        self.read, self.places = (torch.zeros(B, 2, dtype=torch.int64, device=device) for _ in range(2))
+        self.later = torch.zeros(K, B, dtype=torch.int64, device=device)
+
+    def begin(self, state: DecodeState) -> None:
+        begin_triton(state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.temperature,
+                     self.read, self.places, self.later, self.draft.dense)
+
+    def end(self, state: DecodeState) -> Draft:
+        draft = self.draft
+        end_triton(draft.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.end_token,
+                   draft.lengths)
+        return draft
+
+
+class Turns:
+    """One Turn for each state that is drafted for, as long as the state lives."""
+
+    def __init__(self, vocab_size: int, origin: int):
+        self.vocab_size, self.origin = vocab_size, origin
+        self._of: WeakKeyDictionary[DecodeState, Turn] = WeakKeyDictionary()
+
+    def of(self, state: DecodeState) -> Turn:
+        if state not in self._of:
+            self._of[state] = Turn(state, self.vocab_size, self.origin)
+        return self._of[state]

@@ -1,0 +1,180 @@
+"""Neural drafters on a device, by Triton's interpreter: the CPU drafters' drafts and laws, in rounds without a wait."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
+
+import foredraft
+from foredraft.engine import draft_device_recurrent
+from foredraft.engine.cuda_weights import load_cuda_weights
+from foredraft.engine.decode import decode, step
+from foredraft.engine.device_lists import DeviceLists
+from foredraft.engine.draft_models import model_class, open_drafter
+from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.generate import Model
+from foredraft.engine.graph import GraphRounds
+from foredraft.engine.t5 import T5
+from foredraft.engine.t5_cuda import T5Cuda
+from foredraft.engine.t5_weights import load_weights
+from foredraft.engine.turn import Turns
+from foredraft.kernels.backend import is_interpreted
+
+if is_interpreted():
+    from launches import Launches
+pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
+SOURCES = [torch.tensor([5, 9, 33, 5, 9, 40, 1]), torch.tensor([7, 8] * 35 + [1])]
+
+
+def saved(kind, restricted, folder, out):
+    torch.manual_seed(1)
+    model = model_class(kind).from_target(folder, **SIZES[kind]).eval()
+    if restricted:
+        model.restrict(torch.randperm(100, generator=torch.Generator().manual_seed(2))[:restricted])
+    model.save(out)
+    return out
+
+
+def pair_of(kind, restricted, folder, out):
+    """(target, its drafter) on the CPU and on a device, of the same files."""
+    saved(kind, restricted, folder, out)
+    targets = T5(load_weights(folder)), T5Cuda(load_cuda_weights(folder, "cpu"))
+    return [(target, open_drafter(out, target.weights, folder, None)) for target in targets]
+
+
+@pytest.fixture(params=["t5shallow", "lstm", "cnn"])
+def pair(request, tiny_checkpoints, tmp_path):
+    return pair_of(request.param, 40, tiny_checkpoints["v1.1"], tmp_path)
+
+
+def admit(target, drafter, state):
+    target.reserve(state.rows, state.capacity, state.max_draft, max(map(len, SOURCES)))
+    drafter.admit(range(state.rows), SOURCES, target.admit(range(state.rows), SOURCES))
+
+
+@torch.inference_mode()
+def test_greedy_rounds_are_the_compiled_one_s(pair):
+    """Drafts right and wrong, rows that draft less, a limit inside a draft, an end token that a draft may hold."""
+    truth = None
+    outputs = []
+    for (target, drafter), backend in zip(pair, ("numba", "triton"), strict=True):
+        if truth is None:
+            plain = make_state(2, 6, 0, 32, end_token=-1)
+            admit(target, NoDrafter(), plain)
+            decode(plain, target, NoDrafter())
+            truth = plain.tokens[0, 1:7].tolist()
+        state = make_state(2, [6, 4], [2, 1], 32, end_token=truth[4], backend=backend)
+        admit(target, drafter, state)
+        decode(state, target, drafter)
+        outputs.append((state.tokens[:, :7], state.lengths, state.origin[:, :7], state.rounds, state.drafted,
+                        state.tested_at, state.accepted_at))
+    for a, b in zip(*outputs, strict=True):
+        assert torch.equal(a, b)
+    assert outputs[1][0][0, 1 : int(outputs[1][1][0])].tolist() == truth[: truth.index(truth[4]) + 1]
+    assert int(outputs[0][-2].sum()) > 0
+
+
+@torch.inference_mode()
+def test_sampled_laws_are_the_compiled_one_s(pair):
+    """q of every drafted id, given the same ids before it; drawn ids have one."""
+    (target, host), (device_target, device) = pair
+    law = dict(temperature=[0.0, 0.7], top_k=9)
+    state = make_state(2, 12, 2, 32, end_token=-1, backend="triton", **law)
+    twin = make_state(2, 12, 2, 32, end_token=-1, **law)
+    admit(device_target, device, state)
+    admit(target, host, twin)
+    compared = 0
+    for _ in range(2):
+        ours, theirs = device.draft(state), host.draft(twin)
+        assert ours.lengths.tolist() == theirs.lengths.tolist() and ours.dense.tolist() == theirs.dense.tolist()
+        for row in range(2):
+            for place in range(int(ours.lengths[row])):
+                if not ours.dense[row]:
+                    assert ours.tokens[row, place] == theirs.tokens[row, place]
+                    continue
+                q, p = ((d.logits[row, place].double() - d.lse[row, place]).exp() for d in (ours, theirs))
+                torch.testing.assert_close(q, p, atol=2e-5, rtol=1e-3)
+                assert q[ours.tokens[row, place]] > 0
+                compared += 1
+                if ours.tokens[row, place] != theirs.tokens[row, place]:
+                    break
+        step(state, device_target, device)
+        for name in ("tokens", "lengths", "finished"):
+            getattr(twin, name).copy_(getattr(state, name))
+    assert compared > 1
+
+
+@torch.inference_mode()
+def test_a_round_neither_waits_nor_makes_anything(pair):
+    target, drafter = pair[1]
+    state = make_state(2, 12, 2, 32, end_token=-1, temperature=[0.0, 1.0], backend="triton")
+    admit(target, drafter, state)
+    step(state, target, drafter)
+    generation = drafter.generation
+    with Launches() as seen:
+        step(state, target, drafter)
+    assert seen.operations == [] and seen.waits == [] and seen.bytes == 0 and drafter.generation == generation
+    assert seen.kernels[0] == "_begin_kernel" and seen.kernels.count("_end_kernel") == 1
+
+
+class Lister:
+    """Drafts by a head over lists alone, from the same outputs in every row."""
+
+    name = "lister"
+
+    def __init__(self, head, ids, y):
+        self.lists, self.turns, self.y = DeviceLists(head, ids, copies=False), Turns(len(head), 3), y
+
+    def draft(self, state):
+        turn = self.turns.of(state)
+        turn.begin(state)
+        self.lists.draft_into(turn.draft, 0, self.y.expand(state.rows, -1).contiguous(), state)
+        return turn.end(state)
+
+
+@torch.inference_mode()
+def test_sampled_tokens_follow_the_target_whatever_a_list_leaves_out():
+    """The first token's law, drafted from another one over half of the ids."""
+    rows, V = 640, 16
+    draw = torch.Generator().manual_seed(7)
+    table, head = torch.randn(2, V, V, generator=draw), torch.randn(V, 16, generator=draw)
+    drafter = Lister(head, torch.tensor([9, 2, 5, 11]), 0.3 * torch.randn(1, 16, generator=draw))
+    drafter.lists.reserve(rows, 8)
+    for row in range(rows):
+        drafter.lists.admit(row, torch.tensor([3, 5, 3, 14]))
+    state = make_state(rows, 2, 1, V, end_token=-1, temperature=1.0, backend="triton")
+    step(state, TableTarget(table), drafter)
+    counts = torch.bincount(state.tokens[:, 1], minlength=V)
+    value, freedom = chi_square(counts, torch.softmax(table[0, 0].double(), -1))
+    assert value < freedom + 10 * (2 * freedom) ** 0.5 and 0 < int(state.accepted_at.sum()) < rows
+    assert set(drafter.turns.of(state).draft.tokens[:, 0].tolist()) == {9, 2, 5, 11, 3, 14}
+
+
+@torch.inference_mode()
+def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
+    drafts = []
+    pair = pair_of("t5small", 0, tiny_checkpoints["v1.0"], tmp_path)
+    for (target, drafter), backend in zip(pair, ("numba", "triton"), strict=True):
+        state = make_state(2, 9, 2, 32, end_token=-1, backend=backend)
+        admit(target, drafter, state)
+        drafts.append(drafter.draft(state))
+    assert torch.equal(drafts[0].tokens, drafts[1].tokens) and drafts[1].lengths.tolist() == [2, 2]
+
+
+def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_model_path, tmp_path, monkeypatch):
+    """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
+    forgotten."""
+    monkeypatch.setattr(draft_device_recurrent, "POSITIONS", 4)
+    monkeypatch.setattr(draft_device_recurrent, "SLOTS", 2)
+    folder = saved("lstm", 40, tiny_model_path, tmp_path)
+    plain = foredraft.load(tiny_model_path, drafter=None)
+    device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), plain.tokenizer, folder, tiny_model_path, "float32")
+    device.graphs = GraphRounds(FakeCapture())
+    assert device.drafter.name == "lstm"
+    for new_tokens in (3, 5):
+        generation = device.drafter.generation
+        wanted, found = (model.generate(["w5 w9 w33 w5"], max_new_tokens=new_tokens, draft_tokens=2)
+                         for model in (plain, device))
+        assert found.token_ids == wanted.token_ids and found.stats.drafted > 0
+        assert device.drafter.generation > generation

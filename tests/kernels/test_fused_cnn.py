@@ -1,0 +1,41 @@
+"""A convolutional layer against its reference: places before the start, ones that are not read."""
+
+import pytest
+import torch
+
+from foredraft.kernels.backend import HAS_TRITON
+from foredraft.kernels.compile import costs
+from foredraft.kernels.fused_cnn import CONVOLUTION
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+PLACES = torch.tensor([[0, 1, 7, -1] + [3] * 14, [0] * 18]).T[:, 0]
+
+
+@pytest.mark.parametrize(("dtype", "dilation"), [(torch.float32, 2), (torch.bfloat16, 1)])
+def test_convolution(dtype, dilation):
+    B, T, U = 18, 8, 20
+    draw = torch.Generator().manual_seed(1)
+    below = torch.randn(B, T, U, generator=draw)
+    weight, bias = torch.randn(3, 2 * U, U, generator=draw).to(dtype) / 4, torch.randn(2 * U, generator=draw)
+    for b, at in enumerate(PLACES.tolist()):
+        below[b, at + 1 :] = float("nan")
+    results = []
+    for name in ("reference", "triton"):
+        above = torch.full((B, T, U), float("nan"))
+        CONVOLUTION[name](PLACES, below, weight, bias, dilation, above)
+        results.append(above)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert int((~results[1].isnan()).sum()) == 17 * U
+
+
+def at_real_size():
+    at = torch.zeros(8, dtype=torch.int64)
+    for dtype, U in ((torch.bfloat16, 512), (torch.float32, 128)):
+        y = torch.empty(8, 192, U)
+        CONVOLUTION["triton"](at, y, torch.empty(3, 2 * U, U, dtype=dtype), torch.empty(2 * U), 4, y)
+
+
+def test_the_machine_code_fits_and_does_not_spill():
+    for cost in costs(f"{__file__}:at_real_size"):
+        assert cost.spills <= 8 and cost.shared <= {"sm_80": 163, "sm_90": 227, "gfx942": 64}[cost.target] * 1024, cost
