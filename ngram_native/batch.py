@@ -35,7 +35,7 @@ def score(device: DeviceTable, tokens: np.ndarray, starts: np.ndarray, out: np.n
     that ended in the id before it, so that one bucket an order is read for each id.
     """
     out = np.empty(len(tokens)) if out is None else out
-    _score_loop(*_packed(device), device.order, np.asarray(tokens, np.int64), np.asarray(starts, np.int64), out)
+    _score_loop(*_packed(device), (0,) * device.order, np.asarray(tokens, np.int64), np.asarray(starts, np.int64), out)
     return np.log(out, out=out)
 
 
@@ -127,11 +127,14 @@ def _find(grams, mask, shift, value):
 
 
 @njit(cache=True, nogil=True)
-def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, order, tokens, starts, out):
-    """p of every id, 1 for first ones. backoffs [2, N]: of the n-grams that end in this id and in the one before it."""
-    n, one, last = len(tokens), np.uint64(1), np.uint64(RING - 1)
-    hashes, known = np.zeros((RING, order), np.uint64), np.zeros(RING, np.int64)
-    backoffs = np.ones((2, order))
+def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, ranks, tokens, starts, out):
+    """p of every id, 1 for first ones. ranks: N of anything, a tuple, so that the compiler knows N.
+
+    An id before the sequence's first is -1, which no n-gram holds: what is looked up with it is not there, at no cost.
+    backoffs [2, N]: of the n-grams that end in this id and in the one before it.
+    """
+    n, one, last, order = len(tokens), np.uint64(1), np.uint64(RING - 1), len(ranks)
+    hashes, known, backoffs = np.zeros((RING, len(ranks)), np.uint64), np.zeros(RING, np.int64), np.ones((2, len(ranks)))
     sequence, first, following = 0, 0, starts[0]
     for step in range(n + AHEAD):
         if step < n:
@@ -139,22 +142,23 @@ def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, order, to
                 first, following = step, starts[sequence + 1]
                 sequence += 1
             slot = np.uint64(step) & last
-            # -1: given, not asked for
-            known[slot] = min(order - 1, step - first) if step > first else -1
+            known[slot] = step - first
             value = mixed(seed, tokens[step])
-            for j in range(1, known[slot] + 1):
-                value = mixed(value, tokens[step - j])
-                hashes[slot, j] = max(value, one)
+            for j in range(1, order):
+                value = mixed(value, tokens[np.uint64(step - j)] if j <= step - first else -1)
+                hashes[slot, np.uint64(j)] = max(value, one)
                 _prefetch(_bucket(grams, shift, max(value, one)))
         position = step - AHEAD
         if position >= 0:
             slot, now = np.uint64(position) & last, np.uint64(position) & one
-            likely, backoffs[now, 0] = _floats(singles[tokens[position]])
-            for j in range(1, known[slot] + 1):
-                own, backoffs[now, j], found = _find(grams, mask, shift, hashes[slot, j])
-                backed = backoffs[now ^ one, j - 1] * (1.0 / vocab_size if strict else likely)
+            likely, backoffs[now, 0] = _floats(singles[np.uint64(tokens[np.uint64(position)])])
+            for j in range(1, order):
+                own, backoff, found = _find(grams, mask, shift, hashes[slot, np.uint64(j)])
+                lower = 1.0 / vocab_size if strict and j <= known[slot] else likely
+                backed = backoffs[now ^ one, np.uint64(j - 1)] * lower
+                backoffs[now, np.uint64(j)] = backoff
                 likely = own if found else backed
-            out[position] = likely if known[slot] >= 0 else 1.0
+            out[position] = likely if known[slot] else 1.0
 
 
 @njit(cache=True, nogil=True)
