@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -166,6 +167,7 @@ class Model:
         """
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed,
                               _strings(stop_strings), batch_size, max_source, kv_memory)
+        requests = [requests] if isinstance(requests, str) else requests
         return Stream(lambda: self._scheduler(config, None), self._jobs(requests, config, truncation), self._text, in_order)
 
     def _scheduler(self, config: DecodeConfig, lengths: list[int] | None) -> Scheduler | FixedBatches:
@@ -207,6 +209,9 @@ class Model:
         if config.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
         name = f"input {index + 1}" if request.id is None else str(request.id)
+        seed = seed if request.seed is None else request.seed
+        if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+            raise UserError(f"{name} has seed {seed!r}; give an int64")
         ids, warnings = self._ids(name, request.input), []
         limit = config.max_source or self.source_limit
         if limit is not None and len(ids) > limit:
@@ -215,9 +220,9 @@ class Model:
             warnings.append(f"{name} has {len(ids)} tokens; the first {limit} were read, {len(ids) - limit} were cut (the "
                             f"limit is {limit})")
             ids = ids[: limit - 1] + [self.target.end_token]
-        return Job(index, request.id, torch.tensor(ids, dtype=torch.int64), config, self._draft_tokens(config),
-                   seed if request.seed is None else request.seed, warnings,
-                   StopStrings(config.stop_strings, self._text) if config.stop_strings else None)
+        stops = StopStrings(config.stop_strings, self._text) if config.stop_strings else None
+        return Job(index, request.id, torch.tensor(ids, dtype=torch.int64), config, self._draft_tokens(config), int(seed),
+                   warnings, stops)
 
     def _text(self, ids: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -229,7 +234,10 @@ class Model:
             if self.tokenizer is None:
                 raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass ids")
             return self.tokenizer.encode(item).ids
-        ids = [int(token) for token in item]
+        try:
+            ids = [int(token) for token in item]
+        except (TypeError, ValueError):
+            raise UserError(f"{name} is neither a text nor a list of ids; give one of the two") from None
         if not ids:
             raise UserError(f"{name} is empty; give at least one id")
         vocabulary = self.target.config.vocab_size

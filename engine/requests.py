@@ -17,7 +17,8 @@ from foredraft.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """One text, or its ids as the model expects them (T5: `</s>` last). `id`: whatever its result shall be known by.
+    """One text, or its ids as the model expects them (T5: `</s>` last). `id`: what its result shall be known by, hashable
+    and unlike those of other requests in hand; errors and warnings name it.
 
     The rest are generate's arguments; None takes the stream's. max_new_tokens and draft_tokens may not exceed the stream's.
     seed: int64, this request's own, whatever its place in the stream.

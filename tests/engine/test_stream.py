@@ -26,6 +26,8 @@ def test_a_list_of_any_length_is_what_each_text_gives_alone(model):
     assert abs(sum(out.stats.seconds[part] for part in ("encode", "draft", "verify", "other"))
                - out.stats.seconds["total"]) < 1e-6
     assert model.generate([]).token_ids == []
+    one = model.generate("w5 w9", max_new_tokens=3)
+    assert [r.token_ids for r in model.stream("w5 w9", max_new_tokens=3)] == one.token_ids
 
 
 def test_results_come_as_they_end_or_in_order(model):
@@ -70,12 +72,13 @@ def test_requests_are_read_as_there_is_room(model):
 
 def test_a_request_that_fails_is_a_result_and_the_others_go_on(model):
     bad = ["w5", "   ", Request([3, 100], id="x"), Request("w6", max_new_tokens=99), Request("w7", top_p=2.0), "w8 " * 30,
-           "w9"]
+           Request(5), Request("w5", seed=2**63), "w9"]
     results = list(model.stream(bad, max_new_tokens=5, max_source=20, truncation=False, in_order=True))
-    assert [r.finish_reason == "error" for r in results] == [False, True, True, True, True, True, False]
-    assert [r.index for r in results] == list(range(7)) and results[2].id == "x"
-    for result, match in zip(results[1:6], ("is empty", "outside 0..99", "max_new_tokens is 99", "top_p is 2.0",
-                                            "input 6 has 31 tokens, the limit is 20"), strict=True):
+    assert [r.finish_reason == "error" for r in results] == [False] + [True] * 7 + [False]
+    assert [r.index for r in results] == list(range(9)) and results[2].id == "x"
+    for result, match in zip(results[1:8], ("is empty", "outside 0..99", "max_new_tokens is 99", "top_p is 2.0",
+                                            "input 6 has 31 tokens, the limit is 20", "input 7 is neither a text nor",
+                                            "input 8 has seed 9223372036854775808"), strict=True):
         assert match in str(result.error) and result.token_ids == []
     cut = list(model.stream(bad[5:6], max_new_tokens=5, max_source=20))[0]
     assert cut.error is None and "were cut" in cut.warnings[0]
