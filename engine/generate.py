@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from foredraft.engine.adaptive import WIDEST, AdaptiveDrafter
 from foredraft.engine.cache import pages_of
 from foredraft.engine.checkpoint import find_checkpoint, weights_hash
-from foredraft.engine.config import DecodeConfig
+from foredraft.engine.config import AUTO, DecodeConfig
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import Drafter
 from foredraft.engine.drafters import make_drafter
@@ -97,6 +98,7 @@ class Model:
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
         self.drafter = make_drafter(drafter, target.weights, path, tokenizer, str(target.device))
+        self.adaptive = AdaptiveDrafter(self.drafter)
         self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
 
     @property
@@ -118,7 +120,7 @@ class Model:
                 "threads": get_num_threads()}
 
     def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 128,
-                 draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
+                 draft_tokens: int | str = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int | Sequence[int] | None = None,
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
                  max_source: int | None = None, kv_memory: int | None = None) -> Output:
@@ -144,8 +146,8 @@ class Model:
             job.listener = streamer and streamer.put
         began, output = perf_counter(), Output()
         if jobs:
-            lengths = [len(job.source) for job in jobs]
-            with Stream(lambda: self._scheduler(config, lengths), iter(jobs), self._text, in_order=True) as stream:
+            lengths, seeded = [len(job.source) for job in jobs], seed is not None
+            with Stream(lambda: self._scheduler(config, lengths, seeded), iter(jobs), self._text, in_order=True) as stream:
                 for result in stream:
                     output.add(result)
                 output.stats = stream.stats
@@ -155,8 +157,8 @@ class Model:
         return output
 
     def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
-               max_new_tokens: int = 128, draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0,
-               top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
+               max_new_tokens: int = 128, draft_tokens: int | str = 5, do_sample: bool = False,
+               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
                kv_memory: int | None = None) -> Stream:
         """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
@@ -166,12 +168,18 @@ class Model:
         """
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed,
                               _strings(stop_strings), batch_size, max_source, kv_memory)
-        return Stream(lambda: self._scheduler(config, None), self._jobs(requests, config, truncation), self._text, in_order)
+        return Stream(lambda: self._scheduler(config, None, True), self._jobs(requests, config, truncation), self._text,
+                      in_order)
 
-    def _scheduler(self, config: DecodeConfig, lengths: list[int] | None) -> Scheduler | FixedBatches:
-        """lengths: of all sources, where they are known."""
-        width = self._draft_tokens(config)
+    def _scheduler(self, config: DecodeConfig, lengths: list[int] | None, seeded: bool) -> Scheduler | FixedBatches:
+        """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
+        width, drafter = self._draft_tokens(config), self.drafter
+        if config.draft_tokens == AUTO:
+            drafter = self.adaptive
+            drafter.repeatable = seeded
         if self.graphs is not None:
+            if drafter is self.adaptive:
+                raise UserError("draft_tokens 'auto' runs on the CPU only so far; on a device give a number")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
         rows, pages = config.batch_size, None
         if lengths is None:
@@ -180,11 +188,13 @@ class Model:
         else:
             rows, longest = min(rows, len(lengths)), max(lengths)
             pages = sum(sorted(map(pages_of, lengths))[-rows:])
-        return Scheduler(self.target, self.drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
+        return Scheduler(self.target, drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
                          longest=longest or 1, pages=pages, kv_memory=config.kv_memory)
 
     def _draft_tokens(self, config: DecodeConfig) -> int:
-        return 0 if self.drafter.name == "none" else config.draft_tokens
+        if self.drafter.name == "none":
+            return 0
+        return WIDEST if config.draft_tokens == AUTO else config.draft_tokens
 
     def _jobs(self, requests: Iterable[Request | str | Sequence[int]], config: DecodeConfig,
               truncation: bool) -> Iterator[Job | Result]:
@@ -203,6 +213,9 @@ class Model:
         own = {name: value for name, value in own.items() if value is not None}
         if request.stop_strings is not None:
             own["stop_strings"] = _strings(request.stop_strings)
+        if own.get("draft_tokens") == AUTO != config.draft_tokens:
+            raise UserError("draft_tokens 'auto' is for a whole stream: open it so; a request's number is then its longest "
+                            "draft")
         config = replace(config, **own) if own else config
         if config.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
