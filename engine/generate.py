@@ -123,7 +123,7 @@ class Model:
                  draft_tokens: int | str = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int | Sequence[int] | None = None,
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
-                 max_source: int | None = None, kv_memory: int | None = None) -> Output:
+                 max_source: int | None = None, kv_memory: int | None = None, verification: str = "token") -> Output:
         """Any number of texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
         The arguments are DecodeConfig's; seeds in a list, int64, are one for each input, whatever its place in the call.
@@ -131,7 +131,8 @@ class Model:
         """
         own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p,
-                              seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory)
+                              seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory,
+                              verification)
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         if streamer is not None and len(inputs) != 1:
             raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
@@ -160,14 +161,14 @@ class Model:
                max_new_tokens: int = 128, draft_tokens: int | str = 5, do_sample: bool = False,
                temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
-               kv_memory: int | None = None) -> Stream:
+               kv_memory: int | None = None, verification: str = "token") -> Stream:
         """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
 
         The arguments are DecodeConfig's and hold for requests that do not say otherwise. Without `truncation` a source
         longer than max_source is an error of its request. Until the stream ends or is closed the model is its own.
         """
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed,
-                              _strings(stop_strings), batch_size, max_source, kv_memory)
+                              _strings(stop_strings), batch_size, max_source, kv_memory, verification)
         return Stream(lambda: self._scheduler(config, None, True), self._jobs(requests, config, truncation), self._text,
                       in_order)
 
@@ -178,8 +179,9 @@ class Model:
             drafter = self.adaptive
             drafter.repeatable = seeded
         if self.graphs is not None:
-            if drafter is self.adaptive:
-                raise UserError("draft_tokens 'auto' runs on the CPU only so far; on a device give a number")
+            if drafter is self.adaptive or config.verification == "block":
+                raise UserError("draft_tokens 'auto' and verification 'block' run on the CPU only so far; on a device leave "
+                                "them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
         rows, pages = config.batch_size, None
         if lengths is None:
@@ -189,7 +191,7 @@ class Model:
             rows, longest = min(rows, len(lengths)), max(lengths)
             pages = sum(sorted(map(pages_of, lengths))[-rows:])
         return Scheduler(self.target, drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
-                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory)
+                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=config.verification == "block")
 
     def _draft_tokens(self, config: DecodeConfig) -> int:
         if self.drafter.name == "none":

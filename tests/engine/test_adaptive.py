@@ -125,3 +125,14 @@ def test_only_a_number_or_auto(tiny_model_path):
     with pytest.raises(UserError, match="draft_tokens is 'much'"):
         model.generate([[5, 1]], draft_tokens="much")
     assert WIDEST > 5
+
+
+def test_blocks_and_adapting_lengths_go_together(lstm):
+    options = dict(max_new_tokens=20, do_sample=True, seed=5)
+    out = lstm.generate(SOURCES, draft_tokens="auto", verification="block", **options)
+    assert all(out.token_ids) and out.stats.drafted
+    # greedy rows have nothing to weigh as a block
+    assert lstm.generate(SOURCES, max_new_tokens=20, verification="block").token_ids == lstm.generate(
+        SOURCES, max_new_tokens=20, draft_tokens=0).token_ids
+    with pytest.raises(UserError, match="verification is 'tree'"):
+        lstm.generate(SOURCES, verification="tree")
