@@ -6,8 +6,8 @@ With p_i the target's, q_i the drafter's law of the i-th draft x_i, n drafts, an
     h_i = Z_i / (Z_i + 1 - P_i) for i < n,   h_n = P_n,
 
 the longest i with u_i <= h_i drafts stand, whatever the shorter ones say, and the next id is drawn from p_{n+1} if i = n,
-else from max(0, P_i p_{i+1} - q_{i+1}). No fewer drafts stand on average than token by token, for a draft that is refused may be
-made up for by a later one. Where a draft stops may depend on its ids so far, as P(at least i stand | x_1..x_i) = P_i holds
+else from max(0, P_i p_{i+1} - q_{i+1}). No fewer drafts stand on average than token by token: a draft that is refused may
+be made up for by a later one. Where a draft stops may depend on its ids so far: P(at least i stand | x_1..x_i) = P_i holds
 whether i is the last or not.
 
 Rows of point masses and greedy rows are accept.py's. Noise is keyed by the round's start: ids past a refused one are
