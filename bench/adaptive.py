@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from foredraft.bench import measure
 from foredraft.bench.methods import drafting_method
 from foredraft.bench.settings import Settings
@@ -34,9 +32,8 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
             on_batch: Callable[[], None] = lambda: None) -> list[dict]:
     """A row for plain decoding, for every K, for "auto", and above temperature 0 with sampled drafts for blocks.
 
-    `ratio`: ids a second of decoding over plain decoding's, its median over the passes and its 95 % bootstrap interval over
-    batches that took turns. `differ`: articles whose ids are not plain decoding's; None where sampled drafts have noise of
-    their own. settings.draft_tokens is not read.
+    `speed_up`: measure.speed_up of decoding over plain decoding. `differ`: articles whose ids are not plain decoding's; None
+    where sampled drafts have noise of their own. settings.draft_tokens is not read.
     """
     methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
     methods |= {str(K): drafting_method(model, settings, K) for K in (*draft_tokens, AUTO)}
@@ -48,24 +45,9 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
     for name, taken in samples.items():
         found = measure.acceptance(taken)
         rows.append({
-            "draft_tokens": name, "ratio": ratio(samples[PLAIN], taken),
+            "draft_tokens": name, "speed_up": measure.speed_up(samples[PLAIN], taken, with_encoding=False),
             "tokens_per_second": measure.tokens_per_second(taken, with_encoding=False),
             "tokens_per_round": found["tokens_per_round"], "drafted_per_round": found["drafted"] / found["rounds"],
             "rate": found["rate"], "seconds": measure.seconds(taken),
             "differ": None if dense and name != PLAIN else measure.differing(samples[PLAIN], taken)})
     return rows
-
-
-def ratio(reference: measure.Samples, other: measure.Samples, resamples: int = 2000) -> dict[str, float]:
-    """Ids a second over those of `reference`: the median over the passes, and low, high: its 95 % interval over batches."""
-    def sums(samples, of):
-        return np.array([[of(sample) for sample in one] for one in samples])  # [repeats, batches]
-
-    count = len(other[0])
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples).T
-    weights = np.concatenate((np.ones((count, 1)), drawn), 1)
-    ours, theirs = (sums(samples, lambda sample: sample.tokens) @ weights / (sums(samples, measure.decode_seconds) @ weights)
-                    for samples in (other, reference))
-    found = np.median(ours / theirs, axis=0)
-    low, high = np.percentile(found[1:], [2.5, 97.5])
-    return {"median": float(found[0]), "low": float(low), "high": float(high)}

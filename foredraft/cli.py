@@ -68,7 +68,7 @@ def summarize(
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE ...|-]", help="Texts; - is stdin.")] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
-        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, a trained folder or none.")
+        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, a trained folder, cascade:A,B, staged:A,B, none.")
     ] = "lookup",
     draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding, auto adapts.")] = "5",
     verification: Annotated[str, typer.Option(help="Of sampled drafts: token or block.")] = "token",

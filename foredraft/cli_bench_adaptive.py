@@ -14,7 +14,9 @@ import typer
 
 def adaptive(
     data: Annotated[Path | None, typer.Option(help="jsonl(.gz) of article/highlights; default: sample texts.")] = None,
-    drafters: Annotated[str, typer.Option(help="As foredraft.load takes them, with commas between.")] = "lookup,ngram",
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="As foredraft.load takes it; may be repeated; default: lookup and ngram.")
+    ] = None,
     temperature: Annotated[str, typer.Option(help="With commas between; 0 is greedy.")] = "0,1",
     batch_size: Annotated[str, typer.Option(help="Articles decoded together, with commas between.")] = "1,8",
     draft_tokens: Annotated[str, typer.Option(help="Fixed K beside auto, with commas between.")] = "1,3,5",
@@ -51,7 +53,7 @@ def adaptive(
     }
     rows = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for spec in drafters.split(","):
+        for spec in drafter or ("lookup", "ngram"):
             model = plain.with_drafter(spec)
             models = {spec: model}
             if wrong:
@@ -79,7 +81,7 @@ def _show(rows: list[dict], console) -> None:
                  "differ"):
         table.add_column(name, justify="left" if name == "drafter" else "right")
     for row in rows:
-        over, rate = row["ratio"], row["rate"]
+        over, rate = row["speed_up"], row["rate"]
         table.add_row(
             row["drafter"], f"{row['temperature']:g}", str(row["batch_size"]), row["draft_tokens"],
             f"{row['tokens_per_second']['median']:,.0f}", f"{over['median']:.3f} ({over['low']:.3f}-{over['high']:.3f})",

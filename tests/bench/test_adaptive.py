@@ -1,24 +1,11 @@
-"""`foredraft bench adaptive` on the embedded family's sample texts, and the ratio it states."""
+"""`foredraft bench adaptive` on the embedded family's sample texts."""
 
 import json
 
-import pytest
 import torch
 from doubles import ScriptedDrafter, make_state
 
-from foredraft.bench.adaptive import Wrong, ratio
-from foredraft.bench.measure import Sample
-
-
-def sample(tokens, seconds):
-    return Sample([[0] * tokens], seconds, {"encode": 1.0})
-
-
-def test_the_ratio_is_of_ids_a_second_without_encoding():
-    plain = [[sample(10, 3.0), sample(30, 5.0)]] * 3
-    other = [[sample(20, 3.0), sample(60, 5.0)]] * 3
-    assert ratio(plain, other) == pytest.approx({"median": 2, "low": 2, "high": 2})
-    assert ratio(plain, plain)["median"] == 1
+from foredraft.bench.adaptive import Wrong
 
 
 def test_a_wrong_drafter_drafts_as_many_ids_and_none_is_the_same():
@@ -30,7 +17,7 @@ def test_a_wrong_drafter_drafts_as_many_ids_and_none_is_the_same():
 
 
 def test_the_command_writes_a_row_for_each_length(command, tmp_path):
-    code, out, _ = command("bench", "adaptive", "--drafters", "lookup", "--limit", 2, "--repeats", 1, "--batch-size", 2,
+    code, out, _ = command("bench", "adaptive", "--drafter", "lookup", "--limit", 2, "--repeats", 1, "--batch-size", 2,
                            "--draft-tokens", 2, "--max-new-tokens", 8, "--temperature", "0,1", "--out", tmp_path)
     assert code == 0
     rows = json.loads(out.splitlines()[-1])["rows"]
