@@ -44,10 +44,10 @@ class StagedDrafter(T5Drafter):
     def draft(self, state: DecodeState) -> Draft:
         draft = self.lists.empty_draft(state, ORIGINS.index("t5"))
         B, K = state.rows, state.max_draft
-        slots = state.capacity + 2 * (K + 1)
-        if slots > self._fed.shape[1]:
-            self._grow(len(self._counts), slots)
-        self.t5.cache.extend(slots)
+        rows, slots = max(B, len(self._counts)), state.capacity + 2 * (K + 1)
+        if rows > len(self._counts) or slots > self._fed.shape[1]:
+            self._grow(rows, max(slots, self._fed.shape[1]))
+            self.t5.cache.reserve(rows, slots, 0)
         self.t5.prepare(B, K + 1)
         allowed = state.allowed()
         self._catch_up(state, allowed.numpy())
@@ -93,6 +93,7 @@ class StagedDrafter(T5Drafter):
                 temperature=state.temperature, top_k=state.top_k, top_p=state.top_p, seeds=state.seeds.clone(),
                 start_token=0, end_token=state.end_token, width=self.t5.config.d_model)
         inner = self._inner[state]
+        inner.greedy, inner.cuts = state.greedy, state.cuts
         inner.tokens.copy_(state.tokens)
         inner.origin.zero_()
         inner.lengths.copy_(state.lengths)

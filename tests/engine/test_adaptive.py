@@ -10,6 +10,7 @@ from foredraft.engine.decode import decode
 from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_models import model_class
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.requests import Request
 from foredraft.errors import UserError
 
 SOURCES = [[5, 6, 7, 5, 6, 7, 5, 6, 1], [9, 8, 1], [20, 21, 22, 23, 1]]
@@ -136,3 +137,16 @@ def test_blocks_and_adapting_lengths_go_together(lstm):
         SOURCES, max_new_tokens=20, draft_tokens=0).token_ids
     with pytest.raises(UserError, match="verification is 'tree'"):
         lstm.generate(SOURCES, verification="tree")
+
+
+def test_in_a_stream_a_requests_number_is_its_longest_draft(tiny_model_path):
+    model = foredraft.load(tiny_model_path, drafter="lookup")
+    requests = [Request(ids, draft_tokens=most) for ids, most in zip(SOURCES * 3, [None, 0, 2] * 3, strict=True)]
+    plain = model.generate(SOURCES * 3, max_new_tokens=30, draft_tokens=0)
+    results = list(model.stream(requests, draft_tokens="auto", max_new_tokens=30, batch_size=2, in_order=True))
+    assert [result.token_ids for result in results] == plain.token_ids
+    drafted = [result.stats.drafted for result in results]
+    assert sum(drafted[1::3]) == 0 < sum(drafted[0::3])
+    assert all(len([at for at in result.stats.tested_at if at]) <= 2 for result in results[2::3])
+    refused = list(model.stream([Request([5, 1], draft_tokens="auto")], draft_tokens=3))
+    assert "open it so" in str(refused[0].error)
