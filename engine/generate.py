@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -98,8 +99,12 @@ class Model:
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
         self.drafter = make_drafter(drafter, target.weights, path, tokenizer, str(target.device))
-        self.adaptive = AdaptiveDrafter(self.drafter)
         self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
+
+    @cached_property
+    def adaptive(self) -> AdaptiveDrafter:
+        """The drafter with lengths that adapt; what it has learned stays."""
+        return AdaptiveDrafter(self.drafter)
 
     @property
     def source_limit(self) -> int | None:
@@ -175,14 +180,14 @@ class Model:
     def _scheduler(self, config: DecodeConfig, lengths: list[int] | None, seeded: bool) -> Scheduler | FixedBatches:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
         width, drafter = self._draft_tokens(config), self.drafter
-        if config.draft_tokens == AUTO:
-            drafter = self.adaptive
-            drafter.repeatable = seeded
         if self.graphs is not None:
-            if drafter is self.adaptive or config.verification == "block":
+            if config.draft_tokens == AUTO or config.verification == "block":
                 raise UserError("draft_tokens 'auto' and verification 'block' run on the CPU only so far; on a device leave "
                                 "them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
+        if config.draft_tokens == AUTO:
+            drafter = self.adaptive
+            drafter.repeatable = seeded
         rows, pages = config.batch_size, None
         if lengths is None:
             longest = config.max_source or self.source_limit
