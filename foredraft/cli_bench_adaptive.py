@@ -37,10 +37,10 @@ def adaptive(
     from foredraft.bench import adaptive as lengths
     from foredraft.bench import cases, machine, record
     from foredraft.bench.settings import Settings
-    from foredraft.cli_eval import _numbers
+    from foredraft.cli_eval import parse_numbers
 
-    temperatures = _numbers("--temperature", temperature, float, 0)
-    sizes, Ks = _numbers("--batch-size", batch_size, int, 1), _numbers("--draft-tokens", draft_tokens, int, 1)
+    temperatures = parse_numbers("--temperature", temperature, float, 0)
+    sizes, Ks = parse_numbers("--batch-size", batch_size, int, 1), parse_numbers("--draft-tokens", draft_tokens, int, 1)
     show.announce_compilation()
     plain = foredraft.load(target, drafter=None)
     articles = cases.load_cases(data, plain.tokenizer, limit=limit, max_source=plain.source_limit)
