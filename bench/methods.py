@@ -70,8 +70,8 @@ def _foredraft(drafter: str | None, draft_tokens: int | None = None):
     return factory
 
 
-def drafting_method(model, settings: Settings, draft_tokens: int) -> Method:
-    """A foredraft model with its drafter, at K = draft_tokens."""
+def drafting_method(model, settings: Settings, draft_tokens: int | str, **options) -> Method:
+    """A foredraft model with its drafter, at K = draft_tokens; further options of generate."""
     def run(sources, seed: int) -> Output:
         out = model.generate(
             [list(source) for source in sources],
@@ -81,6 +81,7 @@ def drafting_method(model, settings: Settings, draft_tokens: int) -> Method:
             temperature=settings.temperature if settings.do_sample else 1.0,
             seed=seed,
             batch_size=len(sources),
+            **options,
         )
         return Output(out.token_ids, dict(out.stats.seconds), out.stats, origins=out.origins)
 

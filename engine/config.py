@@ -8,21 +8,31 @@ from dataclasses import dataclass
 from foredraft.errors import UserError
 
 MAX_DRAFT_TOKENS = 64
+AUTO = "auto"
+VERIFICATIONS = ("token", "block")
+
+
+def draft_length(text: str) -> int | str:
+    """`--draft-tokens` as typed: a whole number, or AUTO."""
+    if text == AUTO or text.lstrip("-").isdigit():
+        return text if text == AUTO else int(text)
+    raise UserError(f"--draft-tokens is {text!r}; give a whole number or {AUTO}")
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
     """Named as transformers' generate names them.
 
-    max_new_tokens: ids emitted at most, the end token included. draft_tokens: K, 0 is plain decoding. do_sample False
-    is greedy. temperature > 0; top_k 0 and top_p 1 are off. seed None draws a fresh one; row i of a call uses (seed, i).
-    stop_strings end a text where one of them is complete. max_source: source ids kept; None is the model's own limit.
-    batch_size: rows decoded together at most. kv_memory: bytes that the target's keys and values may take; None is half of
-    what the machine has free.
+    max_new_tokens: ids emitted at most, the end token included. draft_tokens: K, 0 is plain decoding, "auto" adapts it
+    (adaptive.py). do_sample False is greedy. temperature > 0; top_k 0 and top_p 1 are off. seed None draws a fresh one;
+    row i of a call uses (seed, i). stop_strings end a text where one of them is complete. max_source: source ids kept; None
+    is the model's own limit. batch_size: rows decoded together at most. kv_memory: bytes that the target's keys and values
+    may take; None is half of what the machine has free. verification: of drafts that were sampled, "token" by token or as a
+    "block" (kernels/block.py).
     """
 
     max_new_tokens: int = 128
-    draft_tokens: int = 5
+    draft_tokens: int | str = 5
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -32,6 +42,7 @@ class DecodeConfig:
     batch_size: int = 8
     max_source: int | None = None
     kv_memory: int | None = None
+    verification: str = "token"
 
     def __post_init__(self):
         def whole(name: str, low: int, high: float = math.inf):
@@ -40,8 +51,13 @@ class DecodeConfig:
                 bound = f"between {low} and {high}" if high < math.inf else f"of at least {low}"
                 raise UserError(f"{name} is {value!r}; give a whole number {bound}")
 
+        if self.verification not in VERIFICATIONS:
+            raise UserError(f"verification is {self.verification!r}; give {' or '.join(VERIFICATIONS)}")
         whole("max_new_tokens", 1, 100_000)
-        whole("draft_tokens", 0, MAX_DRAFT_TOKENS)
+        if isinstance(self.draft_tokens, str) and self.draft_tokens != AUTO:
+            raise UserError(f"draft_tokens is {self.draft_tokens!r}; give a whole number or {AUTO!r}")
+        if self.draft_tokens != AUTO:
+            whole("draft_tokens", 0, MAX_DRAFT_TOKENS)
         whole("top_k", 0)
         whole("batch_size", 1)
         if self.max_source is not None:

@@ -40,6 +40,7 @@ class LookupDrafter:
         self.index, self.table, self.cost = SuffixIndex(min_match, max_match, history), table, cost
         self.name = "+".join(["lookup", *(["history"] if history else []), *(["ngram"] if table else [])])
         self._state: DecodeState | None = None
+        self.point_masses = True
         self._warm_up()
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:

@@ -51,6 +51,7 @@ class NgramDrafter:
         if not 0 <= cost <= 1:
             raise UserError(f"cost must lie in 0..1, got {cost}; it is a share of a step")
         self.table, self.cost, self.sampled = table, cost, sampled
+        self.point_masses = not sampled
         self._warm_up()
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 
 from foredraft.engine.cuda_weights import CudaWeights
 from foredraft.engine.decode import Drafter
+from foredraft.engine.draft_cascade import CascadeDrafter
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_lookup import HISTORY, LookupDrafter
 from foredraft.engine.draft_models import open_drafter
@@ -25,12 +26,17 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
 
     "lookup+ngram" and "lookup+ngram:PATH" take, id by id, whichever promises more; "lookup+history" also copies from the
     outputs of earlier requests, and so does "lookup+history+ngram".
+
+    "cascade:A,B,..." asks drafters named by any of these in turn (draft_cascade.py); "staged:A,PATH" has A draft for the T5
+    drafter in the folder PATH (draft_staged.py).
     """
     if spec is None or spec == "none":
         return NoDrafter()
     if not isinstance(spec, str | Path):
         return spec
     kind, _, path = str(spec).partition(":")
+    if kind in ("cascade", "staged"):
+        return _made_of(str(spec), path.split(","), target, target_folder, tokenizer, device)
     if device != "cpu" and kind.startswith("lookup+history"):
         raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
                         "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
@@ -48,5 +54,24 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
     if Path(spec).is_dir():
         return open_drafter(Path(spec), target, target_folder, tokenizer)
-    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, none "
-                    "or the folder of a trained drafter")
+    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, "
+                    "none, the folder of a trained drafter, cascade:A,B or staged:A,PATH")
+
+
+def _made_of(spec: str, parts: list[str], target: T5Weights, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
+    """A cascade, or a drafter that another drafts for."""
+    from foredraft.engine.draft_staged import StagedDrafter
+    from foredraft.engine.draft_t5 import T5Drafter
+
+    if device != "cpu":
+        raise UserError(f"drafter {spec!r}: cascades and staged drafts run on the CPU only so far; on device {device!r} use "
+                        "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
+    drafters = [make_drafter(part, target, target_folder, tokenizer) for part in parts]
+    if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
+        raise UserError(f"drafter {spec!r}: name two or more drafters with commas between, as in cascade:lookup,PATH")
+    if spec.startswith("cascade"):
+        return CascadeDrafter(drafters)
+    if len(drafters) > 2 or not isinstance(drafters[1], T5Drafter):
+        raise UserError(f"drafter {spec!r}: name a drafter and the folder of the T5 that it drafts for; others read their "
+                        "ids one by one and gain nothing")
+    return StagedDrafter(drafters[1], drafters[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from time import perf_counter
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 
+from foredraft.engine.adaptive import WIDEST, AdaptiveDrafter
 from foredraft.engine.cache import pages_of
 from foredraft.engine.checkpoint import find_checkpoint, weights_hash
-from foredraft.engine.config import DecodeConfig
+from foredraft.engine.config import AUTO, DecodeConfig
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import Drafter
 from foredraft.engine.drafters import make_drafter
@@ -100,6 +102,11 @@ class Model:
         self.drafter = make_drafter(drafter, target.weights, path, tokenizer, str(target.device))
         self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
 
+    @cached_property
+    def adaptive(self) -> AdaptiveDrafter:
+        """The drafter with lengths that adapt; what it has learned stays."""
+        return AdaptiveDrafter(self.drafter)
+
     @property
     def source_limit(self) -> int | None:
         """Source ids that the checkpoint says it takes (config.json, n_positions), or None."""
@@ -119,10 +126,10 @@ class Model:
                 "threads": get_num_threads()}
 
     def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 128,
-                 draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
+                 draft_tokens: int | str = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int | Sequence[int] | None = None,
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
-                 max_source: int | None = None, kv_memory: int | None = None) -> Output:
+                 max_source: int | None = None, kv_memory: int | None = None, verification: str = "token") -> Output:
         """Any number of texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
         The arguments are DecodeConfig's; seeds in a list, int64, are one for each input, whatever its place in the call.
@@ -130,7 +137,8 @@ class Model:
         """
         own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p,
-                              seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory)
+                              seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory,
+                              verification)
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         if streamer is not None and len(inputs) != 1:
             raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
@@ -145,8 +153,8 @@ class Model:
             job.listener = streamer and streamer.put
         began, output = perf_counter(), Output()
         if jobs:
-            lengths = [len(job.source) for job in jobs]
-            with Stream(lambda: self._scheduler(config, lengths), iter(jobs), self._text, in_order=True) as stream:
+            lengths, seeded = [len(job.source) for job in jobs], seed is not None
+            with Stream(lambda: self._scheduler(config, lengths, seeded), iter(jobs), self._text, in_order=True) as stream:
                 for result in stream:
                     output.add(result)
                 output.stats = stream.stats
@@ -156,25 +164,32 @@ class Model:
         return output
 
     def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
-               max_new_tokens: int = 128, draft_tokens: int = 5, do_sample: bool = False, temperature: float = 1.0,
-               top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
+               max_new_tokens: int = 128, draft_tokens: int | str = 5, do_sample: bool = False,
+               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
-               kv_memory: int | None = None) -> Stream:
+               kv_memory: int | None = None, verification: str = "token") -> Stream:
         """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
 
         The arguments are DecodeConfig's and hold for requests that do not say otherwise. Without `truncation` a source
         longer than max_source is an error of its request. Until the stream ends or is closed the model is its own.
         """
         config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed,
-                              _strings(stop_strings), batch_size, max_source, kv_memory)
+                              _strings(stop_strings), batch_size, max_source, kv_memory, verification)
         requests = [requests] if isinstance(requests, str) else requests
-        return Stream(lambda: self._scheduler(config, None), self._jobs(requests, config, truncation), self._text, in_order)
+        return Stream(lambda: self._scheduler(config, None, True), self._jobs(requests, config, truncation), self._text,
+                      in_order)
 
-    def _scheduler(self, config: DecodeConfig, lengths: list[int] | None) -> Scheduler | FixedBatches:
-        """lengths: of all sources, where they are known."""
-        width = self._draft_tokens(config)
+    def _scheduler(self, config: DecodeConfig, lengths: list[int] | None, seeded: bool) -> Scheduler | FixedBatches:
+        """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
+        width, drafter = self._draft_tokens(config), self.drafter
         if self.graphs is not None:
+            if config.draft_tokens == AUTO or config.verification == "block":
+                raise UserError("draft_tokens 'auto' and verification 'block' run on the CPU only so far; on a device leave "
+                                "them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
+        if config.draft_tokens == AUTO:
+            drafter = self.adaptive
+            drafter.repeatable = seeded
         rows, pages = config.batch_size, None
         if lengths is None:
             longest = config.max_source or self.source_limit
@@ -182,11 +197,13 @@ class Model:
         else:
             rows, longest = min(rows, len(lengths)), max(lengths)
             pages = sum(sorted(map(pages_of, lengths))[-rows:])
-        return Scheduler(self.target, self.drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
-                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory)
+        return Scheduler(self.target, drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
+                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=config.verification == "block")
 
     def _draft_tokens(self, config: DecodeConfig) -> int:
-        return 0 if self.drafter.name == "none" else config.draft_tokens
+        if self.drafter.name == "none":
+            return 0
+        return WIDEST if config.draft_tokens == AUTO else config.draft_tokens
 
     def _jobs(self, requests: Iterable[Request | str | Sequence[int]], config: DecodeConfig,
               truncation: bool) -> Iterator[Job | Result]:
@@ -205,6 +222,9 @@ class Model:
         own = {name: value for name, value in own.items() if value is not None}
         if request.stop_strings is not None:
             own["stop_strings"] = _strings(request.stop_strings)
+        if own.get("draft_tokens") == AUTO != config.draft_tokens:
+            raise UserError("draft_tokens 'auto' is for a whole stream: open it so; a request's number is then its longest "
+                            "draft")
         config = replace(config, **own) if own else config
         if config.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")

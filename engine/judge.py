@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foredraft.engine.state import DecodeState, Draft, Verdict
 from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
+from foredraft.kernels.block import BLOCK
 from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.draw import Scratch, make_scratch
 from foredraft.kernels.verdict import verdict_greedy_triton, verdict_triton
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
-    """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py).
+    """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py), and where the
+    state says so, dense drafts as blocks (kernels/block.py).
 
     An all-greedy batch never computes logits. Trees may hold point masses only. On a device a chain's verdict is
     committed by the kernel that reaches it.
@@ -38,7 +40,7 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
             logits, lse = torch.zeros(0, 0, 0), torch.zeros(0, 0, dtype=torch.float64)
         else:
             logits, lse = draft.logits.contiguous(), draft.lse.contiguous()
-        ACCEPT_SAMPLED[state.backend](
+        (BLOCK if state.block else ACCEPT_SAMPLED)[state.backend](
             target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(),
             draft.dense.numpy(), logits.numpy(), lse.numpy(), state.temperature.numpy(), state.top_k.numpy(),
             state.top_p.numpy(), state.seeds.numpy(), state.lengths.numpy(), *outputs)

@@ -20,14 +20,15 @@ class Request:
     """One text, or its ids as the model expects them (T5: `</s>` last). `id`: what its result shall be known by, hashable
     and unlike those of other requests in hand; errors and warnings name it.
 
-    The rest are generate's arguments; None takes the stream's. max_new_tokens and draft_tokens may not exceed the stream's.
-    seed: int64, this request's own, whatever its place in the stream.
+    The rest are generate's arguments; None takes the stream's. max_new_tokens and draft_tokens may not exceed the stream's;
+    with "auto" for the stream draft_tokens is the longest draft. seed: int64, this request's own, whatever its place in the
+    stream.
     """
 
     input: str | Sequence[int]
     id: Any = None
     max_new_tokens: int | None = None
-    draft_tokens: int | None = None
+    draft_tokens: int | str | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None

@@ -41,11 +41,12 @@ class Scheduler:
 
     rows: the most of them, fewer where memory is short. max_new_tokens, draft_tokens: the most that a request may ask for.
     longest: ids of the longest source that must find room. pages: of sources that may ever be held at once, None where that
-    is not known. kv_memory: bytes, as DecodeConfig says. UserError: the target is in use, or the memory is too small.
+    is not known. kv_memory: bytes, as DecodeConfig says. block: sampled drafts are verified as blocks. UserError: the target
+    is in use, or the memory is too small.
     """
 
     def __init__(self, target: T5, drafter: Drafter, *, rows: int, max_new_tokens: int, draft_tokens: int, longest: int,
-                 pages: int | None = None, kv_memory: int | None = None):
+                 pages: int | None = None, kv_memory: int | None = None, block: bool = False):
         cache: KVCache = target.cache
         if cache.is_lent:
             raise UserError("a stream of this model is still running; read it to its end, or close() it, before the next")
@@ -68,6 +69,7 @@ class Scheduler:
             top_p=column(1.0), seeds=column(0), start_token=target.start_token, end_token=target.end_token,
             width=target.config.d_model)
         self.state.finished.fill_(True)
+        self.state.block = block
         self._finished = self.state.finished.numpy()
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}

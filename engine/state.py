@@ -82,6 +82,8 @@ class DecodeState:
         B, device = limits.shape[0], limits.device
         # host values: reading them costs no synchronisation; greedy and cuts change where rows are started and stopped only
         self.capacity = int(limits.max())
+        # dense drafts are verified as blocks; set before the first round
+        self.block = False
         self.max_draft = int(draft_tokens.max())
         self.backend = backend_of(limits)
         self.end_token = end_token

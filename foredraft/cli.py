@@ -68,9 +68,10 @@ def summarize(
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE ...|-]", help="Texts; - is stdin.")] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
-        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, a trained folder or none.")
+        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, a trained folder, cascade:A,B, staged:A,B, none.")
     ] = "lookup",
-    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding.")] = 5,
+    draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding, auto adapts.")] = "5",
+    verification: Annotated[str, typer.Option(help="Of sampled drafts: token or block.")] = "token",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest of this mass; 1 is off.")] = 1.0,
@@ -91,6 +92,7 @@ def summarize(
 ) -> None:
     """Summarise texts, or a whole file of articles; on a terminal, accepted drafts of texts are coloured."""
     from foredraft import show
+    from foredraft.engine.config import draft_length
 
     if (input is None) != (output is None) or (input is not None and files):
         raise UserError("give FILEs, or --input FILE.jsonl with --output FILE.jsonl")
@@ -99,9 +101,10 @@ def summarize(
     drafter = None if drafter == "none" else drafter
     model = foredraft.load(target, drafter=drafter, device=device, dtype=dtype, weights=weights)
     config = dict(
-        max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, do_sample=temperature != 0,
+        max_new_tokens=max_new_tokens, draft_tokens=draft_length(draft_tokens), do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
         batch_size=batch_size, max_source=max_source, kv_memory=None if kv_memory is None else int(kv_memory * 1e9),
+        verification=verification,
     )
     if input is not None:
         _summarize_file(model, input, output, in_order, strict, stats, as_json, config)

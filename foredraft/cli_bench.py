@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli_bench_adaptive import adaptive
 from foredraft.cli_bench_compare import compare as compare_command
 from foredraft.cli_bench_compare import regression
 from foredraft.cli_bench_kernels import kernels
@@ -27,6 +28,7 @@ bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_he
 
 def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
+    bench.command("adaptive")(adaptive)
     bench.command("compare")(compare_command)
     bench.command("regression")(regression)
     bench.command("kernels")(kernels)

@@ -116,7 +116,8 @@ def find(row, output, emitted, last, room, min_match, max_match, text, stop, hea
             position, length = link // max_match, link % max_match + 1
             if position < oldest:
                 break
-            if length == match and _agrees(output, position, output, last, match):
+            # an output may have been taken back (engine/draft_staged.py): what lay past its end is no longer there
+            if length == match and position < emitted and _agrees(output, position, output, last, match):
                 found += 1
                 copied, favours = min(room, emitted - position), output[position + 1] == favourite
                 if copied > best_copied or (copied == best_copied and favours and not best_favours):

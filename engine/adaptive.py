@@ -1,0 +1,114 @@
+"""A draft length that adapts: a drafter around any other that settles, row by row and round by round, how much it drafts.
+
+Its costs are measured as it goes (kernels/pace.py): the seconds of whole rounds, by running rows and rows read, and of the
+drafter's calls. A round in which no row drafts calls no drafter and is a plain round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+from torch import Tensor
+
+from foredraft.engine.decode import Drafter
+from foredraft.engine.state import DecodeState, Draft
+from foredraft.kernels.pace import new_memory, pace_numba
+
+# The widest draft.
+WIDEST = 12
+# How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
+# tells good drafts from bad: that the last ones were bad says little about the next.
+OWN, OWN_CONFIDENT = 3.0, 30.0
+
+
+class AdaptiveDrafter:
+    """Wraps `drafter`; a state's `draft_tokens` are what it writes. What they say when a row begins is its widest draft.
+
+    What was learned is kept between requests, for each number of rows and for greedy and sampled batches apart. Outputs of
+    point masses do not depend on it. Above temperature 0 a drafter without `point_masses` draws its drafts: another width
+    is another, equally lawful, output, so that with `repeatable` widths then depend on the request and the number of rows
+    of the batch alone, by costs that are fixed.
+
+    A drafter with a `cost`, the share of a step by which it stops a draft by its own confidence, is told the measured one.
+    """
+
+    def __init__(self, drafter: Drafter):
+        self.drafter, self.name, self.repeatable = drafter, drafter.name, False
+        self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
+        self._rows = np.zeros((0, 3))
+        self._state: DecodeState | None = None
+        self._began: float | None = None
+        self._admitted: set[int] = set()
+        pace_numba(*(np.ones(1, np.int64) for _ in range(2)), np.ones(1, bool),
+                   *(np.zeros(1, np.int64) for _ in range(5)), -1.0, 0.0, np.zeros((1, 3)), *new_memory(1, 1), OWN, False)
+
+    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        self.drafter.admit(rows, sources, encoded)
+        self._reserve(max(rows) + 1)
+        for row in rows:
+            self._rows[row] = 0
+        # what a row's `draft_tokens` then says is the widest draft of its request
+        self._admitted.update(rows)
+        self._began = None
+
+    def release(self, rows: Sequence[int]) -> None:
+        self.drafter.release(rows)
+
+    def draft(self, state: DecodeState) -> Draft:
+        began = perf_counter()
+        if self._state is not state:
+            self._enter(state)
+        if self._admitted:
+            started = list(self._admitted)
+            self._widest[started] = self._widths[started]
+            self._widths[started] = 0
+            self._admitted.clear()
+        seconds = -1.0 if self._began is None else began - self._began
+        price = pace_numba(*self._views, self._drafted, self._widths, self._widest, seconds, self._drafting,
+                           *self._memory(state))
+        self._began, self._drafting = began, 0.0
+        if not self._widths.any():
+            self._drafted = self._nothing
+            return self._none
+        since = perf_counter()
+        draft = self._ask(state, price)
+        self._drafting = perf_counter() - since
+        self._drafted = draft.lengths.numpy()
+        return draft
+
+    def _reserve(self, rows: int) -> None:
+        if rows > len(self._rows):
+            self._rows = np.concatenate((self._rows, np.zeros((rows - len(self._rows), 3))))
+
+    def _memory(self, state: DecodeState) -> tuple:
+        """The rest of what the kernel is told; a batch may turn from greedy to sampled where rows come and go."""
+        B, K = state.rows, state.max_draft
+        key = B, K, state.greedy
+        if key not in self._memories:
+            self._memories[key] = new_memory(B, K)
+        fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
+        own = OWN_CONFIDENT if hasattr(self.drafter, "cost") else OWN
+        return self._rows[:B], *self._memories[key], own, fixed
+
+    def _ask(self, state: DecodeState, price: float) -> Draft:
+        own = getattr(self.drafter, "cost", None)
+        if own is None:
+            return self.drafter.draft(state)
+        self.drafter.cost = min(price, 1.0)
+        try:
+            return self.drafter.draft(state)
+        finally:
+            self.drafter.cost = own
+
+    def _enter(self, state: DecodeState) -> None:
+        """Start on a state: views of its tensors."""
+        self._reserve(state.rows)
+        self._views = tuple(tensor.numpy() for tensor in (
+            state.lengths, state.limits, state.finished, state.last_tested, state.last_accepted))
+        self._widths, self._nothing = state.draft_tokens.numpy(), np.zeros(state.rows, np.int64)
+        self._widest = np.zeros(state.rows, np.int64)
+        self._admitted = set(range(state.rows))
+        self._none, self._drafted = Draft.empty(state.rows, 0), self._nothing
+        self._state, self._began, self._drafting = state, None, 0.0

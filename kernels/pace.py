@@ -1,0 +1,266 @@
+"""How many ids each row drafts in the next round: learn from the last one, then take the widths of the highest rate.
+
+    lengths, limits   [B] int64      of the state;  finished [B] bool
+    tested, accepted  [B] int64      of each row's last draft
+    drafted           [B] int64      how many ids it had
+    widths            [B] int64      in: what each row might draft last time (0: nothing to learn from); out: the next
+    most      [B] int64              each row's widest draft, at most K
+    seconds, drafting float          of the last round, and of its drafts; seconds < 0: not known
+    rows              [B, 3] float64     of a row's request: ids accepted, ids that were expected to be, and its credit
+    places            [K, 4] float64     of all rows, by place in the draft: asked for, drafted, tested, accepted
+    base              [B + 1, 2] float64    seconds of a plain round by running rows, and how often seen
+    extra             [B K + 1, 2] float64  what further rows of a pass add, by their number
+    spent             [K + 1, 2] float64    of a drafter's call, by its longest draft; all three in units of `clock[UNIT]`
+    clock             [CLOCK] float64    the rest of what is remembered, below
+    own               float          how many ids of its own a row's record takes to count as much as all rows'
+    fixed             bool           only `rows` are learned, and each row is decided by itself, at costs for B rows
+
+A round's rate is what it is expected to emit, one id a row and every further one by the chance that all ids up to it are
+right, over its seconds. Chances fall along a draft, so that the best m drafts of a batch are those of the m largest, and
+the best m is found by trying all (where calls cost by their longest draft, a little may be missed). A place's chance is the
+share of tested ids that were accepted there, times how a row has done against that.
+
+Nothing drafted is nothing learned: 1 % of the time (PROBE) pays for drafts that do not promise to pay, one id wide, and
+plain rounds are made now and then where rows always draft. Every wait doubles up to LONGEST rounds.
+
+Lossless: widths are settled before any of the round's random numbers is drawn, from rounds whose numbers are never used
+again (their keys hold the round's start), so that given all that was seen the next ids follow the target's law. With
+`fixed` they depend on the row's own request and on B alone: a seeded request repeats on any machine, whatever rows are
+beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foredraft.kernels.backend import njit
+
+# clock: seconds of a unit and how often seen, running rows of the last round, units saved for a probe, rounds since one
+# without a draft, plain ones on purpose, rounds since a call, what calls after a pause cost, a running mean of further rows
+UNIT, SEEN, RUNNING, CREDIT, SINCE, PLAIN, IDLE, PAUSED, FURTHER = range(9)
+CLOCK = 9
+PROBE = 0.01
+FIRST, LONGEST = 8, 256
+# plain rounds at the start, and how slowly a cost changes once it is known
+PLAINS, SLOWEST = 3, 0.04
+# before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row, a call, an id
+CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
+# the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
+FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.08, 0.8, 0.18, 0.08
+# tested ids that a place remembers, and how fast a row's own record fades
+MEMORY, FADE = 200.0, 0.95
+SURE = 0.98
+
+
+def new_memory(B: int, K: int) -> tuple[np.ndarray, ...]:
+    """places, base, extra, spent, clock for batches of B rows and drafts of K ids."""
+    places, base, extra, spent = (np.zeros(shape) for shape in ((K, 4), (B + 1, 2), (B * K + 1, 2), (K + 1, 2)))
+    clock = np.zeros(CLOCK)
+    base[:, 0] = 0.2 + 0.8 * np.arange(B + 1) / B
+    return places, base, extra, spent, clock
+
+
+@njit()
+def _chances(places, fixed, chance, cover):
+    """Of a tested id at each place [K], and of being drafted at all [K]; a place little seen follows the one before."""
+    before, reach, weight = CHANCE, 1.0, PRIOR
+    for i in range(places.shape[0]):
+        if fixed:
+            chance[i], cover[i] = FIXED_CHANCE, 1.0
+            continue
+        before = (places[i, 3] + weight * before) / (places[i, 2] + weight)
+        reach = min(reach, (places[i, 1] + reach) / (places[i, 0] + 1.0))
+        chance[i], cover[i] = before, reach
+        weight = 4.0
+
+
+@njit()
+def _fill(table, start, slope, few, out):
+    """A table of [value, times seen] without its gaps: straight between what was seen, and never falling. What was seen
+    less than `few` times leans to the line through all."""
+    height, length = 0.0, 0.0
+    for i in range(1, table.shape[0]):
+        seen = min(table[i, 1], 1 / SLOWEST)
+        height, length = height + seen * (table[i, 0] - start), length + seen * i
+    place, value = 0, start
+    out[0] = start
+    for i in range(1, table.shape[0]):
+        if table[i, 1] > 0:
+            seen = min(table[i, 1], 1 / SLOWEST)
+            known = (seen * table[i, 0] + few * (start + height / length * i)) / (seen + few)
+            step = max(known - value, 0.0) / (i - place)
+            for j in range(place + 1, i + 1):
+                out[j] = value + step * (j - place)
+            place, value = i, out[i]
+    if place > 0:
+        slope = (value - start) / place
+    for j in range(place + 1, table.shape[0]):
+        out[j] = value + slope * (j - place)
+
+
+@njit()
+def _costs(extra, spent, B, fixed, rows, calls):
+    """What further rows of a pass and a call add, by their number and by its longest draft, in plain rounds."""
+    if fixed:
+        for i in range(rows.shape[0]):
+            rows[i] = FIXED_ROW * B**FIXED_GROWTH * i
+        for i in range(calls.shape[0]):
+            calls[i] = FIXED_CALL + FIXED_ID * i
+    else:
+        _fill(extra, 0.0, ROW, 8.0, rows)
+        _fill(spent, spent[0, 0] if spent[0, 1] > 0 else CALL, ID, 0.0, calls)
+
+
+@njit()
+def _see(table, i, value):
+    """Take a value in: the mean at first, later a running mean."""
+    table[i, 1] += 1
+    table[i, 0] += max(1 / table[i, 1], SLOWEST) * (value - table[i, 0])
+
+
+@njit()
+def _near(value, known):
+    """A value, within a factor of 2 of what was expected: pauses of the machine count little."""
+    return min(max(value, 0.5 * known), 2.0 * known)
+
+
+@njit()
+def _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed, chance,
+           more, calls):
+    further, longest, asked = 0, 0, False
+    for b in range(widths.shape[0]):
+        if widths[b] == 0:
+            continue
+        asked = True
+        further += drafted[b]
+        longest = max(longest, drafted[b])
+        rows[b, 0] *= FADE
+        rows[b, 1] *= FADE
+        for i in range(tested[b]):
+            rows[b, 0] += 1.0 if accepted[b] > i else 0.0
+            rows[b, 1] += chance[i]
+        if fixed:
+            continue
+        for i in range(widths[b]):
+            places[i, 0] += 1
+            places[i, 1] += 1 if drafted[b] > i else 0
+            places[i, 2] += 1 if tested[b] > i else 0
+            places[i, 3] += 1 if accepted[b] > i else 0
+            if places[i, 0] > MEMORY:
+                places[i] *= 0.5
+    running = int(clock[RUNNING])
+    if fixed or seconds < 0 or running == 0:
+        return
+    known = base[running, 0] + more[further]
+    taken = max(seconds - drafting, 1e-9)
+    clock[SEEN] += 1
+    if clock[SEEN] <= PLAINS:
+        # a machine may be late, never early
+        clock[UNIT] = min(clock[UNIT], taken / known) if clock[SEEN] > 1 else taken / known
+    clock[UNIT] *= 1 + 0.1 * (_near(taken / clock[UNIT], known) / known - 1)
+    taken, drafting = _near(taken / clock[UNIT], known), drafting / clock[UNIT]
+    if further == 0:
+        clock[SINCE] = 0
+        _see(base, running, taken)
+    else:
+        _see(extra, further, max(taken - base[running, 0], 0.0))
+        clock[FURTHER] += 0.1 * (further - clock[FURTHER])
+    if asked and clock[IDLE] > 1:
+        # the drafter has first read what it had missed
+        clock[PAUSED] += 0.5 * (min(drafting, 2.0) - clock[PAUSED])
+    elif asked:
+        _see(spent, longest, _near(drafting, calls[longest]))
+    clock[IDLE] = 0 if asked else clock[IDLE] + 1
+
+
+@njit()
+def _widen(survival, cover, room, running, calls, more, unit, widths):
+    """Set widths [B] to those of the highest rate; survival [B, K] never rises along a row. Returns their sum."""
+    B, K = survival.shape
+    order, size = np.empty(B * K, np.int64), 0
+    widths[:] = 0
+    expected, further, longest, best, found = float(running), 0.0, 0, running / unit, 0
+    while True:
+        row = -1
+        for b in range(B):
+            if widths[b] < room[b] and (row < 0 or survival[b, widths[b]] > survival[row, widths[row]]):
+                row = b
+        if row < 0:
+            break
+        i = widths[row]
+        widths[row] += 1
+        order[size] = row
+        size += 1
+        expected += cover[i] * survival[row, i]
+        further += cover[i]
+        longest = max(longest, i + 1)
+        call = calls[0] + cover[0] * (calls[longest] - calls[0])
+        rate = expected / (unit + more[min(int(further + 0.5), more.shape[0] - 1)] + call)
+        if rate > best:
+            best, found = rate, size
+    widths[:] = 0
+    for i in range(found):
+        widths[order[i]] += 1
+    return found
+
+
+@njit()
+def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most, seconds, drafting, rows, places, base,
+              extra, spent, clock, own, fixed):
+    """Returns the price of a further id in every row, in shares of a plain round."""
+    B, K = widths.shape[0], places.shape[0]
+    chance, cover = np.empty(K), np.empty(K)
+    more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
+    _chances(places, fixed, chance, cover)
+    _costs(extra, spent, B, fixed, more, calls)
+    _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed, chance,
+           more, calls)
+    _chances(places, fixed, chance, cover)
+    _costs(extra, spent, B, fixed, more, calls)
+    survival, room, running = np.empty((B, K)), np.zeros(B, np.int64), 0
+    for b in range(B):
+        reach, better = 1.0, (rows[b, 0] + own) / (rows[b, 1] + own)
+        for i in range(K):
+            reach *= min(chance[i] * better, SURE)
+            survival[b, i] = reach
+        if not finished[b]:
+            running += 1
+            room[b] = max(min(most[b], limits[b] - lengths[b] - 1), 0)
+    clock[RUNNING] = running
+    if running == 0:
+        widths[:] = 0
+        return 1.0
+    if fixed:
+        # what the drafter has to catch up with makes a probe dearer than a call
+        probe = FIXED_CALL + FIXED_ID + more[1] + 0.3
+        for b in range(B):
+            total = _widen(survival[b : b + 1], cover, room[b : b + 1], 1, calls, more, 1.0, widths[b : b + 1])
+            rows[b, 2] = rows[b, 2] + PROBE if total == 0 else 0.0
+            if rows[b, 2] >= probe and room[b] > 0:
+                widths[b], rows[b, 2] = 1, 0.0
+        return more[1]
+    unit = max(base[running, 0], 1e-3)
+    total = _widen(survival, cover, room, running, calls, more, unit, widths)
+    clock[SINCE] += 1
+    if clock[PLAIN] < PLAINS or (total > 0 and clock[SINCE] >= min(FIRST * 2.0 ** clock[PLAIN], LONGEST)):
+        widths[:] = 0
+        clock[PLAIN] += 1
+    elif total == 0:
+        clock[CREDIT] += PROBE * unit
+        if clock[CREDIT] >= max(calls[1], clock[PAUSED]) + more[min(running, more.shape[0] - 1)]:
+            for b in range(B):
+                widths[b] = min(room[b], 1)
+            clock[CREDIT] = 0.0
+    else:
+        # a row that drafts nothing beside others that do: a probe of its own costs it one row of the pass
+        price = running * more[1] / unit
+        for b in range(B):
+            rows[b, 2] = rows[b, 2] + PROBE if widths[b] == 0 else 0.0
+            if rows[b, 2] >= price and room[b] > 0:
+                widths[b], rows[b, 2] = 1, 0.0
+    at = min(max(running, int(clock[FURTHER] + 0.5)), more.shape[0] - 1)
+    return running * more[at] / (max(at, 1) * unit)
+
+
+def pace_numba(*arguments) -> float:
+    return pace_loop(*arguments)

@@ -1,0 +1,152 @@
+"""Draft lengths that adapt: they change no greedy or point-mass output, no law, and no seeded one."""
+
+import pytest
+import torch
+from doubles import ScriptedDrafter, TableDrafter, TableTarget, chi_square, make_state
+
+import foredraft
+from foredraft.engine.adaptive import WIDEST, AdaptiveDrafter
+from foredraft.engine.decode import decode
+from foredraft.engine.draft_lookup import LookupDrafter
+from foredraft.engine.draft_models import model_class
+from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.requests import Request
+from foredraft.errors import UserError
+
+SOURCES = [[5, 6, 7, 5, 6, 7, 5, 6, 1], [9, 8, 1], [20, 21, 22, 23, 1]]
+
+
+@pytest.fixture
+def lstm(tiny_model_path, tmp_path):
+    torch.manual_seed(0)
+    model_class("lstm").from_target(tiny_model_path, hidden_size=16).save(tmp_path)
+    return foredraft.load(tiny_model_path, drafter=tmp_path)
+
+
+@pytest.mark.parametrize("law", [dict(), dict(do_sample=True, seed=3)])
+def test_output_equals_plain_output(tiny_model_path, law):
+    model = foredraft.load(tiny_model_path, drafter="lookup")
+    plain = model.generate(SOURCES, max_new_tokens=40, draft_tokens=0, **law)
+    out = model.generate(SOURCES, max_new_tokens=40, draft_tokens="auto", **law)
+    assert out.token_ids == plain.token_ids
+    # at the start some rounds are plain on purpose
+    assert 0 < out.stats.covered < out.stats.steps
+
+
+def test_a_useless_drafter_is_hardly_asked():
+    table = torch.randn(300, 20, 20, generator=torch.Generator().manual_seed(1))
+    plain = make_state(2, 250, 0, 20, end_token=-1)
+    decode(plain, TableTarget(table), NoDrafter())
+    truth = plain.tokens[:, 1:251].tolist()
+    wrong = AdaptiveDrafter(ScriptedDrafter(truth, lambda row, at: True, vocabulary=20))
+    for _ in range(2):
+        state = make_state(2, 250, 6, 20, end_token=-1)
+        decode(state, TableTarget(table), wrong)
+        assert torch.equal(state.tokens, plain.tokens)
+    # in the second request what the first one learned holds from the start
+    assert int(state.covered.max()) < 25
+
+
+def test_a_round_without_drafts_asks_nobody():
+    class Asked(ScriptedDrafter):
+        def draft(self, state):
+            assert int(state.draft_tokens.max()) > 0
+            return super().draft(state)
+
+    table = torch.randn(60, 20, 20, generator=torch.Generator().manual_seed(1))
+    state = make_state(1, 50, 6, 20, end_token=-1)
+    drafter = Asked([[0] * 60], vocabulary=20)
+    decode(state, TableTarget(table), AdaptiveDrafter(drafter))
+    assert 0 < drafter.round < int(state.rounds.max())
+
+
+def test_a_seeded_request_repeats_whatever_was_learned(lstm):
+    options = dict(max_new_tokens=30, draft_tokens="auto", do_sample=True, temperature=0.9, seed=5)
+    first = lstm.generate(SOURCES, **options)
+    lstm.generate([[30, 31, 1]] * 3, max_new_tokens=40, draft_tokens="auto")
+    lstm.generate([[30, 31, 1]] * 3, max_new_tokens=40, draft_tokens="auto", do_sample=True)
+    again = lstm.generate(SOURCES, **options)
+    assert again.token_ids == first.token_ids
+    assert lstm.generate(SOURCES, **options | {"seed": 6}).token_ids != first.token_ids
+
+
+def test_a_drafter_learns_what_a_row_costs_here():
+    class Seen(LookupDrafter):
+        costs = []
+
+        def draft(self, state):
+            self.costs.append(self.cost)
+            return super().draft(state)
+
+    table = torch.zeros(60, 20, 20)
+    drafter = Seen()
+    own, target = drafter.cost, TableTarget(table)
+    adaptive = AdaptiveDrafter(drafter)
+    adaptive.admit([0], [torch.arange(2, 19)], [torch.zeros(1, 1)])
+    decode(make_state(1, 50, 6, 20, end_token=-1), target, adaptive)
+    assert drafter.cost == own and len(set(drafter.costs)) > 1
+    assert all(0 <= cost <= 1 for cost in drafter.costs)
+
+
+class Wavering(TableDrafter):
+    """Two ids after a round whose drafts all stood, else one or none by the last id; with `peeking` a draft whose first id
+    is even is thrown away, which no law survives."""
+
+    peeking = False
+
+    def draft(self, state):
+        last = state.tokens.gather(1, state.lengths[:, None] - 1)[:, 0]
+        state.draft_tokens[:] = torch.where(state.last_accepted == state.last_tested, 2, last % 2)
+        draft = super().draft(state)
+        if self.peeking:
+            draft.lengths *= draft.tokens[:, 0] % 2
+        return draft
+
+
+@pytest.mark.parametrize("peeking", [False, True])
+def test_lengths_from_what_was_seen_keep_the_law_and_lengths_from_the_draft_do_not(peeking):
+    V, rows, counts = 8, 4000, torch.zeros(64, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(7)
+    table = torch.randn(6, V, V, generator=generator)
+    drafter = Wavering(table + torch.randn(6, V, V, generator=generator))
+    drafter.peeking = peeking
+    for start in range(0, 20 * rows, rows):
+        state = make_state(rows, 5, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1)
+        decode(state, TableTarget(table), drafter)
+        counts += torch.bincount(state.tokens[:, 3] * V + state.tokens[:, 4], minlength=V * V)
+    reached = torch.softmax(table[0, 0].double(), -1)
+    laws = [torch.softmax(table[place].double(), -1) for place in range(1, 4)]
+    joint = (reached @ laws[0] @ laws[1])[:, None] * laws[2]
+    value, freedom = chi_square(counts, joint.reshape(-1))
+    assert (value < freedom + 10 * (2 * freedom) ** 0.5) != peeking
+
+
+def test_only_a_number_or_auto(tiny_model_path):
+    model = foredraft.load(tiny_model_path)
+    with pytest.raises(UserError, match="draft_tokens is 'much'"):
+        model.generate([[5, 1]], draft_tokens="much")
+    assert WIDEST > 5
+
+
+def test_blocks_and_adapting_lengths_go_together(lstm):
+    options = dict(max_new_tokens=20, do_sample=True, seed=5)
+    out = lstm.generate(SOURCES, draft_tokens="auto", verification="block", **options)
+    assert all(out.token_ids) and out.stats.drafted
+    # greedy rows have nothing to weigh as a block
+    assert lstm.generate(SOURCES, max_new_tokens=20, verification="block").token_ids == lstm.generate(
+        SOURCES, max_new_tokens=20, draft_tokens=0).token_ids
+    with pytest.raises(UserError, match="verification is 'tree'"):
+        lstm.generate(SOURCES, verification="tree")
+
+
+def test_in_a_stream_a_requests_number_is_its_longest_draft(tiny_model_path):
+    model = foredraft.load(tiny_model_path, drafter="lookup")
+    requests = [Request(ids, draft_tokens=most) for ids, most in zip(SOURCES * 3, [None, 0, 2] * 3, strict=True)]
+    plain = model.generate(SOURCES * 3, max_new_tokens=30, draft_tokens=0)
+    results = list(model.stream(requests, draft_tokens="auto", max_new_tokens=30, batch_size=2, in_order=True))
+    assert [result.token_ids for result in results] == plain.token_ids
+    drafted = [result.stats.drafted for result in results]
+    assert sum(drafted[1::3]) == 0 < sum(drafted[0::3])
+    assert all(len([at for at in result.stats.tested_at if at]) <= 2 for result in results[2::3])
+    refused = list(model.stream([Request([5, 1], draft_tokens="auto")], draft_tokens=3))
+    assert "open it so" in str(refused[0].error)

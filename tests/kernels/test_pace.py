@@ -1,0 +1,142 @@
+"""Draft lengths: against every other choice, and over whole requests made up of coin tosses; no clock."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from foredraft.kernels.pace import CLOCK, PAUSED, new_memory, pace_numba
+
+K = 6
+
+
+class World:
+    """Requests of B rows: each id of row b is right with chance right[b]; a round costs row + extra, drafts call + id."""
+
+    def __init__(self, right, row=0.08, call=0.175, each=0.075, late=0.0):
+        self.right, self.costs, self.late = np.array(right), (row, call, each), late
+        self.draw = np.random.default_rng(0)
+
+    def seconds(self, running, drafted):
+        row, call, each = self.costs
+        noise = self.draw.lognormal(0, 0.05, 2) * np.where(self.draw.random(2) < self.late, 20, 1)
+        drafting = (call + each * drafted.max()) * noise[0] if drafted.any() else 0.0
+        return (0.2 + 0.8 * running / len(self.right) + row * drafted.sum()) * noise[1] + drafting, drafting
+
+    def run(self, choose, requests, length=60, skip=0):
+        """Ids a second, the first `skip` requests left out; choose(state of a round, widths) writes the widths."""
+        B, emitted, total = len(self.right), 0, 0.0
+        for request in range(requests):
+            lengths, limits, finished = np.ones(B, np.int64), np.full(B, length + 1), np.zeros(B, bool)
+            tested, accepted, drafted, widths, rows = (*(np.zeros(B, np.int64) for _ in range(4)), np.zeros((B, 3)))
+            seconds, drafting = -1.0, 0.0
+            while not finished.all():
+                choose((lengths, limits, finished, tested, accepted, drafted), widths, seconds, drafting, rows)
+                drafted = np.where(finished, 0, np.minimum(widths, np.maximum(limits - lengths - 1, 0)))
+                right = self.draw.random((B, K)) < self.right[:, None]
+                accepted = np.minimum(right.cumprod(1).sum(1), drafted)
+                tested = np.minimum(accepted + 1, drafted)
+                seconds, drafting = self.seconds((~finished).sum(), drafted)
+                lengths += np.where(finished, 0, accepted + 1)
+                finished = lengths >= limits
+                if request >= skip:
+                    total += seconds
+            emitted += B * length if request >= skip else 0
+        return emitted / total
+
+    def fixed(self, width, requests=30, length=60):
+        def choose(_state, widths, *_rest):
+            widths[:] = width
+        return self.run(choose, requests, length)
+
+    def paced(self, requests=30, length=60, skip=3, memory=None, own=3.0, fixed=False):
+        memory = memory or new_memory(len(self.right), K)
+
+        def choose(state, widths, seconds, drafting, rows):
+            pace_numba(*state, widths, np.full(len(self.right), K), seconds, drafting, rows, *memory, own, fixed)
+        return self.run(choose, requests, length, skip)
+
+
+@pytest.mark.parametrize("right", [0.0, 0.45, 0.65, 0.93])
+def test_one_row_comes_near_the_best_fixed_length_and_never_loses_to_plain(right):
+    plain, *others = (World([right]).fixed(width) for width in range(K + 1))
+    rate = World([right]).paced()
+    assert rate > 0.97 * plain
+    assert rate > 0.92 * max(plain, *others)
+
+
+def test_rows_of_different_worth_beat_the_best_length_for_all():
+    right = [0.9, 0.05, 0.9, 0.05]
+    best = max(World(right, 0.06, 0.05, 0.02).fixed(width, 4, 150) for width in range(K + 1))
+    assert World(right, 0.06, 0.05, 0.02).paced(6, 150, skip=2) > 1.02 * best
+
+
+@pytest.mark.parametrize("right", [0.0, 0.2])
+def test_a_repeatable_request_loses_little_with_a_useless_drafter(right):
+    assert World([right]).paced(fixed=True, skip=0) > 0.965 * World([right]).fixed(0)
+
+
+def test_it_comes_back_when_the_drafter_gets_better():
+    memory = new_memory(1, K)
+    World([0.0]).paced(20, memory=memory)
+    assert memory[-1][PAUSED] > 0
+    World([0.9]).paced(30, memory=memory)
+    assert World([0.9]).paced(10, skip=0, memory=memory) > 1.8 * World([0.9]).fixed(0)
+
+
+def test_late_rounds_do_not_mislead():
+    memory = new_memory(1, K)
+    World([0.8], late=0.03).paced(memory=memory)
+    assert World([0.8]).paced(10, skip=0, memory=memory) > 1.5 * World([0.8]).fixed(0)
+
+
+def test_repeatable_widths_depend_on_the_row_alone():
+    """Not on the clock, nor on what was learned, nor on the rows beside it."""
+    rng, chosen = np.random.default_rng(3), []
+    history = rng.integers(0, 3, 40)
+    for trial in range(2):
+        memory, rows, widths = new_memory(2, K), np.zeros((2, 3)), np.zeros(2, np.int64)
+        if trial:
+            for table in memory:
+                table += rng.random(table.shape)
+        seen = []
+        for step, count in enumerate(history):
+            accepted = np.minimum([count, 2 * trial], widths)
+            state = (np.array([1 + 3 * step, 5]), np.array([500, 500]), np.array([False, trial and step > 9]),
+                     np.minimum(accepted + 1, widths), accepted, widths.copy())
+            times = rng.random(2) if trial else (-1.0, 0.0)
+            pace_numba(*state, widths, np.array([K, K]), *times, rows, *memory, 3.0, True)
+            seen.append(int(widths[0]))
+        chosen.append(seen)
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen[0])) > 2
+
+
+def test_no_other_widths_are_much_better():
+    """Against every other choice, at costs and chances that are known. Taking the likeliest ids first is best for the pass;
+    where the calls' cost grows with their longest draft, it need not be."""
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        B, K = 3, 3
+        places, base, extra, spent, clock = new_memory(B, K)
+        base[:, 1] = clock[:CLOCK] = 100
+        extra[1:, 1] = spent[:, 1] = 1e6
+        row, call, each = rng.random(3) * [0.3, 0.2, 0.1 * (trial % 2)]
+        extra[:, 0], spent[:, 0] = row * np.arange(B * K + 1), call + each * np.arange(K + 1)
+        rows = rng.random((B, 3)) * [9, 9, 0]
+        places[:] = 1e9 * np.array([1, 1, 1, 0.6])
+        clock[:] = 0
+        clock[5] = 100  # no plain round on purpose
+        widths, zeros = np.zeros(B, np.int64), np.zeros(B, np.int64)
+        pace_numba(np.ones(B, np.int64), np.array([99, 99, 3]), np.zeros(B, bool), zeros, zeros, zeros, widths,
+                   np.full(B, K), -1.0, 0.0, rows, places, base, extra, spent, clock, 3.0, False)
+        chance = np.minimum(0.6 * (rows[:, 0] + 3) / (rows[:, 1] + 3), 0.98)
+
+        best = max(rate(choice, chance, row, call, each)
+                   for choice in itertools.product(range(K + 1), range(K + 1), range(2)))
+        assert rate(widths.tolist(), chance, row, call, each) > (0.97 if each else 1 - 1e-9) * best
+
+
+def rate(choice, chance, row, call, each):
+    tokens = len(choice) + sum(chance[b] ** i for b, width in enumerate(choice) for i in range(1, width + 1))
+    return tokens / (1 + row * sum(choice) + (call + each * max(choice) if any(choice) else 0))
