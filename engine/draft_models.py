@@ -11,11 +11,12 @@ from foredraft.engine.neural import read_json
 from foredraft.engine.t5_weights import T5Weights
 from foredraft.errors import UserError
 
-# The name a user types: module, its torch class, its Drafter. t5small has an encoder of its own, t5shallow reads the
-# target's.
+# The name a user types: module, its torch class, its Drafter. t5small has an encoder of its own, the
+# others read the target's output.
 KINDS = {
     "lstm": ("draft_lstm", "LSTMModel", "LSTMDrafter"),
     "cnn": ("draft_cnn", "CNNModel", "CNNDrafter"),
+    "head": ("draft_head", "HeadModel", "HeadDrafter"),
     "t5small": ("draft_t5", "T5Model", "T5Drafter"),
     "t5shallow": ("draft_t5", "ShallowT5Model", "ShallowT5Drafter"),
 }

@@ -5,23 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foredraft.engine.cuda_weights import CudaWeights
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_lookup import HISTORY, LookupDrafter
 from foredraft.engine.draft_models import open_drafter
 from foredraft.engine.draft_ngram import NgramDrafter, open_table
 from foredraft.engine.draft_none import NoDrafter
-from foredraft.engine.t5_weights import T5Weights
+from foredraft.engine.draft_self import SelfDrafter
+from foredraft.engine.t5 import T5
+from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.errors import UserError
 
 EMBEDDED_NGRAM = Path(__file__).resolve().parent.parent / "assets" / "ngram" / "cnndm.ngram"
 
 
-def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeights, target_folder: Path, tokenizer: Any,
+def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any,
                  device: str = "cpu") -> Drafter:
-    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter, or a Drafter
-    as it is; on the CPU or a device.
+    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", "self:SKIP" (skip.py), the folder of a trained
+    drafter, or a Drafter as it is; on the CPU or a device. `model`: the target.
 
     "lookup+ngram" and "lookup+ngram:PATH" take, id by id, whichever promises more; "lookup+history" also copies from the
     outputs of earlier requests, and so does "lookup+history+ngram".
@@ -30,6 +31,7 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
         return NoDrafter()
     if not isinstance(spec, str | Path):
         return spec
+    target = model.weights
     kind, _, path = str(spec).partition(":")
     if device != "cpu" and kind.startswith("lookup+"):
         raise UserError(f"drafter {str(spec)!r}: combined drafters run on the CPU only so far; on device {device!r} use "
@@ -44,10 +46,12 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
     if kind in ("lookup+ngram", "lookup+history+ngram"):
         table = open_table(path or EMBEDDED_NGRAM, target.config.vocab_size, tokenizer)
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
+    if kind == "self" and path:
+        return SelfDrafter.open(path, model, target_folder)
     if Path(spec).is_dir():
         if device != "cpu":
             raise UserError(f"drafter {str(spec)!r}: trained drafters run on the CPU only so far; on device {device!r} use "
                             "lookup, ngram or none")
         return open_drafter(Path(spec), target, target_folder, tokenizer)
-    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, none "
-                    "or the folder of a trained drafter")
+    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, "
+                    "self:SKIP, none or the folder of a trained drafter")

@@ -20,6 +20,7 @@ from foredraft import (
     cli_report,
     cli_train,
     cli_train_drafter,
+    cli_tune_skip,
 )
 from foredraft.errors import UserError
 
@@ -208,3 +209,4 @@ cli_report.register(app)
 cli_train.register(app)
 cli_train_drafter.register(app)
 cli_ngram.register(app)
+cli_tune_skip.register(app)
