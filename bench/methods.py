@@ -237,6 +237,7 @@ METHODS = {
     "lookup+ngram": _foredraft("lookup+ngram"),
     "lookup+history": _foredraft("lookup+history"),
     "drafter": _trained,
+    "self": _foredraft("self"),
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),

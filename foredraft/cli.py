@@ -69,7 +69,7 @@ def summarize(
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE ...|-]", help="Texts; - is stdin.")] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
-        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, a trained folder or none.")
+        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, self:SKIP, a folder or none.")
     ] = "lookup",
     draft_tokens: Annotated[int, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding.")] = 5,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,

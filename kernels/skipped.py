@@ -190,7 +190,7 @@ def _draft_loop(tokens, lengths, allowed, decoder, list, scale, exit, rounds, ac
                 if temperature[b] > 0:
                     going[b] = np.exp(-total[0]) >= exit.thresholds[b + 1]
                 else:
-                    going[b] = 1.0 / _total(scores[j, : F + list.own_counts[b]]) >= exit.thresholds[0]
+                    going[b] = exit.thresholds[0] * _total(scores[j, : F + list.own_counts[b]]) <= 1.0
     for b in range(B):
         exit.asked[b], exit.proposed[b] = rounds[b], counts[b]
 

@@ -90,7 +90,7 @@ class Bench:
         """[K]: the share of the tested drafts of each place that stood, by greedy decoding with K ids a round."""
         state = self._decode(self.drafter(kept), self.K)
         self._check(state)
-        return np.array(state.accepted_at.sum(0) / state.tested_at.sum(0).clamp_min(1))
+        return (state.accepted_at.sum(0) / state.tested_at.sum(0).clamp_min(1)).numpy()
 
     @torch.inference_mode()
     def adaptive(self, kept: np.ndarray, goal: float, K: int, costs: Costs) -> tuple[float, float]:
@@ -221,13 +221,16 @@ def tune_skip(model: Model, sources: list[np.ndarray], out: str | Path, trials: 
             trial.set_user_attr(name, value)
         return speed
 
-    done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
+    def finished() -> int:
+        return sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
+
+    done = finished()
     with tqdm(total=trials, initial=min(done, trials), desc="skip sets", unit="", disable=not progress) as bar:
         for _ in range(done, trials):
             study.optimize(objective, n_trials=1)
             bar.update()
             bar.set_postfix_str(f"{study.best_value:.0f} tok/s, skips {study.best_trial.user_attrs['skip'] or 'nothing'}")
-    return _result(bench, costs, study.best_trial, len(study.trials), settings, out)
+    return _result(bench, costs, study.best_trial, finished(), settings, out)
 
 
 def _parameters(kept: np.ndarray) -> dict[str, bool]:
