@@ -25,6 +25,7 @@ def tune_skip(
     draft_vocab: Annotated[
         int, typer.Option("--draft-vocab", "--draft_vocab", min=0, help="Most frequent ids that are drafted; 0: all.")
     ] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the requests to come; 0 is greedy.")] = 0.0,
     max_source: Annotated[int | None, typer.Option(min=2, help="Source tokens kept; default: the target's, or 512.")] = None,
     weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
@@ -48,7 +49,7 @@ def tune_skip(
         ids = model.tokenizer.encode(text).ids
         sources.append(np.array(ids if len(ids) <= longest else [*ids[: longest - 1], end], np.int64))
     try:
-        found = search(model, sources, out, trials, max_new_tokens, draft_tokens, draft_vocab, seed)
+        found = search(model, sources, out, trials, max_new_tokens, draft_tokens, draft_vocab, temperature, seed)
     except KeyboardInterrupt:
         typer.echo(f"foredraft: interrupted; the same command goes on from {out}.journal", err=True)
         raise typer.Exit(1) from None

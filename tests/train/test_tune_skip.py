@@ -47,6 +47,14 @@ def test_acceptance_is_that_of_decoding(model):
     assert threshold < 0.6 and speed >= 1
 
 
+def test_acceptance_of_sampled_drafts(model):
+    bench = Bench(model, SOURCES, 10, 3, 0, temperature=1.0)
+    assert bench.accepted(parse_skip("", 3)).tolist() == [1, 1, 1]
+    found = bench.accepted(parse_skip("1,2s", 3))
+    assert 0 < found[0] < 1 and found.tolist() == bench.accepted(parse_skip("1,2s", 3)).tolist()
+    assert bench.adaptive(parse_skip("", 3), 0.9, 0.6, 3, Costs(0.0, (0.0,) * 3, (1.0,) * 4))[1] == 0.6
+
+
 def test_costs_are_those_of_one_sequence(model):
     costs = Bench(model, SOURCES, 10, 2, 40).costs()
     assert len(costs.passes) == 3 and len(costs.sublayers) == 3
