@@ -247,4 +247,4 @@ METHODS = {
     "onnxruntime": _onnxruntime,
 }
 # Those that foredraft's own model runs; the others need no more of it than its path.
-OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "drafter")
+OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "drafter", "self")

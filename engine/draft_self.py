@@ -64,12 +64,15 @@ class SelfDrafter:
         """The target has admitted the rows; only a shortlist needs their ids."""
         most = max(rows) + 1
         self.lists.reserve(most, max(len(source) for source in sources))
-        if (more := most - len(self.exit.asked)) > 0:
-            self.exit = Exit(self.exit.goal, *(np.pad(known, (0, more)) for known in self.exit[1:]))
+        self._grow(most)
         for row, source in zip(rows, sources, strict=True):
             if not self.lists.whole:
                 self.lists.admit(row, source)
             self.exit.thresholds[row + 1], self.exit.rates[row + 1], self.exit.asked[row] = self.start, self.exit.goal, -1
+
+    def _grow(self, rows: int) -> None:
+        if (more := rows - len(self.exit.asked)) > 0:
+            self.exit = Exit(self.exit.goal, *(np.pad(known, (0, more)) for known in self.exit[1:]))
 
     def release(self, rows: Sequence[int]) -> None:
         """Nothing of its own to give back."""
@@ -77,6 +80,7 @@ class SelfDrafter:
     def draft(self, state: DecodeState) -> Draft:
         """One compiled call for the whole batch, on the target's caches and the state's own memory."""
         draft = self.lists.empty_draft(state, ORIGINS.index(self.name))
+        self._grow(state.rows)
         w, cache, c = self.target.weights, self.target.cache, self.target.config
         decoder = Decoder(
             w.embedding, w.norms, w.final_norm, w.qkv, w.self_out, w.cross_q, w.cross_out, w.ff_in, w.ff_out,
