@@ -12,6 +12,7 @@ from doubles import chi_square, make_state
 import foredraft
 from foredraft.engine.checkpoint import weights_hash
 from foredraft.engine.decode import decode, step
+from foredraft.engine.draft_models import model_class
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.draft_self import SelfDrafter
 from foredraft.engine.judge import judge
@@ -200,6 +201,23 @@ def test_sampled_tokens_follow_the_target_when_drafts_stop_early(target, mutant)
     pooled, expected = [*pooled, rows * times - sum(pooled)], [*expected, 1 - sum(expected)]
     value, freedom = chi_square(torch.tensor(pooled), torch.tensor(expected, dtype=torch.float64))
     assert (value < freedom + 10 * (2 * freedom) ** 0.5) != mutant
+
+
+@pytest.mark.parametrize("kind", ["self", "head"])
+def test_rows_that_requests_take_in_turn(tiny_model_path, tmp_path, kind):
+    """A request's tokens hang neither on who held its row before nor on who shares the batch."""
+    if kind == "head":
+        model_class("head").from_target(tiny_model_path, d_kv=12, d_ff=20).save(tmp_path)
+    model = foredraft.load(tiny_model_path, drafter="self:1,2s" if kind == "self" else tmp_path)
+    inputs = [[5, 6, 7, 1], [9, 8, 1], [30, 31, 32, 33, 34, 1], [4, 1], [60, 61, 62, 1]]
+    greedy = dict(max_new_tokens=9, draft_tokens=3)
+    plain = model.with_drafter(None).generate(inputs, **greedy)
+    assert model.generate(inputs, batch_size=2, **greedy).token_ids == plain.token_ids
+    sampled = greedy | dict(do_sample=True, seed=[3, 4, 5, 6, 7])
+    together = model.generate(inputs, batch_size=5, **sampled).token_ids
+    assert model.generate(inputs, batch_size=2, **sampled).token_ids == together
+    assert [model.generate([ids], **sampled | dict(seed=[seed])).token_ids[0]
+            for ids, seed in zip(inputs, sampled["seed"], strict=True)] == together
 
 
 def test_by_name_and_by_file(tiny_model_path, tiny_checkpoints, tmp_path):
