@@ -75,7 +75,7 @@ class Bench:
     def _state(self, rows: int, K: int) -> DecodeState:
         zeros = torch.zeros(rows, dtype=torch.int64)
         return DecodeState(
-            limits=zeros + self.limit, draft_tokens=zeros + K, temperature=torch.full((rows,), self.temperature),
+            limits=zeros + self.limit, draft_tokens=zeros + K, temperature=torch.full((rows,), float(self.temperature)),
             top_k=zeros, top_p=torch.ones(rows), seeds=torch.arange(rows), start_token=self.target.start_token,
             end_token=self.target.end_token, width=self.target.config.d_model)
 
