@@ -64,7 +64,7 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
     for name in (*methods, *absent):
         row = common | {"method": name, "absent": absent.get(name), "repeats": len(samples[REFERENCE])}
         if name in methods:
-            row |= figures(samples[REFERENCE], samples[name], comparable=methods[name].comparable)
+            row |= figures(samples[REFERENCE], samples[name], methods[name])
             if row["acceptance"] and row["acceptance"]["drafted"]:
                 row["acceptance"]["alpha_tv"] = alpha_tv(methods[name].model, sources, outputs, settings.temperature)
             row["rouge"] = scores([ids for sample in samples[name][0] for ids in sample.rows])
@@ -116,10 +116,10 @@ def _tried(method: Method, batch: Sequence[Sequence[int]], seed: int) -> Method:
     return method
 
 
-def figures(reference: measure.Samples, samples: measure.Samples, *, comparable: bool) -> dict:
-    """A row's measured fields. The gate comes first: no speed-up where tokens differ or cannot be compared."""
-    differ = measure.differing(reference, samples) if comparable else None
-    same = differ == 0
+def figures(reference: measure.Samples, samples: measure.Samples, method: Method) -> dict:
+    """A row's measured fields. The gate comes first: no speed-up where tokens differ, or have another law."""
+    differ = measure.differing(reference, samples) if method.comparable else None
+    same = differ == 0 or (differ is None and method.lawful)
     return {
         "differ": differ,
         "tokens": sum(sample.tokens for sample in samples[0]),

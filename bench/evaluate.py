@@ -14,8 +14,8 @@ from foredraft.engine.draft_models import KINDS, kind_of
 from foredraft.errors import UserError
 
 PLAIN = "plain"
-# The drafter that needs no checkpoint, and the one whose checkpoint is a file.
-LOOKUP, NGRAM = "lookup", "ngram"
+# The drafter that needs no checkpoint, and those whose checkpoint is a file: a table, a skip set.
+LOOKUP, NGRAM, SELF = "lookup", "ngram", "self"
 
 
 def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]:
@@ -23,7 +23,7 @@ def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]
 
     UserError: no checkpoint and no name, a path that is not there, a checkpoint of another kind than `drafter`.
     """
-    known = (LOOKUP, NGRAM, *KINDS)
+    known = (LOOKUP, NGRAM, SELF, *KINDS)
     if drafter is not None and drafter not in known:
         raise UserError(f"--drafter {drafter} is not known; one of {', '.join(known)}")
     if ckpt_path is None:
@@ -31,11 +31,11 @@ def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]
             raise UserError("name what to evaluate: --ckpt_path PATH, or --drafter lookup or ngram")
         return drafter, drafter
     if not ckpt_path.exists():
-        raise UserError(f"{ckpt_path}: no such checkpoint; give the folder of a trained drafter or an n-gram table")
-    kind = kind_of(ckpt_path) if ckpt_path.is_dir() else NGRAM
+        raise UserError(f"{ckpt_path}: no such checkpoint; give a trained drafter's folder, an n-gram table or a skip file")
+    kind = kind_of(ckpt_path) if ckpt_path.is_dir() else SELF if ckpt_path.suffix == ".json" else NGRAM
     if drafter not in (None, kind):
         raise UserError(f"{ckpt_path}: is a drafter of kind {kind}, not {drafter}; leave --drafter out or name its kind")
-    return (str(ckpt_path) if kind != NGRAM else f"ngram:{ckpt_path}"), kind
+    return (str(ckpt_path) if ckpt_path.is_dir() else f"{kind}:{ckpt_path}"), kind
 
 
 def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], settings: Settings,

@@ -35,12 +35,14 @@ class Output:
 class Method:
     """`run(sources, seed)` decodes one batch of source ids. `model` is the foredraft model behind it, if there is one.
 
-    `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own. `speculates`: a step of
-    another's engine may emit several tokens, and it does not tell how many.
+    `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own; `lawful` if it draws
+    from plain decoding's very law, so that the seconds of a token compare. `speculates`: a step of another's engine may
+    emit several tokens, and it does not tell how many.
     """
 
     run: Callable[[Sequence[Sequence[int]], int], Output]
     comparable: bool = True
+    lawful: bool = False
     speculates: bool = False
     model: object | None = None
 
@@ -85,7 +87,9 @@ def drafting_method(model, settings: Settings, draft_tokens: int | str, **option
         )
         return Output(out.token_ids, dict(out.stats.seconds), out.stats, origins=out.origins)
 
-    return Method(run, model=model)
+    # drafts that are drawn have noise of their own
+    drawn = settings.do_sample and draft_tokens != 0 and not getattr(model.drafter, "point_masses", False)
+    return Method(run, comparable=not drawn, lawful=True, model=model)
 
 
 def _transformers(options: Callable[[Settings], dict], speculates: bool = False, multiple: int = 1):
@@ -237,7 +241,9 @@ METHODS = {
     "ngram": _foredraft("ngram"),
     "lookup+ngram": _foredraft("lookup+ngram"),
     "lookup+history": _foredraft("lookup+history"),
+    "lstm": _foredraft("lstm"),
     "drafter": _trained,
+    "self": _foredraft("self"),
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
@@ -247,4 +253,4 @@ METHODS = {
     "onnxruntime": _onnxruntime,
 }
 # Those that foredraft's own model runs; the others need no more of it than its path.
-OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "drafter")
+OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "lstm", "drafter", "self")

@@ -50,7 +50,7 @@ class DeviceLookup:
     def __init__(self, device: torch.device | str, min_match: int = 1, max_match: int = 4, table: Table | None = None,
                  cost: float = COST):
         self.device, self.min_match, self.cost = device, min_match, cost
-        self.name = "lookup" if table is None else "lookup+ngram"
+        self.name, self.point_masses = "lookup" if table is None else "lookup+ngram", True
         self.table = None if table is None else hashed(table, device)
         prior = [PRIOR_CONFIDENCE[min(m, len(PRIOR_CONFIDENCE) - 1)] for m in range(max_match + 1)]
         self._prior = torch.tensor([[PRIOR, PRIOR * p] for p in prior], dtype=torch.float64, device=device)
@@ -105,7 +105,7 @@ class DeviceLookup:
 class DeviceNgram:
     """engine/draft_ngram.py on a device: the table as one hash (ngram_native/device.py)."""
 
-    name = "ngram"
+    name, point_masses = "ngram", True
 
     def __init__(self, table: Table, device: torch.device | str, cost: float = COST):
         self.table, self.cost = hashed(table, device), cost

@@ -12,11 +12,12 @@ from foredraft.engine.neural import read_json
 from foredraft.engine.t5_weights import T5Weights
 from foredraft.errors import UserError
 
-# The name a user types: module, its torch class, its Drafter. t5small has an encoder of its own, t5shallow reads the
-# target's.
+# The name a user types: module, its torch class, its Drafter. t5small has an encoder of its own, the
+# others read the target's output.
 KINDS = {
     "lstm": ("draft_lstm", "LSTMModel", "LSTMDrafter"),
     "cnn": ("draft_cnn", "CNNModel", "CNNDrafter"),
+    "head": ("draft_head", "HeadModel", "HeadDrafter"),
     "t5small": ("draft_t5", "T5Model", "T5Drafter"),
     "t5shallow": ("draft_t5", "ShallowT5Model", "ShallowT5Drafter"),
 }
@@ -57,5 +58,8 @@ def open_drafter(folder: Path, target: T5Weights | CudaWeights, target_folder: P
     """The Drafter of any kind in a folder, for a target: its weights, its folder, its tokenizer or None; where the target's
     weights lie."""
     kind = kind_of(folder)
-    found = _named(kind, 2) if isinstance(target, T5Weights) else _imported(*ON_DEVICES[kind])
+    on_cpu = isinstance(target, T5Weights)
+    if not on_cpu and kind not in ON_DEVICES:
+        raise UserError(f"{folder}: a {kind} drafts on the CPU only so far; on a device use {', '.join(ON_DEVICES)}")
+    found = _named(kind, 2) if on_cpu else _imported(*ON_DEVICES[kind])
     return found.open(folder, target, target_folder, tokenizer)

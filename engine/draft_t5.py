@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from foredraft.engine.checkpoint import StoredTensors, Tensors
 from foredraft.engine.neural import DraftConfig, DraftModel, Tables, read_json, save_files, stored_as, target_entries
-from foredraft.engine.shortlists import Shortlists
+from foredraft.engine.shortlists import Shortlists, laws_of
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import T5Config, T5Weights, decoder_weights, load_tokenizer, load_weights
@@ -109,6 +109,7 @@ class T5Model(nn.Module):
     """A T5 with an encoder of its own, saved as transformers saves it, with the target's tokenizer beside it."""
 
     model_type: ClassVar[str] = "t5"
+    reads_features: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, target: str | Path):
         """`model`: a transformers T5ForConditionalGeneration; `target`: the folder whose ids it speaks."""
@@ -241,7 +242,7 @@ class T5Drafter:
         self.t5.prepare(B, K + 1)
         tokens, lengths, allowed = state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy()
         law = [x.numpy() for x in (state.temperature, state.top_k, state.top_p, state.seeds, state.lengths)]
-        laws = (_NO_LAW, _NO_LSE) if draft.logits is None else (draft.logits.numpy(), draft.lse.numpy())
+        laws = laws_of(draft)
         drafted, counts = draft.tokens.numpy(), draft.lengths.numpy()
 
         unread = np.empty(B, np.int64)
@@ -298,6 +299,3 @@ class ShallowT5Drafter(T5Drafter):
         weights = decoder_weights(Tensors(model.state_dict()), model.config.as_t5(), stored, torch.float32, tables.embedding,
                                   tables.head)
         return cls(weights, model.draft_ids.numpy())
-
-
-_NO_LAW, _NO_LSE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foredraft.engine.cuda_weights import CudaWeights
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_cascade import CascadeDrafter
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
@@ -13,16 +12,21 @@ from foredraft.engine.draft_lookup import HISTORY, LookupDrafter
 from foredraft.engine.draft_models import open_drafter
 from foredraft.engine.draft_ngram import NgramDrafter, open_table
 from foredraft.engine.draft_none import NoDrafter
-from foredraft.engine.t5_weights import T5Weights
+from foredraft.engine.draft_self import SelfDrafter
+from foredraft.engine.t5 import T5
+from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.errors import UserError
 
-EMBEDDED_NGRAM = Path(__file__).resolve().parent.parent / "assets" / "ngram" / "cnndm.ngram"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMBEDDED_NGRAM, EMBEDDED_LSTM = ASSETS / "ngram" / "cnndm.ngram", ASSETS / "drafters" / "lstm"
 
 
-def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeights, target_folder: Path, tokenizer: Any,
+def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any,
                  device: str = "cpu") -> Drafter:
-    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter, or a Drafter
-    as it is; on the CPU or a device.
+    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", "lstm" (trained for the embedded target),
+    "self:SKIP" (skip.py), the folder of a trained drafter, or a Drafter as it is; on the CPU or a device.
+
+    model: the target.
 
     "lookup+ngram" and "lookup+ngram:PATH" take, id by id, whichever promises more; "lookup+history" also copies from the
     outputs of earlier requests, and so does "lookup+history+ngram".
@@ -34,9 +38,10 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
         return NoDrafter()
     if not isinstance(spec, str | Path):
         return spec
+    target = model.weights
     kind, _, path = str(spec).partition(":")
     if kind in ("cascade", "staged"):
-        return _made_of(str(spec), path.split(","), target, target_folder, tokenizer, device)
+        return _made_of(str(spec), path.split(","), model, target_folder, tokenizer, device)
     if device != "cpu" and kind.startswith("lookup+history"):
         raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
                         "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
@@ -52,13 +57,15 @@ def make_drafter(spec: str | Path | Drafter | None, target: T5Weights | CudaWeig
         if device != "cpu":
             return DeviceLookup(device, table=table)
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
-    if Path(spec).is_dir():
-        return open_drafter(Path(spec), target, target_folder, tokenizer)
+    if kind == "self" and path:
+        return SelfDrafter.open(path, model, target_folder)
+    if spec == "lstm" or Path(spec).is_dir():
+        return open_drafter(EMBEDDED_LSTM if spec == "lstm" else Path(spec), target, target_folder, tokenizer)
     raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, "
-                    "none, the folder of a trained drafter, cascade:A,B or staged:A,PATH")
+                    "lstm, self:SKIP, none, the folder of a trained drafter, cascade:A,B or staged:A,PATH")
 
 
-def _made_of(spec: str, parts: list[str], target: T5Weights, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
+def _made_of(spec: str, parts: list[str], model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
     """A cascade, or a drafter that another drafts for."""
     from foredraft.engine.draft_staged import StagedDrafter
     from foredraft.engine.draft_t5 import T5Drafter
@@ -66,7 +73,7 @@ def _made_of(spec: str, parts: list[str], target: T5Weights, target_folder: Path
     if device != "cpu":
         raise UserError(f"drafter {spec!r}: cascades and staged drafts run on the CPU only so far; on device {device!r} use "
                         "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
-    drafters = [make_drafter(part, target, target_folder, tokenizer) for part in parts]
+    drafters = [make_drafter(part, model, target_folder, tokenizer) for part in parts]
     if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
         raise UserError(f"drafter {spec!r}: name two or more drafters with commas between, as in cascade:lookup,PATH")
     if spec.startswith("cascade"):

@@ -60,8 +60,8 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
          dtype: str = "float32", weights: str | None = None) -> Model:
     """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
 
-    drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", the folder of a trained drafter (LSTM, CNN, T5), None for
-    plain decoding, or a Drafter.
+    drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", "self:SKIP" (the target's decoder without some sublayers,
+    skip.py), the folder of a trained drafter (LSTM, CNN, T5), None for plain decoding, or a Drafter.
     device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
     dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
@@ -99,7 +99,7 @@ class Model:
 
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
-        self.drafter = make_drafter(drafter, target.weights, path, tokenizer, str(target.device))
+        self.drafter = make_drafter(drafter, target, path, tokenizer, str(target.device))
         self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
 
     @cached_property

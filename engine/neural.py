@@ -1,11 +1,13 @@
 """What the trained drafters share: the torch module's base, its files, and the target's tables it may live on.
 
-For a trainer, every DraftModel (draft_lstm.py, draft_cnn.py, draft_t5.py) has
+For a trainer, every DraftModel (draft_lstm.py, draft_cnn.py, draft_t5.py, draft_head.py) has
 
     model = LSTMModel.from_target(target_folder, hidden_size=128)    sizes by the names of its config
     model(input_ids [B, T], encoder_output [B, S, C], source_mask [B, S], source_ids [B, S]) -> logits [B, T, V]
     model(..., scored=mask [B, T] bool)                              -> logits [N, V] of the N scored places, row by row
     model.save(folder);  LSTMModel.load(folder, target_folder)       config.json + model.safetensors
+
+    model(..., features=[B, T, C])                                   -> where `reads_features`: the target's states there too
 
 causal in T: input_ids are the ids read, from the start token on; logits [:, t] are the law of what follows input_ids
 [:, : t + 1], over the whole vocabulary. encoder_output is the TARGET's. Padding (source_mask 0) is not seen.
@@ -55,6 +57,7 @@ class DraftModel(nn.Module):
 
     model_type: ClassVar[str]
     config_class: ClassVar[type[DraftConfig]]
+    reads_features: ClassVar[bool] = False
 
     def __init__(self, config: DraftConfig, tables: tuple[Tensor, Tensor] | None = None):
         """`tables`: the target's embedding and head, float32 (one tensor where they are tied); None leaves them zero."""

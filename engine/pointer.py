@@ -1,4 +1,4 @@
-"""The part that the LSTM and the CNN share: attention over the target's encoder output that can copy, and the output.
+"""What the LSTM, the CNN and the head on features share: attention over the encoder output that can copy, and the output.
 
 Keys stand for the ids BEFORE a source place, queries for the latest ids read, so that head 0 can find where the output
 stands in its source and what follows there (an induction head, Olsson et al. 2022); its weights also raise the logits of
@@ -90,6 +90,11 @@ def pointed_logits(model, input_ids: Tensor, encoder_output: Tensor, source_mask
     if whole:
         scored = torch.ones_like(input_ids, dtype=torch.bool)
     batch = scored.nonzero()[:, 0]
-    logits = (outputs[scored] * model.config.head_scale) @ model.head.T
-    logits = logits.scatter_add_(1, source_ids[batch], (gain[scored] * weights[scored]).to(logits.dtype))
+    logits = raised_logits(model, outputs[scored], gain[scored] * weights[scored], source_ids[batch])
     return logits.view(*input_ids.shape, -1) if whole else logits
+
+
+def raised_logits(model, outputs: Tensor, copied: Tensor, source_ids: Tensor) -> Tensor:
+    """Logits [N, V] of outputs [N, C], raised at source_ids [N, S] by copied [N, S]."""
+    logits = (outputs * model.config.head_scale) @ model.head.T
+    return logits.scatter_add_(1, source_ids, copied.to(logits.dtype))

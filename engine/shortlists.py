@@ -74,3 +74,11 @@ class Shortlists:
             draft.lse = torch.zeros(B, K, dtype=torch.float64)
             draft.dense = state.temperature > 0
         return draft
+
+
+def laws_of(draft: Draft) -> tuple[np.ndarray, np.ndarray]:
+    """logits [B, K, V] and lse [B, K] of a draft, for a kernel; empty where it has none."""
+    return (_NO_LAW, _NO_LSE) if draft.logits is None else (draft.logits.numpy(), draft.lse.numpy())
+
+
+_NO_LAW, _NO_LSE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))

@@ -30,8 +30,9 @@ class T5:
         c = self.config
         self.start_token, self.end_token = c.start_token, c.end_token
         self.cache = KVCache(c.num_decoder_layers, c.num_heads, c.d_kv)
+        self._kept = np.ones((c.num_decoder_layers, 3), np.bool_)
         self.encoder = Encoder(weights, self.backend)
-        self._bias = np.zeros((c.num_heads, 0), np.float32)
+        self.bias = np.zeros((c.num_heads, 0), np.float32)
         self._chains: dict[tuple[int, int], np.ndarray] = {}
         self._hidden = torch.zeros(0)
         self._logits = torch.zeros(0)
@@ -46,10 +47,10 @@ class T5:
     def prepare(self, rows: int, width: int) -> None:
         """Buffers for passes of up to `rows` sequences times `width` tokens over the cache as it is."""
         c = self.config
-        if self._bias.shape[1] < self.cache.slots:
+        if self.bias.shape[1] < self.cache.slots:
             distance = torch.arange(self.cache.slots)
             bucket = relative_bucket(-distance, c.buckets, c.max_distance, bidirectional=False)
-            self._bias = np.ascontiguousarray(self.weights.decoder_bias[bucket].T.numpy())
+            self.bias = np.ascontiguousarray(self.weights.decoder_bias[bucket].T.numpy())
         # flat, so that a smaller batch is a contiguous view too
         self._hidden = torch.zeros(rows * width * c.d_model)
         self._chosen = torch.zeros(rows * width, dtype=torch.int64)
@@ -90,8 +91,8 @@ class T5:
         hidden = self._hidden[: B * R * self.config.d_model].view(B, R, self.config.d_model)
         DECODER[self.backend](
             tokens.numpy(), positions.numpy(), lineage, w.embedding, w.norms, w.final_norm, w.qkv, w.self_out, w.cross_q,
-            w.cross_out, w.ff_in, w.ff_out, self._bias, cache.k, cache.v, cache.pages_k, cache.pages_v, cache.table,
-            cache.sources, self.config.activation, self.config.gated, self.config.epsilon, hidden.numpy())
+            w.cross_out, w.ff_in, w.ff_out, self.bias, cache.k, cache.v, cache.pages_k, cache.pages_v, cache.table,
+            cache.sources, self.config.activation, self.config.gated, self.config.epsilon, self._kept, hidden.numpy())
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

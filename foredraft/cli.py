@@ -20,6 +20,7 @@ from foredraft import (
     cli_report,
     cli_train,
     cli_train_drafter,
+    cli_tune_skip,
 )
 from foredraft.errors import UserError
 
@@ -68,7 +69,8 @@ def summarize(
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE ...|-]", help="Texts; - is stdin.")] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
-        str, typer.Option(help="lookup, ngram, ngram:PATH, lookup+ngram, a trained folder, cascade:A,B, staged:A,B, none.")
+        str, typer.Option(
+            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, cascade:A,B, staged:A,B or none.")
     ] = "lookup",
     draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding, auto adapts.")] = "5",
     verification: Annotated[str, typer.Option(help="Of sampled drafts: token or block.")] = "token",
@@ -211,3 +213,4 @@ cli_report.register(app)
 cli_train.register(app)
 cli_train_drafter.register(app)
 cli_ngram.register(app)
+cli_tune_skip.register(app)

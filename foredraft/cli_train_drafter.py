@@ -11,7 +11,7 @@ import typer
 
 from foredraft.errors import UserError
 
-DRAFTERS = ("t5small", "t5shallow", "lstm", "cnn", "ngram")
+DRAFTERS = ("t5small", "t5shallow", "lstm", "cnn", "head", "ngram")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def flag(name: str, help: str, **options):
 
 
 def train(
-    drafter: Annotated[str, typer.Option(help="t5small (encoder of its own), t5shallow, lstm, cnn or ngram.")],
+    drafter: Annotated[str, typer.Option(help="t5small (encoder of its own), t5shallow, lstm, cnn, head or ngram.")],
     exp_name: Annotated[str | None, flag("exp_name", "Without --out, runs/EXP_NAME; default: the drafter.")] = None,
     data: Annotated[
         list[Path] | None,

@@ -10,6 +10,7 @@
     k, v                        [L, B, H, T, D], written at slots positions[:, 0] + row
     pages_k, pages_v            [L, P, ...], table, sources: as in attention.py
     activation                  int            as in activate.py;  gated bool
+    kept                        [L, 3] bool    which sublayers run, in the order of norms; one that is skipped adds nothing
     hidden                      [B, R, C]      written for the rows that are read; after the final norm
 
 Every part keeps one reduction order, so a row's bits depend on its own sequence alone.
@@ -32,25 +33,29 @@ from foredraft.kernels.norm import norm_loop, norm_reference
 
 
 def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
-                      ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, hidden) -> None:
+                      ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, kept,
+                      hidden) -> None:
     batch, row = np.nonzero(positions >= 0)
     L, H, D, C, F = qkv.shape[0], k.shape[2], k.shape[4], embedding.shape[1], widen(ff_out[0]).shape[1]
     x = widen(embedding)[tokens[batch, row]].astype(np.float32)
     for layer in range(L):
-        mixed = linear_reference(norm_reference(x, norms[layer, 0], epsilon), qkv[layer], 3 * H * D)
-        q, new_k, new_v = mixed.reshape(len(batch), 3, H, D).transpose(1, 0, 2, 3)
-        for i, (b, r) in enumerate(zip(batch, row, strict=True)):
-            k[layer, b, :, positions[b, 0] + r] = new_k[i]
-            v[layer, b, :, positions[b, 0] + r] = new_v[i]
-        seen = self_attention_reference(q, batch, row, positions, parents, k[layer], v[layer], bias)
-        x = x + linear_reference(seen.reshape(len(batch), H * D), self_out[layer], C)
-        q = linear_reference(norm_reference(x, norms[layer, 1], epsilon), cross_q[layer], H * D).reshape(-1, H, D)
-        seen = cross_attention_reference(q, batch, pages_k[layer], pages_v[layer], table, sources)
-        x = x + linear_reference(seen.reshape(len(batch), H * D), cross_out[layer], C)
-        inner = linear_reference(norm_reference(x, norms[layer, 2], epsilon), ff_in[layer], 2 * F if gated else F)
-        active = np.empty((len(batch), F), np.float32)
-        activate_reference(inner, active, activation, gated)
-        x = x + linear_reference(active, ff_out[layer], C)
+        if kept[layer, 0]:
+            mixed = linear_reference(norm_reference(x, norms[layer, 0], epsilon), qkv[layer], 3 * H * D)
+            q, new_k, new_v = mixed.reshape(len(batch), 3, H, D).transpose(1, 0, 2, 3)
+            for i, (b, r) in enumerate(zip(batch, row, strict=True)):
+                k[layer, b, :, positions[b, 0] + r] = new_k[i]
+                v[layer, b, :, positions[b, 0] + r] = new_v[i]
+            seen = self_attention_reference(q, batch, row, positions, parents, k[layer], v[layer], bias)
+            x = x + linear_reference(seen.reshape(len(batch), H * D), self_out[layer], C)
+        if kept[layer, 1]:
+            q = linear_reference(norm_reference(x, norms[layer, 1], epsilon), cross_q[layer], H * D).reshape(-1, H, D)
+            seen = cross_attention_reference(q, batch, pages_k[layer], pages_v[layer], table, sources)
+            x = x + linear_reference(seen.reshape(len(batch), H * D), cross_out[layer], C)
+        if kept[layer, 2]:
+            inner = linear_reference(norm_reference(x, norms[layer, 2], epsilon), ff_in[layer], 2 * F if gated else F)
+            active = np.empty((len(batch), F), np.float32)
+            activate_reference(inner, active, activation, gated)
+            x = x + linear_reference(active, ff_out[layer], C)
     hidden[batch, row] = norm_reference(x, final_norm, epsilon)
 
 
@@ -72,8 +77,9 @@ def _embed_bf16(embedding, tokens, batch, row, x):
 
 
 @njit()
-def _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
-                 pages_k, pages_v, table, sources, activation, gated, epsilon, threads):
+def layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
+                pages_k, pages_v, table, sources, activation, gated, epsilon, kept, threads):
+    """Pass x [n, C] of the pairs (batch, row) [n] through the layers, in place."""
     n, C = x.shape
     L, H, D, F = qkv.shape[0], k.shape[2], k.shape[4], inputs_of(ff_out)
     normed = np.empty((n, C), np.float32)
@@ -84,29 +90,32 @@ def _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_
     active = np.empty((n, F), np.float32)
     added = np.empty((n, C), np.float32)
     for layer in range(L):
-        norm_loop(x, norms[layer, 0], epsilon, normed)
-        linear_loop(normed, qkv[layer], mixed, threads)
-        for i in range(n):
-            b = batch[i]
-            slot = positions[b, 0] + row[i]
-            for h in range(H):
-                for d in range(D):
-                    q[i, h, d] = mixed[i, h * D + d]
-                    k[layer, b, h, slot, d] = mixed[i, (H + h) * D + d]
-                    v[layer, b, h, slot, d] = mixed[i, (2 * H + h) * D + d]
-        self_attention_loop(q, batch, row, positions, parents, k[layer], v[layer], bias, seen, threads)
-        linear_loop(seen.reshape(n, H * D), self_out[layer], added, threads)
-        x += added
-        norm_loop(x, norms[layer, 1], epsilon, normed)
-        linear_loop(normed, cross_q[layer], q.reshape(n, H * D), threads)
-        cross_attention_loop(q, batch, pages_k[layer], pages_v[layer], table, sources, seen, threads)
-        linear_loop(seen.reshape(n, H * D), cross_out[layer], added, threads)
-        x += added
-        norm_loop(x, norms[layer, 2], epsilon, normed)
-        linear_loop(normed, ff_in[layer], inner, threads)
-        activate_loop(inner, active, activation, gated)
-        linear_loop(active, ff_out[layer], added, threads)
-        x += added
+        if kept[layer, 0]:
+            norm_loop(x, norms[layer, 0], epsilon, normed)
+            linear_loop(normed, qkv[layer], mixed, threads)
+            for i in range(n):
+                b = batch[i]
+                slot = positions[b, 0] + row[i]
+                for h in range(H):
+                    for d in range(D):
+                        q[i, h, d] = mixed[i, h * D + d]
+                        k[layer, b, h, slot, d] = mixed[i, (H + h) * D + d]
+                        v[layer, b, h, slot, d] = mixed[i, (2 * H + h) * D + d]
+            self_attention_loop(q, batch, row, positions, parents, k[layer], v[layer], bias, seen, threads)
+            linear_loop(seen.reshape(n, H * D), self_out[layer], added, threads)
+            x += added
+        if kept[layer, 1]:
+            norm_loop(x, norms[layer, 1], epsilon, normed)
+            linear_loop(normed, cross_q[layer], q.reshape(n, H * D), threads)
+            cross_attention_loop(q, batch, pages_k[layer], pages_v[layer], table, sources, seen, threads)
+            linear_loop(seen.reshape(n, H * D), cross_out[layer], added, threads)
+            x += added
+        if kept[layer, 2]:
+            norm_loop(x, norms[layer, 2], epsilon, normed)
+            linear_loop(normed, ff_in[layer], inner, threads)
+            activate_loop(inner, active, activation, gated)
+            linear_loop(active, ff_out[layer], added, threads)
+            x += added
 
 
 @njit()
@@ -133,15 +142,16 @@ def _scatter_norm(x, weight, epsilon, batch, row, hidden):
 
 
 def decoder_numba(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
-                  ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, hidden) -> None:
+                  ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, kept,
+                  hidden) -> None:
     batch, row = _rows_read(positions)
     x = np.empty((batch.shape[0], embedding.shape[1]), np.float32)
     if embedding.dtype == np.uint16:
         _embed_bf16(embedding, tokens, batch, row, x)
     else:
         _embed(embedding, tokens, batch, row, x)
-    _layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
-                 pages_k, pages_v, table, sources, activation, gated, epsilon, get_num_threads())
+    layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
+                pages_k, pages_v, table, sources, activation, gated, epsilon, kept, get_num_threads())
     _scatter_norm(x, final_norm, epsilon, batch, row, hidden)
 
 

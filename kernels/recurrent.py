@@ -49,7 +49,7 @@ class Memory(NamedTuple):
 
 
 @njit()
-def _embed(embedding, token, ones, out):
+def embed_normed_loop(embedding, token, ones, out):
     """The normed embedding of an id into out [1, C]."""
     raw = np.empty((1, embedding.shape[1]), np.float32)
     if embedding.itemsize == 2:
@@ -70,7 +70,7 @@ def _read(ids, rows, at, embedding, cell, memory, threads):
     x = np.empty((n, C), np.float32)
     for i in range(n):
         b, t = rows[i], at[i]
-        _embed(embedding, ids[i], ones, x[i : i + 1])
+        embed_normed_loop(embedding, ids[i], ones, x[i : i + 1])
         memory.embedded[b, t] = x[i]
         memory.fed[b, t] = ids[i]
         memory.counts[b] = t + 1

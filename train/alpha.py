@@ -37,8 +37,9 @@ def own_laws(model, kit, articles, temperature: float, batch_size: int = 8) -> f
         else:
             encoded = encodings.rows(part, source_ids.shape[1])
         inputs = [x.to(kit.device) for x in (input_ids, encoded, mask, source_ids, scored)]
-        student = model(*inputs[:4], scored=inputs[4])
-        teacher = kit.teacher.logits(inputs[0], inputs[1], inputs[2], inputs[4])
+        hidden = kit.teacher.hidden(*inputs[:3])
+        student = model(*inputs[:4], scored=inputs[4], **({"features": hidden} if model.reads_features else {}))
+        teacher = kit.teacher.score(hidden[inputs[4]])
         total += float(overlaps(student, teacher, temperature).sum())
         places += int(scored.sum())
     return total / places

@@ -25,6 +25,9 @@ from foredraft.train.samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.teacher import TopLogits, keep_top_logits
 from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
 
+# Weight of the regression on the target's features, where a drafter predicts them, beside the terms of the method.
+FEATURE_LOSS = 0.1
+
 
 @dataclass(frozen=True)
 class DrafterRecipe:
@@ -124,15 +127,26 @@ class DistillTrainer(RunTrainer, Trainer):
         row, labels = inputs["row"], inputs["labels"]
         scored = labels != IGNORE
         encoded, mask = inputs["encoder_output"][row], inputs["source_mask"][row]
-        logits = model(inputs["input_ids"], encoded, mask, inputs["source_ids"][row], scored=scored)
+        read = (inputs["input_ids"], encoded, mask, inputs["source_ids"][row])
+        hidden = apart = None
+        if self.drafter.reads_features:
+            hidden = self.kit.teacher.hidden(*read[:3])
+            logits, apart = model(*read, scored=scored, features=hidden)
+        else:
+            logits = model(*read, scored=scored)
 
         def ask(rows: int):
             if self.top is not None:
                 ids, log_p = self.top.rows(inputs["article"].tolist())
                 return ids.to(logits.device), log_p.to(logits.device)
+            if hidden is not None:
+                return self.kit.teacher.score(hidden[-rows:][scored[-rows:]])
             return self.kit.teacher.logits(inputs["input_ids"][-rows:], encoded[-rows:], mask[-rows:], scored[-rows:])
 
-        loss = step_loss(self.recipe.method, inputs, logits, ask, tuple(num_items_in_batch.tolist()))
+        counts = tuple(num_items_in_batch.tolist())
+        loss = step_loss(self.recipe.method, inputs, logits, ask, counts)
+        if apart is not None:
+            loss = loss + FEATURE_LOSS * apart.sum() / max(sum(counts), 1)
         # gradients are averaged over processes, and this is a sum over them
         return loss * self.args.world_size
 

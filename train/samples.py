@@ -25,6 +25,7 @@ TEACHER, COIN = 101, 102
 def drafter_of(model: torch.nn.Module, target: T5Weights) -> Drafter:
     """The engine's Drafter over a module's weights as they are now."""
     from foredraft.engine.draft_cnn import CNNDrafter, CNNModel
+    from foredraft.engine.draft_head import HeadDrafter, HeadModel
     from foredraft.engine.draft_lstm import LSTMDrafter, LSTMModel
     from foredraft.engine.draft_t5 import ShallowT5Drafter, ShallowT5Model, T5Drafter, T5Model
     from foredraft.engine.neural import Tables
@@ -35,7 +36,7 @@ def drafter_of(model: torch.nn.Module, target: T5Weights) -> Drafter:
             return T5Drafter(copy_weights(model.model))
         if isinstance(model, ShallowT5Model):
             return ShallowT5Drafter.of(model, target)
-        kind = {LSTMModel: LSTMDrafter, CNNModel: CNNDrafter}[type(model)]
+        kind = {LSTMModel: LSTMDrafter, CNNModel: CNNDrafter, HeadModel: HeadDrafter}[type(model)]
         return kind(model, Tables.of(model, target))
     finally:
         model.train(training)
@@ -69,7 +70,8 @@ def student_samples(drafter: Drafter, target: T5, sources: list[Tensor], encoded
     while not bool((state.finished | (state.lengths > longest)).all()):
         draft = drafter.draft(state)
         tokens = torch.cat((draft.tokens, draft.tokens[:, -1:]), 1)
-        state.commit(draft, Verdict(tokens, draft.lengths.clamp_min(1)), hidden)
+        # a drafter of features goes on from its own
+        state.commit(draft, Verdict(tokens, draft.lengths.clamp_min(1)), getattr(drafter, "features", hidden))
     drafter.release(rows)
     return _rows(state, longest)
 

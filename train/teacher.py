@@ -33,12 +33,20 @@ class Teacher:
         return self.model.encoder(input_ids=source_ids, attention_mask=source_mask).last_hidden_state.float()
 
     @torch.no_grad()
-    def logits(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, scored: Tensor) -> Tensor:
-        """Logits [N, V] of the N scored places of input_ids [B, T], row by row."""
-        hidden = self.model.decoder(
+    def hidden(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor) -> Tensor:
+        """The decoder's output [B, T, C] after its final norm, at every place of input_ids [B, T]."""
+        return self.model.decoder(
             input_ids=input_ids, encoder_hidden_states=encoder_output.to(self.model.dtype),
             encoder_attention_mask=source_mask, use_cache=False).last_hidden_state
-        return self.model.lm_head(hidden[scored] * self.scale)
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden [N, C]."""
+        return self.model.lm_head(hidden * self.scale)
+
+    def logits(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, scored: Tensor) -> Tensor:
+        """Logits [N, V] of the N scored places of input_ids [B, T], row by row."""
+        return self.score(self.hidden(input_ids, encoder_output, source_mask)[scored])
 
 
 class TopLogits:

@@ -73,6 +73,15 @@ def test_no_speed_up_for_noise_of_its_own(run, monkeypatch):
     assert noisy["differ"] is None and noisy["speed_up"] is None
 
 
+def test_drawn_drafts_of_the_same_law_have_a_speed_up_a_token(run, tiny_model_path, tmp_path):
+    from foredraft.engine.draft_models import model_class
+
+    model_class("lstm").from_target(tiny_model_path, hidden_size=8, num_heads=2, d_kv=6, d_ff=16).save(tmp_path)
+    greedy, drawn = (run([f"drafter:{tmp_path}"], temperature=temperature)[1] for temperature in (0.0, 1.0))
+    assert greedy["differ"] == 0 and greedy["speed_up"]["median"] > 0
+    assert drawn["differ"] is None and drawn["speed_up"]["median"] > 0
+
+
 def test_transformers_speculates_alone(run):
     rows = run(["hf-prompt-lookup"], batch_size=2)
     assert "batch size 1" in rows[1]["absent"]

@@ -65,6 +65,8 @@ def test_the_kind_is_told_from_the_checkpoint(same_as_target, tmp_path):
     table = tmp_path / "table.ngram"
     table.write_bytes(b"")
     assert drafter_spec(table, None) == (f"ngram:{table}", "ngram")
+    (tmp_path / "skip.json").write_text("{}")
+    assert drafter_spec(tmp_path / "skip.json", None) == (f"self:{tmp_path / 'skip.json'}", "self")
     for path, kind, message in (
         (same_as_target, "lstm", "is a drafter of kind t5shallow, not lstm"),
         (same_as_target, "gru", "--drafter gru is not known"),

@@ -6,11 +6,25 @@ import pytest
 
 import foredraft
 from foredraft.engine.draft_models import model_class
-from foredraft.kernels import accept, activate, attention, commit, decoder, head, law, linear, norm, recurrent, sample
+from foredraft.kernels import (
+    accept,
+    activate,
+    attention,
+    commit,
+    decoder,
+    features,
+    head,
+    law,
+    linear,
+    norm,
+    recurrent,
+    sample,
+    skipped,
+)
 from foredraft.kernels.backend import HAS_NUMBA
 
 pytestmark = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
-FILES = (accept, activate, attention, commit, decoder, head, law, linear, norm, recurrent, sample)
+FILES = (accept, activate, attention, commit, decoder, features, head, law, linear, norm, recurrent, sample, skipped)
 
 
 def count_calls(monkeypatch) -> Counter:
@@ -40,8 +54,8 @@ def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_
     calls = count_calls(monkeypatch)
     out = model.generate([[5, 6, 7, 5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=3)
     assert out.stats.steps > 2
-    rounds = calls["_layers_loop"]
-    once = ("_rows_read", "_embed", "_layers_loop", "_scatter_norm", "_choose_loop")
+    rounds = calls["layers_loop"]
+    once = ("_rows_read", "_embed", "layers_loop", "_scatter_norm", "_choose_loop")
     assert {name: calls[name] for name in once} == dict.fromkeys(once, rounds)
     assert "_logits_loop" not in calls, "greedy decoding writes no logits"
     assert calls["_activate_threads"] == 2 * model.target.config.num_layers, "one call a layer and source while encoding"
@@ -49,19 +63,21 @@ def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_
     assert sum(calls.values()) <= 8 * rounds
 
 
-@pytest.mark.parametrize("kind", ["lstm", "cnn"])
-def test_all_drafts_of_a_round_are_one_call(tiny_model_path, tmp_path, monkeypatch, kind):
-    model_class(kind).from_target(tiny_model_path, hidden_size=16).save(tmp_path)
-    model = foredraft.load(tiny_model_path, drafter=tmp_path)
+@pytest.mark.parametrize(("kind", "sizes"), [
+    ("lstm", dict(hidden_size=16)), ("cnn", dict(hidden_size=16)), ("head", {}), ("self", None)])
+def test_all_drafts_of_a_round_are_one_call(tiny_model_path, tmp_path, monkeypatch, kind, sizes):
+    if sizes is not None:
+        model_class(kind).from_target(tiny_model_path, **sizes).save(tmp_path)
+    model = foredraft.load(tiny_model_path, drafter="self:1" if sizes is None else tmp_path)
     model.generate([[5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=4)
     calls = count_calls(monkeypatch)
     out = model.generate([[5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=4)
     assert out.stats.drafted > out.stats.steps
-    assert calls["_draft_loop"] == calls["_layers_loop"]
+    assert calls["_draft_loop"] == calls["layers_loop"]
 
 
 def test_inside_them_are_the_kernels_that_the_tests_hold():
-    layers = decoder._layers_loop.py_func.__code__.co_names
+    layers = decoder.layers_loop.py_func.__code__.co_names
     drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
                 for name in function.py_func.__code__.co_names}
     assert {"unread_loop", "lstm_loop", "cnn_loop", "pointer_loop", "shortlist_loop", "pick_loop"} <= drafting

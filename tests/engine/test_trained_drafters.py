@@ -7,7 +7,7 @@ import torch
 from doubles import SIZES, chi_square, make_state
 
 from foredraft.engine.decode import decode, step
-from foredraft.engine.draft_models import KINDS, kind_of, model_class, open_drafter
+from foredraft.engine.draft_models import kind_of, model_class, open_drafter
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.judge import judge
 from foredraft.engine.t5 import T5
@@ -189,7 +189,7 @@ def test_padding_and_the_future_are_not_seen(target, trained):
         torch.testing.assert_close(model(ids, encoded, mask, source, scored=scored), whole[scored], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", list(SIZES))
 def test_saved_and_loaded(target, kind, tmp_path):
     model = model_class(kind).from_target(target.folder, **SIZES[kind]).eval()
     model.save(tmp_path)

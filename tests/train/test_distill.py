@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from foredraft.engine.draft_models import kind_of
 from foredraft.errors import UserError
+from foredraft.train.data import IGNORE
 from foredraft.train.distill import DrafterRecipe, new_drafter, train_drafter
-from foredraft.train.drafter_data import DrafterDataset, read_drafter_data
+from foredraft.train.drafter_data import DrafterDataset, collate_drafter, pad_rows, read_drafter_data
 from foredraft.train.held import held_articles
 from foredraft.train.history import read_history
 from foredraft.train.kit import TargetKit
@@ -25,6 +26,7 @@ from foredraft.train.pseudo import Engine, Order, pseudo
 TINY = {
     "lstm": (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
     "cnn": (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16), ("dilations", (1, 2))),
+    "head": (("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
     "t5small": (("num_layers", 1), ("num_decoder_layers", 1)),
     "t5shallow": (("layers", (0,)),),
 }
@@ -79,7 +81,7 @@ def test_every_method_trains_an_lstm(world, tmp_path, name):
     assert all(torch.isfinite(torch.tensor(losses(tmp_path))))
 
 
-@pytest.mark.parametrize("drafter", ["cnn", "t5small", "t5shallow"])
+@pytest.mark.parametrize("drafter", ["cnn", "head", "t5small", "t5shallow"])
 def test_every_drafter_trains_on_its_own_samples(world, tmp_path, drafter):
     method = Distillation(distill_method="on_policy_GKD", lmbda=1.0, kd_temp=1)
     figures = train(world, tmp_path, drafter=drafter, sizes=TINY[drafter], method=method, steps=2)
@@ -118,6 +120,28 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_p
         assert torch.equal(whole[name], resumed[name]), name
 
 
+def test_a_head_learns_its_targets_states(world, tmp_path):
+    """The distance to them falls, after one prediction and after three."""
+    kit, articles, _, _ = world
+    method = Distillation(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
+    batch = collate_drafter([DrafterDataset(articles)[0, i] for i in range(4)])
+    read, labels = pad_rows(batch["own"])
+    inputs = (read, kit.encoded(articles).rows([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
+    hidden, scored = kit.teacher.hidden(*inputs), labels != IGNORE
+
+    def apart(model):
+        found = model.passes(*inputs, batch["source_ids"], hidden, 3)
+        return [float((states[scored] - hidden[scored]).abs().mean()) for states, _ in found]
+
+    recipe = dict(drafter="head", sizes=TINY["head"], method=method, steps=30, evaluate_every=30, save_every=30)
+    figures = train(world, tmp_path, **recipe)
+    before = new_drafter(replace(RECIPE, drafter="head", sizes=TINY["head"]), kit.folder)
+    after = type(before).load(tmp_path, kit.folder)
+    with torch.no_grad():
+        assert all(now < 0.9 * then for now, then in zip(apart(after), apart(before), strict=True))
+    assert figures["alpha"] > 0.25
+
+
 def test_accumulation_does_not_change_the_update(world, tmp_path):
     method = Distillation(distill_method="Supervised_KD", kd_temp=2)
     for accumulation in (1, 2):
@@ -133,13 +157,14 @@ def test_the_teachers_kept_logits_stand_for_the_teacher(world, tmp_path):
     assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "live"), rel=2e-2)
 
 
-def test_alpha_while_training_is_the_engines(world, tmp_path):
+@pytest.mark.parametrize("drafter", ["lstm", "head"])
+def test_alpha_while_training_is_the_engines(world, tmp_path, drafter):
     """Teacher forcing of the module against the compiled drafter's drafts, prefix by prefix."""
     from foredraft.bench.alpha import alpha_tv
     from foredraft.engine.generate import load
 
     kit, _, held, _ = world
-    train(world, tmp_path, steps=2)
+    train(world, tmp_path, steps=2, drafter=drafter, sizes=TINY[drafter])
     entry = next(entry for entry in log(tmp_path) if "eval_alpha_T0" in entry)
     model = load(kit.folder, tmp_path)
     for temperature, articles in held.items():

@@ -7,6 +7,7 @@ import torch
 
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import load_weights
+from foredraft.train import samples
 from foredraft.train.distill import DrafterRecipe, new_drafter
 from foredraft.train.samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.teacher import Teacher
@@ -60,6 +61,26 @@ def test_a_drafters_own_samples_follow_its_law(world):
     assert df > 3 and value < df + 10 * (2 * df) ** 0.5
     # the same seed, the same rows
     assert [row.tolist() for row in draw(world)] == [row.tolist() for row in rows]
+
+
+def test_a_head_goes_on_from_its_own_states(world, monkeypatch):
+    """However many tokens it runs ahead between two looks, its greedy sample is the same."""
+    folder, target, _, encoded = world
+    model = new_drafter(DrafterRecipe(drafter="head", sizes=SIZES[1:]), folder)
+    with torch.no_grad():
+        # its states decide, and no copy of the end token
+        model.pointer.outer.weight *= 8
+        model.pointer.gain.bias.fill_(-9)
+    drafter = drafter_of(model, target.weights)
+    rows = []
+    for ahead in (16, 2):
+        monkeypatch.setattr(samples, "AHEAD", ahead)
+        rows += [student_samples(drafter, target, [SOURCE], [encoded], 12, 0, temperature=0.0)[0].tolist()]
+    assert rows[0] == rows[1] and len(rows[0]) > 4
+    # a state that is lost on the way shows
+    lost = property(lambda self: torch.zeros(1, 2, 32), lambda self, value: None)
+    monkeypatch.setattr(type(drafter), "features", lost, raising=False)
+    assert student_samples(drafter, target, [SOURCE], [encoded], 12, 0, temperature=0.0)[0].tolist() != rows[0]
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
