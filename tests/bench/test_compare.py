@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import types
 
 import pytest
 from rich.console import Console
@@ -63,23 +64,23 @@ def test_no_speed_up_for_other_tokens(run):
     assert wrong["tokens_per_second"]["median"] > 0
 
 
-def test_no_speed_up_for_noise_of_its_own(run, monkeypatch):
+@pytest.mark.parametrize("lawful", [False, True])
+def test_noise_of_its_own_is_not_compared_and_a_speed_up_wants_the_same_law(run, monkeypatch, lawful):
     def factory(model, settings, argument):
         built = methods._foredraft("lookup")(model, settings, argument)
-        return methods.Method(built.run, comparable=False, model=built.model)
+        return methods.Method(built.run, comparable=False, lawful=lawful, model=built.model)
 
     monkeypatch.setitem(methods.METHODS, "noisy", factory)
     noisy = run(["noisy"], temperature=1.0)[1]
-    assert noisy["differ"] is None and noisy["speed_up"] is None
+    assert noisy["differ"] is None and (noisy["speed_up"] is not None) == lawful
 
 
-def test_drawn_drafts_of_the_same_law_have_a_speed_up_a_token(run, tiny_model_path, tmp_path):
-    from foredraft.engine.draft_models import model_class
-
-    model_class("lstm").from_target(tiny_model_path, hidden_size=8, num_heads=2, d_kv=6, d_ff=16).save(tmp_path)
-    greedy, drawn = (run([f"drafter:{tmp_path}"], temperature=temperature)[1] for temperature in (0.0, 1.0))
-    assert greedy["differ"] == 0 and greedy["speed_up"]["median"] > 0
-    assert drawn["differ"] is None and drawn["speed_up"]["median"] > 0
+def test_drafts_that_are_drawn_have_noise_of_their_own():
+    dense, sampled = types.SimpleNamespace(drafter=types.SimpleNamespace()), Settings(temperature=1.0)
+    points = types.SimpleNamespace(drafter=types.SimpleNamespace(point_masses=True))
+    assert not methods.drafting_method(dense, sampled, 2).comparable
+    for model, settings, K in ((points, sampled, 2), (dense, sampled, 0), (dense, Settings(), 2)):
+        assert methods.drafting_method(model, settings, K).comparable
 
 
 def test_transformers_speculates_alone(run):
