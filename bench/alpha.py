@@ -22,22 +22,23 @@ def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence
     not accepted / tested of a decode, which sees only the prefixes where a draft was tested
     (Leviathan et al. 2023, Corollary 3.6).
     """
-    covered, prefixes = overlaps(model, sources, outputs, temperature, batch_size).sum(0)
+    covered, prefixes = overlaps(model.target, [model.drafter], sources, outputs, temperature, batch_size)[0].sum(0)
     return float(covered / prefixes)
 
 
 @torch.inference_mode()
-def overlaps(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], temperature: float,
-             batch_size: int = 8, on_batch: Callable[[], None] = lambda: None) -> np.ndarray:
-    """alpha_tv's sums of every article [N, 2]: of min(p, q), and how many prefixes."""
+def overlaps(target, drafters: Sequence, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]],
+             temperature: float, batch_size: int = 8, on_batch: Callable[[], None] = lambda: None) -> np.ndarray:
+    """alpha_tv's sums of every drafter and article [D, N, 2]: of min(p, q), and how many prefixes. The target is led along
+    its outputs once for all of them."""
     parts = []
     for start in range(0, len(sources), batch_size):
         part = slice(start, start + batch_size)
         # tensors made in here lie on the target's device
-        with model.target.device:
-            parts.append(_batch(model, sources[part], outputs[part], temperature))
+        with target.device:
+            parts.append(_batch(target, drafters, sources[part], outputs[part], temperature))
         on_batch()
-    return np.concatenate(parts)
+    return np.concatenate(parts, 1)
 
 
 def interval(sums: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
@@ -48,37 +49,39 @@ def interval(sums: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _batch(model, sources, outputs, temperature: float) -> np.ndarray:
-    """The sums of a batch's articles."""
-    target, drafter = model.target, model.drafter
+def _batch(target, drafters, sources, outputs, temperature: float) -> np.ndarray:
+    """The sums of a batch's articles [D, B, 2]."""
     B, rows, longest = len(sources), range(len(sources)), max(map(len, outputs))
     vectors = [torch.tensor(list(source)) for source in sources]
-    # two past the longest output: the drafter may still propose before the last token
+    # two past the longest output: a drafter may still propose before the last token
     target.reserve(B, longest + 2, 1, max(map(len, sources)))
-    drafter.admit(rows, vectors, target.admit(rows, vectors))
+    encoded = target.admit(rows, vectors)
+    for drafter in drafters:
+        drafter.admit(rows, vectors, encoded)
     state = DecodeState(
         limits=torch.full((B,), longest + 2), draft_tokens=torch.ones(B, dtype=torch.int64),
         temperature=torch.full((B,), float(temperature)), top_k=torch.zeros(B, dtype=torch.int64), top_p=torch.ones(B),
         seeds=torch.arange(B), start_token=target.start_token, end_token=target.end_token,
         width=target.config.d_model)
-    covered = torch.zeros(B, dtype=torch.float64)
+    covered = torch.zeros(len(drafters), B, dtype=torch.float64)
     for place in range(longest):
         # a row whose output is over is ended, and reads nothing from then on
         forced = torch.tensor([ids[place] if place < len(ids) else target.end_token for ids in outputs])
         running = torch.tensor([place < len(ids) for ids in outputs])
-        draft = drafter.draft(state)
+        drafts = [drafter.draft(state) for drafter in drafters]
         nothing = Draft.empty(B, 1, target.device)
         hidden = target.decode(*state.inputs(nothing))
-        if temperature == 0:
-            overlap = (draft.tokens[:, 0] == forced).float()
-        else:
-            overlap = _overlap(torch.softmax(target.logits(hidden)[:, 0].float() / temperature, -1), draft)
-        covered += torch.where(running & (draft.lengths > 0), overlap, 0.0)
+        p = None if temperature == 0 else torch.softmax(target.logits(hidden)[:, 0].float() / temperature, -1)
+        for sums, draft in zip(covered, drafts, strict=True):
+            overlap = (draft.tokens[:, 0] == forced).float() if p is None else _overlap(p, draft)
+            sums += torch.where(running & (draft.lengths > 0), overlap, 0.0)
         verdict = Verdict(torch.stack((forced, forced), 1), torch.ones(B, dtype=torch.int64))
         state.commit(nothing, verdict, hidden)
     target.release(rows)
-    drafter.release(rows)
-    return np.stack((covered.numpy(), [len(ids) for ids in outputs]), 1)
+    for drafter in drafters:
+        drafter.release(rows)
+    prefixes = np.array([len(ids) for ids in outputs], float)
+    return np.stack((covered.numpy(), np.broadcast_to(prefixes, covered.shape)), 2)
 
 
 def _overlap(p: torch.Tensor, draft: Draft) -> torch.Tensor:

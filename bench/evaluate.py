@@ -49,14 +49,16 @@ def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], set
     place of 1) from alpha, c and v; `speed_up` of decoding and `speed_up_whole` with encoding; `differing`: articles whose
     greedy tokens are not plain decoding's (then no speed-up is told).
     """
-    end = next(iter(models.values())).target.end_token
-    samples = measure.measure(_methods(models, settings, draft_tokens), sources, settings, end_token=end, on_batch=on_batch)
+    target = next(iter(models.values())).target
+    samples = measure.measure(_methods(models, settings, draft_tokens), sources, settings, end_token=target.end_token,
+                              on_batch=on_batch)
     plain = samples[PLAIN]
     outputs = [row for sample in plain[0] for row in sample.rows]
     step = _step_seconds(plain)
     found = {}
-    for name, model in models.items():
-        sums = overlaps(model, sources, outputs, settings.temperature, on_batch=on_batch)
+    drafters = [model.drafter for model in models.values()]
+    every = overlaps(target, drafters, sources, outputs, settings.temperature, on_batch=on_batch)
+    for name, sums in zip(models, every, strict=True):
         low, high = interval(sums)
         covered, prefixes = sums.sum(0).tolist()
         alpha = {"value": covered / prefixes, "low": low, "high": high, "prefixes": int(prefixes)}
