@@ -38,13 +38,13 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
         return NoDrafter()
     if not isinstance(spec, str | Path):
         return spec
-    target = model.weights
     kind, _, path = str(spec).partition(":")
     if kind in ("cascade", "staged"):
         return _made_of(str(spec), path.split(","), model, target_folder, tokenizer, device)
     if device != "cpu" and kind.startswith("lookup+history"):
         raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
                         "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
+    target = model.weights
     if kind in ("lookup", "lookup+history") and not path:
         if device != "cpu":
             return DeviceLookup(device)

@@ -50,6 +50,8 @@ class Scheduler:
         cache: KVCache = target.cache
         if cache.is_lent:
             raise UserError("a stream of this model is still running; read it to its end, or close() it, before the next")
+        # rows that others have left admitted would keep their pages for good
+        target.release(range(cache.rows))
         limit = int(available_memory() * SHARE) + cache.used_bytes() if kv_memory is None else kv_memory
         slots = max_new_tokens + draft_tokens + 2
         self.rows, pages = cache.plan(rows, slots, longest, pages, limit)

@@ -87,6 +87,8 @@ def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
 def test_a_real_case_is_calibrated_and_can_be_slowed(tmp_path, monkeypatch):
     """No time is asserted: only that both ends of the fixture work."""
     monkeypatch.setenv("FOREDRAFT_BENCH_SLOW", "1.5")
+    # pytest-benchmark writes nothing where it believes itself in a worker of xdist
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     file = tmp_path / "run.json"
     subprocess.run([sys.executable, "-m", "pytest", "-q", "bench/test_kernels.py", "-k", "test_norm", "--benchmark-enable",
                     "-p", "no:cacheprovider", "--benchmark-max-time=0.01", f"--benchmark-json={file}"], cwd=CHECKOUT,

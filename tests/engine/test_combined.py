@@ -199,7 +199,7 @@ def test_sampled_ids_follow_the_target(target, middle):
 
 def test_by_name(target, middle):
     def made(spec):
-        return make_drafter(spec, target.weights, target.folder, None)
+        return make_drafter(spec, target, target.folder, None)
 
     assert made(f"cascade:lookup,{middle}").name == "cascade:lookup,t5"
     assert made(f"staged:lookup,{middle}").name == "staged:lookup,t5"

@@ -6,6 +6,8 @@ import pytest
 import torch
 from doubles import SIZES, chi_square, make_state
 
+import foredraft
+from foredraft.bench.cases import sample_texts
 from foredraft.engine.decode import decode, step
 from foredraft.engine.draft_models import kind_of, model_class, open_drafter
 from foredraft.engine.draft_none import NoDrafter
@@ -273,3 +275,16 @@ def test_an_unknown_size_or_kind_or_layer(tiny_checkpoints):
         model_class("gru")
     with pytest.raises(UserError, match="layers 0 to 2"):
         model_class("t5shallow").from_target(tiny_checkpoints["v1.0"], layers=[3])
+
+
+def test_the_embedded_lstm_drafts_for_the_embedded_target():
+    model = foredraft.load(drafter="lstm")
+    texts = [text for _, text in sample_texts()[:3]]
+    drafted, plain = (one.generate(texts, max_new_tokens=40) for one in (model, model.with_drafter(None)))
+    assert drafted.token_ids == plain.token_ids and drafted.stats.acceptance_rate > 0.6
+    assert drafted.stats.steps < 0.6 * plain.stats.steps
+
+
+def test_the_embedded_lstm_refuses_another_target(tiny_model_path):
+    with pytest.raises(UserError, match="train one for this target"):
+        foredraft.load(tiny_model_path, drafter="lstm")
