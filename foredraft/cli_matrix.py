@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -97,6 +98,7 @@ def matrix(
         typer.echo(f"foredraft: interrupted; the same command goes on in {out}", err=True)
         raise typer.Exit(1) from None
     path = record or Path("bench/results/drafters.jsonl")
+    write_curves(runs.learning_curves(out), kit.hash, path)
     if test_articles:
         for drafter in plan.drafters:
             group, checkpoints = [result for result in results if result["drafter"] == drafter], []
@@ -124,6 +126,16 @@ def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int
         folders.append(out / f"pseudo-T{temperature:g}")
         pseudo(data, folders[-1], Order(temperature, limit=articles), Engine(str(target), drafter), workers)
     return folders
+
+
+def write_curves(curves: dict[str, list[dict]], target: str, record: Path) -> None:
+    """alpha by step of all runs beside the record, in NAME-curves.json; the file appears whole."""
+    found = {"kind": "curves", "command": shlex.join(["foredraft", *sys.argv[1:]]), "target_hash": target, "runs": curves}
+    path = record.with_name(f"{record.stem}-curves.json")
+    partial = path.with_name(f".{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def evaluate_group(results: list[dict], checkpoints: list[Path], target: Path, test: Path, articles: int,

@@ -67,4 +67,7 @@ def test_the_matrix_evaluates_what_it_trained(command, data, tiny_model_path, tm
     (row,) = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert row["kind"] == "matrix" and row["training"]["method"] == "baseline"
     assert [figures["temperature"] for figures in row["figures"]] == [0, 1]
+    curves = json.loads((tmp_path / "rows-curves.json").read_text())
+    (point,) = curves["runs"]["lstm-baseline-s0"]
+    assert point["step"] == 1 and 0 <= point["alpha_T0"] <= 1 and curves["target_hash"] == row["training"]["target_hash"]
     assert command(*line)[0] == 0 and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1

@@ -143,6 +143,20 @@ def _fit_ngram(plan: Plan, kit: TargetKit, articles: Articles, folder: Path, met
     return {"texts": fitted.texts, "tokens": fitted.tokens}
 
 
+def learning_curves(out: Path) -> dict[str, list[dict]]:
+    """alpha on the validation articles by step, of every neural run in `out` that was evaluated, by its folder's name."""
+    curves = {}
+    for log in sorted((out / "runs").glob("*/log.jsonl")):
+        entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        # a resumed run may have evaluated a step twice: the last one counts
+        points = {entry["step"]: {"step": entry["step"]} | {
+            name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_alpha_T")}
+            for entry in entries if "eval_alpha" in entry}
+        if points:
+            curves[log.parent.name] = [points[step] for step in sorted(points)]
+    return curves
+
+
 def checkpoint_of(result: dict, out: Path) -> Path:
     """What `--ckpt_path` of foredraft eval calls a finished run: a folder, or an n-gram table's file."""
     folder = run_folder(out, result["drafter"], result["method"], result["seed"])
