@@ -71,10 +71,11 @@ def drafters_table(rows: Sequence[dict]) -> str:
         return ""
     first = next(iter(next(iter(drafters.values())).values()))[0]
     seeds = {trained(row)[2] for methods in drafters.values() for found in methods.values() for row in found}
+    said = "one seed" if len(seeds) == 1 else f"means over the seeds of each, 1 to {len(seeds)}"
     lines = [
         f"{first['data']['articles']} articles of {first['data']['name']}, the target `{first['target']['hash']}`, "
-        f"{place(first)}; {'one seed' if len(seeds) == 1 else f'means over {len(seeds)} seeds'}, the distilled method of "
-        "the highest alpha. A cell: baseline → distilled.", "",
+        f"{place(first)}; {said}, the distilled method of the highest alpha. "
+        "A cell: baseline → distilled.", "",
         "| drafter | T | method | alpha | tokens a round | decode speed-up |", "|---|---|---|---:|---:|---:|"]
     for drafter, methods in drafters.items():
         for temperature in (figures["temperature"] for figures in first["figures"]):
