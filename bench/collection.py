@@ -128,6 +128,14 @@ def by_method(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
             for drafter, methods in sorted(found.items())}
 
 
+def side_by_side(methods: dict[str, list[dict]], *names: str) -> list[list[dict]]:
+    """The rows of these methods, those of them that there are, of the seeds that all of them have: only then do their means
+    differ by the method alone."""
+    known = [methods[name] for name in names if name in methods]
+    shared = set.intersection(*({trained(row)[2] for row in rows} for rows in known)) if known else set()
+    return [[row for row in rows if trained(row)[2] in shared] for rows in known]
+
+
 def figures_at(row: dict, temperature: float) -> dict | None:
     return next((figures for figures in row["figures"] if figures["temperature"] == temperature), None)
 

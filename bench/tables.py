@@ -12,6 +12,7 @@ from foredraft.bench.collection import (
     figures_at,
     mean,
     place,
+    side_by_side,
     speed_up,
     tokens_a_round,
     trained,
@@ -71,7 +72,7 @@ def drafters_table(rows: Sequence[dict]) -> str:
         return ""
     first = next(iter(next(iter(drafters.values())).values()))[0]
     seeds = {trained(row)[2] for methods in drafters.values() for found in methods.values() for row in found}
-    said = "one seed" if len(seeds) == 1 else f"means over the seeds of each, 1 to {len(seeds)}"
+    said = "one seed" if len(seeds) == 1 else f"means over the seeds that both sides have, 1 to {len(seeds)}"
     lines = [
         f"{first['data']['articles']} articles of {first['data']['name']}, the target `{first['target']['hash']}`, "
         f"{place(first)}; {said}, the distilled method of the highest alpha. "
@@ -80,7 +81,7 @@ def drafters_table(rows: Sequence[dict]) -> str:
     for drafter, methods in drafters.items():
         for temperature in (figures["temperature"] for figures in first["figures"]):
             best = best_distilled(methods, temperature)
-            pair = [methods[method] for method in (BASELINE, best) if method in methods]
+            pair = side_by_side(methods, BASELINE, *([best] if best else []))
             cells = [" → ".join(_cell(mean(found, temperature, value), form) for found in pair)
                      for value, form in ((alpha, ".3f"), (tokens_a_round, ".2f"), (speed_up, ".2f"))]
             lines.append(f"| {drafter} | {temperature:g} | {best or '-'} | " + " | ".join(cells) + " |")

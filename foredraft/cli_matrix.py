@@ -23,13 +23,16 @@ def matrix(
     data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test, .jsonl(.gz).")],
     out: Annotated[Path, typer.Option(help="Folder of the runs; the same command goes on where it was stopped.")],
     target: Annotated[Path | None, typer.Option(help="Folder of the target; default: embedded.")] = None,
-    drafters: Annotated[str, typer.Option(help="With commas between.")] = "ngram,cnn,lstm,t5small,t5shallow",
+    drafters: Annotated[str, typer.Option(help="With commas between; head is one more.")] = "ngram,cnn,lstm,t5small,t5shallow",
     methods: Annotated[
         str, typer.Option(help="With commas between; baseline is training without the target.")
     ] = "baseline,Seq_KD,Supervised_KD,Imit_KD,f_Distill,on_policy_GKD,MiniLLM",
     seeds: Annotated[str, typer.Option(help="With commas between.")] = "0",
     articles: Annotated[int, typer.Option(min=1, help="Training articles.")] = 8000,
     steps: Annotated[int, typer.Option(min=1, help="Updates of every run.")] = 200,
+    steps_of: Annotated[
+        list[str] | None, typer.Option(help="DRAFTER=N: other updates for all runs of one drafter; repeatable.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Articles an update.")] = 16,
     lr: Annotated[float | None, typer.Option(help="Learning rate of all; default: each drafter's own.")] = None,
     kd_temp: Annotated[float, typer.Option(help="Temperature of both laws in a divergence.")] = 1.0,
@@ -80,12 +83,13 @@ def matrix(
     for item in size or []:
         name, _, rest = item.partition(":")
         own_sizes.setdefault(name, []).append(rest)
+    own_steps = tuple(parse_steps(item) for item in steps_of or [])
     recipe = DrafterRecipe(
         method=Distillation(kd_temp=kd_temp, divergence=divergence), steps=steps, warmup_steps=min(20, steps),
         decay_steps=steps // 2, batch_size=batch_size, bf16=bf16, sample_tokens=sample_tokens)
     plan = runs.Plan(
         tuple(drafters.split(",")), tuple(methods.split(",")), numbers, recipe,
-        tuple((name, parse_sizes(items)) for name, items in own_sizes.items()), lr, eval_every)
+        tuple((name, parse_sizes(items)) for name, items in own_sizes.items()), own_steps, lr, eval_every)
     train_split, validation, test = (find_split(data, split) for split in ("train", "validation", "test"))
     folder = find_checkpoint(target or EMBEDDED_TARGET)
     kit = TargetKit(folder, cache or out / "cache", device)
@@ -115,6 +119,14 @@ def matrix(
     print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
     if failures:
         raise typer.Exit(1)
+
+
+def parse_steps(item: str) -> tuple[str, int]:
+    """DRAFTER=N, N at least 1."""
+    name, _, number = item.partition("=")
+    if not number.isdigit() or int(number) < 1:
+        raise UserError(f"--steps-of {item}: give DRAFTER=N, N at least 1")
+    return name, int(number)
 
 
 def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int) -> list[Path]:

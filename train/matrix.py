@@ -22,11 +22,12 @@ from foredraft.train.kit import TargetKit
 from foredraft.train.methods import METHODS
 
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
+KNOWN = (*DRAFTERS, "head")
 BASELINE = "baseline"
 RESULT = "result.json"
 
 # What each drafter starts from and how fast it learns; shared by its baseline and its distilled twins.
-LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "t5small": 5e-4, "t5shallow": 5e-4}
+LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "head": 1e-3, "t5small": 5e-4, "t5shallow": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,21 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     recipe: DrafterRecipe = DrafterRecipe()
     sizes: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()  # by drafter
+    steps: tuple[tuple[str, int], ...] = ()  # by drafter, where not the recipe's
     learning_rate: float | None = None  # for all; None: LEARNING_RATES
     evaluate_every: int = 100
     ngram_order: int = 4
 
     def __post_init__(self):
-        for flag, given, known in (("--drafters", self.drafters, DRAFTERS),
+        for flag, given, known in (("--drafters", self.drafters, KNOWN),
                                    ("--methods", self.methods, (BASELINE, *METHODS))):
             for name in given:
                 if name not in known:
                     raise UserError(f"{flag}: {name} is not known; use {', '.join(known)}")
+
+        for name, _ in self.steps:
+            if name not in LEARNING_RATES:
+                raise UserError(f"--steps-of: {name} takes no steps; use {', '.join(LEARNING_RATES)}")
 
     def runs(self) -> list[tuple[str, str, int]]:
         """(drafter, method, seed); the baselines first, so that a stopped matrix has something to compare with. An n-gram
@@ -59,11 +65,14 @@ class Plan:
         """A baseline is cross-entropy on the human summaries; a method is its own term alone, in as many steps on as many
         articles, so that the two read equally much."""
         base = self.recipe.method
+        steps = dict(self.steps).get(drafter, self.recipe.steps)
         if method == BASELINE:
             distillation = replace(base, loss=1.0, kd_loss=0.0)
         else:
             distillation = replace(base, loss=0.0, kd_loss=1.0, distill_method=method)
         return replace(self.recipe, drafter=drafter, method=distillation, seed=seed, sizes=dict(self.sizes).get(drafter, ()),
+                       steps=steps, warmup_steps=min(self.recipe.warmup_steps, steps),
+                       decay_steps=self.recipe.decay_steps * steps // self.recipe.steps,
                        learning_rate=self.learning_rate or LEARNING_RATES[drafter])
 
 

@@ -35,6 +35,15 @@ def test_alpha_is_a_mean_over_seeds_and_the_best_method_is_no_baseline():
     assert collection.mean(methods["Seq_KD"], 0.7, collection.alpha) is None
 
 
+def test_only_seeds_of_both_sides_are_compared():
+    rows = [bench_rows.drafter_row(method=method, seed=seed) for method, seed in (
+        ("baseline", 0), ("baseline", 1), ("baseline", 2), ("Seq_KD", 1), ("Seq_KD", 3))]
+    methods = collection.by_method(rows)["lstm"]
+    pair = collection.side_by_side(methods, "baseline", "Seq_KD")
+    assert [[collection.trained(row)[2] for row in side] for side in pair] == [[1], [1]]
+    assert len(collection.side_by_side(methods, "baseline", "MiniLLM")[0]) == 3
+
+
 def test_the_fastest_K_speaks_for_a_run():
     row = bench_rows.drafter_row(Ks=(1, 2, 5))
     figures = row["figures"][0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from foredraft.cli_matrix import parse_steps
 from foredraft.errors import UserError
 from foredraft.train import matrix as module
 from foredraft.train.distill import DrafterRecipe
@@ -61,6 +62,18 @@ def test_both_sides_of_a_comparison_get_the_same(world):
         for method in METHODS:
             twin = plan.recipe_of(drafter, method, 1)
             assert replace(twin, method=baseline.method) == baseline and twin.method.kd_loss == 1
+
+
+def test_a_drafter_may_take_other_steps_on_both_sides():
+    plan = Plan(recipe=DrafterRecipe(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
+    for method in (BASELINE, "Seq_KD"):
+        few, many = plan.recipe_of("t5small", method, 0), plan.recipe_of("lstm", method, 0)
+        assert (few.steps, few.warmup_steps, few.decay_steps) == (10, 10, 5)
+        assert (many.steps, many.warmup_steps, many.decay_steps) == (200, 20, 100)
+    with pytest.raises(UserError, match="--steps-of: ngram"):
+        Plan(steps=(("ngram", 10),))
+    with pytest.raises(UserError, match="--steps-of lstm=none"):
+        parse_steps("lstm=none")
 
 
 def test_unknown_names():
