@@ -41,12 +41,12 @@ def runs_table(runs: Sequence[Sequence[dict]]) -> str:
 
 def _runs_table(runs: Sequence[Sequence[dict]]) -> str:
     row = runs[0][0]
-    target, data = row["target"], row["data"]
+    target, articles = row["target"], _span([run[0]["data"]["articles"] for run in runs])
+    sizes = [run[0]["data"]["source_tokens"][end] for run in runs for end in ("min", "max")]
     lines = [
-        f"{data['articles']} articles of {data['name']} ({data['source_tokens']['min']}-{data['source_tokens']['max']} "
-        f"source tokens), the target `{target['hash']}` ({target['parameters'] / 1e6:.1f}M, {target['weights']}), "
-        f"up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {place(row)}. T=0 is greedy; speed-ups are "
-        "over `plain` of the same run.", "",
+        f"{articles} articles of {row['data']['name']} ({_span(sizes)} source tokens), the target `{target['hash']}` "
+        f"({target['parameters'] / 1e6:.1f}M, {target['weights']}), up to {row['max_new_tokens']} new tokens, "
+        f"{row['repeats']} passes, {place(row)}. T=0 is greedy; speed-ups are over `plain` of the same run.", "",
         "| T | B | K | method | " + " | ".join(name for name, _ in RUN_COLUMNS) + " |",
         "|---|---|---|---|" + "---:|" * len(RUN_COLUMNS),
     ]
@@ -63,6 +63,10 @@ def _runs_table(runs: Sequence[Sequence[dict]]) -> str:
     lines += [""] + [f"`{method}` is absent at {', '.join(where)}: {why}." for (method, why), where in absent.items()]
     commands = "\n".join(dict.fromkeys(run[0]["command"] for run in runs))
     return "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return "-".join(str(number) for number in sorted({min(numbers), max(numbers)}))
 
 
 def drafters_table(rows: Sequence[dict]) -> str:

@@ -23,7 +23,9 @@ def matrix(
     data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test, .jsonl(.gz).")],
     out: Annotated[Path, typer.Option(help="Folder of the runs; the same command goes on where it was stopped.")],
     target: Annotated[Path | None, typer.Option(help="Folder of the target; default: embedded.")] = None,
-    drafters: Annotated[str, typer.Option(help="With commas between; head is one more.")] = "ngram,cnn,lstm,t5small,t5shallow",
+    drafters: Annotated[
+        str, typer.Option(help="With commas between; head is one more.")
+    ] = "ngram,cnn,lstm,t5small,t5shallow",
     methods: Annotated[
         str, typer.Option(help="With commas between; baseline is training without the target.")
     ] = "baseline,Seq_KD,Supervised_KD,Imit_KD,f_Distill,on_policy_GKD,MiniLLM",

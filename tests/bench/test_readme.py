@@ -32,6 +32,8 @@ def test_the_tables(found):
     text = tables.runs_table(found.runs)
     assert "| 0 | 1 | 5 | lookup | 2,000 (1,800-2,200) | 2.00x (1.60-2.40) |" in text
     assert "`hf-assisted` is absent at T=0 B=1, T=0 B=8" in text and "Acme 7, 2 threads" in text
+    more = bench_rows.run_rows(1.0, data=bench_rows.DATA | {"articles": 28, "source_tokens": {"min": 6, "max": 10}})
+    assert tables.runs_table([*found.runs, more]).startswith("28-30 articles of test.jsonl.gz (5-10 source tokens)")
     text = tables.drafters_table(found.drafters)
     # alpha is the mean of both seeds
     assert "| cnn | 0 | on_policy_GKD | 0.305 → 0.455 |" in text
