@@ -14,10 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from foredraft.bench.gpu_goals import judged
 from foredraft.bench.gpu_sizes import Sizes
+from foredraft.engine.generate import check_device
+from foredraft.errors import UserError
 
 # Seconds for everything: a machine is lent for ten minutes.
 TOTAL = 570
@@ -32,6 +36,12 @@ class Section:
     run: Callable[[Sizes, dict[str, list[dict]]], Iterator[dict]]
 
 
+def _compile(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench import gpu_compile
+
+    yield from gpu_compile.compile_all(sizes, SECTIONS["compile"].seconds - 5)
+
+
 def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_checks
 
@@ -43,19 +53,27 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
-    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests(), "-k", "not compiled_for", "-p",
-               "no:cacheprovider"]
-    with tempfile.TemporaryFile("w+") as said:
-        # cut off a little before this section is, so that what was said until then is not lost
-        child = subprocess.Popen(command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)
-        try:
-            code = child.wait(timeout=SECTIONS["law"].seconds - 5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            code = child.wait()
-        said.seek(0)
-        yield {"check": "pytest -m gpu", "passed": code == 0, "said": said.read()[-1500:]}
+    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it: most of the time goes into
+    compiling, so each file has a process of its own."""
+    # cut off a little before this section is, so that what was said until then is not lost
+    ends = time.monotonic() + SECTIONS["law"].seconds - 5
+    with ExitStack() as stack:
+        running = []
+        for file in gpu_tests():
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            # pyproject.toml's own options name a plug-in that the machine may not have
+            command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", file, "-m", "gpu",
+                       "-k", "not compiled_for", "-p", "no:cacheprovider"]
+            running.append((file, said, subprocess.Popen(
+                command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)))
+        for file, said, child in running:
+            try:
+                code = child.wait(timeout=max(ends - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                code = child.wait()
+            said.seek(0)
+            yield {"check": f"pytest -m gpu {file}", "passed": code == 0, "said": said.read()[-1500:]}
 
 
 def gpu_tests() -> list[str]:
@@ -121,10 +139,10 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 # In order of worth: the last, who may take what is left, are others' engines.
 SECTIONS = {
-    "checks": Section(130, _checks), "law": Section(110, _law), "bandwidth": Section(20, _bandwidth),
-    "steps": Section(110, _steps), "family": Section(50, _family), "model": Section(20, _model),
-    "drafters": Section(80, _drafters), "verdict": Section(50, _verdict), "rounds": Section(30, _rounds),
-    "library": Section(20, _library), "peers": Section(120, _peers),
+    "compile": Section(90, _compile), "checks": Section(130, _checks), "law": Section(110, _law),
+    "bandwidth": Section(20, _bandwidth), "steps": Section(110, _steps), "family": Section(50, _family),
+    "model": Section(20, _model), "drafters": Section(80, _drafters), "verdict": Section(50, _verdict),
+    "rounds": Section(40, _rounds), "library": Section(20, _library), "peers": Section(180, _peers),
 }
 
 
@@ -155,6 +173,9 @@ def run_section(name: str, out: Path, sizes: Sizes) -> None:
 def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
     """Run sections one after another, each in a process of its own; what happened to each, in seconds and words."""
     out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        # of an earlier run, on a machine that may have been another
+        (out / f"{name}.jsonl").unlink(missing_ok=True)
     began, ends = time.monotonic(), {}
     for name in names:
         left = min(SECTIONS[name].seconds, TOTAL - (time.monotonic() - began))
@@ -177,7 +198,7 @@ def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
 
 
 def show(rows: dict[str, list[dict]], ends: dict) -> None:
-    """One short table a section, the checks' failures first."""
+    """A table a section, then the checks' failures, and last the goals."""
     from rich.console import Console
     from rich.table import Table
 
@@ -199,6 +220,13 @@ def show(rows: dict[str, list[dict]], ends: dict) -> None:
     for name, end in ends.items():
         if end["ended"] != "done":
             console.print(f"{name}: {end['ended']}", markup=False)
+    table = Table(title="goals", title_justify="left")
+    for column in ("goal", "bound", "found", "met"):
+        table.add_column(column)
+    for row in judged(rows):
+        met = {True: "yes", False: "NO", None: "not measured"}[row["met"]]
+        table.add_row(row["goal"], f"{'<=' if row['at_most'] else '>='} {_cell(row['bound'])}", _cell(row["found"]), met)
+    console.print(table)
 
 
 def _cell(value: object) -> str:
@@ -220,17 +248,23 @@ def main() -> None:
     if options.section:
         run_section(options.section, options.out, Sizes(drafters=str(options.drafters)))
         return
+    try:
+        check_device("cuda")
+    except UserError as error:
+        print(f"bench/gpu.sh: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     names = options.sections.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise SystemExit(f"--sections: no section called {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
     ends = run_all(options.out, names, ("--drafters", str(options.drafters)))
     rows = read_rows(options.out)
-    show(rows, ends)
-    record = {"sections": ends, "rows": rows}
+    machine = (rows.get("bandwidth") or [{}])[0].get("device")
     temporary = options.out / "gpu.json.part"
-    temporary.write_text(json.dumps(record))
+    temporary.write_text(json.dumps({"machine": machine, "goals": judged(rows), "sections": ends, "rows": rows}))
     temporary.replace(options.out / "gpu.json")
-    print(json.dumps(record))
+    show(rows, ends)
+    # not all rows again: they would push the tables out of sight
+    print(json.dumps({"machine": machine, "json": str(options.out / "gpu.json"), "goals": judged(rows)}))
 
 
 if __name__ == "__main__":

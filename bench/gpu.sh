@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks and times foredraft on a GPU machine, from a bare checkout: bash bench/gpu.sh
-# Rows, log and gpu.json go to the folder $OUT (default bench/results/gpu); tables and one line of JSON come last.
+# Rows, log and gpu.json go to the folder $OUT (default bench/results/gpu); the tables come last, the goals' behind the others,
+# and a line of JSON.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-bench/results/gpu}" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1

@@ -10,20 +10,30 @@ import torch
 from foredraft.bench.gpu_sizes import Sizes, microseconds
 from foredraft.bench.steps import random_source
 
+# The arguments of `generate` that choose one.
+ENGINES = {"eager": {}, "static + compile": {"cache_implementation": "static"}}
+
 
 def measure_peers(sizes: Sizes) -> Iterator[dict]:
-    """transformers on the same sizes in bf16: eager, and with a static cache and torch.compile; milliseconds a token."""
+    """transformers on the same sizes in bf16, microseconds a token: of one request, eager and with a static cache and
+    torch.compile; then, at the large sizes, of larger batches, eager alone, for each batch would compile for long."""
+    one = [(geometry, sizes.batches[:1], ENGINES) for geometry in sizes.geometries]
+    for geometry, batches, engines in one + [(geometry, sizes.batches[1:], ("eager",)) for geometry in sizes.large]:
+        model = _model(sizes, geometry)
+        for name in engines:
+            for rows in batches:
+                known = {"geometry": geometry, "engine": f"transformers {name}", "batch": rows}
+                yield known | _peer(sizes, model, rows, ENGINES[name])
+        del model
+
+
+def _model(sizes: Sizes, geometry: str):
     from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
-    for geometry in sizes.large:
-        with torch.device(sizes.device):
-            model = T5ForConditionalGeneration(T5Config(**sizes.geometries[geometry])).to(torch.bfloat16).eval()
-        model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
-        for name, options in (("eager", {}), ("static + compile", {"cache_implementation": "static"})):
-            for rows in sizes.batches[:1] if options else sizes.batches:
-                known = {"geometry": geometry, "engine": f"transformers {name}", "batch": rows}
-                yield known | _peer(sizes, model, rows, options)
-        del model
+    with torch.device(sizes.device):
+        model = T5ForConditionalGeneration(T5Config(**sizes.geometries[geometry])).to(torch.bfloat16).eval()
+    model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
+    return model
 
 
 def _peer(sizes: Sizes, model, rows: int, options: dict) -> dict:

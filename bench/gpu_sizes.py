@@ -62,6 +62,12 @@ def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
     target.buffers["sources"].fill_(source)
 
 
+def passes(sizes: Sizes, geometry: str) -> list[tuple[int, int]]:
+    """(rows, tokens read of each) of the passes timed at a geometry: of one request, then, at the large ones, by batch."""
+    by_batch = [(rows, reads) for rows in sizes.batches if rows > 1 for reads in (1, sizes.draft_tokens + 1)]
+    return [(1, reads) for reads in sizes.reads] + (by_batch if geometry in sizes.large else [])
+
+
 def one_pass(target: T5Cuda, rows: int, reads: int) -> Callable[[], torch.Tensor]:
     """A function that reads `reads` tokens of each of `rows` requests and chooses what follows."""
     tokens = torch.randint(3, target.config.vocab_size, (rows, reads), device=target.device)

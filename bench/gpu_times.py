@@ -16,6 +16,7 @@ from foredraft.bench.gpu_sizes import (
     fill_caches,
     microseconds,
     one_pass,
+    passes,
     random_target,
     seconds,
 )
@@ -43,11 +44,8 @@ def measure_steps(sizes: Sizes, bandwidth: float) -> Iterator[dict]:
     R = sizes.draft_tokens + 1
     for geometry in sizes.geometries:
         target = random_target(sizes, geometry)
-        cases = [(1, reads) for reads in sizes.reads]
-        if geometry in sizes.large:
-            cases += [(rows, reads) for rows in sizes.batches if rows > 1 for reads in (1, R)]
         plain = {}
-        for rows, reads in cases:
+        for rows, reads in passes(sizes, geometry):
             fill_caches(target, rows, sizes.source, max(*sizes.reads, R))
             with torch.inference_mode():
                 run = one_pass(target, rows, reads)
@@ -82,7 +80,7 @@ def measure_rounds(sizes: Sizes) -> Iterator[dict]:
     """Whole plain rounds by the engine's own loops, captured and eager, and what they add to the pass alone."""
     for geometry in sizes.large:
         target = random_target(sizes, geometry)
-        for rows in sizes.batches[:2]:
+        for rows in sizes.batches:
             fill_caches(target, rows, sizes.source, max(1, sizes.new_tokens - POSITION + 2))
             graphs, drafter, taken = GraphRounds(), NoDrafter(), {}
             with torch.inference_mode():
@@ -102,7 +100,7 @@ def measure_rounds(sizes: Sizes) -> Iterator[dict]:
                     taken[name] = spread(times[1:])["median"]
             yield {"geometry": geometry, "batch": rows, "pass_us": alone * 1e6,
                    **{f"{name}_us": value * 1e6 for name, value in taken.items()},
-                   "overhead": min(taken.values()) / alone - 1}
+                   "overhead": taken.get("captured", taken["eager"]) / alone - 1}
 
 
 def measure_family(sizes: Sizes) -> Iterator[dict]:

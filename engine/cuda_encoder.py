@@ -20,6 +20,13 @@ class CudaEncoder:
         self.weights, self.config = weights, weights.config
         self._nonlinear = _NONLINEAR[ACTIVATIONS[self.config.activation]]
 
+    def scratch_bytes(self, source: int) -> int:
+        """What reading S ids takes for a while: the bias of all heads, in float32 and in the weights' type, its buckets, and
+        a layer's activations."""
+        w, c = self.weights, self.config
+        wide = 3 * c.num_heads * c.d_kv + 3 * c.d_ff + 4 * c.d_model
+        return source * (source * (c.num_heads * (4 + w.dtype.itemsize) + 48) + 4 * wide)
+
     def encode(self, source: Tensor) -> Tensor:
         """Ids [S] on the device to the output [S, C] float32."""
         w, c, S = self.weights, self.config, len(source)

@@ -5,6 +5,7 @@ Matrices are [outputs, inputs] as in a checkpoint, one tensor for all layers of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,10 +167,16 @@ def random_cuda_weights(config: dict, device: torch.device | str, dtype: str = "
     return assemble(c, DTYPES[dtype], stored, bool(config.get("tie_word_embeddings", True)), device, draw)
 
 
-def check_memory(device: torch.device | str, needed: int, what: str, mend: str) -> None:
-    """UserError, before anything is allocated, where the device has less free memory than `needed` bytes."""
+def free_bytes(device: torch.device | str) -> float:
+    """What can still be taken there; a CPU's memory is not counted."""
     if torch.device(device).type != "cuda":
-        return
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return math.inf
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def check_memory(device: torch.device | str, needed: int, what: str, mend: str, held: int = 0) -> None:
+    """UserError, before anything is allocated, where the device has less free memory than `needed` bytes; `held` of them
+    will be given back first."""
+    free = free_bytes(device) + held
     if needed > free:
         raise UserError(f"device {str(device)!r}: {what} need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; {mend}")

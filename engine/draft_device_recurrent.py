@@ -107,8 +107,8 @@ class DeviceRecurrent:
             "work": ((work_size(rows, 1, c.num_heads, pages, c.d_kv),), torch.float32),
         }
 
-    def _make(self, layout: Layout) -> dict[str, Tensor]:
-        check_memory(self.device, layout_bytes(layout), f"the {self.name} drafter's buffers for {self.rows} rows",
+    def _make(self, layout: Layout, rows: int) -> dict[str, Tensor]:
+        check_memory(self.device, layout_bytes(layout), f"the {self.name} drafter's buffers for {rows} rows",
                      "lower batch_size, max_new_tokens or max_source")
         self._grown += 1
         return {name: torch.zeros(shape, dtype=kind, device=self.device) for name, (shape, kind) in layout.items()}
@@ -118,11 +118,13 @@ class DeviceRecurrent:
         pages = power_of_2(-(-source // PAGE))
         self.lists.reserve(rows, source)
         if rows > self.rows or pages > self.pages:
-            self.rows, self.pages = max(rows, self.rows), max(pages, self.pages)
-            self.buffers = self._make(self._shapes(self.rows, self.pages))
-            self.buffers["table"].copy_(torch.arange(self.rows * self.pages).view(self.rows, self.pages))
-            self.slots = max(self.slots, POSITIONS)
-            self.states = self._make(self._states(self.rows, self.slots))
+            rows, pages, slots = max(rows, self.rows), max(pages, self.pages), max(self.slots, POSITIONS)
+            # no room that is not there, should the memory not suffice
+            self.rows = 0
+            self.buffers = self._make(self._shapes(rows, pages), rows)
+            self.buffers["table"].copy_(torch.arange(rows * pages).view(rows, pages))
+            self.states = self._make(self._states(rows, slots), rows)
+            self.rows, self.pages, self.slots = rows, pages, slots
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """Keys and values of the sources, n of [S_i] int64 with the target's encoder output [S_i, C], for the rows."""
@@ -150,8 +152,9 @@ class DeviceRecurrent:
             return draft
         if state.capacity + 1 > self.slots:
             # only ever in a state's first round, which is not captured
-            self.slots = -(-(state.capacity + 1) // SLOTS) * SLOTS
-            self.states = self._make(self._states(self.rows, self.slots))
+            slots = -(-(state.capacity + 1) // SLOTS) * SLOTS
+            self.states = self._make(self._states(self.rows, slots), self.rows)
+            self.slots = slots
         texts = (self.embedding, state.tokens, state.lengths, draft.tokens)
         turn.begin(state)
         self._read(turn.read[:, 0], turn.places[:, 0], texts)

@@ -183,9 +183,9 @@ class Model:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
         width, drafter = self._draft_tokens(config), self.drafter
         if self.graphs is not None:
-            if config.draft_tokens == AUTO or config.verification == "block":
-                raise UserError("draft_tokens 'auto' and verification 'block' run on the CPU only so far; on a device leave "
-                                "them out")
+            if config.draft_tokens == AUTO or config.verification == "block" or config.kv_memory is not None:
+                raise UserError("draft_tokens 'auto', verification 'block' and kv_memory are for the CPU only so far; on a "
+                                "device leave them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
         if config.draft_tokens == AUTO:
             drafter = self.adaptive

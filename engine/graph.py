@@ -58,6 +58,10 @@ class CudaCapture:
             run()
         return graph
 
+    def forget(self) -> None:
+        """All graphs are gone: the allocator refuses a capture into a pool that none uses any more."""
+        self.pool = None
+
     def mark(self) -> Any:
         """A point in the device's work that `synchronize` waits for."""
         event = torch.cuda.Event()
@@ -131,6 +135,7 @@ class GraphRounds:
         key = (fresh.rows, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.cuts, fresh.end_token, places)
         if any(known[-1] != places for known in self.shapes):
             self.shapes.clear()
+            self.capture.forget()
         if key not in self.shapes:
             while len(self.shapes) >= KEPT:
                 self.shapes.popitem(last=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foredraft.engine.buckets import relative_bucket
 from foredraft.engine.cuda_encoder import CudaEncoder
-from foredraft.engine.cuda_weights import STORED, CudaWeights, Layout, check_memory, layout_bytes
+from foredraft.engine.cuda_weights import STORED, CudaWeights, Layout, check_memory, free_bytes, layout_bytes
 from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
 from foredraft.kernels.fused_embed import CLOSE, EMBED
@@ -43,24 +43,26 @@ class T5Cuda:
         self.encoder = CudaEncoder(weights)
         self.launch = OVERLAPPED if overlap else {}
         self.kind = STORED[weights.stored]
-        self.generation = 0
+        self.generation, self.buffers = 0, {}
         self.rows = self.slots = self.pages = self.reads = 0
 
     def reserve(self, rows: int, positions: int, draft_tokens: int, source: int) -> None:
         """Room for B rows of T positions, K drafts and S source positions; forgets every admitted row if it must grow.
 
-        UserError where the device has too little memory, before any is taken.
+        UserError where the device has too little memory, before any is taken or given back.
         """
         # in steps, so that requests of about the same size share their buffers, and the graphs captured on them
         R, pages = draft_tokens + 1, power_of_2(-(-source // PAGE))
         slots = -(-(positions + R) // SLOTS) * SLOTS
         if rows <= self.rows and slots <= self.slots and pages <= self.pages and R <= self.reads:
             return
-        wanted = [max(pair) for pair in ((rows, self.rows), (slots, self.slots), (pages, self.pages), (R, self.reads))]
-        if self.rows:
-            self._release_buffers()
+        asked, held = (rows, slots, pages, R), sum(buffer.nbytes for buffer in self.buffers.values())
+        wanted = tuple(map(max, zip(asked, (self.rows, self.slots, self.pages, self.reads), strict=True)))
+        # the most rows and the longest source of different requests may be more than there is
+        if self.buffer_bytes(*wanted) > free_bytes(self.device) + held:
+            wanted = asked
         check_memory(self.device, self.buffer_bytes(*wanted), f"caches for {wanted[0]} rows of {wanted[1]} positions and "
-                     f"{wanted[2] * PAGE} source tokens", "lower batch_size, max_new_tokens or max_source")
+                     f"{wanted[2] * PAGE} source tokens", "lower batch_size, max_new_tokens or max_source", held)
         self._allocate(*wanted)
 
     def buffer_bytes(self, rows: int, slots: int, pages: int, reads: int) -> int:
@@ -85,9 +87,11 @@ class T5Cuda:
         }
 
     def _allocate(self, rows: int, slots: int, pages: int, reads: int) -> None:
-        self.rows, self.slots, self.pages, self.reads = rows, slots, pages, reads
+        # the old ones go before the new ones come
+        self.buffers, self.rows = {}, 0
         self.buffers = {name: torch.zeros(shape, dtype=kind, device=self.device)
                         for name, (shape, kind) in self._shapes(rows, slots, pages, reads).items()}
+        self.rows, self.slots, self.pages, self.reads = rows, slots, pages, reads
         self.buffers["table"].copy_(torch.arange(rows * pages, device=self.device).view(rows, pages))
         self._fill_bias()
         self.generation += 1
@@ -104,18 +108,14 @@ class T5Cuda:
             return
         grown = {name: shape for name, shape in self._shapes(self.rows, slots, self.pages, self.reads).items()
                  if name in ("k", "v", "bias")}
+        check_memory(self.device, layout_bytes(grown), f"caches for {self.rows} rows of {slots} positions",
+                     "lower batch_size or max_new_tokens", sum(self.buffers[name].nbytes for name in grown))
         for name in grown:
             self.buffers[name] = torch.empty(0)
-        check_memory(self.device, layout_bytes(grown), f"caches for {self.rows} rows of {slots} positions",
-                     "lower batch_size or max_new_tokens")
         for name, (shape, kind) in grown.items():
             self.buffers[name] = torch.zeros(shape, dtype=kind, device=self.device)
         self.slots = slots
         self._fill_bias()
-        self.generation += 1
-
-    def _release_buffers(self) -> None:
-        self.buffers = {}
         self.generation += 1
 
     def encode(self, source: Tensor) -> Tensor:
@@ -124,6 +124,9 @@ class T5Cuda:
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]:
         """Encode each source by its own length and fill its row's cross keys and values."""
+        longest = max(map(len, sources))
+        check_memory(self.device, self.encoder.scratch_bytes(longest), f"attention among {longest} source tokens",
+                     "lower max_source")
         encoded = []
         for row, source in zip(rows, sources, strict=True):
             encoded.append(self.encode(source))

@@ -13,6 +13,7 @@ import typer
 from foredraft.cli_bench_adaptive import adaptive
 from foredraft.cli_bench_compare import compare as compare_command
 from foredraft.cli_bench_compare import regression
+from foredraft.cli_bench_compiled import compiled
 from foredraft.cli_bench_kernels import kernels
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     bench.command("throughput")(throughput)
     bench.command("scale")(scale)
     bench.command("model")(model_command)
+    bench.command("compiled")(compiled)
     bench.command("ngram")(ngram)
     bench.command("theory")(theory)
     bench.command("weights")(weights_command)

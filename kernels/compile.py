@@ -1,6 +1,7 @@
 """What Triton kernels cost, compiled for machines that are not here.
 
     launches(call) -> list[Launch]            call's launches of Triton kernels, recorded and not run
+    distinct(launches) -> list[Launch]        one of each that are compiled to the same code
     compiled(launch, target) -> Cost          the machine code of one of TARGETS: cubin or hsaco
     costs(spec) -> list[Cost]                 of every launch of `spec`, FILE.py:FUNCTION, on every target
 
@@ -72,6 +73,15 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
     return recorded
 
 
+def distinct(found: Sequence[Launch]) -> list[Launch]:
+    """The first of those that differ in no more than their grid."""
+    known = {}
+    for launch in found:
+        key = (launch.kernel.__name__, *map(repr, (launch.signature, launch.constants, launch.attributes, launch.options)))
+        known.setdefault(key, launch)
+    return list(known.values())
+
+
 def _launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], kwargs: dict[str, Any]) -> Launch:
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, attributes = {}, {}, {}
@@ -136,7 +146,8 @@ def _number(pattern: str, text: str) -> int:
 def costs(spec: str, targets: Sequence[str] = tuple(TARGETS)) -> list[Cost]:
     """Of every distinct launch of FILE.py:FUNCTION."""
     if not is_interpreted():
-        return [compiled(launch, target) for launch in launches(_function(spec)) for target in targets]
+        return [compiled(launch, target) for launch in distinct(launches(_function(spec)))
+                for target in targets]
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "foredraft.kernels.compile", spec, *targets]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -181,11 +181,14 @@ class FakeCapture:
     """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
 
     def __init__(self):
-        self.captured, self.replayed, self.queue = 0, 0, []
+        self.captured, self.replayed, self.forgotten, self.queue = 0, 0, 0, []
 
     def __call__(self, run):
         self.captured += 1
         return SimpleNamespace(replay=lambda: self.queue.append(run))
+
+    def forget(self):
+        self.forgotten += 1
 
     def mark(self):
         end = self.replayed + len(self.queue)

@@ -1,13 +1,20 @@
 """Every section of gpu.py at tiny sizes on the CPU: what is wrong in them must not wait for a GPU."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from foredraft.bench import gpu, gpu_checks, gpu_drafters, gpu_peers, gpu_times
+from foredraft.bench import gpu, gpu_checks, gpu_compile, gpu_drafters, gpu_peers, gpu_times, gpu_verdict
 from foredraft.bench.gpu_sizes import Sizes
 from foredraft.kernels.backend import HAS_TRITON
 
+if HAS_TRITON:
+    from launches import Launches
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, relative_attention_num_buckets=8,
@@ -44,6 +51,19 @@ def test_family_and_model():
     assert all(row["tokens_per_round"] == accepted and row["modelled"] for row in rows)
 
 
+def test_what_is_compiled_ahead_is_what_the_sections_launch():
+    """Its kernels, by what a compiler is told of them, are all that the timed passes and verdicts need."""
+    jobs = gpu_compile.jobs(SIZES, V=100)
+    assert list(jobs) == ["passes of tiny", "verdicts of 1", "verdicts of 2", "verdicts of 4", "verdicts of 8"]
+    with Launches() as ahead:
+        for name in ("passes of tiny", "verdicts of 1"):
+            jobs[name]()
+    with Launches() as timed:
+        list(gpu_times.measure_steps(SIZES, 1.0))
+        list(gpu_verdict.measure_verdict(SIZES, cases=[(3, 1)], V=100, megabytes=0))
+    assert set(timed.kernels) <= set(ahead.kernels)
+
+
 def test_drafters():
     *rows, check = gpu_drafters.measure_drafters(SIZES)
     untrained = {"t5shallow (untrained)", "lstm (untrained)"}
@@ -55,7 +75,8 @@ def test_drafters():
 
 def test_peers_run_or_say_why_not():
     rows = list(gpu_peers.measure_peers(SIZES))
-    assert [row["engine"] for row in rows] == ["transformers eager"] * 2 + ["transformers static + compile"]
+    assert [(row["engine"], row["batch"]) for row in rows] == [
+        ("transformers eager", 1), ("transformers static + compile", 1), ("transformers eager", 2)]
     assert all(row.get("us") or row.get("absent") for row in rows)
     assert rows[0]["us"]["median"] > 0
 
@@ -72,12 +93,55 @@ def test_a_section_keeps_the_rows_it_had_when_it_failed(tmp_path, monkeypatch):
 
 
 def test_sections_run_apart_and_the_tables_hold_what_came_back(tmp_path, capfd):
+    (tmp_path / "model.jsonl").write_text('{"stale": 1}\n')
     ends = gpu.run_all(tmp_path, ["model"])
+    assert not any("stale" in row for row in gpu.read_rows(tmp_path)["model"])
     assert ends["model"]["ended"] == "done"
     gpu.show(gpu.read_rows(tmp_path) | {"checks": [{"check": "a", "passed": False, "error": "why"}]}, ends)
     said = capfd.readouterr().out
-    assert "flan-t5-xl" in said and "FAILED checks: a: why" in said
-    assert json.dumps(gpu.read_rows(tmp_path))
+    assert "flan-t5-xl" in said and "FAILED checks: a: why" in said and said.rindex("│ XL, B=32") > said.index("FAILED")
+
+
+def test_a_whole_run_ends_in_the_goals_and_leaves_its_json(tmp_path, monkeypatch, capfd):
+    """The command itself, its sections here in this process, those that have no test above cut short."""
+    monkeypatch.setattr(gpu, "check_device", lambda device: None)
+    monkeypatch.setattr(gpu, "Sizes", lambda drafters: SIZES)
+
+    def run_here(out, names, extra):
+        out.mkdir()
+        for name in names:
+            monkeypatch.setattr(sys, "argv", ["gpu", "--section", name, "--out", str(out), *extra])
+            gpu.main()
+        return {name: {"ended": "done", "seconds": 0.0} for name in names}
+
+    monkeypatch.setattr(gpu, "run_all", run_here)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out"), "--sections", "bandwidth,rounds,model"])
+    gpu.main()
+    *_, last = capfd.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert json.loads(last)["goals"] == found["goals"] and found["machine"] == "cpu"
+    assert list(found["rows"]) == ["bandwidth", "model", "rounds"] and found["goals"][-2]["found"] > 0
+
+
+def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    checkout = Path(gpu.__file__).parent.parent
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", checkout / "bench" / "gpu.sh"], capture_output=True, text=True,
+                          env=os.environ | {"OUT": str(tmp_path), "PATH": path}, cwd=tmp_path)
+    said = "bench/gpu.sh: device 'cuda': no CUDA device is present here; use device 'cpu'\n"
+    assert done.returncode == 2 and done.stdout == said == (tmp_path / "gpu.log").read_text()
+
+
+def test_tests_for_a_gpu_run_each_file_apart_and_a_failing_one_is_told(tmp_path, monkeypatch):
+    for name, holds in (("good", True), ("bad", False)):
+        (tmp_path / f"test_{name}.py").write_text(
+            "import os, pytest\n\n\n@pytest.mark.gpu\ndef test_it():\n"
+            f"    assert os.environ['TRITON_INTERPRET'] == '0' and {holds}\n")
+    monkeypatch.setattr(gpu, "gpu_tests", lambda: [str(tmp_path / f"test_{name}.py") for name in ("good", "bad")])
+    rows = list(gpu.SECTIONS["law"].run(SIZES, {}))
+    assert [row["passed"] for row in rows] == [True, False] and "1 failed" in rows[1]["said"]
 
 
 def test_only_files_with_tests_for_a_gpu_are_collected_there():

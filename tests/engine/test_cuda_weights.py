@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foredraft
-from foredraft.engine import cuda_weights
+from foredraft.engine import cuda_weights, t5_cuda
 from foredraft.engine.cuda_weights import check_memory, load_cuda_weights, random_cuda_weights, weight_bytes
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import load_weights
@@ -59,6 +59,43 @@ def test_too_little_memory_says_how_much_and_what_to_lower(monkeypatch):
         check_memory("cuda", 7 * 10**8, "caches", "lower batch_size")
     check_memory("cuda", 4 * 10**8, "caches", "lower batch_size")
     check_memory("cpu", 10**15, "caches", "lower batch_size")
+
+
+def little(monkeypatch, free: int) -> None:
+    """A device of so many free bytes."""
+    for module in (cuda_weights, t5_cuda):
+        monkeypatch.setattr(module, "free_bytes", lambda device: free)
+
+
+def test_weights_that_do_not_fit_are_not_loaded(monkeypatch, tiny_checkpoint):
+    little(monkeypatch, 10**4)
+    monkeypatch.setattr(cuda_weights, "assemble", lambda *arguments: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match=r"weights need 0.00 GB, 0.00 GB are free; give dtype='bfloat16'"):
+        load_cuda_weights(tiny_checkpoint, "cpu")
+
+
+def test_a_request_too_large_leaves_the_target_as_it_was(monkeypatch):
+    target = T5Cuda(random_cuda_weights(CONFIG, "cpu"))
+    target.reserve(2, 20, 2, 60)
+    held, generation = dict(target.buffers), target.generation
+    little(monkeypatch, 10**5)
+    with pytest.raises(UserError, match="caches for 99 rows of 64 positions and 64 source tokens need .* lower batch_size"):
+        target.reserve(99, 20, 2, 60)
+    with pytest.raises(UserError, match="caches for 2 rows of 9984 positions need .* lower batch_size or max_new_tokens"):
+        target.extend(9970)
+    assert target.buffers == held and target.generation == generation and target.rows == 2 and target.slots == 64
+    with pytest.raises(UserError, match="attention among 4000 source tokens need .* lower max_source"):
+        target.admit([0], [torch.zeros(4000, dtype=torch.int64)])
+
+
+def test_many_rows_once_and_a_long_source_later_need_not_fit_together(monkeypatch):
+    target = T5Cuda(random_cuda_weights(CONFIG, "cpu"))
+    target.reserve(8, 20, 0, 60)
+    long = target.buffer_bytes(1, 64, 32, 1)
+    assert long < target.buffer_bytes(8, 64, 32, 1) - target.buffer_bytes(8, 64, 1, 1)
+    little(monkeypatch, long)
+    target.reserve(1, 20, 0, 2000)
+    assert (target.rows, target.pages) == (1, 32)
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -1,5 +1,6 @@
 """Rounds as graphs: the loop around them by a stand-in for CUDA's capture, and the real thing where there is a GPU."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -59,13 +60,28 @@ def test_in_step_the_host_may_cut_a_row():
 
 
 def test_shapes_are_bounded_and_forgotten_when_the_target_s_buffers_move():
-    rounds, target = GraphRounds(FakeCapture()), Target(TABLE)
+    capture, target = FakeCapture(), Target(TABLE)
+    rounds = GraphRounds(capture)
     for new_tokens in range(2, KEPT + 5):
         rounds.decode(make_state(1, new_tokens, 0, 16, end_token=-1), target, NoDrafter())
-    assert len(rounds.shapes) == KEPT
+    assert len(rounds.shapes) == KEPT and capture.forgotten == 0
     target.generation = 1
     rounds.decode(make_state(1, 3, 0, 16, end_token=-1), target, NoDrafter())
-    assert len(rounds.shapes) == 1
+    # a pool of memory that no graph uses any more cannot be captured into
+    assert len(rounds.shapes) == 1 and capture.forgotten == 1
+
+
+def test_memory_stays_flat_over_200_requests_of_mixed_shapes():
+    """Lengths, batches and drafts that come again and again: what they hold is held once."""
+    capture, target, states, alive = FakeCapture(), Target(TABLE), [], []
+    rounds = GraphRounds(capture)
+    for request in range(200):
+        state = make_state(1 + request % 3, 2 + request % 4, 0, 16, end_token=-1)
+        rounds.decode(state, target, NoDrafter())
+        states.append(weakref.ref(state))
+        del state
+        alive.append(sum(known() is not None for known in states))
+    assert alive[11:] == [12] * 189 and capture.captured == 12
 
 
 def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():

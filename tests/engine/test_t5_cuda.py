@@ -68,6 +68,13 @@ def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoint
     assert int(outputs[0][-1].sum()) > 0
 
 
+def test_what_waits_or_takes_memory_is_seen():
+    with Launches() as seen:
+        torch.ones(2)[0].item()
+        torch.where(torch.ones(3) > 0)
+    assert len(seen.waits) == 2 and seen.bytes > 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("K", [0, 3])
 def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, K, temperature):

@@ -80,8 +80,12 @@ def test_logits_and_choice(V, M, dtype):
 
 
 @pytest.mark.parametrize("V", [32100, 32128])
-def test_choice_of_a_whole_vocabulary(V):
+def test_logits_and_choice_of_a_whole_vocabulary(V):
     hidden, weight = head_case(2, 24, V, torch.float32)
+    logits, found = poisoned(2, V), poisoned(2, V)
+    FUSED_LOGITS["reference"](hidden, weight, logits)
+    FUSED_LOGITS["triton"](hidden, weight, found)
+    torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
     wanted = poisoned(2, dtype=torch.int64)
     FUSED_CHOOSE["reference"](hidden, weight, wanted)
     assert torch.equal(choose(hidden, weight), wanted)
