@@ -137,7 +137,7 @@ def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):
 def test_tests_for_a_gpu_run_each_file_apart_and_a_failing_one_is_told(tmp_path, monkeypatch):
     for name, holds in (("good", True), ("bad", False)):
         (tmp_path / f"test_{name}.py").write_text(
-            "import os, pytest\n\n\n@pytest.mark.gpu\ndef test_it():\n"
+            "import os, pytest\n\n\n@pytest.mark." + "gpu\ndef test_it():\n"
             f"    assert os.environ['TRITON_INTERPRET'] == '0' and {holds}\n")
     monkeypatch.setattr(gpu, "gpu_tests", lambda: [str(tmp_path / f"test_{name}.py") for name in ("good", "bad")])
     rows = list(gpu.SECTIONS["law"].run(SIZES, {}))
