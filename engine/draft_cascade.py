@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.state import DecodeState, Draft
 
@@ -30,6 +31,7 @@ class CascadeDrafter:
 
     def __init__(self, drafters: Sequence[Drafter], long: int = LONG):
         self.drafters, self.long = list(drafters), long
+        self._admissions = [Admissions(drafter) for drafter in drafters]
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
         self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
 
@@ -45,12 +47,16 @@ class CascadeDrafter:
                 drafter.cost = cost
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        for drafter in self.drafters:
-            drafter.admit(rows, sources, encoded)
+        for admissions in self._admissions:
+            admissions.admit(rows, sources, encoded)
 
     def release(self, rows: Sequence[int]) -> None:
-        for drafter in self.drafters:
-            drafter.release(rows)
+        for admissions in self._admissions:
+            admissions.release(rows)
+
+    def turns(self, state: DecodeState) -> Sequence[Admissions]:
+        """Who is asked, in turn."""
+        return self._admissions
 
     def draft(self, state: DecodeState) -> Draft:
         allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
@@ -58,11 +64,11 @@ class CascadeDrafter:
         # each row takes the draft in which it stands; a later one may take its place
         taken: Draft | None = None
         try:
-            for drafter in self.drafters:
+            for admissions in self.turns(state):
                 if taken is not None and not waiting.any():
                     break
                 widths[~waiting] = 0
-                draft = drafter.draft(state)
+                draft = admissions.show().draft(state)
                 lengths = draft.lengths.numpy()
                 drawn = draft.dense.numpy() & (lengths > 0)
                 if taken is None:
