@@ -20,7 +20,7 @@ from foredraft.kernels.pace import new_memory, pace_numba
 # The widest draft.
 WIDEST = 12
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
-# tells good drafts from bad: that the last ones were bad says little about the next.
+# tells good drafts from bad: that the last ones were bad says little about the next, unless nothing else is learned.
 OWN, OWN_CONFIDENT = 3.0, 30.0
 
 
@@ -95,7 +95,7 @@ class AdaptiveDrafter:
         if key not in self._memories:
             self._memories[key] = new_memory(B, K)
         fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        own = OWN_CONFIDENT if hasattr(self.drafter, "cost") else OWN
+        own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not fixed else OWN
         return self._rows[:B], *self._memories[key], own, fixed
 
     def _ask(self, state: DecodeState, price: float) -> Draft:
