@@ -82,6 +82,9 @@ class AdaptiveDrafter:
         # a source is no part of a round
         self._began += shown - since
         self._drafted = draft.lengths.numpy()
+        if draft.logits is not None:
+            # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
+            draft.dense = draft.dense & (draft.lengths > 0)
         return draft
 
     def _reserve(self, rows: int) -> None:
