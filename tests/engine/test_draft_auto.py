@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doubles import ScriptedDrafter, make_state
+from doubles import ScriptedDrafter, TableTarget, make_state
 
 import foredraft
 from foredraft.engine.config import DecodeConfig
-from foredraft.engine.draft_auto import AutoDrafter
+from foredraft.engine.decode import decode
+from foredraft.engine.draft_auto import COPIES, AutoDrafter
 from foredraft.engine.draft_models import model_class
+from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.requests import Request
 from foredraft.errors import UserError
 
@@ -26,12 +28,39 @@ def admitted(drafter):
     return drafter
 
 
-@pytest.mark.parametrize(("copied", "temperature", "token"), [(4, 0.0, 5), (1, 0.0, 6), (4, 1.0, 6), (4, [0.0, 1.0], 6)])
-def test_who_drafts(copied, temperature, token):
-    """Greedy rows take long copies, then the first trained drafter's draft; a batch with sampled rows the latter alone."""
+@pytest.mark.parametrize(("copied", "temperature", "emitted", "token"), [
+    (1, 0.0, 9, 5), (4, 0.0, 1, 5), (1, 0.0, 1, 6), (4, 1.0, 9, 6), (4, [0.0, 1.0], 9, 6)])
+def test_who_drafts(copied, temperature, emitted, token):
+    """Greedy rows copy, and where copies have emitted little, short ones give way to the first trained drafter's draft; a
+    batch with sampled rows takes that alone."""
     drafter = admitted(AutoDrafter(Named(5, copied), [Named(6, 3), Named(7, 3)]))
+    drafter.emitted = emitted
     draft = drafter.draft(make_state(2, 30, 6, 8, temperature=temperature))
     assert draft.tokens[:, 0].tolist() == [token] * 2
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_it_learns_whether_copies_do(copies):
+    """From the ids that rounds emit: a copy that stands keeps the trained drafter out, one that falls brings it in."""
+    table = torch.randn(90, 20, 20, generator=torch.Generator().manual_seed(1))
+    plain = make_state(2, 80, 0, 20, end_token=-1)
+    decode(plain, TableTarget(table), NoDrafter())
+    truth = plain.tokens[:, 1:81].tolist()
+    copying = ScriptedDrafter(truth, lambda row, at: not copies, vocabulary=20)
+    trained = ScriptedDrafter(truth, vocabulary=20)
+    drafter = AutoDrafter(copying, [trained])
+    state = make_state(2, 80, 4, 20, end_token=-1)
+    decode(state, TableTarget(table), drafter)
+    assert torch.equal(state.tokens, plain.tokens)
+    assert (drafter.emitted > COPIES) == copies
+    if copies:
+        assert trained.round == 0
+        return
+    # of wrong copies only short ones give way
+    copying.lengths = lambda row, round_: 1
+    state = make_state(2, 80, 4, 20, end_token=-1)
+    decode(state, TableTarget(table), drafter)
+    assert torch.equal(state.tokens, plain.tokens) and trained.round > 0
 
 
 def test_without_a_trained_drafter_everything_is_a_copy():
