@@ -16,7 +16,6 @@ DIGEST = "Records"
 # What a block says before there is a record.
 NOTHING = {"table": "", "drafters": "", "methods": "Not measured yet: `foredraft bench methods --data test.jsonl.gz`.\n"}
 
-
 # The block that a picture ends, its file's stem and what it shows.
 PICTURES = {"table": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters"),
             "methods": ("methods", "Ways of drafting")}
