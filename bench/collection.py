@@ -19,12 +19,14 @@ RUN, DRAFTERS = "run", ("eval", "matrix")
 class Collection:
     """The newest record of everything.
 
-    runs: a comparison each, its rows in order, by machine, temperature, batch size and K, on real articles only.
+    runs: a comparison each, its rows in order, by machine, temperature, batch size and K, on real articles only. methods:
+    the same of `foredraft bench methods`, by machine, temperature and batch size.
     drafters: rows of `foredraft eval` and `foredraft matrix` by drafter, method and seed. steps: rows of `foredraft bench
     steps` by geometry. theory, scale, throughput: rows of these commands. all: every row that says which command made it.
     """
 
     runs: list[list[dict]] = field(default_factory=list)
+    methods: list[list[dict]] = field(default_factory=list)
     drafters: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     theory: list[dict] = field(default_factory=list)
@@ -53,7 +55,8 @@ def collect(path: Path) -> Collection:
     evaluated = latest([row for kind in DRAFTERS for row in kinds.get(kind, ())],
                        lambda row: (place(row), row["target"]["hash"], row["data"]["name"], *trained(row)))
     return Collection(
-        latest_runs(kinds.get(RUN, ())),
+        latest_groups(kinds.get(RUN, ()), "temperature", "batch_size", "draft_tokens"),
+        latest_groups(kinds.get("methods", ()), "temperature", "batch_size"),
         list(evaluated.values()),
         newest("steps", lambda row: (row["geometry"], row["source_tokens"])),
         newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),
@@ -97,11 +100,11 @@ def latest(rows: Sequence[dict], key: Callable[[dict], tuple]) -> dict[tuple, di
     return found
 
 
-def latest_runs(rows: Sequence[dict]) -> list[list[dict]]:
-    """The newest comparison of every machine, temperature, batch size and K on real articles, in that order."""
+def latest_groups(rows: Sequence[dict], *setting: str) -> list[list[dict]]:
+    """The newest comparison of every machine and setting on real articles, in that order."""
     newest: dict[tuple, list[dict]] = {}
     for row in rows:
-        key = (place(row), row["temperature"], row["batch_size"], row["draft_tokens"])
+        key = (place(row), *(row[name] for name in setting))
         if row["data"]["name"] == SAMPLE_TEXTS:
             continue
         known = newest.get(key)

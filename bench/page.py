@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 
-from foredraft.bench import charts, charts_drafters
+from foredraft.bench import charts, charts_drafters, charts_methods, tables_methods
 from foredraft.bench.charts import Chart
 from foredraft.bench.collection import Collection, place
 from foredraft.bench.page_style import STYLE
@@ -61,6 +61,15 @@ def build(found: Collection, sample: Sample | None) -> Page:
               [[row["method"], *(cell(row) for _, cell in COLUMNS), *footprint(row)] for row in charts.ran(run)])
              for run in found.runs],
             absences(found.runs)))
+    if found.methods:
+        page.sections.append(Section(
+            "Which way of drafting", "Every drafter at the K that other articles chose and with lengths that adapt, drawn "
+            "drafts verified token by token and as blocks, all in turns; drafter auto chooses by itself. What a large "
+            "target on a GPU would gain is simulated: measured tokens a round, costs counted from bytes and launches.",
+            methods_charts(found.methods),
+            [(f"{tables_methods.setting(rows)}, {place(rows[0])}", tables_methods.HEADS, tables_methods.lines(rows))
+             for rows in found.methods],
+            absences(found.methods, tables_methods.spec, tables_methods.setting)))
     if sample is not None:
         page.sections.append(Section("Who wrote which token", sample_text(sample), html=sample_html(sample)))
     drafts = [draw(found.drafters, temperature) for temperature in TEMPERATURES
@@ -111,12 +120,22 @@ def lede(found: Collection) -> str:
     return "What the committed records show."
 
 
-def absences(runs: Sequence[Sequence[dict]]) -> str:
+def methods_charts(settings: Sequence[Sequence[dict]]) -> list[Chart]:
+    """One for each machine."""
+    machines: dict[str, list[dict]] = {}
+    for rows in settings:
+        machines.setdefault(place(rows[0]), []).extend(rows)
+    return [replace(charts_methods.speed_ups(rows), name=f"methods-{number}")
+            for number, rows in enumerate(machines.values())]
+
+
+def absences(runs: Sequence[Sequence[dict]], name: Callable[[dict], str] = lambda row: row["method"],
+             setting: Callable[[Sequence[dict]], str] = charts.setting) -> str:
     missing: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for row in run:
             if row["absent"] is not None:
-                missing.setdefault((row["method"], row["absent"]), []).append(charts.setting(run))
+                missing.setdefault((name(row), row["absent"]), []).append(setting(run))
     return "".join(f'<p class="quiet"><b>{escape(method)}</b> is absent at {"; ".join(where)}: {escape(why)}.</p>'
                    for (method, why), where in missing.items())
 

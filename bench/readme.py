@@ -7,26 +7,33 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from foredraft.bench import charts, charts_drafters, tables
+from foredraft.bench import charts, charts_drafters, charts_methods, tables, tables_methods
 from foredraft.bench.charts import Chart
 from foredraft.bench.collection import Collection
 from foredraft.errors import UserError
 
 DIGEST = "Records"
+# What a block says before there is a record.
+NOTHING = {"table": "", "drafters": "", "methods": "Not measured yet: `foredraft bench methods --data test.jsonl.gz`.\n"}
+
+# The block that a picture ends, its file's stem and what it shows.
+PICTURES = {"table": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters"),
+            "methods": ("methods", "Ways of drafting")}
 
 
 def blocks(found: Collection, pictures: str) -> dict[str, str]:
     """What goes between the README's markers, by their name. `pictures`: their folder as the page names it."""
-    shown = {"table": tables.runs_table(found.runs), "drafters": tables.drafters_table(found.drafters)}
-    titles = {"table": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters")}
-    return {name: f"{text}\n![{titles[name][1]}]({pictures}/{titles[name][0]}.png)\n" if text else ""
+    shown = {"table": tables.runs_table(found.runs), "drafters": tables.drafters_table(found.drafters),
+             "methods": tables_methods.methods_table(found.methods)}
+    return {name: f"{text}\n![{PICTURES[name][1]}]({pictures}/{PICTURES[name][0]}.png)\n" if text else NOTHING[name]
             for name, text in shown.items()}
 
 
 def picture_rows(found: Collection) -> dict[str, Sequence[dict]]:
     """The rows behind each picture, by its file's stem; greedy at batch size 1 for the speeds, if there is such a run."""
     first = [run for run in found.runs if run[0]["temperature"] == 0 and run[0]["batch_size"] == 1] or found.runs
-    rows = {"speeds": first[0] if first else [], "drafters": [row for row in found.drafters if row.get("training")]}
+    rows = {"speeds": first[0] if first else [], "drafters": [row for row in found.drafters if row.get("training")],
+            "methods": [row for setting in found.methods for row in setting]}
     return {name: shown for name, shown in rows.items() if shown}
 
 
@@ -59,6 +66,8 @@ def digest(rows: Sequence[dict]) -> str:
 
 
 def _draw(name: str, rows: Sequence[dict]) -> Chart:
+    if name == "methods":
+        return charts_methods.speed_ups(rows)
     return charts.speeds(rows) if name == "speeds" else charts_drafters.alphas(rows, 0.0)
 
 

@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
+from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.pace import new_memory, pace_numba
@@ -19,7 +20,7 @@ from foredraft.kernels.pace import new_memory, pace_numba
 # The widest draft.
 WIDEST = 12
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
-# tells good drafts from bad: that the last ones were bad says little about the next.
+# tells good drafts from bad: that the last ones were bad says little about the next, unless nothing else is learned.
 OWN, OWN_CONFIDENT = 3.0, 30.0
 
 
@@ -36,6 +37,7 @@ class AdaptiveDrafter:
 
     def __init__(self, drafter: Drafter):
         self.drafter, self.name, self.repeatable = drafter, drafter.name, False
+        self._admissions = Admissions(drafter)
         self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
         self._rows = np.zeros((0, 3))
         self._state: DecodeState | None = None
@@ -45,7 +47,7 @@ class AdaptiveDrafter:
                    *(np.zeros(1, np.int64) for _ in range(5)), -1.0, 0.0, np.zeros((1, 3)), *new_memory(1, 1), OWN, False)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        self.drafter.admit(rows, sources, encoded)
+        self._admissions.admit(rows, sources, encoded)
         self._reserve(max(rows) + 1)
         for row in rows:
             self._rows[row] = 0
@@ -54,7 +56,7 @@ class AdaptiveDrafter:
         self._began = None
 
     def release(self, rows: Sequence[int]) -> None:
-        self.drafter.release(rows)
+        self._admissions.release(rows)
 
     def draft(self, state: DecodeState) -> Draft:
         began = perf_counter()
@@ -73,9 +75,16 @@ class AdaptiveDrafter:
             self._drafted = self._nothing
             return self._none
         since = perf_counter()
+        self._admissions.show()
+        shown = perf_counter()
         draft = self._ask(state, price)
-        self._drafting = perf_counter() - since
+        self._drafting = perf_counter() - shown
+        # a source is no part of a round
+        self._began += shown - since
         self._drafted = draft.lengths.numpy()
+        if draft.logits is not None:
+            # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
+            draft.dense = draft.dense & (draft.lengths > 0)
         return draft
 
     def _reserve(self, rows: int) -> None:
@@ -89,7 +98,7 @@ class AdaptiveDrafter:
         if key not in self._memories:
             self._memories[key] = new_memory(B, K)
         fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        own = OWN_CONFIDENT if hasattr(self.drafter, "cost") else OWN
+        own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not fixed else OWN
         return self._rows[:B], *self._memories[key], own, fixed
 
     def _ask(self, state: DecodeState, price: float) -> Draft:

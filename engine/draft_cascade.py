@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.state import DecodeState, Draft
 
@@ -30,6 +31,9 @@ class CascadeDrafter:
 
     def __init__(self, drafters: Sequence[Drafter], long: int = LONG):
         self.drafters, self.long = list(drafters), long
+        self._admissions = [Admissions(drafter) for drafter in drafters]
+        # of the last round [B]: who was asked, and who took another's draft than the first's
+        self.asked = self.passed = np.zeros(0, np.bool_)
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
         self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
 
@@ -45,30 +49,36 @@ class CascadeDrafter:
                 drafter.cost = cost
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        for drafter in self.drafters:
-            drafter.admit(rows, sources, encoded)
+        for admissions in self._admissions:
+            admissions.admit(rows, sources, encoded)
 
     def release(self, rows: Sequence[int]) -> None:
-        for drafter in self.drafters:
-            drafter.release(rows)
+        for admissions in self._admissions:
+            admissions.release(rows)
+
+    def turns(self, state: DecodeState) -> Sequence[Admissions]:
+        """Who is asked, in turn."""
+        return self._admissions
 
     def draft(self, state: DecodeState) -> Draft:
         allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
         wanted, waiting = widths.copy(), allowed > 0
+        self.asked, self.passed = waiting.copy(), np.zeros(state.rows, np.bool_)
         # each row takes the draft in which it stands; a later one may take its place
         taken: Draft | None = None
         try:
-            for drafter in self.drafters:
+            for admissions in self.turns(state):
                 if taken is not None and not waiting.any():
                     break
                 widths[~waiting] = 0
-                draft = drafter.draft(state)
+                draft = admissions.show().draft(state)
                 lengths = draft.lengths.numpy()
                 drawn = draft.dense.numpy() & (lengths > 0)
                 if taken is None:
                     taken, kept = draft, lengths
                 elif (better := waiting & (drawn | (lengths > kept))).any():
                     _move(draft, taken, torch.from_numpy(better))
+                    self.passed |= better
                 waiting &= ~(drawn | (kept >= np.minimum(allowed, self.long)))
         finally:
             widths[:] = wanted

@@ -25,12 +25,13 @@ class StagedDrafter(T5Drafter):
     """Drafts of the T5 of `middle`, with `drafter` drafting for it.
 
     An id's origin is the inner drafter's where the T5 took it over, else the T5's. The inner loop draws from a seed of its
-    own for every round: ids that a round refused are drafted again, with other noise.
+    own for every round: ids that a round refused are drafted again, with other noise. passes: those of the T5 so far.
     """
 
     def __init__(self, middle: T5Drafter, drafter: Drafter):
         super().__init__(middle.t5.weights, None if middle.lists.whole else middle.lists.ids)
         self.drafter, self.name = drafter, f"staged:{drafter.name},{middle.name}"
+        self.passes = 0
         self._inner: WeakKeyDictionary[DecodeState, DecodeState] = WeakKeyDictionary()
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
@@ -57,6 +58,7 @@ class StagedDrafter(T5Drafter):
         while not bool(inner.finished.all()):
             before = inner.lengths.clone()
             step(inner, middle, self.drafter)
+            self.passes += 1
             if not state.greedy:
                 self._laws(state, middle.scores, before - starts, inner.lengths - before, draft)
         lengths = inner.lengths - starts

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foredraft.engine.config import AUTO
 from foredraft.engine.decode import Drafter
+from foredraft.engine.draft_auto import AutoDrafter
 from foredraft.engine.draft_cascade import CascadeDrafter
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_lookup import HISTORY, LookupDrafter
@@ -32,7 +34,8 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     outputs of earlier requests, and so does "lookup+history+ngram".
 
     "cascade:A,B,..." asks drafters named by any of these in turn (draft_cascade.py); "staged:A,PATH" has A draft for the T5
-    drafter in the folder PATH (draft_staged.py).
+    drafter in the folder PATH (draft_staged.py). "auto" chooses by what is decoded, among a copy and the embedded LSTM, if
+    it was trained for this target, or the trained drafters of "auto:PATH,PATH" (draft_auto.py); on a device it is "lookup".
     """
     if spec is None or spec == "none":
         return NoDrafter()
@@ -41,6 +44,8 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     kind, _, path = str(spec).partition(":")
     if kind in ("cascade", "staged"):
         return _made_of(str(spec), path.split(","), model, target_folder, tokenizer, device)
+    if kind == AUTO:
+        return _auto(path, model, target_folder, tokenizer, device)
     if device != "cpu" and kind.startswith("lookup+history"):
         raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
                         "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
@@ -62,7 +67,22 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     if spec == "lstm" or Path(spec).is_dir():
         return open_drafter(EMBEDDED_LSTM if spec == "lstm" else Path(spec), target, target_folder, tokenizer)
     raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, "
-                    "lstm, self:SKIP, none, the folder of a trained drafter, cascade:A,B or staged:A,PATH")
+                    "lstm, self:SKIP, auto, none, the folder of a trained drafter, cascade:A,B or staged:A,PATH")
+
+
+def _auto(paths: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
+    """What there is for this target."""
+    if device != "cpu":
+        return DeviceLookup(device)
+    if paths:
+        trained = [make_drafter(path, model, target_folder, tokenizer) for path in paths.split(",")]
+    else:
+        try:
+            trained = [open_drafter(EMBEDDED_LSTM, model.weights, target_folder, tokenizer)]
+        except UserError:
+            # it was trained for another target
+            trained = []
+    return AutoDrafter(LookupDrafter(), trained)
 
 
 def _made_of(spec: str, parts: list[str], model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:

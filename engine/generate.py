@@ -19,6 +19,8 @@ from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.config import AUTO, DecodeConfig
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import Drafter
+from foredraft.engine.draft_auto import AutoDrafter
+from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.drafters import make_drafter
 from foredraft.engine.fixed_batches import FixedBatches
 from foredraft.engine.graph import GraphRounds
@@ -61,7 +63,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
 
     drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", "self:SKIP" (the target's decoder without some sublayers,
-    skip.py), the folder of a trained drafter (LSTM, CNN, T5), None for plain decoding, or a Drafter.
+    skip.py), the folder of a trained drafter (LSTM, CNN, T5), "auto" (draft_auto.py), None for plain decoding, or a Drafter.
     device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
     dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
@@ -126,17 +128,18 @@ class Model:
                 "threads": get_num_threads()}
 
     def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 128,
-                 draft_tokens: int | str = 5, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
+                 draft_tokens: int | str | None = None, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int | Sequence[int] | None = None,
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
                  max_source: int | None = None, kv_memory: int | None = None, verification: str = "token") -> Output:
         """Any number of texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
-        The arguments are DecodeConfig's; seeds in a list, int64, are one for each input, whatever its place in the call.
+        The arguments are DecodeConfig's; draft_tokens None is 5, and "auto" of drafter "auto", which always adapts: a number
+        is its longest draft. Seeds in a list, int64, are one for each input, whatever its place in the call.
         A streamer has transformers' put(ids) and end() and takes a single input.
         """
         own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
-        config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p,
+        config = DecodeConfig(max_new_tokens, self._asked(draft_tokens), do_sample, temperature, top_k, top_p,
                               seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory,
                               verification)
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -164,16 +167,16 @@ class Model:
         return output
 
     def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
-               max_new_tokens: int = 128, draft_tokens: int | str = 5, do_sample: bool = False,
+               max_new_tokens: int = 128, draft_tokens: int | str | None = None, do_sample: bool = False,
                temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
                kv_memory: int | None = None, verification: str = "token") -> Stream:
         """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
 
-        The arguments are DecodeConfig's and hold for requests that do not say otherwise. Without `truncation` a source
+        The arguments are generate's and hold for requests that do not say otherwise. Without `truncation` a source
         longer than max_source is an error of its request. Until the stream ends or is closed the model is its own.
         """
-        config = DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed,
+        config = DecodeConfig(max_new_tokens, self._asked(draft_tokens), do_sample, temperature, top_k, top_p, seed,
                               _strings(stop_strings), batch_size, max_source, kv_memory, verification)
         requests = [requests] if isinstance(requests, str) else requests
         return Stream(lambda: self._scheduler(config, None, True), self._jobs(requests, config, truncation), self._text,
@@ -187,7 +190,9 @@ class Model:
                 raise UserError("draft_tokens 'auto', verification 'block' and kv_memory are for the CPU only so far; on a "
                                 "device leave them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
-        if config.draft_tokens == AUTO:
+        if width == 0:
+            drafter = NoDrafter()
+        elif config.draft_tokens == AUTO or isinstance(drafter, AutoDrafter):
             drafter = self.adaptive
             drafter.repeatable = seeded
         rows, pages = config.batch_size, None
@@ -199,6 +204,11 @@ class Model:
             pages = sum(sorted(map(pages_of, lengths))[-rows:])
         return Scheduler(self.target, drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
                          longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=config.verification == "block")
+
+    def _asked(self, draft_tokens: int | str | None) -> int | str:
+        if draft_tokens is not None:
+            return draft_tokens
+        return AUTO if isinstance(self.drafter, AutoDrafter) else DecodeConfig.draft_tokens
 
     def _draft_tokens(self, config: DecodeConfig) -> int:
         if self.drafter.name == "none":

@@ -70,9 +70,12 @@ def summarize(
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
         str, typer.Option(
-            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, cascade:A,B, staged:A,B or none.")
+            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, cascade:A,B, staged:A,B; auto; none.")
     ] = "lookup",
-    draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding, auto adapts.")] = "5",
+    draft_tokens: Annotated[
+        str | None, typer.Option(
+            help="Tokens drafted a round (K); 0 is plain decoding, auto adapts; default: 5, or auto of drafter auto.")
+    ] = None,
     verification: Annotated[str, typer.Option(help="Of sampled drafts: token or block.")] = "token",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
@@ -103,10 +106,10 @@ def summarize(
     drafter = None if drafter == "none" else drafter
     model = foredraft.load(target, drafter=drafter, device=device, dtype=dtype, weights=weights)
     config = dict(
-        max_new_tokens=max_new_tokens, draft_tokens=draft_length(draft_tokens), do_sample=temperature != 0,
+        max_new_tokens=max_new_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
         batch_size=batch_size, max_source=max_source, kv_memory=None if kv_memory is None else int(kv_memory * 1e9),
-        verification=verification,
+        verification=verification, **({} if draft_tokens is None else {"draft_tokens": draft_length(draft_tokens)}),
     )
     if input is not None:
         _summarize_file(model, input, output, in_order, strict, stats, as_json, config)

@@ -15,6 +15,7 @@ from foredraft.cli_bench_compare import compare as compare_command
 from foredraft.cli_bench_compare import regression
 from foredraft.cli_bench_compiled import compiled
 from foredraft.cli_bench_kernels import kernels
+from foredraft.cli_bench_methods import methods as methods_command
 from foredraft.cli_bench_model import model as model_command
 from foredraft.cli_bench_ngram import ngram
 from foredraft.cli_bench_scale import scale
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     bench.command("steps")(steps)
     bench.command("throughput")(throughput)
     bench.command("scale")(scale)
+    bench.command("methods")(methods_command)
     bench.command("model")(model_command)
     bench.command("compiled")(compiled)
     bench.command("ngram")(ngram)

@@ -21,7 +21,8 @@ the best m is found by trying all (where calls cost by their longest draft, a li
 share of tested ids that were accepted there, times how a row has done against that.
 
 Nothing drafted is nothing learned: 1 % of the time (PROBE) pays for drafts that do not promise to pay, one id wide, and
-plain rounds are made now and then where rows always draft. Every wait doubles up to LONGEST rounds.
+plain rounds are made now and then where rows always draft. Waits for those double up to LONGEST rounds, and for a draft
+grow up to RARE times while nothing stands that is drafted.
 
 Lossless: widths are settled before any of the round's random numbers is drawn, from rounds whose numbers are never used
 again (their keys hold the round's start), so that given all that was seen the next ids follow the target's law. With
@@ -36,10 +37,11 @@ import numpy as np
 from foredraft.kernels.backend import njit
 
 # clock: seconds of a unit and how often seen, running rows of the last round, units saved for a probe, rounds since one
-# without a draft, plain ones on purpose, rounds since a call, what calls after a pause cost, a running mean of further rows
-UNIT, SEEN, RUNNING, CREDIT, SINCE, PLAIN, IDLE, PAUSED, FURTHER = range(9)
-CLOCK = 9
-PROBE = 0.01
+# without a draft, plain ones on purpose, rounds since a call, what calls after a pause cost, a running mean of further rows,
+# calls since an id was accepted
+UNIT, SEEN, RUNNING, CREDIT, SINCE, PLAIN, IDLE, PAUSED, FURTHER, MISSED = range(10)
+CLOCK = 10
+PROBE, RARE, PATIENCE = 0.01, 4.0, 4.0
 FIRST, LONGEST = 8, 256
 # plain rounds at the start, and how slowly a cost changes once it is known
 PLAINS, SLOWEST = 3, 0.04
@@ -127,13 +129,13 @@ def _near(value, known):
 @njit()
 def _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed, chance,
            more, calls):
-    further, longest, asked = 0, 0, False
+    further, longest, asked, stood = 0, 0, False, False
     for b in range(widths.shape[0]):
         if widths[b] == 0:
             continue
         asked = True
         further += drafted[b]
-        longest = max(longest, drafted[b])
+        longest, stood = max(longest, drafted[b]), stood or accepted[b] > 0
         rows[b, 0] *= FADE
         rows[b, 1] *= FADE
         for i in range(tested[b]):
@@ -148,6 +150,8 @@ def _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, b
             places[i, 3] += 1 if accepted[b] > i else 0
             if places[i, 0] > MEMORY:
                 places[i] *= 0.5
+    if asked and not fixed:
+        clock[MISSED] = 0.0 if stood else clock[MISSED] + 1
     running = int(clock[RUNNING])
     if fixed or seconds < 0 or running == 0:
         return
@@ -247,7 +251,8 @@ def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most
         clock[PLAIN] += 1
     elif total == 0:
         clock[CREDIT] += PROBE * unit
-        if clock[CREDIT] >= max(calls[1], clock[PAUSED]) + more[min(running, more.shape[0] - 1)]:
+        price = max(calls[1], clock[PAUSED]) + more[min(running, more.shape[0] - 1)]
+        if clock[CREDIT] >= price * min(1.0 + clock[MISSED] / PATIENCE, RARE):
             for b in range(B):
                 widths[b] = min(room[b], 1)
             clock[CREDIT] = 0.0

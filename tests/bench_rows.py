@@ -94,6 +94,29 @@ def throughput_row() -> dict:
             "machine": MACHINE, "target": TARGET, "data": DATA, "geometry": None, "drafter": "none", "rows": rows}
 
 
+def methods_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01-01T00:00:00+00:00") -> list[dict]:
+    """A setting of `foredraft bench methods`: plain, drafters at their K and adaptive, other tokens, auto, one absent."""
+    common = {"kind": "methods", "time": time, "foredraft": "0", "command": f"foredraft bench methods --at {time}",
+              "machine": MACHINE, "target": TARGET, "data": DATA, "tuned_on": 8, "max_new_tokens": 64, "repeats": 3,
+              "seed": 0, "temperature": temperature, "batch_size": batch_size}
+    rows = []
+    for drafter, K, times, other in (("plain", 0, 1.0, 0), ("lookup", 5, 2.0, 0), ("lookup", "auto", 2.1, 0),
+                                     ("runs/lstm", 3, 1.5, 0), ("runs/lstm", "auto", 9.0, 2), ("auto", "auto", 2.2, 0)):
+        made = {"geometry": "flan-t5-xl", "machine": "h200", "round": {"source": 512}, "draft_tokens": 8,
+                "tokens_per_round": 3.0, "plain_us": 900.0, "draft_us": 10.0, "pass_us": 950.0, "tokens_per_second": 3000.0,
+                "speed_up": 1.3 + times}
+        rows.append(common | {
+            "drafter": drafter, "draft_tokens": K, "verification": "token", "absent": None, "differ": other, "tokens": 900,
+            "seconds": {"total": 1.5, "encode": 0.3, "draft": 0.1, "verify": 1.0, "other": 0.1},
+            "tokens_per_second": spread(1000 * times), "tokens_per_second_encoding": spread(900 * times),
+            "speed_up": None if other else interval(times), "speed_up_encoding": None if other else interval(times),
+            "acceptance": acceptance(0.8, 5), "trace": {"steps": 100, "emitted": 300},
+            "of_best": interval(times / 2.1) | {"way": "lookup, K=auto"},
+            "simulated": made if K in (3, 5) else None})
+    return [*rows, common | {"drafter": "tree:x", "draft_tokens": None, "verification": None, "absent": "no such thing"}]
+
+
 def every_kind() -> list[dict]:
     return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
-        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row(), throughput_row()]
+        *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row(), throughput_row(),
+        *(row for temperature in (0.0, 1.0) for size in (1, 8) for row in methods_rows(temperature, size))]

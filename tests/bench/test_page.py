@@ -41,13 +41,14 @@ def test_every_chart_is_there_once_with_its_command(written):
     assert len(set(names)) == len(names)
     assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0",
             "time-acme-7-2-cores-T0-B1-K5", "token-time", "encode-time", "throughput-0",
-            "batch-acme-7-2-cores-K5"} <= set(names)
+            "batch-acme-7-2-cores-K5", "methods-0"} <= set(names)
     assert text.count("<figure") == text.count("<svg") == len(names)
     for chart in drawn:
         part = text.split(f'<figure id="{chart.name}">')[1].split("</figure>")[0]
         assert all(command in part and machine in part for command, machine, _ in charts.sources([chart]))
         # every colour is a role that the theme sets
         assert not [colour for colour in charts.PALETTE.values() if colour in part]
+    assert "<b>tree:x</b> is absent at T=0 B=1; T=0 B=8" in text
     assert "foredraft bench run --at" in text and " ferry &lt;b&gt;" in text and "http-equiv" not in text
 
 

@@ -45,17 +45,25 @@ def test_update_then_nothing_is_stale_until_a_record_changes(found, tmp_path):
     pytest.importorskip("matplotlib")
     page, pictures = tmp_path / "README.md", tmp_path / "records"
     page.write_text("top\n<!-- table: begin -->\nold\n<!-- table: end -->\nmid\n"
-                    "<!-- drafters: begin -->\n<!-- drafters: end -->\nend\n")
-    assert readme.stale(page, found, pictures) == ["table", "drafters", "speeds.png", "drafters.png"]
+                    "<!-- drafters: begin -->\n<!-- drafters: end -->\n"
+                    "<!-- methods: begin -->\n<!-- methods: end -->\nend\n")
+    assert readme.stale(page, found, pictures) == [
+        "table", "drafters", "methods", "speeds.png", "drafters.png", "methods.png"]
     readme.update(page, found, pictures)
     assert readme.stale(page, found, pictures) == []
     text = page.read_text()
-    assert text.startswith("top\n<!-- table: begin -->\n30 articles") and text.endswith("<!-- drafters: end -->\nend\n")
+    assert text.startswith("top\n<!-- table: begin -->\n30 articles") and text.endswith("<!-- methods: end -->\nend\n")
     assert "old" not in text and "(records/speeds.png)" in text
     found.runs[0][1]["tokens_per_second"]["median"] += 100
     assert readme.stale(page, found, pictures) == ["table", "speeds.png"]
     page.write_text(text.replace("mid", "other words"))
     assert readme.stale(page, found, pictures) == ["table", "speeds.png"]
+
+
+def test_a_block_without_a_record_says_so(found, tmp_path):
+    found.methods.clear()
+    assert "Not measured yet" in readme.blocks(found, "records")["methods"]
+    assert "methods" not in readme.picture_rows(found)
 
 
 def test_markers_are_needed(found, tmp_path):

@@ -76,6 +76,18 @@ def test_a_repeatable_request_loses_little_with_a_useless_drafter(right):
     assert World([right]).paced(fixed=True, skip=0) > 0.965 * World([right]).fixed(0)
 
 
+def test_a_useless_drafter_is_asked_ever_more_rarely():
+    memory, asked = new_memory(1, K), []
+    World([0.0]).paced(20, memory=memory)
+
+    def choose(state, widths, seconds, drafting, rows):
+        pace_numba(*state, widths, np.full(1, K), seconds, drafting, rows, *memory, 3.0, False)
+        asked.append(widths[0] > 0)
+    World([0.0]).run(choose, 40)
+    # a third of what PROBE alone would allow, at a third of a round for each
+    assert 0 < np.mean(asked) < 0.01
+
+
 def test_it_comes_back_when_the_drafter_gets_better():
     memory = new_memory(1, K)
     World([0.0]).paced(20, memory=memory)
