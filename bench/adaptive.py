@@ -67,11 +67,11 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
 
 
 def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size: int) -> dict:
-    """Each round drafts as many ids as are going to stand: the acceptances of the widest K's run, at costs fitted to all runs.
+    """Each round drafts as many ids as are going to stand: acceptances of the widest K's run, costs fitted to all runs.
 
     `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. A round in which none is going to
-    stand is a plain one. In a batch calls and their longest drafts are shared, by how much is not known: they are taken as if
-    each call were all rows', so that the figure is an upper bound there.
+    stand is a plain one. In a batch calls and their longest drafts are shared, by how much is not known: each is taken to be
+    all rows', so that the figure is an upper bound there.
     """
     known = _counts(plain)
     base = known["verify"] / known["rounds"]
@@ -96,6 +96,7 @@ def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size
 def _counts(samples: measure.Samples) -> dict:
     """Of one pass: rounds of the batch, row rounds (steps), ids, and the seconds of drafts and of all else but encoding."""
     stats, spent = [sample.stats for sample in samples[0]], measure.seconds(samples)
-    counts = {name: sum(getattr(one, name) for one in stats) for name in ("rounds", "steps", "covered", "drafted", "emitted")}
+    names = ("rounds", "steps", "covered", "drafted", "emitted")
+    counts = {name: sum(getattr(one, name) for one in stats) for name in names}
     return counts | {"accepted_at": np.sum([one.accepted_at for one in stats], axis=0).tolist(), "draft": spent["draft"],
                      "verify": spent["verify"] + spent["other"]}

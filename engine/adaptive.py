@@ -31,8 +31,8 @@ class AdaptiveDrafter:
     is another, equally lawful, output, so that with `repeatable` widths then depend on the request and the number of rows
     of the batch alone, by costs that are fixed.
 
-    A drafter with a `cost`, what a further row costs as a share of a step, by which it stops a draft by its own confidence, is
-    told the measured one, and where it has an `each`, what a further draft costs.
+    A drafter with a `cost`, what a further row takes as a share of a step, by which it stops a draft by its own confidence,
+    is told the measured one, and where it has an `each`, what a further draft takes.
     """
 
     def __init__(self, drafter: Drafter):

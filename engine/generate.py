@@ -185,11 +185,11 @@ class Model:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
         width, drafter = self._draft_tokens(config), self.drafter
         if self.graphs is not None:
-            if config.draft_tokens == AUTO or config.verification == "block" or config.kv_memory is not None \
-                    or config.big_little is not None:
-                raise UserError("draft_tokens 'auto', verification 'block', kv_memory and big_little are for the CPU only so far; on a "
-                                "device leave them out")
-            return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
+            if config.draft_tokens == AUTO or config.big_little is not None or config.kv_memory is not None:
+                raise UserError("draft_tokens 'auto', big_little and kv_memory are for the CPU only so far; on a device leave "
+                                "them out")
+            return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size,
+                                block=config.verification == "block")
         if config.big_little is not None and getattr(drafter, "confidence", None) is None:
             raise UserError(f"big_little with drafter {drafter.name!r}: its small model is a neural one that drafts alone; "
                             "give lstm, or the folder of a trained LSTM, CNN, head or T5")

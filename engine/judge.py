@@ -84,5 +84,5 @@ def _judge_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: T
             cut_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
         verdict_triton(
             logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
-            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit)
+            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit, state.block)
     return Verdict(space.tokens, space.counts, None if commit else space.path, commit)
