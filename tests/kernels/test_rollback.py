@@ -50,7 +50,7 @@ def test_a_distance_is_the_cross_entropy_of_the_drafted_id():
     p = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
     logits, drafts = np.log(p).astype(np.float32)[None] + 3, np.array([[1, 2, 1]])
     three = np.array([3])
-    for threshold, expected in ((1.1, [1, 0]), (1.25, [1, 0]), (1.7, [1, 2, 1, 2])):
+    for threshold, expected in ((1.1, [0]), (1.25, [1, 0]), (1.7, [1, 2, 1, 2])):
         assert verdicts(rollback_numba, logits, drafts, three, threshold) == [expected]
 
 
