@@ -55,11 +55,11 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, tiny_model_path, tra
     pairs = torch.stack((torch.zeros(100, dtype=torch.int64), torch.arange(100)), 1)
     joint = torch.cat([after(pairs[i : i + 50], torch.tensor([[0, 1]] * 50)) for i in (0, 50)])
     joint = (first[:, None] * joint).reshape(-1)
-    counts, widths = torch.zeros(100 * 100, dtype=torch.int64), set()
+    counts = torch.zeros(100 * 100, dtype=torch.int64)
     for time in range(times):
         state = make_state(rows, 3, 2, 32, end_token=-1, seeds=range(time * rows, (time + 1) * rows), **law)
         state.block = block
-        decode(state, target, drafter, lambda state: widths.update(state.last_tested.tolist()))
+        decode(state, target, drafter)
         counts += torch.bincount(state.tokens[:, 1] * 100 + state.tokens[:, 2], minlength=100 * 100)
     assert counts[joint == 0].sum() == 0
     common = joint * rows * times >= 5
