@@ -7,8 +7,7 @@ from foredraft.kernels.confidence import WEIGH, Stops
 
 
 def stops(B, K, floor=0.0, row=0.0, each=0.0, **state):
-    zeros = np.zeros(B, np.int64)
-    known = dict(rounds=zeros, tested=zeros, accepted=zeros) | state
+    known = {name: np.zeros(B, np.int64) for name in ("rounds", "tested", "accepted")} | state
     return Stops(floor, row, each, np.zeros((B, 3)), np.zeros((B, K)), np.full(B, -1), np.ones((B, 2)), *known.values())
 
 
