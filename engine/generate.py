@@ -186,8 +186,8 @@ class Model:
         width, drafter = self._draft_tokens(config), self.drafter
         if self.graphs is not None:
             if config.draft_tokens == AUTO or config.big_little is not None or config.kv_memory is not None:
-                raise UserError("draft_tokens 'auto', big_little and kv_memory are for the CPU only so far; on a device leave "
-                                "them out")
+                raise UserError("draft_tokens 'auto', big_little and kv_memory are for the CPU only so far; on a device "
+                                "leave them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size,
                                 block=config.verification == "block")
         if config.big_little is not None and getattr(drafter, "confidence", None) is None:
