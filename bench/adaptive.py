@@ -67,11 +67,11 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
 
 
 def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size: int) -> dict:
-    """Each round drafts as many ids as are going to stand: acceptances of the widest K's run, costs fitted to all runs.
+    """Each round drafts as many ids as are going to stand, or none where plain rounds are cheaper: acceptances of the widest
+    K's run, costs fitted to all runs.
 
-    `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. A round in which none is going to
-    stand is a plain one. In a batch calls and their longest drafts are shared, by how much is not known: each is taken to be
-    all rows', so that the figure is an upper bound there.
+    `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. In a batch calls and their longest
+    drafts are shared, by how much is not known: each is taken to be all rows', so that the figure is an upper bound there.
     """
     known = _counts(plain)
     base = known["verify"] / known["rounds"]
@@ -83,13 +83,17 @@ def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size
     each, call = np.polyfit(calls[:, 1], calls[:, 0], 1) if len(np.unique(calls[:, 1])) > 1 else (0.0, calls[:, 0].mean())
     each, call = max(float(each), 0.0), max(float(call), 0.0)
     trace = runs[-1]
-    standing = sum(trace["accepted_at"])
-    seconds = (trace["rounds"] * base + standing * row + trace["accepted_at"][0] / batch_size * call
-               + standing / batch_size * each)
+    # rounds in which so many drafts stood, and what it costs to emit these by a draft or by plain rounds
+    at = np.array([*trace["accepted_at"], 0], float)
+    found, standing = at[:-1] - at[1:], np.arange(1, len(at))
+    drafts, plainly = (call + standing * each) / batch_size + standing * row, standing * base / batch_size
+    seconds = trace["rounds"] * base + float(found @ np.minimum(drafts, plainly))
+    drafted, undrafted = (float(found @ (standing * which)) for which in (drafts < plainly, drafts >= plainly))
+    steps = trace["steps"] + undrafted
     rate = trace["emitted"] / seconds
     over = rate / measure.tokens_per_second(plain, with_encoding=False)["median"]
     return {"draft_tokens": ORACLE, "tokens_per_second": {"median": rate}, "speed_up": {"median": over}, "rate": 1.0,
-            "tokens_per_round": trace["emitted"] / trace["steps"], "drafted_per_round": standing / trace["steps"],
+            "tokens_per_round": trace["emitted"] / steps, "drafted_per_round": drafted / steps,
             "costs": {"round": base * 1e3, "row": row * 1e3, "call": call * 1e3, "each": each * 1e3}, "differ": None}
 
 

@@ -35,6 +35,12 @@ def test_the_oracle_drafts_what_stands_at_the_costs_of_the_runs():
     assert found["tokens_per_second"]["median"] == pytest.approx(9 / seconds)
     assert found["speed_up"]["median"] == pytest.approx(9 / seconds * 0.010)
     assert found["drafted_per_round"] == pytest.approx(5 / 4)
+    # calls of 12 ms: the single id is emitted by a plain round
+    dear = {K: run(rounds, drafted, at, rounds * (0.012 + K * 0.0005), rounds * (0.010 + K * 0.001))
+            for K, (rounds, drafted, at) in {2: (6, 12, [2, 1]), 4: (4, 16, [2, 1, 1, 1])}.items()}
+    found = oracle(plain, dear, 1)
+    assert found["tokens_per_second"]["median"] == pytest.approx(9 / (4 * 0.010 + 0.012 + 4 * 0.0015 + 0.010))
+    assert found["tokens_per_round"] == pytest.approx(9 / 5)
 
 
 def test_the_command_writes_a_row_for_each_length(command, tmp_path):
