@@ -67,11 +67,11 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
 
 
 def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size: int) -> dict:
-    """Each round drafts as many ids as are going to stand, or none where plain rounds are cheaper: acceptances of the widest
-    K's run, costs fitted to all runs.
+    """Each round drafts as many ids as are going to stand, or none where plain rounds are cheaper: acceptances of the
+    widest K's run, costs fitted to all runs.
 
-    `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. In a batch calls and their longest
-    drafts are shared, by how much is not known: each is taken to be all rows', so that the figure is an upper bound there.
+    `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. In a batch calls and their
+    longest drafts are shared, by how much is not known: each is taken to be all rows', so that the figure is an upper bound.
     """
     known = _counts(plain)
     base = known["verify"] / known["rounds"]
