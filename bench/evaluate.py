@@ -39,7 +39,8 @@ def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]
 
 
 def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], settings: Settings,
-             draft_tokens: Mapping[str, Sequence[int]], on_batch: Callable[[], None] = lambda: None) -> dict[str, dict]:
+             draft_tokens: Mapping[str, Sequence[int]], on_batch: Callable[[], None] = lambda: None,
+             big_little: tuple[float, float] | None = None) -> dict[str, dict]:
     """All figures of drafters on one target at one temperature, by name; `settings.draft_tokens` is not read.
 
     `models` share their target and differ in their drafters; `draft_tokens` are the K of each. All of them and plain
@@ -47,11 +48,12 @@ def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], set
     figures of measure.acceptance; `c`, the seconds of a drafted id, and `v`, those of a round without its drafts, both
     over the seconds of a plain step; `predicted`, the decode speed-up of Leviathan et al. 2023 (Theorem 3.8 with v in the
     place of 1) from alpha, c and v; `speed_up` of decoding and `speed_up_whole` with encoding; `differing`: articles whose
-    greedy tokens are not plain decoding's (then no speed-up is told).
+    greedy tokens are not plain decoding's (then no speed-up is told). big_little: as DecodeConfig's, LOSSY; rows then say so
+    under `lossy`, and tell neither a prediction nor a speed-up.
     """
     target = next(iter(models.values())).target
-    samples = measure.measure(_methods(models, settings, draft_tokens), sources, settings, end_token=target.end_token,
-                              on_batch=on_batch)
+    methods = _methods(models, settings, draft_tokens, big_little)
+    samples = measure.measure(methods, sources, settings, end_token=target.end_token, on_batch=on_batch)
     plain = samples[PLAIN]
     outputs = [row for sample in plain[0] for row in sample.rows]
     step = _step_seconds(plain)
@@ -88,10 +90,12 @@ def common_fields(model, data: dict, settings: Settings) -> dict:
         "repeats": settings.repeats}
 
 
-def _methods(models: Mapping[str, object], settings: Settings, draft_tokens: Mapping[str, Sequence[int]]) -> dict:
+def _methods(models: Mapping[str, object], settings: Settings, draft_tokens: Mapping[str, Sequence[int]],
+             big_little: tuple[float, float] | None = None) -> dict:
     plain = next(iter(models.values())).with_drafter(None)
     return {PLAIN: drafting_method(plain, settings, 0)} | {
-        _method(name, K): drafting_method(model, settings, K) for name, model in models.items() for K in draft_tokens[name]}
+        _method(name, K): drafting_method(model, settings, K, big_little=big_little)
+        for name, model in models.items() for K in draft_tokens[name]}
 
 
 def _method(name: str, K: int) -> str:
@@ -108,10 +112,13 @@ def _row(K: int, plain: measure.Samples, drafted: measure.Samples, alpha: float,
     found = measure.acceptance(drafted)
     cost = measure.seconds(drafted)["draft"] / found["drafted"] / step if found["drafted"] else None
     round_cost = _step_seconds(drafted) / step
+    lossy = drafted[0][0].stats.lossy
     row = {"draft_tokens": K, "acceptance": found, "c": cost, "v": round_cost,
-           "predicted": predicted(alpha, K, cost, round_cost) if cost is not None else None,
+           "predicted": predicted(alpha, K, cost, round_cost) if cost is not None and not lossy else None,
            "differing": None if settings.do_sample else measure.differing(plain, drafted)}
-    if not row["differing"]:
+    if lossy:
+        row |= {"lossy": lossy, "tokens_per_second": measure.tokens_per_second(drafted, with_encoding=False)}
+    elif not row["differing"]:
         row["speed_up"] = measure.speed_up(plain, drafted, with_encoding=False)
         row["speed_up_whole"] = measure.speed_up(plain, drafted, with_encoding=True)
         row["tokens_per_second"] = measure.tokens_per_second(drafted, with_encoding=False)

@@ -32,7 +32,8 @@ class AdaptiveDrafter:
     is another, equally lawful, output, so that with `repeatable` widths then depend on the request and the number of rows
     of the batch alone, by costs that are fixed.
 
-    A drafter with a `cost`, the share of a step by which it stops a draft by its own confidence, is told the measured one.
+    A drafter with a `cost`, what a further row takes as a share of a step, by which it stops a draft by its own confidence,
+    is told the measured one, and where it has an `each`, what a further draft takes.
     """
 
     def __init__(self, drafter: Drafter):
@@ -68,8 +69,8 @@ class AdaptiveDrafter:
             self._widths[started] = 0
             self._admitted.clear()
         seconds = -1.0 if self._began is None else began - self._began
-        price = pace_numba(*self._views, self._drafted, self._widths, self._widest, seconds, self._drafting,
-                           *self._memory(state))
+        prices = pace_numba(*self._views, self._drafted, self._widths, self._widest, seconds, self._drafting,
+                            *self._memory(state))
         self._began, self._drafting = began, 0.0
         if not self._widths.any():
             self._drafted = self._nothing
@@ -77,7 +78,7 @@ class AdaptiveDrafter:
         since = perf_counter()
         self._admissions.show()
         shown = perf_counter()
-        draft = self._ask(state, price)
+        draft = self._ask(state, *prices)
         self._drafting = perf_counter() - shown
         # a source is no part of a round
         self._began += shown - since
@@ -101,15 +102,16 @@ class AdaptiveDrafter:
         own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not fixed else OWN
         return self._rows[:B], *self._memories[key], own, fixed
 
-    def _ask(self, state: DecodeState, price: float) -> Draft:
-        own = getattr(self.drafter, "cost", None)
-        if own is None:
-            return self.drafter.draft(state)
-        self.drafter.cost = min(price, 1.0)
+    def _ask(self, state: DecodeState, price: float, each: float) -> Draft:
+        told = {"cost": min(price, 1.0), "each": each}
+        own = {name: getattr(self.drafter, name) for name in told if hasattr(self.drafter, name)}
         try:
+            for name in own:
+                setattr(self.drafter, name, told[name])
             return self.drafter.draft(state)
         finally:
-            self.drafter.cost = own
+            for name, value in own.items():
+                setattr(self.drafter, name, value)
 
     def _enter(self, state: DecodeState) -> None:
         """Start on a state: views of its tensors."""

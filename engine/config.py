@@ -12,6 +12,17 @@ AUTO = "auto"
 VERIFICATIONS = ("token", "block")
 
 
+def thresholds(text: str | None) -> tuple[float, float] | None:
+    """`--big-little` as typed: FALLBACK,ROLLBACK."""
+    if text is None:
+        return None
+    try:
+        fallback, rollback = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"--big-little is {text!r}; give FALLBACK,ROLLBACK, such as 0.6,4") from None
+    return fallback, rollback
+
+
 def draft_length(text: str) -> int | str:
     """`--draft-tokens` as typed: a whole number, or AUTO."""
     if text == AUTO or text.lstrip("-").isdigit():
@@ -28,7 +39,9 @@ class DecodeConfig:
     row i of a call uses (seed, i). stop_strings end a text where one of them is complete. max_source: source ids kept; None
     is the model's own limit. batch_size: rows decoded together at most. kv_memory: bytes that the target's keys and values
     may take; None is half of what the machine has free. verification: of drafts that were sampled, "token" by token or as a
-    "block" (kernels/block.py).
+    "block" (kernels/block.py). big_little: (fallback, rollback) of Big Little Decoder (Kim et al. 2023), LOSSY, greedy only:
+    the drafter writes while its largest probability is at least `fallback`, 0..1, and what it wrote stands up to `rollback`
+    nats, 0 or more, from the target (kernels/rollback.py).
     """
 
     max_new_tokens: int = 128
@@ -43,6 +56,7 @@ class DecodeConfig:
     max_source: int | None = None
     kv_memory: int | None = None
     verification: str = "token"
+    big_little: tuple[float, float] | None = None
 
     def __post_init__(self):
         def whole(name: str, low: int, high: float = math.inf):
@@ -72,3 +86,14 @@ class DecodeConfig:
             raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
         if any(not text for text in self.stop_strings):
             raise UserError("stop_strings holds an empty text; leave it out")
+        if self.big_little is not None:
+            self._check_big_little(*self.big_little)
+
+    def _check_big_little(self, fallback: float, rollback: float) -> None:
+        if not 0 <= fallback <= 1 or not rollback >= 0:
+            raise UserError(f"big_little is {fallback:g},{rollback:g}; give a probability (fallback) and nats of 0 or more "
+                            "(rollback), such as 0.6,4")
+        if self.do_sample:
+            raise UserError("big_little is greedy only: its small model's tokens have no law; leave sampling out")
+        if self.draft_tokens == AUTO:
+            raise UserError("big_little ends drafts by its fallback; give draft_tokens a number, the longest draft")

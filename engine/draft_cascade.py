@@ -38,15 +38,30 @@ class CascadeDrafter:
         self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
 
     @property
-    def cost(self) -> float:
-        """Of a further id, as a share of a step, for the drafters that go by it."""
-        return next((drafter.cost for drafter in self.drafters if hasattr(drafter, "cost")), 0.0)
+    def cost(self) -> list[float]:
+        """Of a further row, as a share of a step, of the drafters that go by it; one number is for all of them."""
+        return self._told("cost")
 
     @cost.setter
-    def cost(self, cost: float) -> None:
-        for drafter in self.drafters:
-            if hasattr(drafter, "cost"):
-                drafter.cost = cost
+    def cost(self, cost: float | list[float]) -> None:
+        self._tell("cost", cost)
+
+    @property
+    def each(self) -> list[float]:
+        """Of a further draft, likewise."""
+        return self._told("each")
+
+    @each.setter
+    def each(self, each: float | list[float]) -> None:
+        self._tell("each", each)
+
+    def _told(self, name: str) -> list[float]:
+        return [getattr(drafter, name) for drafter in self.drafters if hasattr(drafter, name)]
+
+    def _tell(self, name: str, value: float | list[float]) -> None:
+        going = [drafter for drafter in self.drafters if hasattr(drafter, name)]
+        for drafter, one in zip(going, value if isinstance(value, list) else [value] * len(going), strict=True):
+            setattr(drafter, name, one)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         for admissions in self._admissions:

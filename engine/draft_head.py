@@ -106,5 +106,6 @@ class HeadDrafter(PointedDrafter):
             state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), state.hidden.numpy(),
             self.tables.embedding, self.pointer, self.source, self.lists.rows, self.config.head_scale,
             state.temperature.numpy(), state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.end_token,
-            self.features.numpy(), draft.tokens.numpy(), draft.lengths.numpy(), *laws_of(draft))
+            self.confidence.stops(state), self.features.numpy(), draft.tokens.numpy(), draft.lengths.numpy(),
+            *laws_of(draft))
         return draft

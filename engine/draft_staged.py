@@ -30,6 +30,7 @@ class StagedDrafter(T5Drafter):
 
     def __init__(self, middle: T5Drafter, drafter: Drafter):
         super().__init__(middle.t5.weights, None if middle.lists.whole else middle.lists.ids)
+        self.confidence = None
         self.drafter, self.name = drafter, f"staged:{drafter.name},{middle.name}"
         self.passes = 0
         self._inner: WeakKeyDictionary[DecodeState, DecodeState] = WeakKeyDictionary()

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.engine.checkpoint import StoredTensors, Tensors
+from foredraft.engine.confidence import Confidence, Confident
 from foredraft.engine.neural import DraftConfig, DraftModel, Tables, read_json, save_files, stored_as, target_entries
 from foredraft.engine.shortlists import Shortlists, laws_of
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import T5Config, T5Weights, decoder_weights, load_tokenizer, load_weights
 from foredraft.errors import UserError
+from foredraft.kernels.confidence import WEIGH
 from foredraft.kernels.shortlist import PICK, SHORTLIST
 from foredraft.kernels.unread import UNREAD
 
@@ -191,7 +193,7 @@ def check_ids(folder: Path, ours: T5Config, its: T5Config, target_folder: Path, 
                             "speaks the target's ids")
 
 
-class T5Drafter:
+class T5Drafter(Confident):
     """Drafts of a T5 (t5.py), over its own encoder's output or the target's, token by token against its own caches.
 
     What it read stays cached by position: a rejection costs nothing, and the committed ids it has not seen are read first.
@@ -204,6 +206,7 @@ class T5Drafter:
         self.t5 = T5(weights)
         self.backend = self.t5.backend
         self.lists = Shortlists(weights.head, weights.config.vocab_size, ids, copies=False)
+        self.confidence: Confidence | None = Confidence()
         self._grow(0, 0)
 
     @classmethod
@@ -228,6 +231,8 @@ class T5Drafter:
                 self.t5.attend_to(row, self.t5.encode(source) if self.t5.config.num_layers else output)
                 self.lists.admit(row, source)
                 self._counts[row] = 0
+        if self.confidence is not None:
+            self.confidence.admit(rows)
 
     def release(self, rows: Sequence[int]) -> None:
         self.t5.release(rows)
@@ -255,10 +260,9 @@ class T5Drafter:
             at[np.arange(width) >= unread[:, None]] = -1
             self._read(np.take_along_axis(tokens, np.maximum(at, 0), 1), at, x)
             unread = np.maximum(unread - width, 0)
+        stops, going, sizes = self.confidence.stops(state), allowed > 0, len(self.lists.ids) + self.lists.rows.own_counts
         for i in range(K):
-            rows = np.flatnonzero((allowed > i) & (counts == i))
-            if i:
-                rows = rows[drafted[rows, i - 1] != state.end_token]
+            rows = np.flatnonzero(going & (allowed > i))
             if not len(rows):
                 break
             if i:
@@ -268,7 +272,8 @@ class T5Drafter:
             scores = self.lists.scores(len(rows))
             SHORTLIST[self.backend](x[rows], rows, self.lists.rows, np.zeros((len(rows), 0), np.float32), scores)
             PICK[self.backend](scores, rows, self.lists.rows, *law, i, drafted, *laws)
-            counts[rows] = i + 1
+            WEIGH[self.backend](stops, rows, i, scores, sizes, law[0], laws[1], counts, going)
+            going[rows[drafted[rows, i] == state.end_token]] = False
         return draft
 
     def _read(self, tokens: np.ndarray, at: np.ndarray, x: np.ndarray) -> None:

@@ -21,11 +21,11 @@ from foredraft.engine.t5_cuda import T5Cuda
 
 
 class FixedBatches:
-    """Batches of up to `rows` requests; what ended comes a batch at a time."""
+    """Batches of up to `rows` requests; what ended comes a batch at a time. block: sampled drafts are verified as blocks."""
 
-    def __init__(self, target: T5Cuda, drafter: Drafter, graphs: GraphRounds, rows: int):
+    def __init__(self, target: T5Cuda, drafter: Drafter, graphs: GraphRounds, rows: int, block: bool = False):
         self.target, self.drafter, self.graphs = target, drafter, graphs
-        self.rows, self.clock, self.rounds = rows, Stopwatch(), 0
+        self.rows, self.block, self.clock, self.rounds = rows, block, Stopwatch(), 0
         self.waiting: deque[Job] = deque()
 
     @property
@@ -77,7 +77,7 @@ class FixedBatches:
             return torch.tensor(values, dtype=dtype, device=self.target.device)
 
         laws = [job.law for job in jobs]
-        return DecodeState(
+        state = DecodeState(
             limits=column([job.limit for job in jobs], torch.int64),
             draft_tokens=column([job.draft_tokens for job in jobs], torch.int64),
             temperature=column([law["temperature"] for law in laws], torch.float32),
@@ -85,6 +85,8 @@ class FixedBatches:
             top_p=column([law["top_p"] for law in laws], torch.float32),
             seeds=column([job.seed for job in jobs], torch.int64), start_token=self.target.start_token,
             end_token=self.target.end_token, width=self.target.config.d_model)
+        state.block = self.block
+        return state
 
     def _look(self, jobs: list[Job]):
         """The host's look between rounds, or None when nobody asks for it."""

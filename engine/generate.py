@@ -131,7 +131,8 @@ class Model:
                  draft_tokens: int | str | None = None, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int | Sequence[int] | None = None,
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
-                 max_source: int | None = None, kv_memory: int | None = None, verification: str = "token") -> Output:
+                 max_source: int | None = None, kv_memory: int | None = None, verification: str = "token",
+                 big_little: tuple[float, float] | None = None) -> Output:
         """Any number of texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
 
         The arguments are DecodeConfig's; draft_tokens None is 5, and "auto" of drafter "auto", which always adapts: a number
@@ -141,7 +142,7 @@ class Model:
         own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
         config = DecodeConfig(max_new_tokens, self._asked(draft_tokens), do_sample, temperature, top_k, top_p,
                               seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory,
-                              verification)
+                              verification, big_little)
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         if streamer is not None and len(inputs) != 1:
             raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
@@ -170,14 +171,15 @@ class Model:
                max_new_tokens: int = 128, draft_tokens: int | str | None = None, do_sample: bool = False,
                temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
-               kv_memory: int | None = None, verification: str = "token") -> Stream:
+               kv_memory: int | None = None, verification: str = "token",
+               big_little: tuple[float, float] | None = None) -> Stream:
         """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
 
         The arguments are generate's and hold for requests that do not say otherwise. Without `truncation` a source
         longer than max_source is an error of its request. Until the stream ends or is closed the model is its own.
         """
         config = DecodeConfig(max_new_tokens, self._asked(draft_tokens), do_sample, temperature, top_k, top_p, seed,
-                              _strings(stop_strings), batch_size, max_source, kv_memory, verification)
+                              _strings(stop_strings), batch_size, max_source, kv_memory, verification, big_little)
         requests = [requests] if isinstance(requests, str) else requests
         return Stream(lambda: self._scheduler(config, None, True), self._jobs(requests, config, truncation), self._text,
                       in_order)
@@ -186,10 +188,14 @@ class Model:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
         width, drafter = self._draft_tokens(config), self.drafter
         if self.graphs is not None:
-            if config.draft_tokens == AUTO or config.verification == "block" or config.kv_memory is not None:
-                raise UserError("draft_tokens 'auto', verification 'block' and kv_memory are for the CPU only so far; on a "
-                                "device leave them out")
-            return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
+            if config.draft_tokens == AUTO or config.big_little is not None or config.kv_memory is not None:
+                raise UserError("draft_tokens 'auto', big_little and kv_memory are for the CPU only so far; on a device "
+                                "leave them out")
+            return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size,
+                                block=config.verification == "block")
+        if config.big_little is not None and getattr(drafter, "confidence", None) is None:
+            raise UserError(f"big_little with drafter {drafter.name!r}: its small model is a neural one that drafts alone; "
+                            "give lstm, or the folder of a trained LSTM, CNN, head or T5")
         if width == 0:
             drafter = NoDrafter()
         elif config.draft_tokens == AUTO or isinstance(drafter, AutoDrafter):
@@ -203,7 +209,8 @@ class Model:
             rows, longest = min(rows, len(lengths)), max(lengths)
             pages = sum(sorted(map(pages_of, lengths))[-rows:])
         return Scheduler(self.target, drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
-                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=config.verification == "block")
+                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=config.verification == "block",
+                         big_little=config.big_little)
 
     def _asked(self, draft_tokens: int | str | None) -> int | str:
         if draft_tokens is not None:

@@ -12,6 +12,7 @@ from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
 from foredraft.kernels.block import BLOCK
 from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.draw import Scratch, make_scratch
+from foredraft.kernels.rollback import ROLLBACK
 from foredraft.kernels.verdict import verdict_greedy_triton, verdict_triton
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
     """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py), and where the
     state says so, dense drafts as blocks (kernels/block.py).
 
-    An all-greedy batch never computes logits. Trees may hold point masses only. On a device a chain's verdict is
-    committed by the kernel that reaches it.
+    An all-greedy batch never computes logits, unless the state says `rollback`, which is LOSSY (kernels/rollback.py). Trees
+    may hold point masses only. On a device a chain's verdict is committed by the kernel that reaches it.
     """
     if state.backend == "triton":
         return _judge_on_device(state, draft, hidden, target)
@@ -32,7 +33,10 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
     counts = torch.ones(B, dtype=torch.int64)
     parents = state.chain if draft.parents is None else draft.parents
     outputs = (tokens.numpy(), counts.numpy(), path.numpy())
-    if state.greedy:
+    if state.rollback is not None:
+        ROLLBACK[state.backend](target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), state.rollback,
+                                *outputs[:2])
+    elif state.greedy:
         ACCEPT_GREEDY[state.backend](
             target.choose(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(), *outputs)
     else:
@@ -80,5 +84,5 @@ def _judge_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: T
             cut_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
         verdict_triton(
             logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
-            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit)
+            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit, state.block)
     return Verdict(space.tokens, space.counts, None if commit else space.path, commit)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.cache import KVCache
+from foredraft.engine.confidence import Confidence, Confident
 from foredraft.engine.neural import DraftModel, Tables, rms_norm, stored_as
 from foredraft.engine.shortlists import Shortlists
 from foredraft.engine.state import DecodeState, Draft
@@ -18,7 +19,7 @@ from foredraft.engine.t5_weights import T5Weights, packed
 from foredraft.kernels.pointer import Pointer, Source
 
 
-class PointedDrafter:
+class PointedDrafter(Confident):
     """Drafts of a DraftModel with a `pointer`: greedy rows as point masses, others with their laws."""
 
     name: ClassVar[str]
@@ -28,6 +29,7 @@ class PointedDrafter:
         """`stored`, one of t5_weights.STORED: its own matrices."""
         self.model, self.tables = model.eval(), tables
         self.config, pointer = model.config, model.pointer
+        self.confidence = Confidence()
         self.lists = Shortlists(tables.head, self.config.vocab_size, model.draft_ids.numpy(), copies=True)
         self.keys = KVCache(1, pointer.heads, pointer.d_kv)
         query, inner, outer = (packed(layer.weight.detach(), stored)
@@ -46,6 +48,7 @@ class PointedDrafter:
         most, longest = max(rows) + 1, max(len(source) for source in sources)
         self.keys.reserve(most, 0, longest)
         self.lists.reserve(most, longest)
+        self.confidence.admit(rows)
         H, D = self.keys.heads, self.keys.head_size
         with torch.inference_mode():
             for row, source, output in zip(rows, sources, encoded, strict=True):

@@ -48,8 +48,8 @@ class RecurrentDrafter(PointedDrafter):
         draft_numba(
             state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), self.tables.embedding, self.cell,
             self.memory, self.pointer, self.source, self.lists.rows, self.config.head_scale, state.temperature.numpy(),
-            state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.end_token, draft.tokens.numpy(),
-            draft.lengths.numpy(), *laws_of(draft))
+            state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.end_token,
+            self.confidence.stops(state), draft.tokens.numpy(), draft.lengths.numpy(), *laws_of(draft))
         return draft
 
 

@@ -41,12 +41,13 @@ class Scheduler:
 
     rows: the most of them, fewer where memory is short. max_new_tokens, draft_tokens: the most that a request may ask for.
     longest: ids of the longest source that must find room. pages: of sources that may ever be held at once, None where that
-    is not known. kv_memory: bytes, as DecodeConfig says. block: sampled drafts are verified as blocks. UserError: the target
-    is in use, or the memory is too small.
+    is not known. kv_memory: bytes, as DecodeConfig says. block: sampled drafts are verified as blocks. big_little: fallback
+    and rollback, LOSSY. UserError: the target is in use, or the memory is too small.
     """
 
     def __init__(self, target: T5, drafter: Drafter, *, rows: int, max_new_tokens: int, draft_tokens: int, longest: int,
-                 pages: int | None = None, kv_memory: int | None = None, block: bool = False):
+                 pages: int | None = None, kv_memory: int | None = None, block: bool = False,
+                 big_little: tuple[float, float] | None = None):
         cache: KVCache = target.cache
         if cache.is_lent:
             raise UserError("a stream of this model is still running; read it to its end, or close() it, before the next")
@@ -72,6 +73,8 @@ class Scheduler:
             width=target.config.d_model)
         self.state.finished.fill_(True)
         self.state.block = block
+        if big_little is not None:
+            self.state.fallback, self.state.rollback = map(float, big_little)
         self._finished = self.state.finished.numpy()
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}

@@ -82,8 +82,11 @@ class DecodeState:
         B, device = limits.shape[0], limits.device
         # host values: reading them costs no synchronisation; greedy and cuts change where rows are started and stopped only
         self.capacity = int(limits.max())
-        # dense drafts are verified as blocks; set before the first round
+        # set before the first round. Dense drafts are verified as blocks
         self.block = False
+        # LOSSY (Big Little Decoder): drafters end a draft at a law whose largest probability is below `fallback`, and greedy
+        # drafts stand up to `rollback` nats from the target (kernels/rollback.py)
+        self.fallback, self.rollback = 0.0, None
         self.max_draft = int(draft_tokens.max())
         self.backend = backend_of(limits)
         self.end_token = end_token
@@ -116,6 +119,11 @@ class DecodeState:
     @property
     def rows(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def lossy(self) -> str:
+        """What outputs call a policy that is not lossless; "" where there is none."""
+        return "" if self.rollback is None else f"big-little fallback {self.fallback:g} rollback {self.rollback:g}"
 
     def allowed(self) -> Tensor:
         """How many ids each row may still draft: [B] int64, its K cut to the room left, 0 once finished."""

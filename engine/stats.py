@@ -16,7 +16,8 @@ class DecodeStats:
     rejection. emitted: ids. tested_at and accepted_at [K] are per place in the draft.
     covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verdict, commit,
     host), total. Rounds captured on a device are not told apart: all of them count as other. rounds: passes of the target;
-    places: rows that were there in them, running or not. A single request of many has neither of the two.
+    places: rows that were there in them, running or not. A single request of many has neither of the two. lossy: the policy
+    under which what was emitted need not be the target's own (state.lossy); "" is lossless.
     """
 
     requests: int = 0
@@ -31,6 +32,7 @@ class DecodeStats:
     seconds: dict[str, float] = field(default_factory=dict)
     rounds: int = 0
     places: int = 0
+    lossy: str = ""
 
     @property
     def acceptance_rate(self) -> float:
@@ -69,7 +71,7 @@ class DecodeStats:
         return cls(
             requests=1, steps=int(state.rounds[row]), covered=int(state.covered[row]), drafted=int(state.drafted[row]),
             tested=sum(tested_at), accepted=sum(accepted_at), emitted=int(state.lengths[row]) - 1, tested_at=tested_at,
-            accepted_at=accepted_at)
+            accepted_at=accepted_at, lossy=state.lossy)
 
     def merge(self, other: DecodeStats) -> None:
         """Add what other requests cost and gained."""
@@ -78,6 +80,7 @@ class DecodeStats:
         for name in ("tested_at", "accepted_at"):
             pairs = zip_longest(getattr(self, name), getattr(other, name), fillvalue=0)
             setattr(self, name, [sum(pair) for pair in pairs])
+        self.lossy = self.lossy or other.lossy
         self.add_seconds(other.seconds)
 
     def add_seconds(self, seconds: dict[str, float]) -> None:

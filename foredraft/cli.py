@@ -77,6 +77,9 @@ def summarize(
             help="Tokens drafted a round (K); 0 is plain decoding, auto adapts; default: 5, or auto of drafter auto.")
     ] = None,
     verification: Annotated[str, typer.Option(help="Of sampled drafts: token or block.")] = "token",
+    big_little: Annotated[
+        str | None, typer.Option(help="FALLBACK,ROLLBACK of Big Little Decoder, such as 0.6,4: LOSSY; default: off.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest of this mass; 1 is off.")] = 1.0,
@@ -97,7 +100,7 @@ def summarize(
 ) -> None:
     """Summarise texts, or a whole file of articles; on a terminal, accepted drafts of texts are coloured."""
     from foredraft import show
-    from foredraft.engine.config import draft_length
+    from foredraft.engine.config import draft_length, thresholds
 
     if (input is None) != (output is None) or (input is not None and files):
         raise UserError("give FILEs, or --input FILE.jsonl with --output FILE.jsonl")
@@ -109,7 +112,8 @@ def summarize(
         max_new_tokens=max_new_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
         batch_size=batch_size, max_source=max_source, kv_memory=None if kv_memory is None else int(kv_memory * 1e9),
-        verification=verification, **({} if draft_tokens is None else {"draft_tokens": draft_length(draft_tokens)}),
+        verification=verification, big_little=thresholds(big_little),
+        **({} if draft_tokens is None else {"draft_tokens": draft_length(draft_tokens)}),
     )
     if input is not None:
         _summarize_file(model, input, output, in_order, strict, stats, as_json, config)
@@ -117,6 +121,7 @@ def summarize(
     out = _generate_and_print(model, names, texts, config)
     for warning in out.warnings:
         print(f"foredraft: {warning}", file=sys.stderr)
+    _say_if_lossy(out.stats)
     if stats:
         print(_gain(out.stats), file=sys.stderr)
     if as_json:
@@ -141,6 +146,7 @@ def _summarize_file(model, source: Path, output: Path, in_order: bool, strict: b
         print(f"foredraft: interrupted; the same command goes on in {output}", file=sys.stderr)
         raise typer.Exit(1) from None
     found = done.pop("stats")
+    _say_if_lossy(found)
     print(f"foredraft: {done['articles']} articles summarised, {done['done_before']} were there before, {done['failed']} "
           f"failed, {done['cut']} were cut to the longest source", file=sys.stderr)
     if stats:
@@ -196,10 +202,16 @@ def _generate_and_print(model, names: list[str], texts: list[str], config: dict)
     return out
 
 
+def _say_if_lossy(stats) -> None:
+    if stats.lossy:
+        print(f"foredraft: LOSSY ({stats.lossy}): not what the target alone would write", file=sys.stderr)
+
+
 def _gain(stats) -> str:
     """The figures of a call in a few words."""
     seconds = ", ".join(f"{part} {value:.2f} s" for part, value in stats.seconds.items())
     return (
+        (f"LOSSY ({stats.lossy}): " if stats.lossy else "") +
         f"{stats.emitted} tokens in {stats.steps} rounds ({stats.tokens_per_step:.2f} a round); accepted "
         f"{stats.accepted} of {stats.tested} tested drafts ({stats.acceptance_rate:.0%}), "
         f"drafts in {stats.coverage:.0%} of rounds; {stats.tokens_per_second:.0f} tokens a second of decoding; "

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from foredraft.cli_bench_adaptive import adaptive
+from foredraft.cli_bench_big_little import big_little
 from foredraft.cli_bench_compare import compare as compare_command
 from foredraft.cli_bench_compare import regression
 from foredraft.cli_bench_compiled import compiled
@@ -31,6 +32,7 @@ bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_he
 def register(app: typer.Typer) -> None:
     """Add `bench` and `demo` to the application."""
     bench.command("adaptive")(adaptive)
+    bench.command("big-little")(big_little)
     bench.command("compare")(compare_command)
     bench.command("regression")(regression)
     bench.command("kernels")(kernels)

@@ -28,7 +28,7 @@ def adaptive(
     seed: Annotated[int, typer.Option(help="Of the sampling, above temperature 0.")] = 0,
     out: Annotated[Path, typer.Option(help="The record's folder; lines are added.")] = Path("bench/results"),
 ) -> None:
-    """Is draft_tokens="auto" never slower than plain decoding, and near the best K? The last line is JSON."""
+    """Is draft_tokens="auto" never slower than plain decoding, near the best K and the oracle? The last line is JSON."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -76,15 +76,19 @@ def adaptive(
 def _show(rows: list[dict], console) -> None:
     from rich.table import Table
 
-    table = Table(title="draft lengths: ids a second of decoding over plain decoding's (95 % interval over batches)")
+    table = Table(title="draft lengths: ids a second of decoding over plain decoding's (95 % interval over batches)",
+                  caption="oracle: modelled, each round drafting what is going to stand, at the costs of the runs",
+                  title_justify="left", caption_justify="left")
     for name in ("drafter", "T", "B", "K", "tok/s", "over plain", "tokens a round", "drafted", "accepted / tested",
-                 "differ"):
+                 "differ", "of the best K", "of the oracle"):
         table.add_column(name, justify="left" if name == "drafter" else "right")
     for row in rows:
         over, rate = row["speed_up"], row["rate"]
         table.add_row(
             row["drafter"], f"{row['temperature']:g}", str(row["batch_size"]), row["draft_tokens"],
-            f"{row['tokens_per_second']['median']:,.0f}", f"{over['median']:.3f} ({over['low']:.3f}-{over['high']:.3f})",
+            f"{row['tokens_per_second']['median']:,.0f}",
+            f"{over['median']:.3f}" + (f" ({over['low']:.3f}-{over['high']:.3f})" if "low" in over else ""),
             f"{row['tokens_per_round']:.2f}", f"{row['drafted_per_round']:.2f}", "-" if rate is None else f"{rate:.2f}",
-            "-" if row["differ"] is None else str(row["differ"]))
+            "-" if row["differ"] is None else str(row["differ"]),
+            *(f"{row[name]:.2f}" if name in row else "-" for name in ("of_best", "of_oracle")))
     console.print(table)

@@ -39,6 +39,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the sampling, above temperature 0.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
+    big_little: Annotated[
+        str | None, typer.Option(help="FALLBACK,ROLLBACK of Big Little Decoder: LOSSY, at temperature 0; default: off.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Add the record to this .jsonl file.")] = None,
 ) -> None:
     """Acceptance, cost and speed-up of a drafter, predicted and measured. The last line is JSON."""
@@ -50,7 +53,9 @@ def evaluate(
     from foredraft.bench import cases, record
     from foredraft.bench import evaluate as evaluation
     from foredraft.bench.settings import Settings
+    from foredraft.engine.config import thresholds
 
+    lossy = thresholds(big_little)
     Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
     temperatures = parse_numbers("--temperature", temperature, float, 0)
     spec, kind = evaluation.drafter_spec(ckpt_path, drafter)
@@ -65,7 +70,8 @@ def evaluate(
         for value in temperatures:
             settings = Settings(batch_size=batch_size, temperature=value, max_new_tokens=gen_length, repeats=repeats,
                                 seed=seed, device=device)
-            found.append(evaluation.evaluate({kind: model}, sources, settings, {kind: Ks}, lambda: progress.advance(task)))
+            found.append(evaluation.evaluate({kind: model}, sources, settings, {kind: Ks}, lambda: progress.advance(task),
+                                             lossy))
     row = {"kind": "eval"} | evaluation.common_fields(model, cases.describe(data, articles), settings) | {
         "foredraft": foredraft.__version__, "command": shlex.join(["foredraft", *sys.argv[1:]]),
         "drafter": {"kind": kind, "path": None if ckpt_path is None else ckpt_path.name},
@@ -104,7 +110,8 @@ def show_table(row: dict, console) -> None:
         for one in figures["rows"]:
             found = one["acceptance"]
             by_place = " ".join("-" if rate is None else f"{rate:.2f}" for rate in found["at"])
-            speeds = [f"{one[name]['median']:.2f}x" if name in one else f"{one['differing']} differ"
+            speeds = [f"{one[name]['median']:.2f}x" if name in one else
+                      f"{'LOSSY, ' if 'lossy' in one else ''}{one['differing']} differ"
                       for name in ("speed_up", "speed_up_whole")]
             table.add_row(
                 f"{figures['temperature']:g}", f"{alpha['value']:.3f} ({alpha['low']:.3f}-{alpha['high']:.3f})",

@@ -90,8 +90,8 @@ def summarise_file(model, source: Path, output: Path, *, in_order: bool, truncat
     """Append {"id", "index", "summary", "tokens"} to `output` for every article of `source` that it lacks.
 
     tokens: how many the summary has. What cannot be summarised is named on stderr and counted. `config`: arguments of
-    Model.stream. Returns the counts articles, done_before, failed, cut, and the DecodeStats under stats. UserError: a full
-    disk, among others; all that was finished is written.
+    Model.stream; where they are lossy every line says so under "lossy". Returns the counts articles, done_before, failed,
+    cut, and the DecodeStats under stats. UserError: a full disk, among others; all that was finished is written.
     """
     if model.tokenizer is None:
         raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
@@ -129,7 +129,8 @@ def summarise_file(model, source: Path, output: Path, *, in_order: bool, truncat
                     if result.error is not None:
                         failed(index, name, str(result.error))
                         continue
-                    journal.append({"id": name, "index": index, "summary": result.text, "tokens": len(result.token_ids)})
+                    line = {"id": name, "index": index, "summary": result.text, "tokens": len(result.token_ids)}
+                    journal.append(line | ({"lossy": result.stats.lossy} if result.stats.lossy else {}))
                     counts["articles"] += 1
                     counts["cut"] += bool(result.warnings)
                     bar.advance(stream.stats)

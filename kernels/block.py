@@ -11,7 +11,7 @@ be made up for by a later one. Where a draft stops may depend on its ids so far:
 whether i is the last or not.
 
 Rows of point masses and greedy rows are accept.py's. Noise is keyed by the round's start: ids past a refused one are
-drafted again, and keyed by their position they would meet the noise that refused them.
+drafted again, and keyed by their position they would meet the noise that refused them. On a device: verdict.py.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
     embedding    [V, C] float32, or bfloat16 bits as uint16
     pointer, source, list     pointer.py, shortlist.py;  scale float: of the outputs, before the head
     temperature, top_k, top_p, seeds [B]; end_token int
+    stops        Stops: confidence.py
     features     [B, K, C] float32                             out: the predicted state that each draft was drawn from
     drafted      [B, K] int64, counts [B] int64                out; a row stops after the end token
     logits       [B, K, V] float32, lse [B, K] float64         out for rows of temperature > 0, else not touched
@@ -18,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.backend import get_num_threads, njit
+from foredraft.kernels.confidence import begin_loop, begin_reference, weigh_loop, weigh_reference
 from foredraft.kernels.linear import widen
 from foredraft.kernels.norm import norm_loop, norm_reference
 from foredraft.kernels.pointer import pointer_loop, pointer_reference
@@ -26,12 +28,13 @@ from foredraft.kernels.shortlist import pick_loop, pick_reference, shortlist_loo
 
 
 def draft_reference(tokens, lengths, allowed, hidden, embedding, pointer, source, list, scale, temperature, top_k, top_p,
-                    seeds, end_token, features, drafted, counts, logits, lse) -> None:
+                    seeds, end_token, stops, features, drafted, counts, logits, lse) -> None:
     K, C = drafted.shape[1], embedding.shape[1]
     ones, places = np.ones(C, np.float32), widen(pointer.query).shape[1] // C - 1
     counts[:] = 0
     for b in np.flatnonzero(allowed > 0):
         one, before, ids = np.array([b]), hidden[b : b + 1], tokens[b, : lengths[b]].tolist()
+        begin_reference(stops, b)
         for i in range(int(allowed[b])):
             latest = np.zeros((places, C), np.float32)
             recent = ids[: -places - 1 : -1]
@@ -46,23 +49,26 @@ def draft_reference(tokens, lengths, allowed, hidden, embedding, pointer, source
             scores = np.zeros((1, len(list.ids) + list.own_ids.shape[1]), np.float32)
             shortlist_reference(out * np.float32(scale), one, list, copied, scores)
             pick_reference(scores, one, list, temperature, top_k, top_p, seeds, lengths, i, drafted, logits, lse)
-            counts[b] = i + 1
+            own, sampled = len(list.ids) + int(list.own_counts[b]), temperature[b] > 0
+            taken, more = weigh_reference(stops, b, i, scores[0, :own], sampled, lse[b, i : i + 1] if sampled else lse)
+            counts[b] += taken
             ids.append(int(drafted[b, i]))
-            if ids[-1] == end_token or i + 1 == K:
+            if not more or ids[-1] == end_token or i + 1 == K:
                 break
 
 
 @njit()
 def _draft_loop(tokens, lengths, allowed, hidden, embedding, pointer, source, list, scale, temperature, top_k, top_p, seeds,
-                end_token, features, drafted, counts, logits, lse, threads):
+                end_token, stops, features, drafted, counts, logits, lse, threads):
     B, K = drafted.shape
     C = embedding.shape[1]
     places = pointer.query.shape[1] // C - 1
     ones = np.ones(C, np.float32)
-    latest = np.zeros((B, places, C), np.float32)
+    latest, going = np.zeros((B, places, C), np.float32), allowed > 0
     for b in range(B):
         counts[b] = 0
-        if allowed[b] > 0:
+        if going[b]:
+            begin_loop(stops, b)
             for back in range(min(places, lengths[b])):
                 embed_normed_loop(embedding, tokens[b, lengths[b] - 1 - back], ones, latest[b, back : back + 1])
     rows, before = np.empty(B, np.int64), np.empty((B, C), np.float32)
@@ -75,7 +81,7 @@ def _draft_loop(tokens, lengths, allowed, hidden, embedding, pointer, source, li
     for i in range(K):
         n = 0
         for b in range(B):
-            if i < allowed[b] and counts[b] == i and (i == 0 or drafted[b, i - 1] != end_token):
+            if going[b] and i < allowed[b]:
                 rows[n] = b
                 n += 1
         if n == 0:
@@ -108,13 +114,16 @@ def _draft_loop(tokens, lengths, allowed, hidden, embedding, pointer, source, li
                 law, total = logits[b, i], lse[b, i : i + 1]
             drafted[b, i] = pick_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b], i, law,
                                       total)
-            counts[b] = i + 1
+            own = list.ids.shape[0] + list.own_counts[b]
+            taken, more = weigh_loop(stops, b, i, scores[j, :own], temperature[b] > 0, total)
+            counts[b] += taken
+            going[b] = more and drafted[b, i] != end_token
 
 
 def draft_numba(tokens, lengths, allowed, hidden, embedding, pointer, source, list, scale, temperature, top_k, top_p, seeds,
-                end_token, features, drafted, counts, logits, lse) -> None:
+                end_token, stops, features, drafted, counts, logits, lse) -> None:
     _draft_loop(tokens, lengths, allowed, hidden, embedding, pointer, source, list, scale, temperature, top_k, top_p, seeds,
-                end_token, features, drafted, counts, logits, lse, get_num_threads())
+                end_token, stops, features, drafted, counts, logits, lse, get_num_threads())
 
 
 DRAFT_FEATURES = {"reference": draft_reference, "numba": draft_numba}

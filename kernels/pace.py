@@ -211,7 +211,7 @@ def _widen(survival, cover, room, running, calls, more, unit, widths):
 @njit()
 def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most, seconds, drafting, rows, places, base,
               extra, spent, clock, own, fixed):
-    """Returns the price of a further id in every row, in shares of a plain round."""
+    """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round."""
     B, K = widths.shape[0], places.shape[0]
     chance, cover = np.empty(K), np.empty(K)
     more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
@@ -233,7 +233,7 @@ def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most
     clock[RUNNING] = running
     if running == 0:
         widths[:] = 0
-        return 1.0
+        return 1.0, 0.0
     if fixed:
         # what the drafter has to catch up with makes a probe dearer than a call
         probe = FIXED_CALL + FIXED_ID + more[1] + 0.3
@@ -242,7 +242,7 @@ def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most
             rows[b, 2] = rows[b, 2] + PROBE if total == 0 else 0.0
             if rows[b, 2] >= probe and room[b] > 0:
                 widths[b], rows[b, 2] = 1, 0.0
-        return more[1]
+        return more[1], FIXED_ID
     unit = max(base[running, 0], 1e-3)
     total = _widen(survival, cover, room, running, calls, more, unit, widths)
     clock[SINCE] += 1
@@ -264,8 +264,9 @@ def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most
             if rows[b, 2] >= price and room[b] > 0:
                 widths[b], rows[b, 2] = 1, 0.0
     at = min(max(running, int(clock[FURTHER] + 0.5)), more.shape[0] - 1)
-    return running * more[at] / (max(at, 1) * unit)
+    each = (calls[K] - calls[1]) / max(K - 1, 1)
+    return running * more[at] / (max(at, 1) * unit), each / unit
 
 
-def pace_numba(*arguments) -> float:
+def pace_numba(*arguments) -> tuple[float, float]:
     return pace_loop(*arguments)

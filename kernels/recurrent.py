@@ -6,6 +6,7 @@
     memory       Memory: fed [B, T] int64 ids read at each position, counts [B] how many, embedded [B, T, C] float32
     pointer, source, list     pointer.py, shortlist.py;  scale float: of the outputs, before the head
     temperature, top_k, top_p, seeds [B]; end_token int
+    stops        Stops: confidence.py
     drafted      [B, K] int64, counts [B] int64                out; a row stops after the end token
     logits       [B, K, V] float32, lse [B, K] float64         out for rows of temperature > 0, else not touched
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from foredraft.kernels.backend import get_num_threads, njit
 from foredraft.kernels.cnn import cnn_loop
+from foredraft.kernels.confidence import begin_loop, weigh_loop
 from foredraft.kernels.lstm import lstm_loop
 from foredraft.kernels.norm import norm_loop
 from foredraft.kernels.pointer import pointer_loop
@@ -105,15 +107,18 @@ def _look(rows, at, cell, memory, pointer, source, scale, copied, threads):
 
 @njit()
 def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, source, list, scale, temperature, top_k, top_p,
-                seeds, end_token, drafted, counts, logits, lse, threads):
+                seeds, end_token, stops, drafted, counts, logits, lse, threads):
     B, K = drafted.shape
     rows, at, ids = np.empty(B, np.int64), np.empty(B, np.int64), np.empty(B, np.int64)
+    going = allowed > 0
     unread = np.zeros(B, np.int64)
     unread_loop(tokens, lengths, memory.fed, memory.counts, unread)
     longest = 0
     for b in range(B):
         counts[b] = 0
-        unread[b] = unread[b] if allowed[b] > 0 else 0
+        unread[b] = unread[b] if going[b] else 0
+        if going[b]:
+            begin_loop(stops, b)
         longest = max(longest, unread[b])
     for turn in range(longest):
         n = 0
@@ -129,7 +134,7 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, sour
     for i in range(K):
         n = 0
         for b in range(B):
-            if i < allowed[b] and counts[b] == i and (i == 0 or drafted[b, i - 1] != end_token):
+            if going[b] and i < allowed[b]:
                 rows[n], at[n] = b, lengths[b] - 1 + i
                 n += 1
         if n == 0:
@@ -147,10 +152,13 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, sour
                 law, total = logits[b, i], lse[b, i : i + 1]
             drafted[b, i] = pick_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b], i, law,
                                       total)
-            counts[b] = i + 1
+            own = list.ids.shape[0] + list.own_counts[b]
+            taken, more = weigh_loop(stops, b, i, scores[j, :own], temperature[b] > 0, total)
+            counts[b] += taken
+            going[b] = more and drafted[b, i] != end_token
 
 
 def draft_numba(tokens, lengths, allowed, embedding, cell, memory, pointer, source, list, scale, temperature, top_k, top_p,
-                seeds, end_token, drafted, counts, logits, lse) -> None:
+                seeds, end_token, stops, drafted, counts, logits, lse) -> None:
     _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, source, list, scale, temperature, top_k, top_p,
-                seeds, end_token, drafted, counts, logits, lse, get_num_threads())
+                seeds, end_token, stops, drafted, counts, logits, lse, get_num_threads())

@@ -28,9 +28,8 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft.kernels.backend import get_num_threads, njit
+from foredraft.kernels.confidence import total_loop
 from foredraft.kernels.decoder import decoder_reference, layers_loop
-from foredraft.kernels.exp import exp32
-from foredraft.kernels.largest import largest_loop
 from foredraft.kernels.norm import norm_loop
 from foredraft.kernels.shortlist import pick_loop, pick_reference, shortlist_loop, shortlist_reference
 
@@ -134,15 +133,6 @@ def _embed(embedding, ids, x):
                 x[i, c] = embedding[ids[i], c]
 
 
-@njit(fastmath={"reassoc", "contract"})
-def _total(scores):
-    """The sum of exponentials over the largest one."""
-    top, total = largest_loop(scores), 0.0
-    for j in range(scores.shape[0]):
-        total += np.float64(exp32(scores[j] - top))
-    return total
-
-
 @njit()
 def _draft_loop(tokens, lengths, allowed, decoder, list, scale, exit, rounds, accepted, temperature, top_k, top_p, seeds,
                 end_token, drafted, counts, logits, lse, threads):
@@ -190,7 +180,7 @@ def _draft_loop(tokens, lengths, allowed, decoder, list, scale, exit, rounds, ac
                 if temperature[b] > 0:
                     going[b] = np.exp(-total[0]) >= exit.thresholds[b + 1]
                 else:
-                    going[b] = exit.thresholds[0] * _total(scores[j, : F + list.own_counts[b]]) <= 1.0
+                    going[b] = exit.thresholds[0] * total_loop(scores[j, : F + list.own_counts[b]]) <= 1.0
     for b in range(B):
         exit.asked[b], exit.proposed[b] = rounds[b], counts[b]
 

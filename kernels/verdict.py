@@ -2,7 +2,8 @@
 
 A program of _verdict_kernel reads one split of the vocabulary for one row of the target (grid: batch x R x splits), as
 draw.py says. The last program of a batch row to arrive, by an atomic ticket, makes all R draws at once, and then: the
-leading run of drafts that stand, for a rejected dense draft one more pass over that row of p and q, and commit.py.
+leading run of drafts that stand, for a rejected dense draft one more pass over that row of p and q, and commit.py. Blocks
+(block.py) take such a pass for every length that is weighed, from the longest down to the one that stands.
 
     logits        [B, R, V] float32 or bfloat16, contiguous; rows past a row's draft, and finished rows, are not read
     draft_logits  [B, K, V] float32 of any strides over the first two axes, draft_lse [B, K] float64; None: no dense rows
@@ -78,32 +79,38 @@ def finish_tile(emitted, walked, following, accepted, b, inside, verdict_tokens,
 
 
 @jit
-def _residual_token(logits, draft_logits, row, draft_row, best, rate, total, lse, uniform, rejected, floor, tie, V,
-                    CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, CUT: tl.constexpr):
-    """Draw from max(0, p - q), [N]; returns the token and the mass of the residual, which may be 0."""
+def _residual_masses(logits, draft_logits, row, draft_row, best, rate, scale, lse, read, floor, tie, V,
+                     CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, CUT: tl.constexpr):
+    """Of max(0, scale p - q), [N, CHUNKS_PAD] float64, CHUNK ids a sum; 0 where not `read`."""
     i = tl.arange(0, CHUNK)[None, :]
     c = tl.arange(0, CHUNKS_PAD)[None, :]
     masses = tl.zeros((row.shape[0], CHUNKS_PAD), tl.float64)
-    # the cumulative ratio of block verification belongs here, as a factor of p; token by token it is 1
-    scale = (1.0 / tl.where(rejected, total, 1.0)).to(tl.float32)
     for chunk in range(tl.cdiv(V, CHUNK)):
-        rest = _residual_weights(logits, draft_logits, row, draft_row, chunk * CHUNK + i, best, rate, scale, lse, rejected,
+        rest = _residual_weights(logits, draft_logits, row, draft_row, chunk * CHUNK + i, best, rate, scale, lse, read,
                                  floor, tie, V, CUT)
         masses = tl.where(c == chunk, tl.sum(rest, axis=1).to(tl.float64)[:, None], masses)
-    mass = tl.sum(masses, axis=1)
-    threshold = uniform * mass
-    chosen = first_hit(tl.cumsum(masses, axis=1) > threshold[:, None], masses > 0, c, CHUNKS_PAD)
-    before = tl.sum(tl.where(c < chosen[:, None], masses, 0.0), axis=1)
-    ids = chosen[:, None] * CHUNK + i
-    rest = _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, scale, lse, rejected, floor, tie, V, CUT)
-    reached = tl.cumsum(rest, axis=1)
-    return chosen * CHUNK + first_hit(reached > (threshold - before).to(tl.float32)[:, None], rest > 0, i, CHUNK), mass
+    return masses
 
 
 @jit
-def _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, scale, lse, rejected, floor, tie, V,
+def _residual_token(logits, draft_logits, row, draft_row, best, rate, scale, lse, masses, uniform, read, floor, tie, V,
+                    CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, CUT: tl.constexpr):
+    """Draw from max(0, scale p - q), [N], whose masses are known."""
+    i = tl.arange(0, CHUNK)[None, :]
+    c = tl.arange(0, CHUNKS_PAD)[None, :]
+    threshold = uniform * tl.sum(masses, axis=1)
+    chosen = first_hit(tl.cumsum(masses, axis=1) > threshold[:, None], masses > 0, c, CHUNKS_PAD)
+    before = tl.sum(tl.where(c < chosen[:, None], masses, 0.0), axis=1)
+    ids = chosen[:, None] * CHUNK + i
+    rest = _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, scale, lse, read, floor, tie, V, CUT)
+    reached = tl.cumsum(rest, axis=1)
+    return chosen * CHUNK + first_hit(reached > (threshold - before).to(tl.float32)[:, None], rest > 0, i, CHUNK)
+
+
+@jit
+def _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, scale, lse, read, floor, tie, V,
                       CUT: tl.constexpr):
-    read = rejected[:, None] & (ids < V)
+    read = read[:, None] & (ids < V)
     x = tl.load(logits + row[:, None] * V + ids, mask=read, other=float("-inf")).to(tl.float32)
     if CUT:
         x = within(x, ids, floor[:, None], tie[:, None])
@@ -118,7 +125,7 @@ def _decide_tile(
     maxima, tops, sums, lengths, finished, group, B, V, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
     K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr,
     SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, DENSE: tl.constexpr,
-    CUT: tl.constexpr, TREE: tl.constexpr,
+    CUT: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The token after every row of the target, and whether the draft after it stands, [ROWS, R_PAD]; group int64."""
     R: tl.constexpr = K + 1
@@ -168,23 +175,68 @@ def _decide_tile(
         lse = tl.load(draft_lse + jb * lse_stride_b + jr * lse_stride_k, mask=tested & is_dense, other=0.0)
         coin = uniform_tile(seed, jr * 0 + _ACCEPT, start, jr)
         stands = tl.where(is_dense, tested & (coin * tl.exp(qx - lse) <= p), stands)
-        # the first draft that falls, if one does
-        fallen = tl.reshape((is_dense & tested & (stands == 0)).to(tl.int32), (ROWS, R_PAD))
         n = tl.arange(0, R_PAD)[None, :]
-        last = tl.min(tl.where(fallen != 0, n, R_PAD), axis=1)
-        rejected = last < R_PAD
+        bests, rates, totals, lses = (tl.reshape(best, (ROWS, R_PAD)), tl.reshape(rate, (ROWS, R_PAD)),
+                                      tl.reshape(total, (ROWS, R_PAD)), tl.reshape(lse, (ROWS, R_PAD)))
+        floors_at, ties_at = tl.reshape(floor, (ROWS, R_PAD)), tl.reshape(tie, (ROWS, R_PAD))
+        weighed = is_dense & tested
+        masses = tl.zeros((ROWS, CHUNKS_PAD), tl.float64)
+        whole = tl.full((ROWS, R_PAD), 1.0, tl.float64)
+        if BLOCK:
+            last = tl.sum(tl.reshape(weighed.to(tl.int64), (ROWS, R_PAD)), axis=1)
+            length = last
+            # P_i of block.py
+            ratio = tl.reshape(tl.where(weighed, p / tl.exp(qx - lse), 1.0), (ROWS, R_PAD))
+            so_far = tl.full((ROWS,), 1.0, tl.float64)
+            for i in range(K):
+                so_far = tl.minimum(so_far * tl.sum(tl.where(n == i, ratio, 0.0), axis=1), 1.0)
+                whole = tl.where(n == i + 1, so_far[:, None], whole)
+            coins = tl.reshape(tl.where(weighed, coin, 1.0), (ROWS, R_PAD))
+            u = tl.sum(tl.where(n == length[:, None] - 1, coins, 0.0), axis=1)
+            undecided = (length > 0) & (u > tl.sum(tl.where(n == length[:, None], whole, 0.0), axis=1))
+            for step in range(K):
+                # from the longest down: the first to stand is the one
+                i = K - 1 - step
+                active = undecided & (i < length)
+                if tl.max(active.to(tl.int32), axis=0) > 0:
+                    here = (n == i) & active[:, None]
+                    part = tl.sum(tl.where(here, whole, 0.0), axis=1)
+                    found = _residual_masses(
+                        logits, draft_logits, b * R + i, b * draft_stride_b + i * draft_stride_k,
+                        tl.sum(tl.where(here, bests, 0.0), axis=1), tl.sum(tl.where(here, rates, 0.0), axis=1),
+                        (part / tl.where(active, tl.sum(tl.where(here, totals, 0.0), axis=1), 1.0)).to(tl.float32),
+                        tl.sum(tl.where(here, lses, 0.0), axis=1).to(tl.float32), active,
+                        tl.sum(tl.where(here, floors_at, 0.0), axis=1), tl.sum(tl.where(here, ties_at, 0), axis=1), V,
+                        CHUNK, CHUNKS_PAD, CUT)
+                    mass = tl.sum(found, axis=1)
+                    u = tl.sum(tl.where(n == i - 1, coins, 0.0), axis=1)
+                    stop = active & ((i == 0) | (u * (mass + 1.0 - part) <= mass))
+                    masses = tl.where(stop[:, None], found, masses)
+                    last = tl.where(stop, i, last)
+                    undecided = undecided & (stop == 0)
+            rejected = last < length
+            standing = tl.reshape(n + tl.zeros((ROWS, R_PAD), tl.int32) < last[:, None], (ROWS * R_PAD,))
+            stands = tl.where(is_dense, standing, stands)
+        else:
+            # the first draft that falls, if one does
+            fallen = tl.reshape((weighed & (stands == 0)).to(tl.int32), (ROWS, R_PAD))
+            last = tl.min(tl.where(fallen != 0, n, R_PAD), axis=1).to(tl.int64)
+            rejected = last < R_PAD
         if tl.max(rejected.to(tl.int32), axis=0) > 0:
             here = n == last[:, None]
-            residual, mass = _residual_token(
-                logits, draft_logits, b * R + last, b * draft_stride_b + last * draft_stride_k,
-                tl.sum(tl.where(here, tl.reshape(best, (ROWS, R_PAD)), 0.0), axis=1),
-                tl.sum(tl.where(here, tl.reshape(rate, (ROWS, R_PAD)), 0.0), axis=1),
-                tl.sum(tl.where(here, tl.reshape(total, (ROWS, R_PAD)), 0.0), axis=1),
-                tl.sum(tl.where(here, tl.reshape(lse, (ROWS, R_PAD)), 0.0), axis=1).to(tl.float32),
-                tl.sum(tl.where(here, tl.reshape(uniform, (ROWS, R_PAD)), 0.0), axis=1), rejected,
-                tl.sum(tl.where(here, tl.reshape(floor, (ROWS, R_PAD)), 0.0), axis=1),
-                tl.sum(tl.where(here, tl.reshape(tie, (ROWS, R_PAD)), 0), axis=1), V, CHUNK, CHUNKS_PAD, CUT)
-            replaced = tl.reshape(here & (rejected & (mass > 0))[:, None], (ROWS * R_PAD,))
+            row, draft_row = b * R + last, b * draft_stride_b + last * draft_stride_k
+            best_at, rate_at = tl.sum(tl.where(here, bests, 0.0), axis=1), tl.sum(tl.where(here, rates, 0.0), axis=1)
+            total_at = tl.where(rejected, tl.sum(tl.where(here, totals, 0.0), axis=1), 1.0)
+            scale_at = (tl.sum(tl.where(here, whole, 0.0), axis=1) / total_at).to(tl.float32)
+            lse_at = tl.sum(tl.where(here, lses, 0.0), axis=1).to(tl.float32)
+            uniform_at = tl.sum(tl.where(here, tl.reshape(uniform, (ROWS, R_PAD)), 0.0), axis=1)
+            floor_at, tie_at = tl.sum(tl.where(here, floors_at, 0.0), axis=1), tl.sum(tl.where(here, ties_at, 0), axis=1)
+            if BLOCK == 0:
+                masses = _residual_masses(logits, draft_logits, row, draft_row, best_at, rate_at, scale_at, lse_at, rejected,
+                                          floor_at, tie_at, V, CHUNK, CHUNKS_PAD, CUT)
+            residual = _residual_token(logits, draft_logits, row, draft_row, best_at, rate_at, scale_at, lse_at, masses,
+                                       uniform_at, rejected, floor_at, tie_at, V, CHUNK, CHUNKS_PAD, CUT)
+            replaced = tl.reshape(here & (rejected & (tl.sum(masses, axis=1) > 0))[:, None], (ROWS * R_PAD,))
             spread = tl.reshape(residual[:, None] + tl.zeros((ROWS, R_PAD), tl.int64), (ROWS * R_PAD,))
             token = tl.where(replaced, spread, token)
         token = tl.where(is_dense & stands, draft, token)
@@ -200,7 +252,7 @@ def _verdict_kernel(
     B, V, T1, C, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
     K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr,
     SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, C_TILE: tl.constexpr,
-    DENSE: tl.constexpr, CUT: tl.constexpr, TREE: tl.constexpr, COMMIT: tl.constexpr,
+    DENSE: tl.constexpr, CUT: tl.constexpr, TREE: tl.constexpr, COMMIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = K + 1
     program = tl.program_id(0)
@@ -222,7 +274,7 @@ def _verdict_kernel(
             logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
             maxima, tops, sums, lengths, finished, group.to(tl.int64), B, V, draft_stride_b, draft_stride_k, lse_stride_b,
             lse_stride_k, K, ROWS, R_PAD, SUB, SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CHUNK, CHUNKS_PAD,
-            DENSE, CUT, TREE)
+            DENSE, CUT, TREE, BLOCK)
         proposed = tl.load(draft_lengths + b, mask=inside, other=0)
         emitted, walked, following, accepted = walk_tile(
             token, stands, draft_tokens, parents, b, inside, proposed, K, R_PAD, TREE)
@@ -277,10 +329,12 @@ class Rows(NamedTuple):
 
 
 def verdict_triton(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties,
-                   seeds, rows: Rows, verdict_tokens, verdict_counts, path, scratch: Scratch, commit: bool) -> None:
+                   seeds, rows: Rows, verdict_tokens, verdict_counts, path, scratch: Scratch, commit: bool,
+                   block: bool = False) -> None:
     """parents, draft_logits, draft_lse, floors, ties may be None: a chain, no dense rows, no cut. One launch, no wait.
 
-    Without `commit` rows are read (lengths, finished) and nothing in them is written."""
+    Without `commit` rows are read (lengths, finished) and nothing in them is written. `block`: block.py's rule for dense
+    rows of chains."""
     B, R, V = logits.shape
     sizes = split_sizes(V)
     split = sizes["SUB"] * sizes["SUBS"]
@@ -291,7 +345,7 @@ def verdict_triton(logits, draft_tokens, draft_lengths, parents, dense, draft_lo
         *scratch, verdict_tokens, verdict_counts, path, *rows, B, V, rows.tokens.shape[1], C, *strides,
         K=R - 1, ROWS=tile, R_PAD=power_of_2(R), **sizes, CHUNK=chunk, CHUNKS_PAD=power_of_2(-(-V // chunk)),
         C_TILE=min(1024, power_of_2(C)), DENSE=draft_logits is not None, CUT=floors is not None,
-        TREE=parents is not None, COMMIT=commit, num_warps=8)
+        TREE=parents is not None, COMMIT=commit, BLOCK=block and draft_logits is not None and parents is None, num_warps=8)
 
 
 def verdict_greedy_triton(chosen, draft_tokens, draft_lengths, parents, rows: Rows, verdict_tokens, verdict_counts, path,

@@ -137,7 +137,7 @@ class FakeModel:
 
     def generate(self, inputs, *, max_new_tokens=128, draft_tokens=5, do_sample=False, temperature=1.0, top_k=0,
                  top_p=1.0, seed=None, stop_strings=None, streamer=None, batch_size=8, max_source=None, kv_memory=None,
-                 verification="token"):
+                 verification="token", big_little=None):
         from foredraft.engine.config import DecodeConfig
         from foredraft.engine.generate import Output
 

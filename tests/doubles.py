@@ -132,10 +132,10 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float
 
 
 def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
-                     backend: str | None = None) -> tuple[float, int]:
+                     backend: str | None = None, block: bool = False) -> tuple[float, int]:
     """The first two sampled tokens against their exact joint law; K = 2, laws that depend on the position.
 
-    drafter "adversarial" drafts from the negated logits, "close" from slightly disturbed ones.
+    drafter "adversarial" drafts from the negated logits, "close" from slightly disturbed ones. block: verified as blocks.
     """
     generator = torch.Generator().manual_seed(7)
     table = torch.randn(4, V, V, generator=generator)
@@ -143,6 +143,7 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
     counts = torch.zeros(V * V, dtype=torch.int64)
     for start in range(0, trials, rows):
         state = make_state(rows, 3, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1, backend=backend)
+        state.block = block
         decode(state, TableTarget(table), TableDrafter(q))
         counts += torch.bincount(state.tokens[:, 1] * V + state.tokens[:, 2], minlength=V * V)
     first = torch.softmax(table[0, 0].double(), -1)

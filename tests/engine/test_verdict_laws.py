@@ -29,6 +29,12 @@ SAMPLED = {
     "splits keep their own scale": ("(part * tl.exp((level - best[:, None]) * rate[:, None]))", "part"),
     "weights before the drawn ids are forgotten": ("reached > (threshold - before)", "reached > (threshold)"),
 }
+BLOCKS = {
+    "the rest is a single token's": ("(part / tl.where(active", "(1.0 / tl.where(active"),
+    "a block stands by its last coin alone": ("(u * (mass + 1.0 - part) <= mass)", "(u <= part)"),
+    "the rest is drawn at a single token's scale": ("(tl.sum(tl.where(here, whole, 0.0), axis=1) / total_at)",
+                                                    "(1.0 / total_at)"),
+}
 GREEDY = {
     "any draft stands": ("mask=tested, other=0) == token)", "mask=tested, other=0) == token) | tested"),
     "the answer comes from the row after": ("(K + 1) + n, mask=inside[:, None] & (n <= proposed",
@@ -59,15 +65,16 @@ def mutate(old: str, new: str, folder, monkeypatch):
     return module
 
 
-def is_lawful(drafter: str, trials: int) -> bool:
-    value, freedom = joint_chi_square(drafter, trials, rows=trials, backend="triton")
+def is_lawful(drafter: str, trials: int, block: bool = False) -> bool:
+    value, freedom = joint_chi_square(drafter, trials, rows=trials, backend="triton", block=block)
     return value < freedom + 10 * (2 * freedom) ** 0.5
 
 
 @interpreted
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
-def test_sampled_tokens_follow_the_target(drafter, many_splits):
-    assert is_lawful(drafter, trials=20_000)
+@pytest.mark.parametrize("block", [False, True])
+def test_sampled_tokens_follow_the_target(drafter, block, many_splits):
+    assert is_lawful(drafter, trials=20_000, block=block)
 
 
 class Laws:
@@ -129,6 +136,13 @@ def test_wide_vocabulary_follows_the_target(law):
 def test_a_broken_sampled_verdict_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
     monkeypatch.setattr(judge, "verdict_triton", mutate(*SAMPLED[name], tmp_path, monkeypatch).verdict_triton)
     assert not all(is_lawful(drafter, trials=12_000) for drafter in ("adversarial", "close"))
+
+
+@interpreted
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_broken_block_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
+    monkeypatch.setattr(judge, "verdict_triton", mutate(*BLOCKS[name], tmp_path, monkeypatch).verdict_triton)
+    assert not all(is_lawful(drafter, trials=20_000, block=True) for drafter in ("adversarial", "close"))
 
 
 @interpreted

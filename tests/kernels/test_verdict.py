@@ -10,6 +10,7 @@ from foredraft.engine.decode import decode
 from foredraft.kernels import draw, verdict
 from foredraft.kernels.accept import accept_greedy_reference, accept_reference
 from foredraft.kernels.backend import can_launch, is_interpreted
+from foredraft.kernels.block import block_reference
 from foredraft.kernels.compile import costs
 from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.draw import make_scratch
@@ -30,7 +31,7 @@ def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> Rows:
                 zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B), zeros(B))
 
 
-def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32):
+def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32, block=False):
     """verdicts() of verdict_triton: everything it may not read is NaN, and so is its scratch."""
     logits, tokens, lengths, parents, dense, draft_logits, lse, temperature, top_k, top_p, seeds, starts = (
         torch.from_numpy(np.ascontiguousarray(item)).to(DEVICE) for item in arguments)
@@ -50,7 +51,7 @@ def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32
         cut_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
     for _ in range(2):  # the tickets are as they were
         verdict_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, *cuts, seeds,
-                       rows, *out, scratch, False)
+                       rows, *out, scratch, False, block)
     tokens, counts, path = (tensor.cpu() for tensor in out)
     return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
 
@@ -88,6 +89,32 @@ def test_top_k_and_top_p(B, K, V, dtype):
     arguments = case(B, K, V)
     arguments[0] = torch.from_numpy(arguments[0]).to(dtype).float().numpy()
     assert on_device(arguments, B, K, dtype=dtype) == verdicts(accept_reference, arguments, B, K)
+
+
+BLOCKS = [(40, 3, 16), (30, 5, 100), (12, 7, 33), (3, 2, 8193), (2, 2, 32128), (1, 1, 2), (6, 0, 50)]
+
+
+@pytest.mark.parametrize("B, K, V", BLOCKS)
+@pytest.mark.parametrize("cut", [False, True])
+def test_blocks_equal_the_reference_draw_for_draw(B, K, V, cut, tiles):
+    """Beside rows of point masses and greedy ones; what may not be read of the drafts is NaN, too."""
+    arguments = case(B, K, V) if cut else plain_laws(case(B, K, V))
+    for unread in (5, 6):
+        arguments[unread][np.arange(K) >= arguments[2][:, None]] = np.nan
+        arguments[unread][~arguments[4]] = np.nan
+    with np.errstate(invalid="ignore"):
+        expected = verdicts(block_reference, arguments, B, K)
+    assert on_device(arguments, B, K, block=True) == expected
+
+
+def test_blocks_of_many_lengths_are_weighed(many_splits):
+    """The length that stands is found among all, and is not token by token's."""
+    arguments = plain_laws(case(80, 6, 16, seed=8))
+    arguments[2][:], arguments[7][:], arguments[4][:] = 6, 1.0, True
+    expected = verdicts(block_reference, arguments, 80, 6)
+    assert on_device(arguments, 80, 6, block=True) == expected
+    assert {len(tokens) for tokens, _ in expected} == set(range(1, 8))
+    assert expected != verdicts(accept_reference, arguments, 80, 6)
 
 
 @pytest.mark.parametrize("V", [15, 16, 100])
@@ -165,7 +192,7 @@ WRITTEN = ("tokens", "origin", "lengths", "finished", "hidden", "rounds", "cover
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="numba's half lies on the CPU")
 @pytest.mark.parametrize("temperature", [0.0, 1.0, [0.0, 0.7, 1.0, 1.3, 1.0, 0.0]])
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dense", [False, True, "block"])
 def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
     """Ends, limits, finished rows, counters: verdict and commit in one launch, round by round until all have finished."""
     V, B = 20, 6
@@ -176,6 +203,7 @@ def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
         states = []
         state = make_state(B, [12, 3, 9, 10, 12, 1], [3, 4, 4, 2, 4, 0], V, temperature=temperature, end_token=7,
                            backend=backend)
+        state.block = dense == "block"
         drafter = TableDrafter(disturbed) if dense else ScriptedDrafter(
             truth, lambda row, at: (row + at) % 4 == 1, lambda row, round_: (row + round_) % 6, V)
         decode(state, TableTarget(table, 7), drafter,
@@ -198,14 +226,16 @@ def at_real_sizes():
     ids, counts = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)
     logits, temperature = torch.empty(B, K + 1, V, dtype=torch.bfloat16), torch.empty(B)
     drafts = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64))
-    for laws in (drafts, (None, None)):
+    for laws, block in ((drafts, False), (drafts, True), ((None, None), False)):
         verdict_triton(logits, ids, counts, None, counts > 0, *laws, temperature, None, None, counts, rows, ids, counts, ids,
-                       make_scratch(B, K + 1, V, device), True)
+                       make_scratch(B, K + 1, V, device), True, block)
     verdict_greedy_triton(ids, ids, counts, None, rows, ids, counts, ids, True)
 
 
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_sizes")
-    assert len(found) == 9
-    # two programs of eight warps share a multiprocessor of 65,536 registers
-    assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found
+    assert len(found) == 12
+    # two programs of eight warps share a multiprocessor of 65,536 registers; where blocks are weighed one has it alone
+    blocks, others = found[3:6], found[:3] + found[6:]
+    for most, costs_of in ((128, others), (168, blocks)):
+        assert all(cost.registers <= most and cost.spills <= 32 and cost.shared < 16_384 for cost in costs_of), found
