@@ -19,6 +19,7 @@ from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.config import AUTO, DecodeConfig
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import Drafter
+from foredraft.engine.draft_tree import TreeDrafter
 from foredraft.engine.drafters import make_drafter
 from foredraft.engine.fixed_batches import FixedBatches
 from foredraft.engine.graph import GraphRounds
@@ -187,6 +188,9 @@ class Model:
                 raise UserError("draft_tokens 'auto', verification 'block' and kv_memory are for the CPU only so far; on a "
                                 "device leave them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size)
+        if isinstance(drafter, TreeDrafter) and (config.draft_tokens == AUTO or config.verification == "block"):
+            raise UserError(f"draft_tokens 'auto' and verification 'block' are for chains; drafter {drafter.name!r} drafts "
+                            "trees: give draft_tokens a number of nodes, and leave verification out")
         if config.draft_tokens == AUTO:
             drafter = self.adaptive
             drafter.repeatable = seeded

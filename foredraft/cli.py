@@ -21,6 +21,7 @@ from foredraft import (
     cli_train,
     cli_train_drafter,
     cli_tune_skip,
+    cli_tune_tree,
 )
 from foredraft.errors import UserError
 
@@ -70,7 +71,8 @@ def summarize(
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
         str, typer.Option(
-            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, cascade:A,B, staged:A,B or none.")
+            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, tree:SHAPE:NAME, cascade:A,B, "
+                 "staged:A,B or none.")
     ] = "lookup",
     draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K); 0 is plain decoding, auto adapts.")] = "5",
     verification: Annotated[str, typer.Option(help="Of sampled drafts: token or block.")] = "token",
@@ -214,3 +216,4 @@ cli_train.register(app)
 cli_train_drafter.register(app)
 cli_ngram.register(app)
 cli_tune_skip.register(app)
+cli_tune_tree.register(app)
