@@ -62,7 +62,8 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
 
     drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", "self:SKIP" (the target's decoder without some sublayers,
-    skip.py), the folder of a trained drafter (LSTM, CNN, T5), None for plain decoding, or a Drafter.
+    skip.py), the folder of a trained drafter (LSTM, CNN, T5), "tree:SHAPE:NAME" (draft_tree.py), None for plain decoding, or
+    a Drafter.
     device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
     dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.

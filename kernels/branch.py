@@ -50,7 +50,7 @@ def children_reference(scores, b, list, temperature, top_k, top_p, seed, start, 
         total = float(weights.sum(dtype=np.float64))
         if total == 0:
             return place - first
-        at = draw_reference(weights, total, uniform_reference(seed, DRAFT, start, place))
+        at = draw_reference(weights, total, uniform_reference(int(seed), DRAFT, int(start), int(place)))
         drafted[place], lse[place] = ids[at], math.log(total)
         logits[place] = -np.inf
         kept = weights > 0

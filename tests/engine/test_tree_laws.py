@@ -25,11 +25,12 @@ def tables(drafter: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def generations(drafter: str, shape: str, replaced: bool, new: int, trials: int, children=branch.children_loop,
                 top_k: int = 0) -> tuple[float, int, float]:
-    """chi-square of the joint law of whole generations of `new` ids, its degrees of freedom, and ids a round."""
+    """chi-square of the joint law of the first `new` ids, its degrees of freedom, and ids a round; the outputs are so long
+    that the whole tree has room."""
     table, q = tables(drafter)
     tree = Shape.parse(shape).tree(replaced)
     K = len(tree.parents)
-    state = make_state(trials, new, K, V, temperature=1.0, top_k=top_k, end_token=-1)
+    state = make_state(trials, new + K, K, V, temperature=1.0, top_k=top_k, end_token=-1)
     decode(state, TableTarget(table), TreeTableDrafter(q, tree, children))
     cells = torch.zeros(trials, dtype=torch.int64)
     joint = torch.ones(1, dtype=torch.float64)
@@ -42,8 +43,11 @@ def generations(drafter: str, shape: str, replaced: bool, new: int, trials: int,
         joint = law[0] if place == 0 else (joint.view(-1, V)[:, :, None] * law[None]).reshape(-1)
     counts = torch.bincount(cells, minlength=V**new)
     assert not counts[joint == 0].any()
-    found = joint > 0
-    return *chi_square(counts[found], joint[found]), new * trials / float(state.rounds.sum())
+    # cells of fewer than five expected go together
+    common = joint * trials >= 5
+    counts, joint = (torch.cat((x[common], x[~common].sum()[None])) for x in (counts, joint))
+    kept = joint * trials >= 1
+    return *chi_square(counts[kept], joint[kept] / joint[kept].sum()), (new + K) * trials / float(state.rounds.sum())
 
 
 def is_lawful(*arguments, **options) -> bool:
