@@ -23,7 +23,7 @@ def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
     assert all(0 <= token < V for tokens, _ in reference for token in tokens)
 
 
-@pytest.mark.parametrize("B, K, V", [(60, 5, 3), (60, 9, 16), (3, 7, 8193)])
+@pytest.mark.parametrize("B, K, V", [(300, 5, 3), (300, 9, 16), (3, 7, 8193)])
 def test_trees_agree_with_the_reference_draw_for_draw(B, K, V):
     """Dense, point-mass and greedy rows; few ids, so that branches are met."""
     arguments, rng = case(B, K, V, seed=4), np.random.default_rng(5)
@@ -36,7 +36,7 @@ def test_trees_agree_with_the_reference_draw_for_draw(B, K, V):
     reference = verdicts(accept_reference, arguments, B, K)
     assert verdicts(accept_numba, arguments, B, K) == reference
     if V < 100:
-        assert any(len(path) > 2 and path[1] > 1 for b, (_, path) in enumerate(reference) if arguments[4][b])
+        assert any(len(path) > 1 and path[1] > 1 for b, (_, path) in enumerate(reference) if arguments[4][b])
 
 
 def test_no_law_is_needed_for_point_masses():

@@ -40,7 +40,7 @@ def test_the_best_nodes_are_those_of_highest_worth():
 
 
 def test_what_is_counted_is_what_decoding_accepts(model):
-    bench = TreeBench(model, SOURCES, 20, 0.0, False)
+    bench = TreeBench(model, SOURCES, 60, 0.0, False)
     accepted = bench.accepted(3, 2)
     assert accepted.shape == (3, 2) and (accepted.sum(1) <= 1 + 1e-9).all() and accepted[0, 0] > 0
     # of a chain the ids a round are told by the rates alone; here to the ends of the texts
