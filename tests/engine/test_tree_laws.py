@@ -72,8 +72,8 @@ def test_the_joint_law_of_two_ids_and_of_whole_generations(drafter, replaced):
 
 def test_siblings_are_worth_their_rows():
     """Ids a round: more with two children than with one, more without replacement than with it."""
-    chain, independent, without = (generations("close", shape, replaced, 4, 30_000)[2] for shape, replaced in (
-        ("1x1x1", False), ("3x3x1", True), ("3x3x1", False)))
+    chain, independent, without = (generations("close", shape, replaced, 4, 4_000)[2] for shape, replaced in (
+        ("1x1", False), ("3x2", True), ("3x2", False)))
     assert without > independent > chain > 1
 
 
@@ -98,7 +98,7 @@ VERDICTS = {
 }
 DRAFTS = {
     "the law is not renormalised": ("total = sum_loop(weights)", "total = total + 0.0"),
-    "siblings stay in the law": ("logits[place, drafted[place - 1]] = np.float32(-np.inf)", "pass"),
+    "siblings are drawn again": ("weights[at] = np.float32(0.0)", "pass"),
     "siblings share their noise": ("uniform(seed, DRAFT, start, place)", "uniform(seed, DRAFT, start, first)"),
 }
 CASES = [(drafter, shape, replaced, 2, 20_000) for drafter in ("adversarial", "close")
