@@ -42,7 +42,7 @@ def tune_tree(
     tree, chain = shape.figures["tree"], shape.figures["chain"]
     kind = "a chain, for no branch pays:" if tree["nodes"] == tree["levels"] else "a tree:"
     print(f"{out}: {kind} {tree['nodes']} nodes on {tree['levels']} levels, {tree['tokens_a_round']:.2f} tokens a round, "
-          f"predicted {tree['speed_up']:.2f}x plain decoding; the best chain, K={chain['nodes']}: {chain['tokens_a_round']:.2f} and "
-          f"{chain['speed_up']:.2f}x. Use --drafter tree:{out}{'+iid' if independent else ''}:{drafter} --draft-tokens "
+          f"predicted {tree['speed_up']:.2f}x plain decoding; the best chain, K={chain['nodes']}: "
+          f"{chain['tokens_a_round']:.2f} and {chain['speed_up']:.2f}x. Use --drafter tree:{out}{'+iid' if independent else ''}:{drafter} --draft-tokens "
           f"{tree['nodes']}")
     print(json.dumps({"out": str(out), "parents": shape.parents, **shape.figures}))
