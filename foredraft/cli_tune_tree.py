@@ -41,8 +41,8 @@ def tune_tree(
     shape = search(model, sources, out, max_new_tokens, nodes, children, levels, temperature, independent)
     tree, chain = shape.figures["tree"], shape.figures["chain"]
     kind = "a chain, for no branch pays:" if tree["nodes"] == tree["levels"] else "a tree:"
+    spec = f"tree:{out}{'+iid' if independent else ''}:{drafter}"
     print(f"{out}: {kind} {tree['nodes']} nodes on {tree['levels']} levels, {tree['tokens_a_round']:.2f} tokens a round, "
           f"predicted {tree['speed_up']:.2f}x plain decoding; the best chain, K={chain['nodes']}: "
-          f"{chain['tokens_a_round']:.2f} and {chain['speed_up']:.2f}x. Use --drafter tree:{out}{'+iid' if independent else ''}:{drafter} --draft-tokens "
-          f"{tree['nodes']}")
+          f"{chain['tokens_a_round']:.2f} and {chain['speed_up']:.2f}x. Use --drafter {spec} --draft-tokens {tree['nodes']}")
     print(json.dumps({"out": str(out), "parents": shape.parents, **shape.figures}))
