@@ -16,6 +16,7 @@ from foredraft.errors import UserError
 PLAIN = "plain"
 # The drafter that needs no checkpoint, and those whose checkpoint is a file: a table, a skip set.
 LOOKUP, NGRAM, SELF = "lookup", "ngram", "self"
+TREE = "tree:"
 
 
 def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]:
@@ -23,12 +24,14 @@ def drafter_spec(ckpt_path: Path | None, drafter: str | None) -> tuple[str, str]
 
     UserError: no checkpoint and no name, a path that is not there, a checkpoint of another kind than `drafter`.
     """
+    if ckpt_path is None and drafter is not None and drafter.startswith(TREE):
+        return drafter, drafter
     known = (LOOKUP, NGRAM, SELF, *KINDS)
     if drafter is not None and drafter not in known:
         raise UserError(f"--drafter {drafter} is not known; one of {', '.join(known)}")
     if ckpt_path is None:
         if drafter not in (LOOKUP, NGRAM):
-            raise UserError("name what to evaluate: --ckpt_path PATH, or --drafter lookup or ngram")
+            raise UserError("name what to evaluate: --ckpt_path PATH, or --drafter lookup, ngram or tree:SHAPE:NAME")
         return drafter, drafter
     if not ckpt_path.exists():
         raise UserError(f"{ckpt_path}: no such checkpoint; give a trained drafter's folder, an n-gram table or a skip file")
@@ -47,9 +50,9 @@ def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], set
     decoding take turns. alpha: alpha_tv with its 95 % interval over articles. rows: one for every K, with the drafting
     figures of measure.acceptance; `c`, the seconds of a drafted id, and `v`, those of a round without its drafts, both
     over the seconds of a plain step; `predicted`, the decode speed-up of Leviathan et al. 2023 (Theorem 3.8 with v in the
-    place of 1) from alpha, c and v; `speed_up` of decoding and `speed_up_whole` with encoding; `differing`: articles whose
-    greedy tokens are not plain decoding's (then no speed-up is told). big_little: as DecodeConfig's, LOSSY; rows then say so
-    under `lossy`, and tell neither a prediction nor a speed-up.
+    place of 1) from alpha, c and v, None of a tree; `speed_up` of decoding and `speed_up_whole` with encoding; `differing`:
+    articles whose greedy tokens are not plain decoding's (then no speed-up is told). big_little: as DecodeConfig's, LOSSY;
+    rows then say so under `lossy`, and tell neither a prediction nor a speed-up.
     """
     target = next(iter(models.values())).target
     methods = _methods(models, settings, draft_tokens, big_little)
@@ -65,6 +68,9 @@ def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], set
         covered, prefixes = sums.sum(0).tolist()
         alpha = {"value": covered / prefixes, "low": low, "high": high, "prefixes": int(prefixes)}
         rows = [_row(K, plain, samples[_method(name, K)], alpha["value"], step, settings) for K in draft_tokens[name]]
+        if name.startswith(TREE):
+            for row in rows:
+                row["predicted"] = None
         found[name] = {"temperature": settings.temperature, "alpha": alpha, "plain_step_ms": step * 1e3, "rows": rows}
     return found
 

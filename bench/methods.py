@@ -244,6 +244,7 @@ METHODS = {
     "lstm": _foredraft("lstm"),
     "drafter": _trained,
     "self": _foredraft("self"),
+    "tree": _foredraft("tree"),
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
@@ -253,4 +254,4 @@ METHODS = {
     "onnxruntime": _onnxruntime,
 }
 # Those that foredraft's own model runs; the others need no more of it than its path.
-OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "lstm", "drafter", "self")
+OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "lstm", "drafter", "self", "tree")

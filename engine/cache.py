@@ -13,6 +13,7 @@ from torch import Tensor
 from foredraft.engine.pages import PagePool
 from foredraft.errors import UserError
 from foredraft.kernels.attention import PAGE, new_pages, write_page
+from foredraft.kernels.path import BACKEND, KEEP
 
 
 def pages_of(source: int) -> int:
@@ -134,11 +135,6 @@ class KVCache:
     def keep(self, base: Tensor, path: Tensor) -> None:
         """Move the cache rows of an accepted tree path together: slot base + path[:, i] to base + i.
 
-        base [B] is the slot of row 0; path [B, R] ascends, so that no source is overwritten before it is read.
+        base [B] is the slot of row 0; path [B, R] as in kernels/path.py.
         """
-        for b in range(path.shape[0]):
-            start = int(base[b])
-            if start >= 0:
-                slots = start + path[b].numpy()
-                for buffer in (self.k, self.v):
-                    buffer[:, b, :, start : start + len(slots)] = buffer[:, b][:, :, slots]
+        KEEP[BACKEND](self.k, self.v, base.numpy(), path.numpy())

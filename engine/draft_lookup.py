@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.errors import UserError
+from foredraft.kernels.branch import Tree
 from foredraft.ngram_native.query import COST
 from foredraft.ngram_native.suffix import LOOKUP, NGRAM, SuffixIndex
 from foredraft.ngram_native.table import Table
@@ -40,7 +42,7 @@ class LookupDrafter:
         self.index, self.table, self.cost = SuffixIndex(min_match, max_match, history), table, cost
         self.name = "+".join(["lookup", *(["history"] if history else []), *(["ngram"] if table else [])])
         self._state: DecodeState | None = None
-        self.point_masses = True
+        self.point_masses = self.branches = True
         self._warm_up()
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
@@ -55,16 +57,20 @@ class LookupDrafter:
             self.index.release(row)
         self._state = None
 
-    def draft(self, state: DecodeState) -> Draft:
-        """One compiled call for the whole batch, on the state's own memory: point masses, a length per row."""
+    def draft(self, state: DecodeState, tree: Tree | None = None) -> Draft:
+        """One compiled call for the whole batch, on the state's own memory: point masses, a length per row. A `tree` takes
+        a second one, for the branches; the copy itself then goes no deeper than the tree's first branch."""
         if len(self.index.history):
             # its rows' last ids are read when they are released
             self._state = state
-        draft = Draft.empty(state.rows, state.max_draft)
-        self.index.propose(
-            state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), state.end_token,
-            draft.tokens.numpy(), draft.lengths.numpy(), draft.origin.numpy(), self.cost, self.table,
-        )  # fmt: skip
+        draft, allowed = Draft.empty(state.rows, state.max_draft), state.allowed().numpy()
+        text, drafted = (state.tokens.numpy(), state.lengths.numpy()), (draft.tokens.numpy(), draft.lengths.numpy())
+        trunk = allowed if tree is None else np.minimum(allowed, first_branch(tree))
+        self.index.propose(*text, trunk, state.end_token, *drafted, draft.origin.numpy(), self.cost, self.table)
+        if tree is not None:
+            draft.parents = torch.zeros_like(draft.tokens)
+            self.index.branch(*text, allowed, state.end_token, tree.parents, *drafted, draft.parents.numpy(),
+                              draft.origin.numpy())
         return draft
 
     def _warm_up(self) -> None:
@@ -76,3 +82,15 @@ class LookupDrafter:
         one, empty = np.ones(1, np.int64), np.zeros((1, 1), np.int64)
         index.propose(np.zeros((1, 3), np.int64), one + 1, one, 1, empty, one.copy(), np.zeros((1, 1), np.uint8), 0.0,
                       self.table)
+        parents = np.zeros((1, 1), np.int64)
+        index.branch(np.zeros((1, 3), np.int64), one + 1, one, 1, one - 1, empty, one.copy(), parents,
+                     np.zeros((1, 1), np.uint8))
+
+
+def first_branch(tree: Tree) -> int:
+    """Nodes of the branch of first children."""
+    count, row = 0, 0
+    for node, parent in enumerate(tree.parents):
+        if parent == row:
+            count, row = count + 1, node + 1
+    return count

@@ -15,6 +15,7 @@ from foredraft.engine.draft_models import open_drafter
 from foredraft.engine.draft_ngram import NgramDrafter, open_table
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.draft_self import SelfDrafter
+from foredraft.engine.draft_tree import TreeDrafter
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.errors import UserError
@@ -33,6 +34,8 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     "lookup+ngram" and "lookup+ngram:PATH" take, id by id, whichever promises more; "lookup+history" also copies from the
     outputs of earlier requests, and so does "lookup+history+ngram".
 
+    "tree:SHAPE:NAME" has lookup, or a trained LSTM or CNN, named by any of these draft trees (tree.py, draft_tree.py).
+
     "cascade:A,B,..." asks drafters named by any of these in turn (draft_cascade.py); "staged:A,PATH" has A draft for the T5
     drafter in the folder PATH (draft_staged.py). "auto" chooses by what is decoded, among a copy and the embedded LSTM, if
     it was trained for this target, or the trained drafters of "auto:PATH,PATH" (draft_auto.py); on a device it is "lookup".
@@ -46,6 +49,8 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
         return _made_of(str(spec), path.split(","), model, target_folder, tokenizer, device)
     if kind == AUTO:
         return _auto(path, model, target_folder, tokenizer, device)
+    if kind == "tree":
+        return _tree(str(spec), model, target_folder, tokenizer, device)
     if device != "cpu" and kind.startswith("lookup+history"):
         raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
                         "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
@@ -67,7 +72,8 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     if spec == "lstm" or Path(spec).is_dir():
         return open_drafter(EMBEDDED_LSTM if spec == "lstm" else Path(spec), target, target_folder, tokenizer)
     raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, "
-                    "lstm, self:SKIP, auto, none, the folder of a trained drafter, cascade:A,B or staged:A,PATH")
+                    "lstm, self:SKIP, auto, none, the folder of a trained drafter, tree:SHAPE:NAME, cascade:A,B or "
+                    "staged:A,PATH")
 
 
 def _auto(paths: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
@@ -85,6 +91,17 @@ def _auto(paths: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, d
     return AutoDrafter(LookupDrafter(), trained)
 
 
+def _tree(spec: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> TreeDrafter:
+    """A drafter of trees."""
+    _, shape, name = (spec.split(":", 2) + ["", ""])[:3]
+    if device != "cpu":
+        raise UserError(f"drafter {spec!r}: trees are drafted on the CPU only so far; on device {device!r} use "
+                        f"{name or 'lookup'}")
+    if not name:
+        raise UserError(f"drafter {spec!r}: name a shape and a drafter, as in tree:2x1x1:lstm")
+    return TreeDrafter(make_drafter(name, model, target_folder, tokenizer), *TreeDrafter.parse_shape(shape))
+
+
 def _made_of(spec: str, parts: list[str], model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
     """A cascade, or a drafter that another drafts for."""
     from foredraft.engine.draft_staged import StagedDrafter
@@ -96,6 +113,8 @@ def _made_of(spec: str, parts: list[str], model: T5 | T5Cuda, target_folder: Pat
     drafters = [make_drafter(part, model, target_folder, tokenizer) for part in parts]
     if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
         raise UserError(f"drafter {spec!r}: name two or more drafters with commas between, as in cascade:lookup,PATH")
+    if any(isinstance(drafter, TreeDrafter) for drafter in drafters):
+        raise UserError(f"drafter {spec!r}: cascades and staged drafts are made of chains; use the tree's drafter itself")
     if spec.startswith("cascade"):
         return CascadeDrafter(drafters)
     if len(drafters) > 2 or not isinstance(drafters[1], T5Drafter):

@@ -21,6 +21,7 @@ from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_auto import AutoDrafter
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.draft_tree import TreeDrafter
 from foredraft.engine.drafters import make_drafter
 from foredraft.engine.fixed_batches import FixedBatches
 from foredraft.engine.graph import GraphRounds
@@ -63,7 +64,8 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
 
     drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", "self:SKIP" (the target's decoder without some sublayers,
-    skip.py), the folder of a trained drafter (LSTM, CNN, T5), "auto" (draft_auto.py), None for plain decoding, or a Drafter.
+    skip.py), the folder of a trained drafter (LSTM, CNN, T5), "tree:SHAPE:NAME" (draft_tree.py), "auto" (draft_auto.py),
+    None for plain decoding, or a Drafter.
     device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
     dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
@@ -193,6 +195,9 @@ class Model:
                                 "leave them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size,
                                 block=config.verification == "block")
+        if isinstance(drafter, TreeDrafter) and (config.draft_tokens == AUTO or config.verification == "block"):
+            raise UserError(f"draft_tokens 'auto' and verification 'block' are for chains; drafter {drafter.name!r} drafts "
+                            "trees: give draft_tokens a number of nodes, and leave verification out")
         if config.big_little is not None and getattr(drafter, "confidence", None) is None:
             raise UserError(f"big_little with drafter {drafter.name!r}: its small model is a neural one that drafts alone; "
                             "give lstm, or the folder of a trained LSTM, CNN, head or T5")

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
     """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py), and where the
-    state says so, dense drafts as blocks (kernels/block.py).
+    state says so, dense chains as blocks (kernels/block.py).
 
-    An all-greedy batch never computes logits, unless the state says `rollback`, which is LOSSY (kernels/rollback.py). Trees
-    may hold point masses only. On a device a chain's verdict is committed by the kernel that reaches it.
+    An all-greedy batch never computes logits, unless the state says `rollback`, which is LOSSY (kernels/rollback.py). On a
+    device trees may hold point masses only, and a chain's verdict is committed by the kernel that reaches it.
     """
     if state.backend == "triton":
         return _judge_on_device(state, draft, hidden, target)
@@ -44,7 +44,7 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
             logits, lse = torch.zeros(0, 0, 0), torch.zeros(0, 0, dtype=torch.float64)
         else:
             logits, lse = draft.logits.contiguous(), draft.lse.contiguous()
-        (BLOCK if state.block else ACCEPT_SAMPLED)[state.backend](
+        (BLOCK if state.block and draft.parents is None else ACCEPT_SAMPLED)[state.backend](
             target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(),
             draft.dense.numpy(), logits.numpy(), lse.numpy(), state.temperature.numpy(), state.top_k.numpy(),
             state.top_p.numpy(), state.seeds.numpy(), state.lengths.numpy(), *outputs)

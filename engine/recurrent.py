@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from foredraft.engine.neural import DraftModel, Tables
@@ -12,11 +14,14 @@ from foredraft.engine.pointed import PointedDrafter, array
 from foredraft.engine.shortlists import laws_of
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.engine.t5_weights import packed
+from foredraft.kernels.branch import Tree
 from foredraft.kernels.recurrent import Cell, Memory, draft_numba
 
 
 class RecurrentDrafter(PointedDrafter):
     """Drafts of a DraftModel with a `pointer` and `cell_arrays`."""
+
+    branches = True
 
     def __init__(self, model: DraftModel, tables: Tables, stored: str = "fp32"):
         super().__init__(model, tables, stored)
@@ -29,28 +34,40 @@ class RecurrentDrafter(PointedDrafter):
         layers, U = self.cell.h.shape[2:]
         empty = np.empty((rows, slots, layers, U), np.float32)
         self.cell = self.cell._replace(h=empty, c=np.empty_like(empty))
-        self.memory = Memory(np.zeros((rows, slots), np.int64), np.zeros(rows, np.int64),
-                             np.empty((rows, slots, self.config.d_model), np.float32))
+        self.memory = Memory(
+            np.zeros((rows, slots), np.int64), np.tile(np.arange(-1, slots - 1), (rows, 1)),
+            np.empty((rows, slots, self.config.d_model), np.float32), *(np.zeros(rows, np.int64) for _ in range(2)))
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """As PointedDrafter's; the rows have read nothing."""
         super().admit(rows, sources, encoded)
         if max(rows) + 1 > len(self.memory.counts):
             self._grow(max(rows) + 1, self.memory.fed.shape[1])
-        self.memory.counts[list(rows)] = 0
+        self.memory.counts[list(rows)] = self.memory.nodes[list(rows)] = 0
+        self.memory.above[list(rows)] = np.arange(-1, self.memory.above.shape[1] - 1)
 
-    def draft(self, state: DecodeState) -> Draft:
-        """One compiled call for the whole batch, on the state's own memory."""
+    def draft(self, state: DecodeState, tree: Tree | None = None) -> Draft:
+        """One compiled call for the whole batch, on the state's own memory: a chain, or what `tree` says."""
         draft = self.lists.empty_draft(state, ORIGINS.index(self.name))
         rows, slots = max(state.rows, len(self.memory.counts)), state.capacity + state.max_draft
         if rows > len(self.memory.counts) or slots > self.memory.fed.shape[1]:
             self._grow(rows, max(slots, self.memory.fed.shape[1]))
+        parents = torch.zeros_like(draft.tokens)
+        if tree is not None:
+            draft.parents = parents
         draft_numba(
             state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), self.tables.embedding, self.cell,
             self.memory, self.pointer, self.source, self.lists.rows, self.config.head_scale, state.temperature.numpy(),
             state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.end_token,
-            self.confidence.stops(state), draft.tokens.numpy(), draft.lengths.numpy(), *laws_of(draft))
+            self.confidence.stops(state), chain_of(state.max_draft) if tree is None else tree, draft.tokens.numpy(),
+            parents.numpy(), draft.lengths.numpy(), *laws_of(draft))
         return draft
+
+
+@lru_cache
+def chain_of(length: int) -> Tree:
+    """A chain of so many nodes."""
+    return Tree(np.arange(length), np.arange(length) + 1, False)
 
 
 def cell_of(kind: int, first: Tensor, first_bias: Tensor, rest: list[Tensor], rest_bias: list[Tensor],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foredraft.kernels.backend import backend_of
 from foredraft.kernels.commit import COMMIT
-from foredraft.kernels.inputs import allowed_triton, inputs_triton
+from foredraft.kernels.inputs import DEPTHS, allowed_triton, inputs_triton
 from foredraft.kernels.verdict import Rows
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
@@ -25,11 +25,12 @@ ORIGINS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "st
 class Draft:
     """What a drafter proposes for one round. K is the state's max_draft, whatever a row may draft.
 
-    tokens [B, K] int64, padding repeats a valid id; lengths [B] int64 in 0..K; dense [B] bool: the row was sampled
-    from softmax(logits[b]), else its tokens are point masses; logits [B, K, V] float32 or None: the drafter's
-    processed logits (after temperature, top-k and top-p: exactly the law that was sampled); lse [B, K] float64: their
-    log-sum-exp; parents [B, K] int64 or None: row (0 = the last committed token, i + 1 = draft i) that each draft
-    follows, None for a chain; origin [B, K] uint8 indexes ORIGINS.
+    tokens [B, K] int64, padding repeats a valid id; lengths [B] int64 in 0..K; dense [B] bool: draft i was sampled
+    from softmax(logits[b, i]), else the row's tokens are point masses; logits [B, K, V] float32 or None: the drafter's
+    processed logits (after temperature, top-k and top-p: exactly the law that was sampled, which among drafts of one parent
+    may leave out those before); lse [B, K] float64: their log-sum-exp; parents [B, K] int64 or None: row (0 = the last
+    committed token, i + 1 = draft i) that each draft follows, an earlier one, None for a chain; origin [B, K] uint8 indexes
+    ORIGINS.
     """
 
     tokens: Tensor
@@ -54,8 +55,8 @@ class Draft:
 @dataclass
 class Verdict:
     """What the judge emits: tokens [B, R] int64, of which row b emits tokens[b, :counts[b]]; counts [B] int64 in 1..R
-    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first;
-    committed: a device's kernel committed a chain in the same launch."""
+    (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first, on
+    the CPU 0 past them; committed: a device's kernel committed a chain in the same launch."""
 
     tokens: Tensor
     counts: Tensor
@@ -151,9 +152,8 @@ class DecodeState:
         if draft.parents is None:
             return tokens, (last[:, None] + steps).masked_fill_(unread, -1), None
         parents = torch.cat((torch.full_like(last[:, None], -1), draft.parents), dim=1)
-        depth = torch.zeros_like(parents)
-        for row in range(1, tokens.shape[1]):
-            depth[:, row : row + 1] = depth.gather(1, parents[:, row : row + 1]) + 1
+        depth = torch.empty_like(parents)
+        DEPTHS[self.backend](parents.numpy(), depth.numpy())
         return tokens, (last[:, None] + depth).masked_fill_(unread, -1), parents
 
     def commit(self, draft: Draft, verdict: Verdict, hidden: Tensor) -> None:
@@ -164,10 +164,12 @@ class DecodeState:
         if verdict.committed:
             return
         path = self._straight if verdict.path is None else verdict.path
-        arguments = (verdict.tokens, verdict.counts, path, draft.lengths, *self.committed_into(draft, hidden))
+        rows = self.committed_into(draft, hidden)
+        arguments = (verdict.tokens, verdict.counts, path, draft.lengths)
         if self.backend == "triton":
-            COMMIT["triton"](*arguments)
+            COMMIT["triton"](*arguments, draft.parents, *rows)
         else:
+            arguments = (*arguments, self.chain if draft.parents is None else draft.parents, *rows)
             COMMIT[self.backend](*(item.numpy() if isinstance(item, Tensor) else item for item in arguments))
 
     def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:

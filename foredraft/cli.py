@@ -21,6 +21,7 @@ from foredraft import (
     cli_train,
     cli_train_drafter,
     cli_tune_skip,
+    cli_tune_tree,
 )
 from foredraft.errors import UserError
 
@@ -70,7 +71,8 @@ def summarize(
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     drafter: Annotated[
         str, typer.Option(
-            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, cascade:A,B, staged:A,B; auto; none.")
+            help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, a folder, tree:SHAPE:NAME, cascade:A,B, "
+                 "staged:A,B; auto; none.")
     ] = "lookup",
     draft_tokens: Annotated[
         str | None, typer.Option(
@@ -229,3 +231,4 @@ cli_train.register(app)
 cli_train_drafter.register(app)
 cli_ngram.register(app)
 cli_tune_skip.register(app)
+cli_tune_tree.register(app)

@@ -23,7 +23,8 @@ def evaluate(
         Path | None, typer.Option("--ckpt-path", "--ckpt_path", help="A trained drafter's folder, or an n-gram table.")
     ] = None,
     drafter: Annotated[
-        str | None, typer.Option(help="Its kind; default: told from the checkpoint. lookup and ngram need none.")
+        str | None, typer.Option(
+            help="Its kind; default: told from the checkpoint. lookup, ngram and tree:SHAPE:NAME need none.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
     data: Annotated[Path | None, typer.Option(help="jsonl(.gz) of article/highlights; default: sample texts.")] = None,

@@ -31,23 +31,14 @@ def tune_skip(
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
 ) -> None:
     """Search which decoder sublayers the target's own drafts skip (drafter self:OUT). The last line is JSON."""
-    import numpy as np
-
     import foredraft
     from foredraft import show
-    from foredraft.errors import UserError
-    from foredraft.train.pseudo import read_articles
+    from foredraft.train.pseudo import read_sources
     from foredraft.train.tune_skip import tune_skip as search
 
     show.announce_compilation()
     model = foredraft.load(target, drafter=None, weights=weights)
-    if model.tokenizer is None:
-        raise UserError(f"{model.path}: tokenizer.json is missing, so articles cannot be read; put it beside config.json")
-    longest, end = max_source or model.source_limit or 512, model.target.end_token
-    sources = []
-    for _, text in read_articles(data, limit):
-        ids = model.tokenizer.encode(text).ids
-        sources.append(np.array(ids if len(ids) <= longest else [*ids[: longest - 1], end], np.int64))
+    sources = read_sources(model, data, limit, max_source)
     try:
         found = search(model, sources, out, trials, max_new_tokens, draft_tokens, draft_vocab, temperature, seed)
     except KeyboardInterrupt:

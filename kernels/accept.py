@@ -3,7 +3,7 @@
     logits         [B, R, V] float32   the target's, row 0 after the last committed token, row i + 1 after draft i
     draft_tokens   [B, K] int64        draft_lengths [B] int64 in 0..K
     parents        [B, K] int64        the row that draft i follows: i for a chain, earlier rows in a tree
-    dense          [B] bool            row b was sampled from softmax(draft_logits[b]); else its drafts are point masses
+    dense          [B] bool            draft i of row b was drawn from softmax(draft_logits[b, i]); else a point mass
     draft_logits   [B, K, V] float32   read for dense rows only (else may be empty); draft_lse [B, K] float64: their
                                        log-sum-exp. After temperature, top-k and top-p: the very law that was sampled
     temperature, top_k, top_p  [B]     the target's law (law.py); temperature 0 is greedy
@@ -12,9 +12,15 @@
     counts         [B] int64           out: tokens emitted, 1..R
 
 Point masses and greedy rows: y is drawn from p (or is its argmax) and a draft stands iff it equals y, so y is also the
-replacement; noise is keyed by (seed, position), so a seeded row equals its own plain sampling. Dense rows, chains only:
-Leviathan et al. 2023, algorithm 1: x stands iff u q(x) <= p(x), else y ~ max(0, p - q); noise keyed by (seed, stream,
-start, offset). On a device: verdict.py.
+replacement; noise is keyed by (seed, position), so a seeded row equals its own plain sampling.
+
+Dense rows: the drafts x_1, x_2, ... that follow the same row are tried in their order, with P = p at first: x_i stands iff
+u q_i(x_i) <= P(x_i), else P becomes max(0, P - q_i), normalised; if none stands, y ~ P. With one draft a row that is
+Leviathan et al. 2023, algorithm 1; with independent siblings, all q_i alike, the multi-step speculative sampling of
+SpecInfer (Miao et al. 2023, algorithm 2); with siblings drawn without replacement, q_i being the drafter's law without
+x_1..x_i-1, the recursive rejection sampling of Jeon et al. 2024. It needs no more than that q_i hangs on nothing but the
+siblings before x_i: given those, x_i is drawn from q_i and P is the law still owed, so that a step of rejection sampling
+pays it exactly. Noise is keyed by (seed, stream, start, draft). On a device: verdict.py, dense rows as chains only.
 """
 
 from __future__ import annotations
@@ -48,18 +54,22 @@ def accept_reference(logits, draft_tokens, draft_lengths, parents, dense, draft_
                     if parents[b, i] == row and draft_tokens[b, i] == token:
                         following = i + 1
                         break
-            elif row < draft_lengths[b]:
-                q = np.exp(draft_logits[b, row].astype(np.float64) - draft_lse[b, row])
-                token = int(draft_tokens[b, row])
-                if uniform_reference(seed, ACCEPT, start, row) * q[token] <= p[token] / total:
-                    following = row + 1
-                else:
-                    residual = np.maximum(0.0, p.astype(np.float64) / total - q)
-                    mass = float(sum(residual))
-                    law, whole = (residual, mass) if mass > 0 else (p, total)
-                    token = draw_reference(law, whole, uniform_reference(seed, RESIDUAL, start, row))
             else:
-                token = draw_reference(p, total, uniform_reference(seed, RESIDUAL, start, row))
+                law, whole = p.astype(np.float64), float(total)
+                for i in range(int(draft_lengths[b])):
+                    if parents[b, i] != row:
+                        continue
+                    token = int(draft_tokens[b, i])
+                    q = np.exp(draft_logits[b, i].astype(np.float64) - draft_lse[b, i])
+                    if uniform_reference(seed, ACCEPT, start, i) * q[token] <= law[token] / whole:
+                        following = i + 1
+                        break
+                    residual = np.maximum(0.0, law / whole - q)
+                    if not sum(residual) > 0:
+                        break
+                    law, whole = residual, float(sum(residual))
+                if following is None:
+                    token = draw_reference(law, whole, uniform_reference(seed, RESIDUAL, start, row))
             tokens[b, n] = token
             n += 1
             if following is None:
@@ -94,6 +104,7 @@ def _accept_row(logits, draft_tokens, length, parents, dense, draft_logits, draf
                 start, tokens, path):
     V = logits.shape[1]
     p = np.empty(V if temperature > 0 else 0, np.float32)
+    residual = np.empty(V if dense else 0, np.float32)
     row = 0
     n = 0
     path[0] = 0
@@ -101,25 +112,28 @@ def _accept_row(logits, draft_tokens, length, parents, dense, draft_logits, draf
         total = 0.0
         if temperature > 0:
             total = law_loop(logits[row], temperature, top_k, top_p, p)
-        following = -1
+        following, token = -1, np.int64(0)
         if temperature == 0:
             token = argmax_loop(logits[row])
             following = _child(draft_tokens, parents, length, row, token)
         elif not dense:
             token = draw_loop(p, total, uniform(seed, POINT, start + n, 0))
             following = _child(draft_tokens, parents, length, row, token)
-        elif row < length:
-            token = draft_tokens[row]
-            q = np.exp(np.float64(draft_logits[row, token]) - draft_lse[row])
-            if uniform(seed, ACCEPT, start, row) * q <= p[token] / total:
-                following = row + 1
-            else:
-                residual = np.empty(V, np.float32)
-                mass = _residual(p, np.float32(1.0 / total), draft_logits[row], np.float32(draft_lse[row]), residual)
-                u = uniform(seed, RESIDUAL, start, row)
-                token = draw_loop(residual, mass, u) if mass > 0 else draw_loop(p, total, u)
         else:
-            token = draw_loop(p, total, uniform(seed, RESIDUAL, start, row))
+            for i in range(length):
+                if parents[i] != row:
+                    continue
+                token = draft_tokens[i]
+                q = np.exp(np.float64(draft_logits[i, token]) - draft_lse[i])
+                if uniform(seed, ACCEPT, start, i) * q <= p[token] / total:
+                    following = i + 1
+                    break
+                mass = _residual(p, np.float32(1.0 / total), draft_logits[i], np.float32(draft_lse[i]), residual)
+                if not mass > 0:
+                    break
+                p, residual, total = residual, p, mass
+            if following < 0:
+                token = draw_loop(p, total, uniform(seed, RESIDUAL, start, row))
         tokens[n] = token
         n += 1
         if following < 0:

@@ -2,14 +2,16 @@
 
     read     verdict_tokens [B, R], verdict_counts [B], path [B, R] int64    as accept.py writes them; a chain's path is
                                                                               0, 1, 2, ...
-             draft_lengths [B] int64, draft_origin [B, K] uint8               the draft that was judged
+             draft_lengths [B], parents [B, K] int64, draft_origin [B, K] uint8     the draft that was judged; a chain's
+                                                                              parents are 0, 1, 2, ...
              produced [B, R, C] float32                                       the target's output of this round
              limits [B] int64, end_token int
     written  tokens [B, T + 1] int64, origin [B, T + 1] uint8, lengths [B] int64, finished [B] bool, hidden [B, C] float32
              rounds, covered, drafted [B], tested_at, accepted_at [B, K] int64                      sums
              last_counts, last_tested, last_accepted [B] int64                                      of this round
 
-Finished rows emit and count nothing. A draft counts as tested up to the first rejection and never past what was emitted.
+Finished rows emit and count nothing. A draft counts as tested up to the first rejection and never past what was emitted;
+of a tree each depth counts once, the last one where drafts followed the row that was reached and none of them stood.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import numpy as np
 from foredraft.kernels.backend import is_interpreted, jit, njit, power_of_2, tl
 
 
-def commit_reference(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
-                     origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
-                     last_tested, last_accepted) -> None:
+def commit_reference(verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits,
+                     end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at,
+                     accepted_at, last_counts, last_tested, last_accepted) -> None:
     for b in range(len(lengths)):
         last_counts[b] = last_tested[b] = last_accepted[b] = 0
         if finished[b]:
@@ -35,7 +37,8 @@ def commit_reference(verdict_tokens, verdict_counts, path, draft_lengths, draft_
         origin[b, lengths[b] : lengths[b] + n] = proposers
         hidden[b] = produced[b, path[b, n - 1]]
         last_counts[b], last_accepted[b] = n, min(drafts, n)
-        last_tested[b] = min(draft_lengths[b], drafts + 1, n)
+        goes_on = (parents[b, : draft_lengths[b]] == path[b, drafts]).any()
+        last_tested[b] = min(drafts + goes_on, n)
         tested_at[b, : last_tested[b]] += 1
         accepted_at[b, : last_accepted[b]] += 1
         rounds[b] += 1
@@ -46,8 +49,8 @@ def commit_reference(verdict_tokens, verdict_counts, path, draft_lengths, draft_
 
 
 @njit()
-def _commit_loop(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
-                 origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+def _commit_loop(verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits, end_token,
+                 tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
                  last_tested, last_accepted):
     for b in range(lengths.shape[0]):
         last_counts[b] = last_tested[b] = last_accepted[b] = 0
@@ -65,7 +68,11 @@ def _commit_loop(verdict_tokens, verdict_counts, path, draft_lengths, draft_orig
             n += 1
         hidden[b] = produced[b, path[b, n - 1]]
         last_counts[b], last_accepted[b] = n, min(drafts, n)
-        last_tested[b] = min(draft_lengths[b], min(drafts + 1, n))
+        tested = drafts
+        for i in range(draft_lengths[b]):
+            if parents[b, i] == path[b, drafts]:
+                tested = drafts + 1
+        last_tested[b] = min(tested, n)
         for i in range(last_tested[b]):
             tested_at[b, i] += 1
         for i in range(last_accepted[b]):
@@ -77,20 +84,21 @@ def _commit_loop(verdict_tokens, verdict_counts, path, draft_lengths, draft_orig
         finished[b] = ended or lengths[b] >= limits[b]
 
 
-def commit_numba(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
-                 origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+def commit_numba(verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits, end_token,
+                 tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
                  last_tested, last_accepted) -> None:
-    _commit_loop(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
-                 origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+    _commit_loop(verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits, end_token,
+                 tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
                  last_tested, last_accepted)
 
 
 @jit
-def commit_tile(b, inside, emitted, walked, following, drafts, draft_lengths, draft_origin, produced, limits, end_token,
-                tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
-                last_tested, last_accepted, T1, C, K: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr):
+def commit_tile(b, inside, emitted, walked, following, drafts, reached, draft_lengths, draft_origin, produced, limits,
+                end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at,
+                last_counts, last_tested, last_accepted, T1, C, K: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr):
     """Rows b [N] of a batch, those `inside` it: emitted, walked and following [N, R_PAD] are the ids, the rows they came
-    from and the rows after those; drafts [N] of the ids were drafted, one more follows. Also called by verdict.py."""
+    from and the rows after those; drafts [N] of the ids were drafted, one more follows; reached [N] drafts were tested, were
+    it not for ends. Also called by verdict.py."""
     n = tl.arange(0, R_PAD)[None, :]
     length = tl.load(lengths + b, mask=inside, other=0)
     limit = tl.load(limits + b, mask=inside, other=0)
@@ -113,7 +121,7 @@ def commit_tile(b, inside, emitted, walked, following, drafts, draft_lengths, dr
         taken = live[:, None] & (c < C)
         state = tl.load(produced + (b * (K + 1) + row)[:, None] * C + c, mask=taken, other=0.0)
         tl.store(hidden + b[:, None] * C + c, state.to(tl.float32), mask=taken)
-    tested, accepted = tl.minimum(proposed, tl.minimum(drafts + 1, count)), tl.minimum(drafts, count)
+    tested, accepted = tl.minimum(reached, count), tl.minimum(drafts, count)
     tested, accepted = tl.where(live, tested, 0), tl.where(live, accepted, 0)
     counted = live[:, None] & (n < K)
     for_each = b[:, None] * K + n
@@ -132,10 +140,10 @@ def commit_tile(b, inside, emitted, walked, following, drafts, draft_lengths, dr
 
 
 @jit
-def _commit_kernel(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
-                   origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
-                   last_tested, last_accepted, B, T1, C, K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr,
-                   C_TILE: tl.constexpr):
+def _commit_kernel(verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits, end_token,
+                   tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at,
+                   last_counts, last_tested, last_accepted, B, T1, C, K: tl.constexpr, ROWS: tl.constexpr,
+                   R_PAD: tl.constexpr, C_TILE: tl.constexpr, TREE: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = b < B
     drafts = tl.load(verdict_counts + b, mask=inside, other=1) - 1
@@ -144,22 +152,28 @@ def _commit_kernel(verdict_tokens, verdict_counts, path, draft_lengths, draft_or
     emitted = tl.load(verdict_tokens + place, mask=inside[:, None] & (n <= drafts[:, None]), other=0)
     walked = tl.load(path + place, mask=inside[:, None] & (n <= drafts[:, None]), other=0)
     following = tl.load(path + place + 1, mask=inside[:, None] & (n < drafts[:, None]), other=0)
-    commit_tile(b, inside, emitted, walked, following, drafts, draft_lengths, draft_origin, produced, limits, end_token,
-                tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
-                last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
+    proposed = tl.load(draft_lengths + b, mask=inside, other=0)
+    reached = tl.minimum(proposed, drafts + 1)
+    if TREE:
+        last = tl.load(path + b * (K + 1) + drafts, mask=inside, other=0)
+        above = tl.load(parents + b[:, None] * K + n, mask=inside[:, None] & (n < proposed[:, None]), other=-1)
+        reached = drafts + tl.max((above == last[:, None]).to(tl.int64), axis=1)
+    commit_tile(b, inside, emitted, walked, following, drafts, reached, draft_lengths, draft_origin, produced, limits,
+                end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at,
+                last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
 
 
-def commit_triton(verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens,
-                  origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
+def commit_triton(verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits, end_token,
+                  tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts,
                   last_tested, last_accepted) -> None:
-    """On torch tensors of one device; produced may be bfloat16. One launch, no wait."""
+    """On torch tensors of one device; parents may be None, a chain, and produced bfloat16. One launch, no wait."""
     (B, R), C = verdict_tokens.shape, hidden.shape[1]
     rows = tile_rows(B, R)
     _commit_kernel[(-(-B // rows),)](
-        verdict_tokens, verdict_counts, path, draft_lengths, draft_origin, produced, limits, end_token, tokens, origin,
-        lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts, last_tested,
+        verdict_tokens, verdict_counts, path, draft_lengths, parents, draft_origin, produced, limits, end_token, tokens,
+        origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at, last_counts, last_tested,
         last_accepted, B, tokens.shape[1], C, K=R - 1, ROWS=rows, R_PAD=power_of_2(R), C_TILE=min(1024, power_of_2(C)),
-        num_warps=4)
+        TREE=parents is not None, num_warps=4)
 
 
 def tile_rows(B: int, weight: int) -> int:

@@ -6,13 +6,36 @@
     above [B, R] int64                      out, of a tree: the row each row follows, -1 for row 0
     limits, widths [B] int64 -> allowed [B] int64               the ids a row may still draft: `widths` cut to the room left
 
-The CPU's half is torch code in engine/state.py, which these kernels equal.
+The CPU's half is torch code in engine/state.py, which these kernels equal, but for the depths of a tree's rows:
+
+    above [B, R] int64 -> depth [B, R] int64                    rows past a draft may follow any row before them
 """
 
 from __future__ import annotations
 
-from foredraft.kernels.backend import jit, power_of_2, tl
+from foredraft.kernels.backend import jit, njit, power_of_2, tl
 from foredraft.kernels.commit import tile_rows
+
+
+def depths_reference(above, depth) -> None:
+    for b, rows in enumerate(above):
+        for row, parent in enumerate(rows):
+            depth[b, row] = 0 if row == 0 else depth[b, parent] + 1
+
+
+@njit()
+def _depths_loop(above, depth):
+    for b in range(above.shape[0]):
+        depth[b, 0] = 0
+        for row in range(1, above.shape[1]):
+            depth[b, row] = depth[b, above[b, row]] + 1
+
+
+def depths_numba(above, depth) -> None:
+    _depths_loop(above, depth)
+
+
+DEPTHS = {"reference": depths_reference, "numba": depths_numba}
 
 
 @jit

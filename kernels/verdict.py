@@ -73,7 +73,8 @@ def finish_tile(emitted, walked, following, accepted, b, inside, verdict_tokens,
     tl.store(path + place, walked, mask=written)
     tl.store(verdict_counts + b, accepted + 1, mask=inside)
     if COMMIT:
-        commit_tile(b, inside, emitted, walked, following, accepted, draft_lengths, draft_origin, produced, limits,
+        reached = tl.minimum(tl.load(draft_lengths + b, mask=inside, other=0), accepted + 1)
+        commit_tile(b, inside, emitted, walked, following, accepted, reached, draft_lengths, draft_origin, produced, limits,
                     end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted, tested_at, accepted_at,
                     last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
 

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 from numba import njit
 
+from foredraft.ngram_native.branches import _branch_loop
 from foredraft.ngram_native.chains import BUCKETS, OUTPUT, SOURCE, WINDOW, file_output, file_source, find, remember
 from foredraft.ngram_native.query import likeliest
 from foredraft.ngram_native.table import Table
@@ -97,6 +98,20 @@ class SuffixIndex:
                 self.heads, self.source_links, self.output_links, self.indexed, self.last, self.history,
                 self.history_links, self.history_heads, self.remembered, self.tested,
                 (NO_TABLE if table is None else table).packed, table is not None, cost, proposed, proposed_lengths,
+                origins)
+
+    def branch(
+        self, tokens: np.ndarray, lengths: np.ndarray, allowed: np.ndarray, end_token: int, tree: np.ndarray,
+        proposed: np.ndarray, proposed_lengths: np.ndarray, parents: np.ndarray, origins: np.ndarray,
+    ) -> None:
+        """Make trees (branches.py) of the proposals that `propose` has just made, in place: up to `allowed` ids.
+
+        tree [N] int64: the shape's parents. Writes parents [B, K] int64 as well.
+        """
+        with self._lock:
+            _branch_loop(
+                tokens, lengths, allowed, end_token, self.min_match, self.max_match, self.source, self.source_lengths,
+                self.heads, self.source_links, self.output_links, tree, LOOKUP, proposed, proposed_lengths, parents,
                 origins)
 
     def _grow(self, slots: int, source: int) -> None:

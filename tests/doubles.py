@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
+import numba
+import numpy as np
 import torch
 
 from foredraft.engine.decode import decode
 from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
+from foredraft.kernels.branch import children_loop
+from foredraft.kernels.shortlist import Shortlist
 from foredraft.ngram_native.query import COST
 from foredraft.ngram_native.suffix import SuffixIndex
 
@@ -105,6 +110,58 @@ class TableDrafter:
             place = (state.lengths - 1 + i).clamp(max=self.table.shape[0] - 1)
             last = sample_into(draft, i, self.table[place, last], state)
         draft.lengths = state.allowed().clone()
+        return draft
+
+
+@functools.cache
+def tree_loop(children):
+    """A compiled loop that drafts trees for all rows of a TreeTableDrafter, with `children` of kernels/branch.py."""
+
+    @numba.njit
+    def loop(table, tokens, lengths, allowed, ids, tree, temperature, top_k, seeds, drafted, parents, counts, logits, lse):
+        N = tree.parents.shape[0]
+        for b in range(tokens.shape[0]):
+            row_of, depths = np.full(N + 1, -1), np.append(np.zeros(1, np.int64), tree.depths)
+            row_of[0] = counts[b] = 0
+            most = min(allowed[b], N)
+            for level in range(N):
+                for node in range(N + 1):
+                    asked = (tree.parents[:most] == node).sum()
+                    if row_of[node] < 0 or depths[node] != level or asked == 0:
+                        continue
+                    place, row, first = min(lengths[b] - 1 + level, table.shape[0] - 1), row_of[node], counts[b]
+                    last = tokens[b, lengths[b] - 1] if row == 0 else drafted[b, row - 1]
+                    found = children(table[place, last].copy(), 0, ids, temperature[b], top_k[b], np.float32(1), seeds[b],
+                                     lengths[b], first, asked, tree.replaced, drafted[b], logits[b], lse[b])
+                    for child in range(most):
+                        if tree.parents[child] == node and counts[b] < first + found:
+                            parents[b, counts[b]] = row
+                            counts[b] += 1
+                            row_of[child + 1] = counts[b]
+
+    return loop
+
+
+class TreeTableDrafter:
+    """Sampled trees from a table [positions, V, V] of logits, with the production random stream."""
+
+    name = "table"
+
+    def __init__(self, table: torch.Tensor, tree, children=children_loop):
+        V = table.shape[-1]
+        self.table, self.tree, self.loop = table.numpy(), tree, tree_loop(children)
+        blank = np.zeros((1, 1, 16), np.float32)
+        self.ids = Shortlist(np.arange(V), blank, np.zeros((1, 0), np.int64), blank[None], np.zeros(1, np.int64),
+                             np.zeros((1, 0), np.int64))
+
+    def draft(self, state: DecodeState) -> Draft:
+        B, K, V = state.rows, state.max_draft, self.table.shape[-1]
+        draft = Draft.empty(B, K)
+        draft.logits, draft.lse = torch.full((B, K, V), torch.nan), torch.zeros(B, K, dtype=torch.float64)
+        draft.dense, draft.parents = state.temperature > 0, torch.zeros_like(draft.tokens)
+        self.loop(self.table, state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), self.ids, self.tree,
+                  state.temperature.numpy(), state.top_k.numpy(), state.seeds.numpy(), draft.tokens.numpy(),
+                  draft.parents.numpy(), draft.lengths.numpy(), draft.logits.numpy(), draft.lse.numpy())
         return draft
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from foredraft.engine.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.generate import EMBEDDED_TARGET, Model, load
 from foredraft.engine.requests import Request
@@ -92,6 +94,19 @@ def read_articles(data: str | Path, limit: int | None = None) -> Iterator[Articl
             return
         seen.add(name)
         yield name, text
+
+
+def read_sources(model: Model, data: str | Path, limit: int | None, max_source: int | None) -> list[np.ndarray]:
+    """Articles as the ids [S] int64 that the model reads, at most max_source (None: its own limit, or 512). UserError: it
+    has no tokenizer."""
+    if model.tokenizer is None:
+        raise UserError(f"{model.path}: tokenizer.json is missing, so articles cannot be read; put it beside config.json")
+    longest, sources = max_source or model.source_limit or 512, []
+    for _, text in read_articles(data, limit):
+        ids = model.tokenizer.encode(text).ids
+        cut = ids if len(ids) <= longest else [*ids[: longest - 1], model.target.end_token]
+        sources.append(np.array(cut, np.int64))
+    return sources
 
 
 def read_shards(data: str | Path, order: Order) -> Iterator[tuple[int, list[Article]]]:

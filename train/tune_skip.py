@@ -62,7 +62,7 @@ class Bench:
         self.target.reserve(len(sources), self.limit, draft_tokens, max(map(len, sources)))
         self.ids = None
         with torch.inference_mode():
-            self.target.admit(range(len(sources)), self.sources)
+            self.encoded = self.target.admit(range(len(sources)), self.sources)
             self.truth = self._rows(self._decode(NoDrafter(), 0))
         if draft_vocab:
             self.ids = frequent_ids(self.truth, draft_vocab, self.target.config.vocab_size, self.target.end_token)

@@ -62,6 +62,7 @@ def test_a_perfect_drafter_in_figures(tiny_model_path, same_as_target, temperatu
 def test_the_kind_is_told_from_the_checkpoint(same_as_target, tmp_path):
     assert drafter_spec(same_as_target, None) == (str(same_as_target), "t5shallow")
     assert drafter_spec(None, "lookup") == ("lookup", "lookup")
+    assert drafter_spec(None, "tree:2x1:lookup") == ("tree:2x1:lookup", "tree:2x1:lookup")
     table = tmp_path / "table.ngram"
     table.write_bytes(b"")
     assert drafter_spec(table, None) == (f"ngram:{table}", "ngram")

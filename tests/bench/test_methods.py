@@ -35,7 +35,7 @@ def outputs(name: str, model, settings: Settings) -> list[list[int]]:
     return [row for sample in taken[0] for row in sample.rows]
 
 
-@pytest.mark.parametrize(("name", "batch_size"), [("lookup", 3), ("hf-greedy", 1), ("hf-greedy", 3)])
+@pytest.mark.parametrize(("name", "batch_size"), [("lookup", 3), ("tree:2x1:lookup", 3), ("hf-greedy", 1), ("hf-greedy", 3)])
 def test_the_same_tokens_greedily(model, name, batch_size):
     settings = Settings(batch_size=batch_size, max_new_tokens=8, repeats=1, warm_up=0, draft_tokens=3)
     assert outputs(name, model, settings) == outputs("plain", model, settings)

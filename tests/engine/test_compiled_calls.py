@@ -80,7 +80,7 @@ def test_inside_them_are_the_kernels_that_the_tests_hold():
     layers = decoder.layers_loop.py_func.__code__.co_names
     drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
                 for name in function.py_func.__code__.co_names}
-    assert {"unread_loop", "lstm_loop", "cnn_loop", "pointer_loop", "shortlist_loop", "pick_loop"} <= drafting
+    assert {"unread_loop", "lstm_loop", "cnn_loop", "pointer_loop", "shortlist_loop", "children_loop"} <= drafting
     assert {"norm_loop", "linear_loop", "self_attention_loop", "cross_attention_loop", "activate_loop"} <= set(layers)
     assert "linear_argmax_loop" in head._choose_loop.py_func.__code__.co_names
     assert "tile_blocks" in attention._cross_tasks.py_func.__code__.co_names

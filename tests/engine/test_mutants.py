@@ -13,10 +13,10 @@ from foredraft.kernels import accept
 
 SAMPLED = {
     "the residual is the target's law": ("rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
-    "q is left out of the test": ("start, row) * q <= p[token]", "start, row) <= p[token]"),
-    "draft and coin share their noise": ("uniform(seed, ACCEPT, start, row)", "uniform(seed, 1, start, row)"),
+    "q is left out of the test": ("start, i) * q <= p[token]", "start, i) <= p[token]"),
+    "draft and coin share their noise": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, 1, start, i)"),
     "the law comes from the row before": ("law_loop(logits[row],", "law_loop(logits[max(row - 1, 0)],"),
-    "the noise forgets the round": ("uniform(seed, ACCEPT, start, row)", "uniform(seed, ACCEPT, 0, row)"),
+    "the noise forgets the round": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, ACCEPT, 0, i)"),
 }
 GREEDY = {
     "any draft stands": (" and draft_tokens[i] == token", ""),

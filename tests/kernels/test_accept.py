@@ -23,6 +23,22 @@ def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
     assert all(0 <= token < V for tokens, _ in reference for token in tokens)
 
 
+@pytest.mark.parametrize("B, K, V", [(300, 5, 3), (300, 9, 16), (3, 7, 8193)])
+def test_trees_agree_with_the_reference_draw_for_draw(B, K, V):
+    """Dense, point-mass and greedy rows; few ids, so that branches are met."""
+    arguments, rng = case(B, K, V, seed=4), np.random.default_rng(5)
+    arguments[3] = rng.integers(0, np.arange(1, K + 1), (B, K))
+    # the laws of a row's drafts follow its parent's, as siblings' do
+    arguments[5] = np.take_along_axis(arguments[0], arguments[3][:, :, None], 1)
+    arguments[5] += rng.standard_normal(arguments[5].shape).astype(np.float32)
+    arguments[6] = np.log(np.exp(arguments[5].astype(np.float64)).sum(-1))
+    arguments[4] |= arguments[7] > 0.8
+    reference = verdicts(accept_reference, arguments, B, K)
+    assert verdicts(accept_numba, arguments, B, K) == reference
+    if V < 100:
+        assert any(len(path) > 1 and path[1] > 1 for b, (_, path) in enumerate(reference) if arguments[4][b])
+
+
 def test_no_law_is_needed_for_point_masses():
     arguments = case(30, 3, 20, seed=2)
     arguments[4] = np.zeros(30, bool)
