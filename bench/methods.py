@@ -253,5 +253,7 @@ METHODS = {
     "ctranslate2-int8": _ctranslate2("int8"),
     "onnxruntime": _onnxruntime,
 }
+# Those that say nothing without an argument: drafter:PATH, self:SKIP, tree:SHAPE:NAME.
+OF_ARGUMENT = ("drafter", "self", "tree")
 # Those that foredraft's own model runs; the others need no more of it than its path.
-OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "lstm", "drafter", "self", "tree")
+OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "lstm", *OF_ARGUMENT)

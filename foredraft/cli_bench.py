@@ -89,7 +89,7 @@ def run(
     import foredraft
     from foredraft import show
     from foredraft.bench import cases, compare, machine, record, suites
-    from foredraft.bench.methods import METHODS
+    from foredraft.bench.methods import METHODS, OF_ARGUMENT
     from foredraft.bench.settings import Settings
     from foredraft.cli_eval import parse_numbers
 
@@ -105,7 +105,7 @@ def run(
     if spec_bench is not None and any(one.batch_size > 1 or one.do_sample for one in settings):
         raise UserError("--spec-bench: its answers are greedy and one at a time; leave out other --batch-sizes and "
                         "--temperatures")
-    names = (asked["methods"] or ",".join(name for name in METHODS if name != "drafter")).split(",")
+    names = (asked["methods"] or ",".join(name for name in METHODS if name not in OF_ARGUMENT)).split(",")
     names += [f"drafter:{path}" for path in (drafters or "").split(",") if path]
     show.announce_compilation()
     model = foredraft.load(target, drafter=None, device=asked["device"], dtype=asked["dtype"], weights=weights)
