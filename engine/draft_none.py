@@ -13,7 +13,7 @@ from foredraft.engine.state import DecodeState, Draft
 class NoDrafter:
     """Keeps one empty Draft for every state: a round makes nothing."""
 
-    name = "none"
+    name, point_masses = "none", True
 
     def __init__(self):
         self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()

@@ -18,20 +18,27 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 1 << 16
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
 class Journal:
     """JSON objects with an `index`, one a line, appended and synced; a context manager that closes.
 
     `done`: {index: id} of the lines that were there. A half-written last line is cut off. One writer at a time (flock).
-    Something that is no plain file, such as a pipe, is written to and never read. UserError: in use, or a broken line.
+    Not `is_file`, such as a pipe: written to and never read. UserError: in use, or a broken line.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+            self.is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
             self.done: dict[int, object] = {}
-            if self._is_file:
+            if self.is_file:
                 self._open_file()
         except BaseException:
             self.close()
@@ -49,14 +56,14 @@ class Journal:
     def append(self, row: dict) -> None:
         """Write a line and wait for the disk. UserError where it is full: what was there before stays whole."""
         line = memoryview(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        before = os.fstat(self._fd).st_size if self._is_file else 0
+        before = os.fstat(self._fd).st_size if self.is_file else 0
         try:
             while line:
                 line = line[os.write(self._fd, line) :]
-            if self._is_file:
+            if self.is_file:
                 os.fsync(self._fd)
         except OSError as error:
-            if self._is_file:
+            if self.is_file:
                 with suppress(OSError):
                     os.ftruncate(self._fd, before)
             if error.errno not in FULL:
@@ -80,9 +87,7 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{self.path}, line {number}: not a summary of an earlier run; give another --output, or "
                                 "delete the line") from None
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(self.path.parent)
 
     def _end_of_last_line(self, size: int) -> int:
         """Bytes up to and with the last line end."""

@@ -13,6 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from foredraft import manifest
+from foredraft.engine.config import AUTO, DecodeConfig
+from foredraft.engine.draft_auto import AutoDrafter
 from foredraft.engine.requests import Request
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
@@ -85,13 +88,34 @@ class Bar:
         self.bar.close()
 
 
+def settings_of(model, config: DecodeConfig) -> dict[str, Any]:
+    """{flag: value} of all that decides the summaries of an article; None: not given, or of no consequence."""
+    known, seeded = model.describe(), config.do_sample and config.seed is not None
+    # point masses, sampled or not, give plain decoding's ids, unless what stands is lossy
+    lossy = config.big_little is not None
+    drawn = lossy or seeded and not getattr(model.drafter, "point_masses", False)
+    adapts = config.draft_tokens == AUTO or isinstance(model.drafter, AutoDrafter)
+    return {
+        "--target": f"(weights {known['hash']})", "--dtype": known["dtype"], "--weights": known["weights"],
+        "--device": model.target.device.type, "--temperature": config.temperature if config.do_sample else 0,
+        "--top-k": config.top_k if config.do_sample and config.top_k else None,
+        "--top-p": config.top_p if config.do_sample and config.top_p < 1 else None,
+        "--seed": config.seed if config.do_sample else None, "--max-new-tokens": config.max_new_tokens,
+        "--max-source": config.max_source or model.source_limit, "--drafter": known["drafter"] if drawn else None,
+        "--draft-tokens": config.draft_tokens if drawn else None, "--verification": config.verification if drawn else None,
+        "--batch-size": config.batch_size if drawn and adapts else None,
+        "--big-little": "{:g},{:g}".format(*config.big_little) if lossy else None,
+    }
+
+
 def summarise_file(model, source: Path, output: Path, *, in_order: bool, truncation: bool, seed: int | None,
                    progress: bool = True, **config) -> dict:
     """Append {"id", "index", "summary", "tokens"} to `output` for every article of `source` that it lacks.
 
     tokens: how many the summary has. What cannot be summarised is named on stderr and counted. `config`: arguments of
-    Model.stream; where they are lossy every line says so under "lossy". Returns the counts articles, done_before, failed,
-    cut, and the DecodeStats under stats. UserError: a full disk, among others; all that was finished is written.
+    Model.stream; where they are lossy every line says so under "lossy". An output goes on with the settings that it was
+    begun with (manifest.py). Returns the counts articles, done_before, failed, cut, and the DecodeStats under stats.
+    UserError: a full disk, among others; all that was finished is written.
     """
     if model.tokenizer is None:
         raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
@@ -102,7 +126,13 @@ def summarise_file(model, source: Path, output: Path, *, in_order: bool, truncat
         raise UserError(f"{output}: is the input; give another --output")
     names: dict[str, tuple[int, Any]] = {}
     counts = {"articles": 0, "done_before": 0, "failed": 0, "cut": 0}
+    settings = settings_of(model, DecodeConfig(seed=seed, **config))
     with Journal(output) as journal:
+        if journal.is_file and not journal.done:
+            manifest.begin(output, settings)
+        elif journal.is_file and not manifest.go_on(output, settings):
+            tqdm.write(f"foredraft: {output}: no {manifest.manifest_of(output).name} beside it; taken to be of this run's "
+                       "settings", file=sys.stderr)
         bar = Bar(total, len(journal.done), progress)
 
         def failed(index: int, name: Any, why: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import foredraft
 from foredraft import summaries
+from foredraft.engine.config import DecodeConfig
 from foredraft.errors import UserError
 from foredraft.journal import Journal
 
@@ -121,6 +122,53 @@ def test_a_full_disk_stops_cleanly(articles, model, tmp_path):
         summaries.summarise_file(model, articles, summaries.Path("/dev/full"), in_order=False, truncation=True, seed=None,
                                  progress=False, max_new_tokens=3)
     assert not model.target.cache.is_lent
+
+
+def test_a_run_goes_on_with_the_settings_it_was_begun_with(summarize, articles, model, tmp_path):
+    output, settings = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
+    sampling = ("--temperature", "0.8", "--seed", "4", "--top-k", "20")
+    assert summarize(*sampling)[0] == 0
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(lines[:6]))
+    for others, was, now in (
+            (("--temperature", "0.7", "--seed", "4", "--top-k", "20"), "with --temperature 0.8", "with --temperature 0.7"),
+            ((), "with --temperature 0.8", "with --temperature 0"),
+            ((*sampling[:4], "--top-k", "0"), "with --top-k 20", "without --top-k"),
+            ((*sampling, "--top-p", "0.5"), "without --top-p", "with --top-p 0.5"),
+            ((*sampling[:3], "5", *sampling[4:]), "with --seed 4", "with --seed 5"),
+            ((*sampling[:2], *sampling[4:]), "with --seed 4", "without --seed"),
+            ((*sampling, "--max-source", "9"), "without --max-source", "with --max-source 9"),
+            ((*sampling, "--max-new-tokens", "6"), "with --max-new-tokens 7", "with --max-new-tokens 6")):
+        code, _, err = summarize(*others)
+        assert code == 2 and f"out.jsonl: was begun {was}, this run is {now}; go on with" in err
+    assert len(written(tmp_path)) == 6
+    # what decides no token may change: drafts of point masses, rows, memory
+    assert summarize(*sampling, "--draft-tokens", "0", "--batch-size", "2", "--in-order")[0] == 0
+    assert sorted(output.read_text().splitlines(keepends=True)) == sorted(lines)
+    settings.write_text("half a li")
+    code, _, err = summarize(*sampling)
+    assert code == 2 and "out.jsonl.settings.json: not the settings of an earlier run" in err
+    settings.unlink()
+    assert "taken to be of this run's settings" in summarize(*sampling)[2] and settings.is_file()
+    # an output that is begun anew may have others
+    output.unlink()
+    assert summarize()[0] == 0 and json.loads(settings.read_text())["--temperature"] == 0
+    assert list(tmp_path.glob(".out*")) == []
+
+
+def test_drawn_drafts_are_settings_too(model):
+    def of(drafter, **options):
+        one = model.with_drafter(drafter)
+        found = summaries.settings_of(one, DecodeConfig(**dict(do_sample=True, seed=1) | options))
+        return {name for name, value in found.items() if value is not None}
+
+    class Drawn:
+        name = "drawn"
+
+    plain = of("lookup")
+    assert of(None) == of(Drawn(), seed=None) | {"--seed"} == of(Drawn(), do_sample=False) | {"--seed"} == plain
+    assert of(Drawn()) - plain == {"--drafter", "--draft-tokens", "--verification"}
+    assert of(Drawn(), draft_tokens="auto") - of(Drawn()) == {"--batch-size"}
 
 
 def test_refusals(summarize, articles, command, tmp_path):
