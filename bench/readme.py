@@ -11,6 +11,7 @@ from foredraft.bench import charts, charts_drafters, charts_methods, tables, tab
 from foredraft.bench.charts import Chart
 from foredraft.bench.collection import Collection
 from foredraft.errors import UserError
+from foredraft.whole import write_whole
 
 DIGEST = "Records"
 # What a block says before there is a record.
@@ -45,9 +46,7 @@ def update(readme: Path, found: Collection, pictures: Path) -> None:
         page = f"{before}{text}{after}"
     for name, rows in picture_rows(found).items():
         charts.save_png(_draw(name, rows), pictures / f"{name}.png", {DIGEST: digest(rows)})
-    partial = readme.with_name(f".{readme.name}")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(readme)
+    write_whole(readme, page)
 
 
 def stale(readme: Path, found: Collection, pictures: Path) -> list[str]:

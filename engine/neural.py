@@ -17,7 +17,6 @@ With `shared_embeddings` the target's embedding and head are frozen buffers that
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +29,7 @@ from foredraft.engine.checkpoint import StoredTensors, weights_hash
 from foredraft.engine.t5_weights import T5Config, T5Weights
 from foredraft.errors import UserError
 from foredraft.kernels.linear import pack
+from foredraft.whole import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +239,7 @@ def save_files(folder: str | Path, entries: dict[str, Any], tensors: dict[str, T
     from safetensors.torch import save
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, data in (("model.safetensors", save(contiguous, {"format": "pt"})),
                        ("config.json", (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())):
-        partial = folder / f".{name}.{os.getpid()}"
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / name)
+        write_whole(folder / name, data)

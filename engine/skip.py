@@ -7,7 +7,6 @@ A skip file is what `foredraft tune-skip` writes.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from foredraft.engine.checkpoint import weights_hash
 from foredraft.errors import UserError
+from foredraft.whole import write_whole
 
 # The sublayers of a decoder layer, in their order: self-attention, cross-attention, feed-forward.
 SUBLAYERS = "scf"
@@ -82,12 +82,4 @@ class SkipSet:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Written under a temporary name, flushed to the disk and renamed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")

@@ -8,7 +8,6 @@ file is JSON with `parents`.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from foredraft.engine.config import MAX_DRAFT_TOKENS
 from foredraft.errors import UserError
 from foredraft.kernels.branch import Tree
+from foredraft.whole import write_whole
 
 INDEPENDENT = "+iid"
 
@@ -69,15 +69,7 @@ class Shape:
         return cls(parents, entries.get("figures"))
 
     def save(self, path: str | Path) -> None:
-        """Written under a temporary name, flushed to the disk and renamed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @property
     def paths(self) -> list[tuple[int, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from foredraft.errors import UserError
+from foredraft.whole import write_whole
 
 
 def register(app: typer.Typer) -> None:
@@ -146,10 +146,7 @@ def write_curves(curves: dict[str, list[dict]], target: str, record: Path) -> No
     """alpha by step of all runs beside the record, in NAME-curves.json; the file appears whole."""
     found = {"kind": "curves", "command": shlex.join(["foredraft", *sys.argv[1:]]), "target_hash": target, "runs": curves}
     path = record.with_name(f"{record.stem}-curves.json")
-    partial = path.with_name(f".{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 def evaluate_group(results: list[dict], checkpoints: list[Path], target: Path, test: Path, articles: int,

@@ -12,17 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from foredraft.errors import UserError
+from foredraft.whole import sync_folder
 
 # A disk, a quota or a file that can grow no more.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 1 << 16
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
 
 
 class Journal:

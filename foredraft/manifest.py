@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from foredraft.errors import UserError
-from foredraft.journal import FULL, sync_folder
+from foredraft.journal import FULL
+from foredraft.whole import write_whole
 
 ENDING = ".settings.json"
 
@@ -52,18 +51,10 @@ def _words(flag: str, value: Any) -> str:
 
 
 def _write(path: Path, settings: Mapping[str, Any]) -> None:
-    """Whole or not at all, and on the disk before the output's first line."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """On the disk before the output's first line."""
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(settings, indent=1, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         if error.errno not in FULL:
             raise
         raise UserError(f"{path}: {error.strerror.lower()}; make room, and run the same command again") from None
-    sync_folder(path.parent)

@@ -13,6 +13,7 @@ from foredraft.engine.decode import decode
 from foredraft.engine.sampling import dense_draft, sample_into
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.kernels.branch import children_loop
+from foredraft.kernels.law import law_reference
 from foredraft.kernels.shortlist import Shortlist
 from foredraft.ngram_native.query import COST
 from foredraft.ngram_native.suffix import SuffixIndex
@@ -182,10 +183,51 @@ def make_state(rows: int, new_tokens: int | list[int], draft_tokens: int | list[
     return state
 
 
+def admit(target, drafter, state, sources) -> list[torch.Tensor]:
+    """A source for every row of the state; the encoder's outputs."""
+    target.reserve(state.rows, state.capacity, state.max_draft, max(len(source) for source in sources))
+    encoded = target.admit(range(state.rows), sources)
+    drafter.admit(range(state.rows), sources, encoded)
+    return encoded
+
+
+@torch.inference_mode()
+def decoded(target, drafter, state, sources) -> list[list[int]]:
+    """The ids of every row, without the start token."""
+    admit(target, drafter, state, sources)
+    decode(state, target, drafter)
+    return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.rows)]
+
+
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float, int]:
     """The statistic of counts against probabilities, and its degrees of freedom."""
     expected = counts.sum() * probabilities
     return float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1
+
+
+def second_id_chi_square(target, counts: torch.Tensor, *, temperature: float, top_k: int = 0,
+                         top_p: float = 1.0) -> tuple[float, int]:
+    """Second sampled ids of an admitted source against their law by forward passes of the target, the first summed out."""
+    V = len(counts)
+
+    def exact(tokens, positions):
+        logits = target.logits(target.decode(tokens, positions))[:, -1].numpy()
+        weights = torch.zeros(len(logits), V)
+        for row, out in zip(logits, weights.numpy(), strict=True):
+            out /= law_reference(row, temperature, top_k, top_p, out)
+        return weights.double()
+
+    first = exact(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))[0]
+    pairs = torch.stack((torch.zeros(V, dtype=torch.int64), torch.arange(V)), 1)
+    second = first @ exact(pairs, torch.tensor([[0, 1]]).repeat(V, 1))
+    assert counts[second == 0].sum() == 0
+    # ids too rare for the statistic are one
+    common = second * counts.sum() >= 5
+    pooled, expected, rest = counts[common], second[common], second[~common].sum()
+    if rest > 0:
+        pooled, expected = torch.cat((pooled, counts[~common].sum()[None])), torch.cat((expected, rest[None]))
+    assert len(pooled) > 5
+    return chi_square(pooled, expected / expected.sum())
 
 
 def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from foredraft.train.export import read_tokenizer
 from foredraft.train.history import command, machine, read_history
 from foredraft.train.probe import copied_share, repeats, rouge, source_losses, span_accuracy, words
 from foredraft.train.target import Recipe
+from foredraft.whole import write_whole
 
 LONGEST = 128
 LEAD_TOKENS = 56
@@ -129,15 +129,9 @@ def write_card(
     samples = sample_summaries(folder, texts, generate) if texts else []
     record = {"hash": weights_hash(folder), "data": Path(data).name, "machine": machine(), **figures}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    _replace(folder / FIGURES, json.dumps(record, indent=1) + "\n")
-    _replace(folder / "README.md", card_text(record, config, read_history(folder), samples))
+    write_whole(folder / FIGURES, json.dumps(record, indent=1) + "\n")
+    write_whole(folder / "README.md", card_text(record, config, read_history(folder), samples))
     return figures
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def card_text(record: dict, config: dict, history: list[dict], samples: Sequence[tuple[str, str]]) -> str:

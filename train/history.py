@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from foredraft.whole import write_whole
+
 NAME = "training.json"
 
 
@@ -22,9 +24,7 @@ def read_history(folder: str | Path) -> list[dict]:
 def record_run(folder: str | Path, run: dict) -> None:
     """Append ``run`` to the folder's history; the file is replaced whole."""
     path = Path(folder) / NAME
-    partial = path.with_name(f".{NAME}")
-    partial.write_text(json.dumps([*read_history(folder), run], indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps([*read_history(folder), run], indent=1) + "\n")
 
 
 def describe_run(recipe, data: list[dict], first_step: int, last_step: int, seconds: float) -> dict:

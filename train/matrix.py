@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from foredraft.train.drafter_data import Articles
 from foredraft.train.history import machine
 from foredraft.train.kit import TargetKit
 from foredraft.train.methods import METHODS
+from foredraft.whole import write_whole
 
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
 KNOWN = (*DRAFTERS, "head")
@@ -120,9 +120,7 @@ def train_matrix(plan: Plan, kit: TargetKit, articles: Articles, held: dict[floa
             if figures is None:
                 raise KeyboardInterrupt
             (folder / "error.txt").unlink(missing_ok=True)
-            partial = folder / f".{RESULT}"
-            partial.write_text(json.dumps(described | {"figures": figures, "machine": machine()}, indent=1) + "\n")
-            os.replace(partial, folder / RESULT)
+            write_whole(folder / RESULT, json.dumps(described | {"figures": figures, "machine": machine()}, indent=1) + "\n")
             say(f"    {figures}")
     found = [result_of(run_folder(out, *run)) for run in wanted]
     return [result for result in found if result is not None], failures

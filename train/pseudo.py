@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from foredraft.errors import UserError
 from foredraft.kernels.philox import row_seed
 from foredraft.train.data import END, read_texts
 from foredraft.train.shards import FORMATS, write_shard
+from foredraft.whole import write_whole
 
 MANIFEST = "pseudo.json"
 # How long to wait before looking again whether others have finished their shards, in seconds.
@@ -174,10 +174,7 @@ def open_folder(data: str | Path, out: Path, order: Order, engine: Engine) -> di
                 raise UserError(f"{out}: was begun with {name} {known.get(name)!r}, not {value!r}; give another --out, or "
                                 "the same settings to go on")
         return manifest
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{MANIFEST}.{os.getpid()}"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 

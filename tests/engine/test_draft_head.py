@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doubles
 import pytest
 import torch
 from doubles import chi_square, make_state
@@ -42,17 +43,11 @@ def trained(request, target, tmp_path):
 
 
 def admit(target, drafter, state, sources=SOURCES):
-    target.reserve(state.rows, state.capacity, state.max_draft, max(len(s) for s in sources))
-    encoded = target.admit(range(state.rows), sources)
-    drafter.admit(range(state.rows), sources, encoded)
-    return encoded
+    return doubles.admit(target, drafter, state, sources)
 
 
-@torch.inference_mode()
 def run(target, drafter, state, sources=SOURCES):
-    admit(target, drafter, state, sources)
-    decode(state, target, drafter)
-    return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.rows)]
+    return doubles.decoded(target, drafter, state, sources)
 
 
 @pytest.mark.parametrize("K", [0, 1, 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import doubles
 import numpy as np
 import pytest
 import torch
@@ -40,15 +41,11 @@ def make(target, skip: str, **options) -> SelfDrafter:
 
 
 def admit(target, drafter, state, sources=SOURCES):
-    target.reserve(state.rows, state.capacity, state.max_draft, max(len(s) for s in sources))
-    drafter.admit(range(state.rows), sources, target.admit(range(state.rows), sources))
+    return doubles.admit(target, drafter, state, sources)
 
 
-@torch.inference_mode()
 def run(target, drafter, state, sources=SOURCES):
-    admit(target, drafter, state, sources)
-    decode(state, target, drafter)
-    return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.rows)]
+    return doubles.decoded(target, drafter, state, sources)
 
 
 def test_the_text_of_a_skip_set():

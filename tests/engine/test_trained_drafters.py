@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import doubles
 import pytest
 import torch
-from doubles import SIZES, chi_square, make_state
+from doubles import SIZES, make_state
 
 import foredraft
 from foredraft.bench.cases import sample_texts
@@ -15,7 +16,6 @@ from foredraft.engine.judge import judge
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import load_weights
 from foredraft.errors import UserError
-from foredraft.kernels.law import law_reference
 
 NEW = 16
 SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
@@ -44,17 +44,11 @@ def trained(request, target, tmp_path):
 
 
 def admit(target, drafter, state, sources=SOURCES):
-    target.reserve(state.rows, state.capacity, state.max_draft, max(len(s) for s in sources))
-    encoded = target.admit(range(state.rows), sources)
-    drafter.admit(range(state.rows), sources, encoded)
-    return encoded
+    return doubles.admit(target, drafter, state, sources)
 
 
-@torch.inference_mode()
 def run(target, drafter, state, sources=SOURCES):
-    admit(target, drafter, state, sources)
-    decode(state, target, drafter)
-    return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.rows)]
+    return doubles.decoded(target, drafter, state, sources)
 
 
 @pytest.mark.parametrize("K", [0, 1, 4])
@@ -139,24 +133,7 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, kind, restricted, la
         decode(state, target, drafter)
         counts += torch.bincount(state.tokens[:, 2], minlength=100)
 
-    def exact(tokens, positions):
-        logits = target.logits(target.decode(tokens, positions))[:, -1].numpy()
-        weights = torch.zeros(len(logits), 100)
-        for row, out in zip(logits, weights.numpy(), strict=True):
-            out /= law_reference(row, law["temperature"], law.get("top_k", 0), law.get("top_p", 1.0), out)
-        return weights.double()
-
-    first = exact(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))[0]
-    pairs = torch.stack((torch.zeros(100, dtype=torch.int64), torch.arange(100)), 1)
-    second = first @ exact(pairs, torch.tensor([[0, 1]]).repeat(100, 1))
-    common = second * rows * times >= 5
-    assert counts[second == 0].sum() == 0
-    rest = counts[~common].sum(), second[~common].sum()
-    pooled, expected = counts[common], second[common]
-    if rest[1] > 0:
-        pooled, expected = torch.cat((pooled, rest[0][None])), torch.cat((expected, rest[1][None]))
-    assert len(pooled) > 5
-    value, freedom = chi_square(pooled, expected / expected.sum())
+    value, freedom = doubles.second_id_chi_square(target, counts, **law)
     assert value < freedom + 10 * (2 * freedom) ** 0.5
 
 

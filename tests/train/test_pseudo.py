@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(data, tiny_model_path, tmp_pa
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="no space left"):
         make(data, tmp_path, tiny_model_path)
     assert list(shards(tmp_path)) == ["pseudo-00000.jsonl"]
