@@ -3,8 +3,10 @@
 #   ./generate_peudodataset_multigpus.sh --target MODEL --data train.jsonl.gz --out pseudo/ [options of foredraft pseudo]
 # WORKERS=n sets the number. Stopped at any moment, the same line goes on.
 set -euo pipefail
-cd "$(dirname "$0")"
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+# this checkout is imported, and paths stay those of the folder that it is called from
+home=$(cd "$(dirname "$0")" && pwd)
+export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-$([ -x "$home/.venv/bin/python" ] && echo "$home/.venv/bin/python" || echo python3)}
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || nproc)}
 pids=()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,10 @@ def test_the_originals_train_lines_are_understood():
     assert done.returncode == 2 and "--drafter gru is not known" in done.stderr
 
 
-def test_the_script_is_a_valid_shell_script():
-    script = CHECKOUT / "generate_peudodataset_multigpus.sh"
-    assert subprocess.run(["bash", "-n", script]).returncode == 0 and script.stat().st_mode & 0o100
+def test_the_script_reads_and_writes_where_it_is_called_from(tiny_model_path, tmp_path):
+    (tmp_path / "articles.jsonl").write_text(json.dumps({"article": "w3 w4 w5"}) + "\n")
+    line = f"--target {tiny_model_path} --data articles.jsonl --out own --max-new-tokens 4"
+    done = subprocess.run([CHECKOUT / "generate_peudodataset_multigpus.sh", *line.split()], cwd=tmp_path,
+                          capture_output=True, text=True, env=os.environ | {"WORKERS": "1", "PYTHON": sys.executable})
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "own" / "pseudo-00000.jsonl").read_text().splitlines()) == 1
