@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from foredraft.bench.gpu_goals import judged
@@ -58,12 +59,14 @@ def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
     # cut off a little before this section is, so that what was said until then is not lost
     ends = time.monotonic() + SECTIONS["law"].seconds - 5
     with ExitStack() as stack:
-        running = []
-        for file in gpu_tests():
+        running, files = [], gpu_tests()
+        # several processes a file, where pytest's plug-in for it is at hand
+        workers = (os.cpu_count() or 1) // max(len(files), 1) if find_spec("xdist") else 1
+        for file in files:
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
             # pyproject.toml's own options name a plug-in that the machine may not have
             command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", file, "-m", "gpu",
-                       "-k", "not compiled_for", "-p", "no:cacheprovider"]
+                       "-k", "not compiled_for", "-p", "no:cacheprovider", *(["-n", str(workers)] if workers > 1 else [])]
             running.append((file, said, subprocess.Popen(
                 command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)))
         for file, said, child in running:

@@ -25,7 +25,7 @@ SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("
 
 def test_kernels_and_bits_pass_their_checks():
     rows = [*gpu_checks.check_kernels(SIZES), *gpu_checks.check_bits(SIZES, layers=1)]
-    assert len(rows) == 12 and all(row["passed"] for row in rows), rows
+    assert len(rows) == 13 and all(row["passed"] for row in rows), rows
 
 
 def test_the_model_passes_its_checks():
