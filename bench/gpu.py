@@ -54,29 +54,28 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
-    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it: most of the time goes into
-    compiling, so each file has a process of its own."""
+    """The tests that hold on a GPU too (chi-square and its mutants among them), with the kernels compiled for it: most of
+    the time goes into compiling, so they share all processors, or without pytest's plug-in for that a process a file."""
     # cut off a little before this section is, so that what was said until then is not lost
     ends = time.monotonic() + SECTIONS["law"].seconds - 5
+    files, spread = gpu_tests(), ["-n", str(os.cpu_count())] if find_spec("xdist") else []
     with ExitStack() as stack:
-        running, files = [], gpu_tests()
-        # several processes a file, where pytest's plug-in for it is at hand
-        workers = (os.cpu_count() or 1) // max(len(files), 1) if find_spec("xdist") else 1
-        for file in files:
+        running = []
+        for together in [files] if spread else [[file] for file in files]:
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
             # pyproject.toml's own options name a plug-in that the machine may not have
-            command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", file, "-m", "gpu",
-                       "-k", "not compiled_for", "-p", "no:cacheprovider", *(["-n", str(workers)] if workers > 1 else [])]
-            running.append((file, said, subprocess.Popen(
+            command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", *together, "-m", "gpu",
+                       "-k", "not compiled_for", "-p", "no:cacheprovider", *spread]
+            running.append((together, said, subprocess.Popen(
                 command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)))
-        for file, said, child in running:
+        for together, said, child in running:
             try:
                 code = child.wait(timeout=max(ends - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
                 child.kill()
                 code = child.wait()
             said.seek(0)
-            yield {"check": f"pytest -m gpu {file}", "passed": code == 0, "said": said.read()[-1500:]}
+            yield {"check": f"pytest -m gpu {' '.join(together)}", "passed": code == 0, "said": said.read()[-1500:]}
 
 
 def gpu_tests() -> list[str]:
