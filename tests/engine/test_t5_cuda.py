@@ -76,15 +76,15 @@ def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, 
     outputs = []
     with torch.inference_mode():
         for target, backend in zip(targets(tiny_checkpoints["v1.1"]), ("numba", "triton"), strict=True):
-            drafter = TreeDrafter(LookupDrafter(), *TreeDrafter.parse_shape("2x1x1"))
-            drafter.admit(range(2), SOURCES, admitted(target, drafts=6))
-            state = make_state(2, 9, [6, 4], target.config.d_model, end_token=-1, backend=backend, temperature=temperature)
+            drafter = TreeDrafter(LookupDrafter(), *TreeDrafter.parse_shape("2x1"))
+            drafter.admit(range(2), SOURCES, admitted(target))
+            state = make_state(2, 5, [4, 3], target.config.d_model, end_token=-1, backend=backend, temperature=temperature)
             decode(state, target, drafter)
-            outputs.append((state.tokens[:, :10], state.lengths, state.rounds, state.drafted, state.tested_at,
+            outputs.append((state.tokens[:, :6], state.lengths, state.rounds, state.drafted, state.tested_at,
                             state.accepted_at))
     for a, b in zip(*outputs, strict=True):
         assert torch.equal(a, b)
-    assert int(outputs[0][-1].sum()) > 0
+    assert int(outputs[0][3].sum()) > 0 and (temperature or int(outputs[0][-1].sum()) > 0)
 
 
 def test_what_waits_or_takes_memory_is_seen():
@@ -113,7 +113,7 @@ def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, 
 def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bucket(tiny_checkpoints):
     """Alone, after a source that buffers had to grow for, and among the launches of a long one."""
     target, H = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16")), 3
-    tokens, positions, found = torch.tensor([[5, 9, 40]]), torch.tensor([[0, 1, 2]]), []
+    tokens, positions, found = torch.tensor([[5, 9]]), torch.tensor([[0, 1]]), []
 
     def run(*sources):
         admitted(target, len(sources), sources=sources)
@@ -121,13 +121,10 @@ def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bu
             found.append(target.decode(tokens.repeat(len(sources), 1), positions.repeat(len(sources), 1))[:1].clone())
         return {grid for name, grid in zip(seen.kernels, seen.grids, strict=True) if name == "_cross_attention_kernel"}
 
-    short, longer, longest = SOURCES[0], SOURCES[1], torch.tensor([6] * 300 + [1])
-    assert run(short) == {(1, H, 1)}
-    assert run(longest) == {(8, H, 1)} and target.pages == 8
-    assert run(longer) == {(2, H, 1)}
-    assert run(short) == {(1, H, 1)} and run(short, longer) == {(2, H, 2)} and run(short, longest) == {(8, H, 2)}
-    one, _, _, *others = found
-    assert all(torch.equal(other, one) for other in others)
+    short, long = SOURCES[0], torch.tensor([6] * 130 + [1])
+    assert run(short) == {(1, H, 1)} and run(short, long) == {(4, H, 2)} and target.pages == 4
+    assert run(short) == {(1, H, 1)} and target.pages == 4
+    assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
 def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_checkpoints):
