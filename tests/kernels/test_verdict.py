@@ -244,7 +244,7 @@ dense_drafts, block_drafts = (partial(verdicts_at_real_sizes, dense=True, cut=Tr
 # launches; a thread's registers: two programs of eight warps share a multiprocessor of 65,536, where blocks are weighed one
 # has it alone
 COMPILED = {"point_masses": (2, 128), "bfloat16": (2, 128), "trees": (3, 128), "dense_drafts": (2, 128),
-            "block_drafts": (2, 168)}
+            "block_drafts": (2, 192)}
 
 
 @pytest.mark.parametrize("name", COMPILED)
