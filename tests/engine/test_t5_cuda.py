@@ -78,9 +78,10 @@ def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, 
         for target, backend in zip(targets(tiny_checkpoints["v1.1"]), ("numba", "triton"), strict=True):
             drafter = TreeDrafter(LookupDrafter(), *TreeDrafter.parse_shape("2x1"))
             drafter.admit(range(2), SOURCES, admitted(target))
-            state = make_state(2, 5, [4, 3], target.config.d_model, end_token=-1, backend=backend, temperature=temperature)
+            state = make_state(2, 5 if temperature else 9, [4, 3], target.config.d_model, end_token=-1, backend=backend,
+                               temperature=temperature)
             decode(state, target, drafter)
-            outputs.append((state.tokens[:, :6], state.lengths, state.rounds, state.drafted, state.tested_at,
+            outputs.append((state.tokens[:, : state.capacity], state.lengths, state.rounds, state.drafted, state.tested_at,
                             state.accepted_at))
     for a, b in zip(*outputs, strict=True):
         assert torch.equal(a, b)
