@@ -22,14 +22,14 @@ from foredraft.engine.draft_device_t5 import DeviceT5
 from foredraft.engine.draft_lstm import LSTMConfig, LSTMModel
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.drafters import EMBEDDED_NGRAM
-from foredraft.engine.state import DecodeState
+from foredraft.engine.state import DecodeState, Draft
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import T5Config
 from foredraft.errors import UserError
 from foredraft.kernels.compile import Cost, compiled, distinct, launches
 from foredraft.ngram_native.table import Table
 
-DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn")
+DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn", "tree")
 # A thread's most registers, bytes of shared memory a program may have.
 LIMITS = {"sm_80": (255, 163 * 1024), "sm_90": (255, 227 * 1024), "gfx942": (512, 64 * 1024)}
 
@@ -69,9 +69,20 @@ def _weights(geometry: str, stored: str) -> CudaWeights:
                     lambda name, shape: nothing.expand(shape))
 
 
+class _Tree:
+    """A tree of point masses, as a Drafter of one's own may propose on a device too; it launches nothing itself."""
+
+    def draft(self, state: DecodeState) -> Draft:
+        draft = Draft.empty(state.rows, state.max_draft)
+        draft.parents = torch.zeros_like(draft.tokens)
+        return draft
+
+
 def _drafter(geometry: str, r: Round, stored: str, target: CudaWeights) -> Drafter:
     if r.drafter == "none":
         return NoDrafter()
+    if r.drafter == "tree":
+        return _Tree()
     if r.drafter == "ngram":
         return DeviceNgram(Table.open(EMBEDDED_NGRAM), "cpu")
     if r.drafter.startswith("lookup"):

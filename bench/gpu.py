@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from foredraft.bench.gpu_goals import judged
@@ -53,27 +54,28 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _law(sizes: Sizes, known: dict) -> Iterator[dict]:
-    """The tests that hold on a GPU too (chi-square among them), with the kernels compiled for it: most of the time goes into
-    compiling, so each file has a process of its own."""
+    """The tests that hold on a GPU too (chi-square and its mutants among them), with the kernels compiled for it: most of
+    the time goes into compiling, so they share all processors, or without pytest's plug-in for that a process a file."""
     # cut off a little before this section is, so that what was said until then is not lost
     ends = time.monotonic() + SECTIONS["law"].seconds - 5
+    files, spread = gpu_tests(), ["-n", str(os.cpu_count())] if find_spec("xdist") else []
     with ExitStack() as stack:
         running = []
-        for file in gpu_tests():
+        for together in [files] if spread else [[file] for file in files]:
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
             # pyproject.toml's own options name a plug-in that the machine may not have
-            command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", file, "-m", "gpu",
-                       "-k", "not compiled_for", "-p", "no:cacheprovider"]
-            running.append((file, said, subprocess.Popen(
+            command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", *together, "-m", "gpu",
+                       "-k", "not compiled_for", "-p", "no:cacheprovider", *spread]
+            running.append((together, said, subprocess.Popen(
                 command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)))
-        for file, said, child in running:
+        for together, said, child in running:
             try:
                 code = child.wait(timeout=max(ends - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
                 child.kill()
                 code = child.wait()
             said.seek(0)
-            yield {"check": f"pytest -m gpu {file}", "passed": code == 0, "said": said.read()[-1500:]}
+            yield {"check": f"pytest -m gpu {' '.join(together)}", "passed": code == 0, "said": said.read()[-1500:]}
 
 
 def gpu_tests() -> list[str]:

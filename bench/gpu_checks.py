@@ -106,6 +106,15 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
         found = run(rows, reads)
         yield {"check": f"bf16 bits: {reads} rows a pass, batch {rows}, against one row alone",
                "passed": all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))}
+    fill_caches(target, largest, source, 2 * R)
+    short, places = min(50, source), torch.arange(POSITION, POSITION + R, device=target.device).repeat(largest, 1)
+    target.buffers["sources"].fill_(short)
+    found = []
+    for longest in (short, source):
+        target.reserve(largest, POSITION + 2 * R, 2 * R - 1, longest)
+        found.append(target.decode(tokens[:, :R].contiguous(), places).clone())
+    yield {"check": "bf16 bits of a short source, launched for its own pages and for a long one's",
+           "passed": torch.equal(*found)}
     if can_overlap(sizes):
         target.launch = OVERLAPPED
         yield {"check": "bf16 bits with launches that overlap",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from foredraft.engine.sampling import sample_into
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.backend import power_of_2
+from foredraft.kernels.fused_cross_attention import PAGE, page_bucket
 from foredraft.kernels.fused_head import WIDTH
 from foredraft.kernels.fused_list_head import List, Pointed, list_choose_triton, list_logits_triton
 
@@ -26,7 +26,7 @@ class DeviceLists:
         # where an id stands in the list, -1: nowhere
         self._place = torch.full((self.vocab_size,), -1)
         self._place[self.common.cpu()] = torch.arange(len(self.common))
-        self.generation, self.rows, self.source = 0, 0, 0
+        self.generation, self.rows, self.source, self.bucket = 0, 0, 0, 0
         self._grow(0, 0)
 
     def _grow(self, rows: int, source: int) -> None:
@@ -45,9 +45,10 @@ class DeviceLists:
         self.generation += 1
 
     def reserve(self, rows: int, source: int) -> None:
-        """Room for B rows with sources of S ids; growing forgets every row."""
+        """Room for B rows with sources of S ids, of which S make the bucket; growing forgets every row."""
+        self.bucket = page_bucket(source) * PAGE
         if rows > self.rows or source > self.source:
-            self._grow(max(rows, self.rows), max(power_of_2(source), self.source))
+            self._grow(max(rows, self.rows), max(self.bucket, self.source))
 
     def admit(self, row: int, source: Tensor) -> None:
         if not self.has_own:
@@ -64,7 +65,7 @@ class DeviceLists:
     def draft_into(self, draft: Draft, place: int, y: Tensor, state: DecodeState, pointer: Pointed | None = None) -> None:
         """Draft token `place` of every row from the drafter's outputs y [B, C], with its law where rows are sampled."""
         B = len(y)
-        rows = List(self.common, *(tensor[:B] for tensor in self.list[1:]))
+        rows = List(self.common, self.list.own[:B, : self.bucket], self.list.own_counts[:B], self.list.left_out[:B])
         if state.greedy:
             list_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], *self._work)
         else:

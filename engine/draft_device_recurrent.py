@@ -22,9 +22,8 @@ from foredraft.engine.neural import DraftModel, rms_norm
 from foredraft.engine.pointer import MATCHED
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.engine.turn import Turns
-from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.fused_cnn import convolution_triton
-from foredraft.kernels.fused_cross_attention import PAGE, Places, fused_cross_attention_triton, work_size
+from foredraft.kernels.fused_cross_attention import PAGE, Places, fused_cross_attention_triton, page_bucket, work_size
 from foredraft.kernels.fused_list_head import Pointed
 from foredraft.kernels.fused_lstm import cell_triton, mix_triton
 
@@ -58,7 +57,7 @@ class DeviceRecurrent:
         self.inner = (matrix(mixed[:, :U]), matrix(mixed[:, U : U + inner]), matrix(mixed[:, U + inner :])[None],
                       vector(torch.cat((pointer.inner.bias, pointer.gain.bias))))
         self.outer = (None, matrix(pointer.outer.weight), None, None)
-        self.rows = self.pages = self.slots = self._grown = 0
+        self.rows = self.pages = self.slots = self.bucket = self._grown = 0
 
     def _take_cell(self, model: DraftModel) -> None:
         """Keep the cell's weights as its kernels read them."""
@@ -115,7 +114,7 @@ class DeviceRecurrent:
 
     def reserve(self, rows: int, source: int) -> None:
         """Room for B rows with sources of S ids; growing forgets every row."""
-        pages = power_of_2(-(-source // PAGE))
+        self.bucket = pages = page_bucket(source)
         self.lists.reserve(rows, source)
         if rows > self.rows or pages > self.pages:
             rows, pages, slots = max(rows, self.rows), max(pages, self.pages), max(self.slots, POSITIONS)
@@ -173,8 +172,8 @@ class DeviceRecurrent:
              for name, buffer in self.buffers.items()}
         mix_triton(at, top, None, *texts, *self.query, 1.0, b["q"], None, self.normed)
         fused_cross_attention_triton(
-            b["q"].view(B, c.num_heads, c.d_kv), b["pages_k"], b["pages_v"], b["table"], b["sources"], b["context"],
-            b["work"], b["arrived"], Places(b["scores"], b["top"], b["total"]))
+            b["q"].view(B, c.num_heads, c.d_kv), b["pages_k"], b["pages_v"], b["table"][:, : self.bucket], b["sources"],
+            b["context"], b["work"], b["arrived"], Places(b["scores"], b["top"], b["total"]))
         mix_triton(at, top, b["context"], *texts, *self.inner, 1.0, b["active"], b["gain"], self.normed)
         mix_triton(at, None, b["active"], None, None, None, None, *self.outer, c.head_scale, b["y"], None)
         return b["y"], Pointed(b["ids"], b["sources"], b["scores"], b["top"], b["total"], b["gain"])

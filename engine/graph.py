@@ -1,16 +1,17 @@
-"""Rounds as captured CUDA graphs: one graph for each shape of a batch, replayed without the host.
+"""Rounds as captured CUDA graphs: one graph for each shape of a batch and bucket of its sources, replayed without the host.
 
-The first round of a shape runs eagerly and counts; it compiles the kernels and makes their buffers. The second is captured,
-which executes nothing, and replayed from then on. A graph works on the memory it was captured on: each shape has a state of
-its own, into which a request's fresh state is copied.
+The first round of a graph's kind runs eagerly and counts; it compiles the kernels and makes their buffers. The second is
+captured, which executes nothing, and replayed from then on. A graph works on the memory it was captured on: each shape has a
+state of its own, into which a request's fresh state is copied; all of its buckets use that one.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from foredraft.engine.state import DecodeState
 if TYPE_CHECKING:
     from foredraft.engine.t5_cuda import T5Cuda
 
-# Shapes whose graphs are kept; the one unused for longest goes first.
+# Shapes that are kept, each with a graph for every power of two of source pages that it met; the one unused for longest goes
+# first.
 KEPT = 16
 
 
@@ -46,21 +48,19 @@ class CudaCapture:
     """Captures functions as graphs that share one pool of memory."""
 
     def __init__(self):
-        self.pool = None
+        self.pool, self.graphs = None, WeakSet()
 
     def __call__(self, run: Callable[[], None]) -> Any:
+        # the allocator refuses a capture into a pool that no graph uses any more
+        if not self.graphs:
+            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
         # what other threads of the process ask of the device meanwhile is no part of it
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             run()
+        self.graphs.add(graph)
         return graph
-
-    def forget(self) -> None:
-        """All graphs are gone: the allocator refuses a capture into a pool that none uses any more."""
-        self.pool = None
 
     def mark(self) -> Any:
         """A point in the device's work that `synchronize` waits for."""
@@ -71,12 +71,11 @@ class CudaCapture:
 
 @dataclass
 class Shape:
-    """A shape's state, what the host sees of it, and its graph once captured."""
+    """A shape's state, what the host sees of it, and its graphs by source bucket: None once a round of it ran eagerly."""
 
     state: DecodeState
     view: HostView
-    is_warm: bool = False
-    graph: Any = None
+    graphs: dict[int, Any] = field(default_factory=dict)
 
 
 class GraphRounds:
@@ -93,16 +92,17 @@ class GraphRounds:
         `after_round` sees a HostView, a round late, and the last round again at the end; with `in_step` it sees the state
         itself after every round and may change it, and the device waits for it.
         """
-        shape = self._shape(fresh, target, drafter)
-        state, previous = shape.state, None
+        # the drafter's bucket is that of the same sources
+        shape, bucket = self._shape(fresh, target, drafter), target.source_bucket
+        state, graphs, previous = shape.state, shape.graphs, None
         while True:
-            if not shape.is_warm:
+            if bucket not in graphs:
                 self._round(shape, target, drafter)
-                shape.is_warm = True
+                graphs[bucket] = None
             else:
-                if shape.graph is None:
-                    shape.graph = self.capture(lambda: self._round(shape, target, drafter))
-                shape.graph.replay()
+                if graphs[bucket] is None:
+                    graphs[bucket] = self.capture(lambda: self._round(shape, target, drafter))
+                graphs[bucket].replay()
             mark = self.capture.mark()
             if in_step:
                 mark.synchronize()
@@ -135,7 +135,6 @@ class GraphRounds:
         key = (fresh.rows, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.cuts, fresh.block, fresh.end_token, places)
         if any(known[-1] != places for known in self.shapes):
             self.shapes.clear()
-            self.capture.forget()
         if key not in self.shapes:
             while len(self.shapes) >= KEPT:
                 self.shapes.popitem(last=False)

@@ -15,8 +15,7 @@ from torch import Tensor
 from foredraft.engine.buckets import relative_bucket
 from foredraft.engine.cuda_encoder import CudaEncoder
 from foredraft.engine.cuda_weights import STORED, CudaWeights, Layout, check_memory, free_bytes, layout_bytes
-from foredraft.kernels.backend import power_of_2
-from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
+from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, page_bucket, work_size
 from foredraft.kernels.fused_embed import CLOSE, EMBED
 from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
@@ -32,7 +31,8 @@ SLOTS = 64
 
 
 class T5Cuda:
-    """A T5 target for up to as many rows as `reserve` made room for. `generation` counts the buffers' changes of place.
+    """A T5 target for up to as many rows as `reserve` made room for. `generation` counts the buffers' changes of place,
+    `source_bucket` is how many pages of a source a pass is launched for: that of the longest one since `reserve`.
 
     `overlap`: launches overlap (kernels/overlap.py), where the device can.
     """
@@ -44,17 +44,19 @@ class T5Cuda:
         self.launch = OVERLAPPED if overlap else {}
         self.kind = STORED[weights.stored]
         self.generation, self.buffers = 0, {}
-        self.rows = self.slots = self.pages = self.reads = 0
+        self.rows = self.slots = self.pages = self.reads = self.source_bucket = 0
 
     def reserve(self, rows: int, positions: int, draft_tokens: int, source: int) -> None:
-        """Room for B rows of T positions, K drafts and S source positions; forgets every admitted row if it must grow.
+        """Room for B rows of T positions, K drafts and S source positions, whose bucket passes are launched for from now on;
+        forgets every admitted row if it must grow.
 
         UserError where the device has too little memory, before any is taken or given back.
         """
         # in steps, so that requests of about the same size share their buffers, and the graphs captured on them
-        R, pages = draft_tokens + 1, power_of_2(-(-source // PAGE))
+        R, pages = draft_tokens + 1, page_bucket(source)
         slots = -(-(positions + R) // SLOTS) * SLOTS
         if rows <= self.rows and slots <= self.slots and pages <= self.pages and R <= self.reads:
+            self.source_bucket = pages
             return
         asked, held = (rows, slots, pages, R), sum(buffer.nbytes for buffer in self.buffers.values())
         wanted = tuple(map(max, zip(asked, (self.rows, self.slots, self.pages, self.reads), strict=True)))
@@ -64,6 +66,7 @@ class T5Cuda:
         check_memory(self.device, self.buffer_bytes(*wanted), f"caches for {wanted[0]} rows of {wanted[1]} positions and "
                      f"{wanted[2] * PAGE} source tokens", "lower batch_size, max_new_tokens or max_source", held)
         self._allocate(*wanted)
+        self.source_bucket = pages
 
     def buffer_bytes(self, rows: int, slots: int, pages: int, reads: int) -> int:
         """Of the caches and the buffers of a round, the logits [B, R, V] float32 included."""
@@ -144,6 +147,7 @@ class T5Cuda:
             b["pages_k"][layer].index_copy_(0, place, k)
             b["pages_v"][layer].index_copy_(0, place, v)
         b["sources"][row].fill_(S)
+        self.source_bucket = max(self.source_bucket, page_bucket(S))
 
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -160,7 +164,8 @@ class T5Cuda:
         H, D, C, M, eps = c.num_heads, c.d_kv, c.d_model, B * R, c.epsilon
         x, y, squares = self._view("x", M, C), self._view("y", M, C), self._view("squares", M, -(-C // 16))
         q, seen, active = self._view("q", M, H, D), self._view("seen", M, H * D), self._view("active", M, c.d_ff)
-        visible, table, sources = self._view("visible", B, R, R), self.buffers["table"][:B], self.buffers["sources"][:B]
+        visible, sources = self._view("visible", B, R, R), self.buffers["sources"][:B]
+        table = self.buffers["table"][:B, : self.source_bucket]
         self._positions = positions
         EMBED[run](tokens, positions, parents, w.embedding, w.norms[0, 0], visible, x, y, squares, **self.launch)
         for i in range(c.num_decoder_layers):

@@ -16,7 +16,8 @@ def compiled(
     machines: Annotated[str, typer.Option(help="sm_80, sm_90, gfx942, with commas.")] = "sm_80,sm_90,gfx942",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded together.")] = 8,
     draft_tokens: Annotated[int, typer.Option(min=0, help="Tokens drafted a round (K).")] = 5,
-    drafter: Annotated[str, typer.Option(help="none, lookup, ngram, lookup+ngram, t5shallow, lstm or cnn.")] = "lookup",
+    drafter: Annotated[str, typer.Option(help="none, lookup, ngram, lookup+ngram, t5shallow, lstm, cnn, or tree: a "
+                                          "drafter of one's own that proposes trees.")] = "lookup",
     sampled: Annotated[bool, typer.Option("--sampled", help="At temperature 1, with top-k.")] = False,
     weights: Annotated[str, typer.Option(help="The decoder's: fp32 or bf16.")] = "bf16",
     only: Annotated[str, typer.Option(help="Kernels whose name holds this; default: all.")] = "",

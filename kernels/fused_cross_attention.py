@@ -2,15 +2,17 @@
 
     q                 [M, H, D]             queries of M = B R rows, not scaled (T5)
     pages_k, pages_v  [P, H, 64, D]         page p of sequence b is pages[table[b, p]]
-    table             [B, pages] int64      sources [B] int64: source lengths
+    table             [B, pages] int64      of any stride over B; pages: the bucket of the longest source, or more
+    sources           [B] int64             source lengths
     out               [M, H D]              in the type of q; a sequence without a source leaves it as it is
     work              float32               B H pages R (D + 2) or more: what the pages' programs leave for the last of them
     arrived           [B H] or more int32   zeros, and zeros again afterwards
-    places            None, or Places, out, of head 0, for a pointer: scores [M, 64 pages], top, total [M] float32: a place's
-                      weight is exp(score - top) / total
+    places            None, or Places, out, of head 0, for a pointer: scores [M, 64 pages] of any stride over M, top, total
+                      [M] float32: a place's weight is exp(score - top) / total
 
 One program a page: it reads the page's keys and values once for all rows of the request. The last of a sequence's programs
-to arrive adds the pages' parts in page order, eight at a time, so that the order depends on the source's length alone.
+to arrive adds the pages' parts in page order, eight at a time, so that the order depends on the source's length alone, not
+on how many pages a launch has room for.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ PAGE = 64
 TOGETHER = 8
 
 
+def page_bucket(source: int) -> int:
+    """Pages that a pass is launched for where the longest source has S >= 1 ids: a power of two, so that there are few."""
+    return power_of_2(-(-source // PAGE))
+
+
 class Places(NamedTuple):
     scores: Tensor
     top: Tensor
@@ -36,8 +43,8 @@ class Places(NamedTuple):
 
 @jit
 def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, place_scores, place_top, place_total,
-                            pages, R, H: tl.constexpr, D: tl.constexpr, D_UP: tl.constexpr, TOGETHER: tl.constexpr,
-                            PLACES: tl.constexpr, OVERLAP: tl.constexpr = False):
+                            table_stride, scores_stride, pages, R, H: tl.constexpr, D: tl.constexpr, D_UP: tl.constexpr,
+                            TOGETHER: tl.constexpr, PLACES: tl.constexpr, OVERLAP: tl.constexpr = False):
     await_inputs(OVERLAP)
     page, head, b = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(sources + b)
@@ -46,7 +53,7 @@ def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arri
         is_d = d < D
         sixteen = tl.arange(0, 16)
         inside = page * 64 + tl.arange(0, 64) < length
-        number = tl.load(table + b * pages + page)
+        number = tl.load(table + b * table_stride + page)
         where = ((number * H + head) * 64 + tl.arange(0, 64))[:, None] * D + d[None, :]
         keys = tl.load(pages_k + where, mask=inside[:, None] & is_d[None, :], other=0.0)
         values = tl.load(pages_v + where, mask=inside[:, None] & is_d[None, :], other=0.0)
@@ -64,7 +71,7 @@ def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arri
             if PLACES:
                 if head == 0:
                     at = page * 64 + tl.arange(0, 64)
-                    tl.store(place_scores + (b * R + r)[:, None] * (pages * 64) + at[None, :], scores, mask=is_row[:, None])
+                    tl.store(place_scores + (b * R + r)[:, None] * scores_stride + at[None, :], scores, mask=is_row[:, None])
             top = tl.max(scores, 1)
             weights = tl.exp(scores - top[:, None])
             sums = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
@@ -118,9 +125,11 @@ def fused_cross_attention_triton(q: Tensor, pages_k: Tensor, pages_v: Tensor, ta
     B, pages = table.shape
     M, H, D = q.shape
     _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived,
-                                           *(places or (None, None, None)), pages, M // B, H=H, D=D,
+                                           *(places or (None, None, None)), table.stride(0),
+                                           0 if places is None else places.scores.stride(0), pages, M // B, H=H, D=D,
                                            D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, PLACES=places is not None,
-                                           num_warps=4, num_stages=2, **launch)
+                                           # a page in float32 fills the registers of twice as many threads
+                                           num_warps=4 if pages_k.dtype == torch.bfloat16 else 8, num_stages=2, **launch)
 
 
 def fused_cross_attention_reference(q, pages_k, pages_v, table, sources, out, work=None, arrived=None, places=None) -> None:

@@ -3,7 +3,7 @@
     y          [B, C]            a drafter's outputs, scaled
     weight     [V, C]            the head, bf16 or float32: the target's own, of which only the listed rows are read
     common     [F] int64         ids that every row may draft
-    own        [B, X] int64, own_counts [B] int64     the different ids of a row's source; X = 0: none
+    own        [B, X] int64 of any stride over B, own_counts [B] int64     the different ids of a row's source; X = 0: none
     left_out   [B, F] int8       1 where a common id is among the row's own, and left to them
     logits     [B, V] float32    out, at listed ids alone: the others hold -inf from the start; or, without writing them,
     chosen     [B] int64         out, of any stride: the listed id with the largest logit, the lowest on ties
@@ -66,7 +66,7 @@ def _raised(source, lengths, scores, top, total, gain, b, ids, S, N: tl.constexp
 
 @jit
 def _list_kernel(y, weight, common, own, own_counts, left_out, source, source_lengths, scores, top, total, gain, logits,
-                 chosen, work, work_ids, arrived, B, F, X, S, chosen_stride, V: tl.constexpr, C: tl.constexpr,
+                 chosen, work, work_ids, arrived, B, F, X, S, own_stride, chosen_stride, V: tl.constexpr, C: tl.constexpr,
                  N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr, CHUNK: tl.constexpr,
                  CHOOSES: tl.constexpr, POINTS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * 16
@@ -92,7 +92,7 @@ def _list_kernel(y, weight, common, own, own_counts, left_out, source, source_le
             b = first + (part - shared) // mine
             column = (part - shared) % mine * N + n
             is_own = column < tl.load(own_counts + b)
-            ids = tl.load(own + b * X + column, mask=is_own, other=0)
+            ids = tl.load(own + b * own_stride + column, mask=is_own, other=0)
             owner = rows == b
             values = weigh(y, weight, rows, owner, ids, is_own, C, N, WAYS, STEP)
             if POINTS:
@@ -122,8 +122,9 @@ def _launch(y, weight, list, pointer, logits, chosen, work, ids, arrived) -> Non
     pointed = (None,) * 6 if pointer is None else pointer
     _list_kernel[grid](
         y, weight, *list, *pointed, logits, chosen, work, ids, arrived, B, F, X,
-        0 if pointer is None else pointer.source.shape[1], 0 if chosen is None else chosen.stride(0), V=V, C=C, N=WIDTH,
-        TOGETHER=TOGETHER, CHUNK=CHUNK, CHOOSES=chosen is not None, POINTS=pointer is not None, **head_tiling(weight))
+        0 if pointer is None else pointer.source.shape[1], list.own.stride(0), 0 if chosen is None else chosen.stride(0),
+        V=V, C=C, N=WIDTH, TOGETHER=TOGETHER, CHUNK=CHUNK, CHOOSES=chosen is not None, POINTS=pointer is not None,
+        **head_tiling(weight))
 
 
 def list_logits_triton(y: Tensor, weight: Tensor, list: List, pointer: Pointed | None, logits: Tensor) -> None:

@@ -78,7 +78,7 @@ class ScriptedDrafter:
         pass
 
     def draft(self, state: DecodeState) -> Draft:
-        draft = Draft.empty(state.rows, state.max_draft)
+        draft = Draft.empty(state.rows, state.max_draft, state.tokens.device)
         for row, room in enumerate(state.allowed().tolist()):
             length = int(state.lengths[row])
             ids = self.truth[row][length - 1 : length - 1 + min(room, self.lengths(row, self.round))]
@@ -231,7 +231,7 @@ def second_id_chi_square(target, counts: torch.Tensor, *, temperature: float, to
 
 
 def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
-                     backend: str | None = None, block: bool = False) -> tuple[float, int]:
+                     backend: str | None = None, block: bool = False, device: str = "cpu") -> tuple[float, int]:
     """The first two sampled tokens against their exact joint law; K = 2, laws that depend on the position.
 
     drafter "adversarial" drafts from the negated logits, "close" from slightly disturbed ones. block: verified as blocks.
@@ -241,10 +241,11 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
     q = -table if drafter == "adversarial" else table + 0.5 * torch.randn(4, V, V, generator=generator)
     counts = torch.zeros(V * V, dtype=torch.int64)
     for start in range(0, trials, rows):
-        state = make_state(rows, 3, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1, backend=backend)
+        state = make_state(rows, 3, 2, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1, backend=backend,
+                           device=device)
         state.block = block
-        decode(state, TableTarget(table), TableDrafter(q))
-        counts += torch.bincount(state.tokens[:, 1] * V + state.tokens[:, 2], minlength=V * V)
+        decode(state, TableTarget(table.to(device)), TableDrafter(q.to(device)))
+        counts += torch.bincount(state.tokens[:, 1] * V + state.tokens[:, 2], minlength=V * V).cpu()
     first = torch.softmax(table[0, 0].double(), -1)
     return chi_square(counts, (first[:, None] * torch.softmax(table[1].double(), -1)).reshape(-1))
 
@@ -281,14 +282,11 @@ class FakeCapture:
     """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
 
     def __init__(self):
-        self.captured, self.replayed, self.forgotten, self.queue = 0, 0, 0, []
+        self.captured, self.replayed, self.queue = 0, 0, []
 
     def __call__(self, run):
         self.captured += 1
         return SimpleNamespace(replay=lambda: self.queue.append(run))
-
-    def forget(self):
-        self.forgotten += 1
 
     def mark(self):
         end = self.replayed + len(self.queue)

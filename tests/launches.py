@@ -11,18 +11,19 @@ WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.
 
 
 class Launches(TorchDispatchMode):
-    """`kernels`: names of the Triton kernels launched, in order. `operations`: of torch operations that are no views.
-    `waits`: of those that wait for the device. `bytes`: that operations returned in memory of their own."""
+    """`kernels`: names of the Triton kernels launched, in order, `grids` theirs. `operations`: of torch operations that are
+    no views. `waits`: of those that wait for the device. `bytes`: that operations returned in memory of their own."""
 
     def __init__(self):
         super().__init__()
-        self.kernels, self.operations, self.waits, self.bytes, self._inside = [], [], [], 0, False
+        self.kernels, self.grids, self.operations, self.waits, self.bytes, self._inside = [], [], [], [], 0, False
 
     def __enter__(self):
         self._run = run = GridExecutor.__call__
 
         def launch(executor, *args, **kwargs):
             self.kernels.append(executor.fn.__name__)
+            self.grids.append(executor.grid)
             self._inside = True
             try:
                 return run(executor, *args, **kwargs)

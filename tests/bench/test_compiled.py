@@ -24,6 +24,7 @@ ROUNDS = {
     "convolution": ("flan-t5-large", Round(128, 3, position=128, drafter="cnn"), "bf16"),
     "table": ("t5-small", Round(128, 8, position=128, drafter="lookup+ngram"), "bf16"),
     "plain": ("flan-t5-small", Round(1, 0, position=128, sampled=True, drafter="none"), "fp32"),
+    "trees": ("flan-t5-base", Round(8, 5, position=128, sampled=True, drafter="tree"), "bf16"),
     "wide": ("flan-t5-xl", Round(1, 5, position=128, sampled=True, cuts=True, drafter="ngram"), "fp32"),
 }
 
@@ -32,7 +33,7 @@ def recorded(name):
     return lambda: round_of(*ROUNDS[name])()
 
 
-greedy, sampled, recurrent, convolution, table, plain, wide = map(recorded, ROUNDS)
+greedy, sampled, recurrent, convolution, table, plain, trees, wide = map(recorded, ROUNDS)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("
 
 def test_kernels_and_bits_pass_their_checks():
     rows = [*gpu_checks.check_kernels(SIZES), *gpu_checks.check_bits(SIZES, layers=1)]
-    assert len(rows) == 12 and all(row["passed"] for row in rows), rows
+    assert len(rows) == 13 and all(row["passed"] for row in rows), rows
 
 
 def test_the_model_passes_its_checks():
@@ -134,14 +134,19 @@ def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):
     assert done.returncode == 2 and done.stdout == said == (tmp_path / "gpu.log").read_text()
 
 
-def test_tests_for_a_gpu_run_each_file_apart_and_a_failing_one_is_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shared", [False, True])
+def test_tests_for_a_gpu_run_apart_or_share_the_processors_and_a_failing_one_is_told(shared, tmp_path, monkeypatch):
+    if shared:
+        pytest.importorskip("xdist")
     for name, holds in (("good", True), ("bad", False)):
         (tmp_path / f"test_{name}.py").write_text(
             "import os, pytest\n\n\n@pytest.mark." + "gpu\ndef test_it():\n"
             f"    assert os.environ['TRITON_INTERPRET'] == '0' and {holds}\n")
     monkeypatch.setattr(gpu, "gpu_tests", lambda: [str(tmp_path / f"test_{name}.py") for name in ("good", "bad")])
+    monkeypatch.setattr(gpu, "find_spec", lambda name: shared or None)
     rows = list(gpu.SECTIONS["law"].run(SIZES, {}))
-    assert [row["passed"] for row in rows] == [True, False] and "1 failed" in rows[1]["said"]
+    assert [row["passed"] for row in rows] == ([False] if shared else [True, False])
+    assert "1 failed" in rows[-1]["said"] and ("1 passed" in rows[-1]["said"]) == shared
 
 
 def test_only_files_with_tests_for_a_gpu_are_collected_there():

@@ -1,5 +1,6 @@
 """Rounds as graphs: the loop around them by a stand-in for CUDA's capture, and the real thing where there is a GPU."""
 
+import contextlib
 import weakref
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.generate import Model
-from foredraft.engine.graph import KEPT, GraphRounds
+from foredraft.engine.graph import KEPT, CudaCapture, GraphRounds
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.kernels.backend import HAS_TRITON
 
@@ -21,7 +22,7 @@ TABLE = torch.randn(20, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
 class Target(TableTarget):
-    generation = 0
+    generation, source_bucket = 0, 1
 
 
 def run(rounds, new_tokens=8, seen=None, **options):
@@ -64,24 +65,60 @@ def test_shapes_are_bounded_and_forgotten_when_the_target_s_buffers_move():
     rounds = GraphRounds(capture)
     for new_tokens in range(2, KEPT + 5):
         rounds.decode(make_state(1, new_tokens, 0, 16, end_token=-1), target, NoDrafter())
-    assert len(rounds.shapes) == KEPT and capture.forgotten == 0
+    assert len(rounds.shapes) == KEPT
     target.generation = 1
     rounds.decode(make_state(1, 3, 0, 16, end_token=-1), target, NoDrafter())
-    # a pool of memory that no graph uses any more cannot be captured into
-    assert len(rounds.shapes) == 1 and capture.forgotten == 1
+    assert len(rounds.shapes) == 1
+
+
+def test_graphs_share_a_pool_while_one_of_them_lives(monkeypatch):
+    """A pool of memory that no graph uses any more cannot be captured into."""
+    pools = []
+
+    def graph(_graph, pool, capture_error_mode):
+        pools.append(pool)
+        return contextlib.nullcontext()
+
+    for name, stand_in in (("CUDAGraph", type("CUDAGraph", (), {})), ("graph", graph), ("synchronize", lambda: None),
+                           ("graph_pool_handle", object)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    capture, ran = CudaCapture(), []
+    first, second = (capture(lambda: ran.append(1)) for _ in range(2))
+    del first
+    third = capture(lambda: ran.append(1))
+    del second, third
+    capture(lambda: ran.append(1))
+    assert pools[0] is pools[1] is pools[2] and pools[3] is not pools[0] and len(ran) == 4
 
 
 def test_memory_stays_flat_over_200_requests_of_mixed_shapes():
-    """Lengths, batches and drafts that come again and again: what they hold is held once."""
+    """Lengths, batches, drafts and sources that come again and again: what they hold is held once, for all buckets."""
     capture, target, states, alive = FakeCapture(), Target(TABLE), [], []
     rounds = GraphRounds(capture)
     for request in range(200):
+        target.source_bucket = (1, 8)[request // 12 % 2]
         state = make_state(1 + request % 3, 2 + request % 4, 0, 16, end_token=-1)
         rounds.decode(state, target, NoDrafter())
         states.append(weakref.ref(state))
         del state
         alive.append(sum(known() is not None for known in states))
-    assert alive[11:] == [12] * 189 and capture.captured == 12
+    assert alive[11:] == [12] * 189 and capture.captured == 2 * 12
+
+
+def test_each_bucket_of_sources_is_run_once_eagerly_then_captured_at_its_own_size():
+    """What a graph was captured at is what it replays: a short source's after a long one's, and the long one's again."""
+    target, ran = Target(TABLE), []
+    decode_, capture = target.decode, FakeCapture()
+    target.decode = lambda *arguments: ran.append(target.source_bucket) or decode_(*arguments)
+    rounds, wanted = GraphRounds(capture), None
+    for bucket in (8, 1, 8, 1, 2):
+        target.source_bucket = bucket
+        ran.clear()
+        state = rounds.decode(make_state(2, 5, 0, 16, end_token=-1), target, NoDrafter())
+        wanted = state.tokens.clone() if wanted is None else wanted
+        assert set(ran) == {bucket} and torch.equal(state.tokens, wanted)
+    (shape,) = rounds.shapes.values()
+    assert sorted(shape.graphs) == [1, 2, 8] and None not in shape.graphs.values() and capture.captured == 3
 
 
 def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():

@@ -7,7 +7,9 @@ from doubles import Copier, ScriptedDrafter, make_state
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode, step
 from foredraft.engine.draft_device import DeviceLookup
+from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_none import NoDrafter
+from foredraft.engine.draft_tree import TreeDrafter
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import LAYER_LAUNCHES, T5Cuda
 from foredraft.engine.t5_weights import load_weights
@@ -68,6 +70,24 @@ def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoint
     assert int(outputs[0][-1].sum()) > 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, [0.7, 0.0]])
+def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, temperature):
+    """A drafter of one's own may propose trees of point masses: their inputs, pass, verdict, commit and moved caches."""
+    outputs = []
+    with torch.inference_mode():
+        for target, backend in zip(targets(tiny_checkpoints["v1.1"]), ("numba", "triton"), strict=True):
+            drafter = TreeDrafter(LookupDrafter(), *TreeDrafter.parse_shape("2x1"))
+            drafter.admit(range(2), SOURCES, admitted(target))
+            state = make_state(2, 5 if temperature else 9, [4, 3], target.config.d_model, end_token=-1, backend=backend,
+                               temperature=temperature)
+            decode(state, target, drafter)
+            outputs.append((state.tokens[:, : state.capacity], state.lengths, state.rounds, state.drafted, state.tested_at,
+                            state.accepted_at))
+    for a, b in zip(*outputs, strict=True):
+        assert torch.equal(a, b)
+    assert int(outputs[0][3].sum()) > 0 and (temperature or int(outputs[0][-1].sum()) > 0)
+
+
 def test_what_waits_or_takes_memory_is_seen():
     with Launches() as seen:
         torch.ones(2)[0].item()
@@ -88,6 +108,24 @@ def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, 
             step(state, target, drafter)
     assert seen.operations == [] and seen.waits == [] and seen.bytes == 0
     assert len(seen.kernels) > LAYER_LAUNCHES * target.config.num_decoder_layers
+
+
+@torch.inference_mode()
+def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bucket(tiny_checkpoints):
+    """Alone, after a source that buffers had to grow for, and among the launches of a long one."""
+    target, H = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16")), 3
+    tokens, positions, found = torch.tensor([[5, 9]]), torch.tensor([[0, 1]]), []
+
+    def run(*sources):
+        admitted(target, len(sources), sources=sources)
+        with Launches() as seen:
+            found.append(target.decode(tokens.repeat(len(sources), 1), positions.repeat(len(sources), 1))[:1].clone())
+        return {grid for name, grid in zip(seen.kernels, seen.grids, strict=True) if name == "_cross_attention_kernel"}
+
+    short, long = SOURCES[0], torch.tensor([6] * 130 + [1])
+    assert run(short) == {(1, H, 1)} and run(short, long) == {(4, H, 2)} and target.pages == 4
+    assert run(short) == {(1, H, 1)} and target.pages == 4
+    assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
 def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_checkpoints):

@@ -18,7 +18,8 @@ from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.law import law_reference
 
 pytestmark = pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
-interpreted = pytest.mark.skipif(not is_interpreted(), reason="these states lie on the CPU")
+ON_GPU = not is_interpreted()
+DEVICE = "cuda" if ON_GPU else "cpu"
 
 SAMPLED = {
     "the residual is the target's law": (" - tl.exp(y - lse[:, None])", ""),
@@ -66,11 +67,13 @@ def mutate(old: str, new: str, folder, monkeypatch):
 
 
 def is_lawful(drafter: str, trials: int, block: bool = False) -> bool:
-    value, freedom = joint_chi_square(drafter, trials, rows=trials, backend="triton", block=block)
+    """On a GPU of ten times as many trials."""
+    trials *= 1 + 9 * ON_GPU
+    value, freedom = joint_chi_square(drafter, trials, rows=trials, backend="triton", block=block, device=DEVICE)
     return value < freedom + 10 * (2 * freedom) ** 0.5
 
 
-@interpreted
+@pytest.mark.gpu
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 @pytest.mark.parametrize("block", [False, True])
 def test_sampled_tokens_follow_the_target(drafter, block, many_splits):
@@ -106,16 +109,15 @@ class Laws:
 def test_wide_vocabulary_follows_the_target(law):
     """The second token, after drafts from the reversed law, binned where fewer than five are expected; at full size on a
     GPU."""
-    on_gpu = not is_interpreted()
-    V, trials, rows, device = (32128, 400_000, 1000, "cuda") if on_gpu else (500, 2_000, 2000, "cpu")
-    if law and not on_gpu:
+    V, trials, rows = (32128, 400_000, 1000) if ON_GPU else (500, 2_000, 2000)
+    if law and not ON_GPU:
         V, trials, rows = 100, 800, 800
     logits = 2 * torch.randn(V, generator=torch.Generator().manual_seed(8))
-    counts = torch.zeros(V, dtype=torch.int64, device=device)
-    target, q = logits.to(device), logits.flip(0).to(device) * 0.5
+    counts = torch.zeros(V, dtype=torch.int64, device=DEVICE)
+    target, q = logits.to(DEVICE), logits.flip(0).to(DEVICE) * 0.5
     for start in range(0, trials, rows):
         state = make_state(rows, 2, 1, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1, backend="triton",
-                           device=device, **law)
+                           device=DEVICE, **law)
         decode(state, Laws(target), Laws(q))
         counts += torch.bincount(state.tokens[:, 2], minlength=V)
     weights = np.empty(V, np.float32)
@@ -131,21 +133,21 @@ def test_wide_vocabulary_follows_the_target(law):
     assert freedom > 10 and value < freedom + 10 * (2 * freedom) ** 0.5
 
 
-@interpreted
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verdict_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
     monkeypatch.setattr(judge, "verdict_triton", mutate(*SAMPLED[name], tmp_path, monkeypatch).verdict_triton)
     assert not all(is_lawful(drafter, trials=12_000) for drafter in ("adversarial", "close"))
 
 
-@interpreted
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_broken_block_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
     monkeypatch.setattr(judge, "verdict_triton", mutate(*BLOCKS[name], tmp_path, monkeypatch).verdict_triton)
     assert not all(is_lawful(drafter, trials=20_000, block=True) for drafter in ("adversarial", "close"))
 
 
-@interpreted
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_broken_greedy_verdict_changes_the_output(name, monkeypatch, tmp_path):
     table = torch.randn(30, 20, 20, generator=torch.Generator().manual_seed(1))
@@ -154,8 +156,8 @@ def test_a_broken_greedy_verdict_changes_the_output(name, monkeypatch, tmp_path)
     truth = plain.tokens[:, 1:21].tolist()
 
     def speculative():
-        state = make_state(2, 20, 3, 20, end_token=-1, backend="triton")
-        decode(state, TableTarget(table), ScriptedDrafter(truth, lambda row, at: at % 3 == 1, vocabulary=20))
+        state = make_state(2, 20, 3, 20, end_token=-1, backend="triton", device=DEVICE)
+        decode(state, TableTarget(table.to(DEVICE)), ScriptedDrafter(truth, lambda row, at: at % 3 == 1, vocabulary=20))
         return state.tokens[:, 1:21].tolist()
 
     assert speculative() == truth

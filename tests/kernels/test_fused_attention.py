@@ -123,6 +123,8 @@ def test_cross_attention_bits_do_not_depend_on_batch_rows_or_room():
             roomier[1][roomier[3][b, page]] = k[table[b, page]]
             roomier[2][roomier[3][b, page]] = v[table[b, page]]
     assert torch.equal(cross(roomier), whole)
+    # part of a wider table
+    assert torch.equal(cross((*roomier[:3], roomier[3][:, :12], roomier[4])), whole)
 
 
 def attentions_at_real_size():

@@ -1,5 +1,7 @@
 """Verdicts in Triton: the reference's draws, numba's rounds, what they cost compiled."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from foredraft.kernels import draw, verdict
 from foredraft.kernels.accept import accept_greedy_reference, accept_reference
 from foredraft.kernels.backend import can_launch, is_interpreted
 from foredraft.kernels.block import block_reference
+from foredraft.kernels.commit import commit_triton
 from foredraft.kernels.compile import costs
 from foredraft.kernels.cut import cut_triton
 from foredraft.kernels.draw import make_scratch
@@ -220,22 +223,32 @@ def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
             assert torch.equal(a, b), name
 
 
-def at_real_sizes():
-    B, K, V, device = 8, 4, 32128, "cpu"
-    rows = make_rows(B, K, C=2048, T=128, dtype=torch.bfloat16, device=device)
-    ids, counts = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)
-    logits, temperature = torch.empty(B, K + 1, V, dtype=torch.bfloat16), torch.empty(B)
-    drafts = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64))
-    for laws, block in ((drafts, False), (drafts, True), ((None, None), False)):
-        verdict_triton(logits, ids, counts, None, counts > 0, *laws, temperature, None, None, counts, rows, ids, counts, ids,
-                       make_scratch(B, K + 1, V, device), True, block)
-    verdict_greedy_triton(ids, ids, counts, None, rows, ids, counts, ids, True)
+def verdicts_at_real_sizes(kind="float32", dense=False, cut=False, block=False, tree=False):
+    """A sampled round's: its logits are float32; those of bench/gpu_verdict.py bfloat16."""
+    B, K, V, device = 8, 5, 32128, "cpu"
+    rows = make_rows(B, K, C=2048, T=128, device=device)
+    ids, counts, temperature = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64), torch.empty(B)
+    laws = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64)) if dense else (None, None)
+    cuts = (torch.empty(B, K + 1), torch.empty(B, K + 1, dtype=torch.int32)) if cut else (None, None)
+    logits, parents = torch.empty(B, K + 1, V, dtype=getattr(torch, kind)), ids if tree else None
+    verdict_triton(logits, ids, counts, parents, counts > 0, *laws, temperature, *cuts, counts, rows, ids, counts, ids,
+                   make_scratch(B, K + 1, V, device), not tree, block)
+    verdict_greedy_triton(ids, ids, counts, parents, rows, ids, counts, ids, not tree)
+    if tree:
+        commit_triton(ids, counts, ids, counts, ids, *rows)
 
 
-def test_compiled_for_three_machines():
-    found = costs(f"{__file__}:at_real_sizes")
-    assert len(found) == 12
-    # two programs of eight warps share a multiprocessor of 65,536 registers; where blocks are weighed one has it alone
-    blocks, others = found[3:6], found[:3] + found[6:]
-    for most, costs_of in ((128, others), (168, blocks)):
-        assert all(cost.registers <= most and cost.spills <= 32 and cost.shared < 16_384 for cost in costs_of), found
+point_masses, bfloat16, trees = (
+    partial(verdicts_at_real_sizes, **kinds) for kinds in (dict(cut=True), dict(kind="bfloat16"), dict(tree=True)))
+dense_drafts, block_drafts = (partial(verdicts_at_real_sizes, dense=True, cut=True, block=block) for block in (False, True))
+# launches; a thread's registers: two programs of eight warps share a multiprocessor of 65,536, where blocks are weighed one
+# has it alone
+COMPILED = {"point_masses": (2, 128), "bfloat16": (2, 128), "trees": (3, 128), "dense_drafts": (2, 128),
+            "block_drafts": (2, 192)}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_for_three_machines(name):
+    found, (launches, most) = costs(f"{__file__}:{name}"), COMPILED[name]
+    assert len(found) == 3 * launches
+    assert all(cost.registers <= most and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found
