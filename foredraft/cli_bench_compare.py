@@ -79,7 +79,10 @@ def regression(
     row = {
         "kind": "regression", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,
         "command": shlex.join(["foredraft", *sys.argv[1:]]), "machine": machine.describe(), "runs": runs, "slow": slow,
-        "limit": held.LIMIT, "cases": len(last), "false_alarms": false, "missed": missed,
+        "limit": held.LIMIT, "cases": [
+            {"case": one["case"], "unchanged": [row["change"] for row in unchanged if row["case"] == one["case"]],
+             "seeded": one["change"]} for one in seeded],
+        "false_alarms": false, "missed": missed,
         "unchanged": {"least": changes[0], "most": changes[-1]},
         "seeded": {"least": seeded[-1]["change"], "most": seeded[0]["change"]},
     }

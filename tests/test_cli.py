@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -153,11 +154,15 @@ def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkey
     code, out, err = command("bench", "run", *options, "--draft-tokens", "3,5", "--spec-bench", tmp_path / "answers",
                              "--out", tmp_path / "more")
     assert code == 0, err
-    rows = record.read(json.loads(out.splitlines()[-1])["record"])
-    assert [(row["method"], row["draft_tokens"]) for row in rows] == [
-        ("plain", 3), ("lookup", 3), ("plain", 5), ("lookup", 5)]
-    assert rows[0]["rouge"]["rouge1"] > 0 and rows[0]["footprint"] is None
-    assert len(list((tmp_path / "answers").rglob("*.jsonl"))) == 6 and "Spec-Bench's way" in out
+    file = json.loads(out.splitlines()[-1])["record"]
+    found = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    assert [(row["kind"], row["draft_tokens"]) for row in found] == [("spec-bench", 3), ("spec-bench", 5)]
+    plain, lookup = found[0]["rows"]
+    assert plain["rouge"]["rouge1"] > 0 and plain["footprint"] is None
+    assert plain["spec_bench"]["mean_accepted_tokens"] == 1 and lookup["spec_bench"]["speed_up"] > 0
+    answers = tmp_path / "answers"
+    assert len(list((answers / "K3").rglob("*.jsonl"))) == len(list((answers / "K5").rglob("*.jsonl"))) == 6
+    assert "Spec-Bench's way" in out
 
 
 def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, monkeypatch):
