@@ -19,8 +19,8 @@ PALETTE = {
     "pale": "#c9d1d9", "ground": "#fdfdfb",
 }
 INK, MUTED, RULE, ACCENT, SOFT, BAR, PALE, GROUND = PALETTE.values()
-# CSS pixels; legible on a phone, two beside each other on a desktop
-WIDTH = 440
+# CSS pixels: about a phone's column, so that type keeps its size there; two beside each other on a desktop
+WIDTH = 390
 PHASES = {"encode": PALE, "draft": ACCENT, "verify": BAR, "other": RULE}
 
 
@@ -47,6 +47,7 @@ def blank(height: int, across: int = 1, down: int = 1, **options):
              "figure.facecolor": GROUND, "xtick.major.size": 3, "ytick.major.size": 0, "lines.linewidth": 1.8}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.06)
         axes = figure.subplots(down, across, squeeze=False, **options)
     return figure, axes
 
@@ -119,6 +120,7 @@ def speeds(run: Sequence[dict]) -> Chart:
     axes.set_xlim(0, max(values) * 1.4)
     axes.set_xlabel("tokens a second, decoding")
     axes.xaxis.set_major_locator(_few())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines["left"].set_visible(False)
     return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}", _where(run), figure, run)
 
@@ -171,6 +173,8 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
     if not temperatures:
         return None
     figure, (panels,) = blank(230, across=len(temperatures), sharey=True)
+    # one scale for all panels, known before the first name is placed
+    panels[0].set_ylim(0, max(value for points in lines.values() for _, value in points) * 1.08)
     for axes, temperature in zip(panels, temperatures, strict=True):
         known = {method: sorted(points) for (at, method), points in lines.items() if at == temperature and len(points) > 1}
         for method, points in known.items():
@@ -183,7 +187,6 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(f"T={temperature:g}", loc="left", color=INK)
         axes.set_xlabel("batch size")
-        axes.set_ylim(0)
         axes.margins(x=0.4)
         axes.yaxis.set_major_locator(_few())
     panels[0].set_ylabel("tokens a second")
@@ -331,8 +334,7 @@ def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) 
     """Name lines at their ends, moved apart where they would cover each other."""
     if not ends:
         return
-    top = max(y for _, y in ends.values())
-    gap, last = 0.075 * top, float("-inf")
+    gap, last = 0.075 * axes.get_ylim()[1], float("-inf")
     for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
         last = max(y, last + gap)
         axes.annotate(f" {name}", (x, y), (x, last), fontsize=10, va="center", color=colours[name])

@@ -57,5 +57,5 @@ def said(rows: Sequence[dict]) -> str:
     return "\n".join(
         f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms (changes "
         f"{row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}); slowed {row['slow']:g} times, "
-        f"{len(row['missed'])} were missed ({row['seeded']['least']:.2f} to {row['seeded']['most']:.2f}; the alarm is at "
+        f"{len(row['missed'])} missed ({row['seeded']['least']:.2f} to {row['seeded']['most']:.2f}; the alarm is at "
         f"{row['limit']:.2f}), {place(row)}:\n\n```\n{row['command']}\n```\n" for row in rows)

@@ -129,12 +129,13 @@ def run(
             # other warm-ups and means: a record of its own, beside which the comparisons stand as they are
             path = path.with_name(f"spec-bench-{path.name}")
             rows_of = [row | {"spec_bench": told.get(row["method"])} for row in found]
-            record.append_lines(path, [{"kind": "spec-bench"} | common | {"repeats": found[0]["repeats"], "rows": rows_of}])
+            of_run = {name: found[0][name] for name in ("repeats", "data")}
+            record.append_lines(path, [{"kind": "spec-bench"} | common | of_run | {"rows": rows_of}])
         else:
             record.append(path, found)
         rows += found
-        if found[0]["repeats"] < one.repeats:
-            typer.echo(f"foredraft: interrupted; {path} holds the complete passes", err=True)
+        if found[0]["repeats"] < one.repeats or found[0]["data"]["articles"] < len(articles):
+            typer.echo(f"foredraft: interrupted; {path} holds what was complete", err=True)
             raise typer.Exit(1)
     print(json.dumps({"record": str(path), "rows": rows}))
 
@@ -154,7 +155,8 @@ def _tell_spec_bench(folder: Path | None, model, articles, told: dict[str, dict]
             else:
                 rounds = f"{told[name]['mean_accepted_tokens']:.2f}"
                 if folder is not None:
-                    spec_bench.write(folder, name, passes, model.tokenizer, [case.name for case in articles])
+                    names = [case.name for case in articles[: len(passes[0])]]
+                    spec_bench.write(folder, name, passes, model.tokenizer, names)
             print("{}: {} tokens a round, {tokens_per_second:.0f} tokens a second (deviation "
                   "{tokens_per_second_deviation:.0f}), {speed_up:.2f}x ({speed_up_deviation:.2f}), Spec-Bench's way".format(
                       name, rounds, **told[name]))
