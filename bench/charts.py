@@ -298,7 +298,7 @@ def alarm(row: dict, number: int) -> Chart:
     axes.set_xlabel("times the cost of the runs before")
     axes.spines["left"].set_visible(False)
     note = (f"{place(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} false "
-            f"alarms; slowed: {len(row['missed'])} missed.")
+            f"alarms, {row['timed_again']} timed again; slowed: {len(row['missed'])} missed.")
     return Chart(f"alarm-{number}", "Changes that raise the alarm", note, figure, [row])
 
 

@@ -55,7 +55,8 @@ def compare(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]
 def said(rows: Sequence[dict]) -> str:
     """Markdown of the records of `foredraft bench regression`, a sentence each; empty without any."""
     return "\n".join(
-        f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms (changes "
-        f"{row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}); slowed {row['slow']:g} times, "
-        f"{len(row['missed'])} missed ({row['seeded']['least']:.2f} to {row['seeded']['most']:.2f}; the alarm is at "
-        f"{row['limit']:.2f}), {place(row)}:\n\n```\n{row['command']}\n```\n" for row in rows)
+        f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms "
+        f"({row['timed_again']} timed again, changes {row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}); "
+        f"slowed {row['slow']:g} times, {len(row['missed'])} missed ({row['seeded']['least']:.2f} to "
+        f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}), {place(row)}:\n\n```\n{row['command']}\n```\n"
+        for row in rows)

@@ -33,9 +33,8 @@ def forget_peak() -> None:
         pass
 
 
-def let_go(model) -> None:
+def let_go() -> None:
     """Give back what earlier work left, so that a size is not charged with, nor spared by, the one before it."""
-    model.target.cache.clear()
     gc.collect()
     # glibc keeps freed memory for itself
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
@@ -73,6 +72,10 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
     def some(count: int) -> Iterator[list[int]]:
         return (list(one) for one in islice(cycle(sources), count))
 
+    def afresh() -> None:
+        model.target.cache.clear()
+        let_go()
+
     def by_articles(count: int) -> int:
         model.generate(list(some(count)), max_new_tokens=max_new_tokens, **options)
         return count
@@ -88,7 +91,7 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
 
     # what is loaded at the first call belongs to no size
     by_articles(1)
-    let_go(model)
+    afresh()
     loaded, longest = rss_bytes(), max(map(len, sources))
     curves = {"articles": [], "output": [], "source": []}
     found = {"loaded_bytes": loaded, "curves": curves, "memory": None, "complete": False}
@@ -102,7 +105,7 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
             ("output", output, lambda size: of_length(longest, size), repeats),
             ("source", source, lambda size: of_length(size, max_new_tokens), repeats),
         ):
-            curve(sizes, decode, times, curves[name], loaded, lambda: let_go(model), on_point)
+            curve(sizes, decode, times, curves[name], loaded, afresh, on_point)
         found["complete"] = True
     except KeyboardInterrupt:
         if not any(curves.values()) and found["memory"] is None:

@@ -169,6 +169,7 @@ def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, mo
     from foredraft.bench import compare, record
 
     monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
+    monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
     whole = compare.measure.measure
     monkeypatch.setattr(compare.measure, "measure",
                         lambda *args, **named: {name: one[:1] for name, one in whole(*args, **named).items()})

@@ -58,7 +58,7 @@ def test_memory_an_article_is_the_peak_shared_among_them():
         held.clear()
         return size
 
-    scale.curve([4, 1], hold, 1, points, scale.rss_bytes())
+    scale.curve([4, 1], hold, 1, points, scale.rss_bytes(), scale.let_go)
     # the second size is not charged with the first one's peak
     assert 6e6 < points[0]["bytes_per_article"] < 12e6 and points[1]["bytes_per_article"] < 16e6
     scale.curve([4], hold, 1, points)
