@@ -74,6 +74,8 @@ def test_in_a_real_browser(written, tmp_path):
             assert found["broken"] == [] and len(found["svgs"]) == len(drawn)
             assert all(200 < chart <= width for chart in found["svgs"])
             grounds.add(found["ground"])
+            real.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+            assert real.evaluate("document.documentElement.scrollWidth") <= width
         # the check can fail: something too wide, a script that breaks, a picture that is not there, a page from afar
         broken = tmp_path / "broken.html"
         broken.write_text("<div style='width:500px'>x</div><img src='gone.png'><script>nothing.here</script>"
