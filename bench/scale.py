@@ -84,7 +84,8 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
         ids = _stretched(sources, length, batch_size, model.target.end_token)
         end, model.target.end_token = model.target.end_token, NEVER
         try:
-            model.generate(ids, max_new_tokens=tokens, **options)
+            # past the checkpoint's own limit too, at which a source would be cut
+            model.generate(ids, max_new_tokens=tokens, max_source=length, **options)
         finally:
             model.target.end_token = end
         return batch_size

@@ -49,6 +49,19 @@ def test_the_command_and_its_charts(command, tiny_model_path, tmp_path):
         "scale-0-articles", "scale-0-source", "scale-0-output", "memory-0"]
 
 
+def test_sources_longer_than_the_checkpoint_says_are_read_whole(tiny_model_path, monkeypatch):
+    import foredraft
+
+    model, read = foredraft.load(tiny_model_path, drafter=None), []
+    encode = model.target.encode
+    monkeypatch.setattr(type(model), "source_limit", 5)
+    monkeypatch.setattr(model.target, "encode", lambda source: read.append(len(source)) or encode(source))
+    scale.scale(model, [[5, 6, 1]], articles=[1], source=[4, 9], output=[2], memory=0, batch_size=1, draft_tokens=0,
+                max_new_tokens=2, repeats=1)
+    # once so that all is loaded, then by articles, output and source
+    assert read == [3, 3, 3, 4, 9]
+
+
 @pytest.mark.skipif(scale.rss_bytes() is None, reason="the system does not tell a process's memory")
 def test_memory_an_article_is_the_peak_shared_among_them():
     held, points = [], []
