@@ -19,8 +19,8 @@ PALETTE = {
     "pale": "#c9d1d9", "ground": "#fdfdfb",
 }
 INK, MUTED, RULE, ACCENT, SOFT, BAR, PALE, GROUND = PALETTE.values()
-# CSS pixels; legible on a phone, two beside each other on a desktop
-WIDTH = 440
+# CSS pixels: about a phone's column, so that type keeps its size there; two beside each other on a desktop
+WIDTH = 390
 PHASES = {"encode": PALE, "draft": ACCENT, "verify": BAR, "other": RULE}
 
 
@@ -47,6 +47,7 @@ def blank(height: int, across: int = 1, down: int = 1, **options):
              "figure.facecolor": GROUND, "xtick.major.size": 3, "ytick.major.size": 0, "lines.linewidth": 1.8}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.06)
         axes = figure.subplots(down, across, squeeze=False, **options)
     return figure, axes
 
@@ -119,6 +120,7 @@ def speeds(run: Sequence[dict]) -> Chart:
     axes.set_xlim(0, max(values) * 1.4)
     axes.set_xlabel("tokens a second, decoding")
     axes.xaxis.set_major_locator(_few())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines["left"].set_visible(False)
     return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}", _where(run), figure, run)
 
@@ -171,6 +173,8 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
     if not temperatures:
         return None
     figure, (panels,) = blank(230, across=len(temperatures), sharey=True)
+    # one scale for all panels, known before the first name is placed
+    panels[0].set_ylim(0, max(value for points in lines.values() for _, value in points) * 1.08)
     for axes, temperature in zip(panels, temperatures, strict=True):
         known = {method: sorted(points) for (at, method), points in lines.items() if at == temperature and len(points) > 1}
         for method, points in known.items():
@@ -183,7 +187,6 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(f"T={temperature:g}", loc="left", color=INK)
         axes.set_xlabel("batch size")
-        axes.set_ylim(0)
         axes.margins(x=0.4)
         axes.yaxis.set_major_locator(_few())
     panels[0].set_ylabel("tokens a second")
@@ -239,35 +242,64 @@ def encoding(steps: Sequence[dict]) -> Chart | None:
                  "One request.", figure, steps)
 
 
-def scale(row: dict) -> list[Chart]:
-    """Milliseconds an article against articles, source length and output length; resident memory against articles."""
+def scale(row: dict, number: int) -> list[Chart]:
+    """Milliseconds and memory an article against articles, source length and output length; resident memory against
+    articles."""
     charts = []
+    said = f"{place(row)}, batch size {row['batch_size']}, drafter {row['drafter']['name']}"
     for axis, what in (("articles", "articles decoded"), ("source", "source tokens"), ("output", "output tokens")):
-        points = [(point["size"], point["ms_per_article"]) for point in row["curves"].get(axis, ())]
+        points = row["curves"].get(axis, ())
         if len(points) < 2:
             continue
-        figure, ((axes,),) = blank(210)
-        sizes, values = zip(*points, strict=True)
-        axes.plot(sizes, values, color=ACCENT, marker="o", markersize=4)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.tick_params(axis="x", labelrotation=45 if len(sizes) > 7 else 0)
-        axes.set_ylim(0)
-        axes.set_xlabel(what)
-        axes.set_ylabel("ms an article")
-        axes.yaxis.set_major_locator(_few())
-        charts.append(Chart(f"scale-{axis}", f"Time by {what}", f"Batch size {row['batch_size']}, drafter "
-                            f"{row['drafter']['name']}.", figure, [row]))
+        figure, axes = blank(300, down=2, sharex=True)
+        (times,), (sizes_of,) = axes
+        sizes = [point["size"] for point in points]
+        times.plot(sizes, [point["ms_per_article"] for point in points], color=ACCENT, marker="o", markersize=4)
+        times.set_ylabel("ms an article")
+        known = [(point["size"], point["bytes_per_article"] / 1e6) for point in points if point["bytes_per_article"]]
+        if known:
+            sizes_of.plot(*zip(*known, strict=True), color=INK, marker="o", markersize=4)
+        sizes_of.set_ylabel("MB an article")
+        sizes_of.set_xscale("log", base=2)
+        sizes_of.set_xticks(sizes)
+        sizes_of.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        sizes_of.minorticks_off()
+        sizes_of.set_xlabel(what)
+        for panel in (times, sizes_of):
+            panel.set_ylim(0)
+            panel.yaxis.set_major_locator(_few())
+            panel.grid(axis="y", color=RULE, linewidth=0.7)
+            panel.set_axisbelow(True)
+        charts.append(Chart(f"scale-{number}-{axis}", f"Time and memory by {what}",
+                            f"{said}. Memory: the peak over the loaded model, shared among the articles.", figure, [row]))
     if memory := row.get("memory"):
         figure, ((axes,),) = blank(210)
         axes.plot(memory["articles"], [value / 1e6 for value in memory["rss"]], color=ACCENT)
         axes.set_xlabel("articles decoded")
         axes.set_ylabel("resident memory, MB")
         axes.set_ylim(0, max(memory["rss"]) / 1e6 * 1.15)
-        note = "Slope {slope:+.0f} bytes an article (95 % interval {low:+.0f} to {high:+.0f}).".format(**memory["slope"])
-        charts.append(Chart("memory", "Memory over articles", note, figure, [row]))
+        axes.yaxis.set_major_locator(_few())
+        note = ("{said}. Slope {slope:+.0f} bytes an article (95 % interval {low:+.0f} to {high:+.0f}), fitted after the "
+                "first fifth.").format(said=said, **memory["slope"])
+        charts.append(Chart(f"memory-{number}", f"Memory over {memory['articles'][-1]:,} articles", note, figure, [row]))
     return charts
+
+
+def alarm(row: dict, number: int) -> Chart:
+    """Every case's change in unchanged runs and in the slowed one, beside the limit of the alarm."""
+    lines = {"unchanged": [change for case in row["cases"] for change in case["unchanged"]],
+             f"slowed {row['slow']:g} times": [case["seeded"] for case in row["cases"]]}
+    figure, ((axes,),) = blank(130)
+    for line, (values, colour) in enumerate(zip(lines.values(), (BAR, ACCENT), strict=True)):
+        axes.scatter(values, [line] * len(values), s=200, marker="|", color=colour, linewidth=1.2)
+    axes.axvline(row["limit"], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_yticks(range(len(lines)), list(lines))
+    axes.set_ylim(1.6, -0.6)
+    axes.set_xlabel("times the cost of the runs before")
+    axes.spines["left"].set_visible(False)
+    note = (f"{place(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} false "
+            f"alarms, {row['timed_again']} timed again; slowed: {len(row['missed'])} missed.")
+    return Chart(f"alarm-{number}", "Changes that raise the alarm", note, figure, [row])
 
 
 def throughput(row: dict, number: int) -> Chart | None:
@@ -302,8 +334,7 @@ def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) 
     """Name lines at their ends, moved apart where they would cover each other."""
     if not ends:
         return
-    top = max(y for _, y in ends.values())
-    gap, last = 0.075 * top, float("-inf")
+    gap, last = 0.075 * axes.get_ylim()[1], float("-inf")
     for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
         last = max(y, last + gap)
         axes.annotate(f" {name}", (x, y), (x, last), fontsize=10, va="center", color=colours[name])

@@ -84,7 +84,9 @@ def by_place(rows: Sequence[dict], temperature: float) -> Chart | None:
             if method != BASELINE:
                 panel.set_title(method, loc="right", color=ACCENT, fontsize=10)
         panel.set_xlabel("place in the draft")
-        _whole_ticks(panel)
+        longest = max(one["draft_tokens"] for figures in pair.values() for one in figures["rows"])
+        panel.set_xlim(0.5, longest + 0.5)
+        panel.set_xticks(range(1, longest + 1, -(-longest // 6)))
     axes[0].set_ylim(0, 1)
     axes[0].set_ylabel("accepted / tested")
     return Chart(f"place-T{temperature:g}", f"Acceptance by place in the draft at T={temperature:g}",

@@ -22,7 +22,8 @@ class Collection:
     runs: a comparison each, its rows in order, by machine, temperature, batch size and K, on real articles only. methods:
     the same of `foredraft bench methods`, by machine, temperature and batch size.
     drafters: rows of `foredraft eval` and `foredraft matrix` by drafter, method and seed. steps: rows of `foredraft bench
-    steps` by geometry. theory, scale, throughput: rows of these commands. all: every row that says which command made it.
+    steps` by geometry. theory, scale, throughput, regression: rows of these commands. spec_bench: of the suite of that name.
+    all: every row that says which command made it.
     """
 
     runs: list[list[dict]] = field(default_factory=list)
@@ -32,6 +33,8 @@ class Collection:
     theory: list[dict] = field(default_factory=list)
     scale: list[dict] = field(default_factory=list)
     throughput: list[dict] = field(default_factory=list)
+    spec_bench: list[dict] = field(default_factory=list)
+    regression: list[dict] = field(default_factory=list)
     all: list[dict] = field(default_factory=list)
 
 
@@ -62,6 +65,8 @@ def collect(path: Path) -> Collection:
         newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),
         newest("scale", lambda row: (row["target"]["hash"],)),
         newest("throughput", lambda row: (row["target"]["hash"], row["drafter"], row["data"]["name"])),
+        newest("spec-bench", lambda row: (row["target"]["hash"], row["data"]["name"], row["draft_tokens"])),
+        newest("regression", lambda row: ()),
         [row for kind in kinds.values() for row in kind])
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from foredraft.bench import footprint, machine, measure
 from foredraft.bench.alpha import alpha_tv
-from foredraft.bench.cases import Case
+from foredraft.bench.cases import Case, describe
 from foredraft.bench.methods import REFERENCE, Absent, Method, build
 from foredraft.bench.record import SCHEMA
 from foredraft.bench.settings import Settings
@@ -45,7 +45,8 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
 
     `common` is common_fields(...). `on_batch` is called after each batch of a timed pass, `on_samples` with all that was
     taken. A method that cannot run gets a row with the reason under "absent". `footprints`: load each method once more in a
-    process of its own. Interrupted, the rows are of the complete passes, and say how many.
+    process of its own. Interrupted, the rows are of the complete passes, or of the articles that all methods decoded in the
+    first one, and say how many.
     """
     methods: dict[str, Method] = {}
     absent: dict[str, str] = {}
@@ -55,8 +56,13 @@ def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[st
             methods[name] = _tried(build(name, model, settings), sources[: settings.batch_size], settings.seed)
         except Absent as reason:
             absent[name] = str(reason)
-    samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
+    samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch, partial=True)
     on_samples(samples, methods)
+    done = sum(len(sample.rows) for sample in samples[REFERENCE][0])
+    if done < len(cases):
+        cases, sources = cases[:done], sources[:done]
+        common = common | {"data": describe(common["data"]["name"], cases)}
+    footprints = footprints and len(samples[REFERENCE]) == settings.repeats
 
     outputs = [row for sample in samples[REFERENCE][0] for row in sample.rows]
     scores = Rouge(model.tokenizer, [case.reference for case in cases])

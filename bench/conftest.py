@@ -20,12 +20,16 @@ def benchmark(benchmark):
     if not benchmark.enabled:
         yield benchmark
         return
+    kind, times = type(benchmark), float(os.environ.get("FOREDRAFT_BENCH_SLOW", "1"))
+
+    def measured(self, function, *args, **named):
+        # one call beforehand: from a cold one pytest-benchmark would conclude that few rounds fill its time
+        function(*args, **named)
+        return kind.__call__(self, function if times == 1 else slowed(function, times), *args, **named)
+
+    # a class of its own, for pytest-benchmark takes nothing but its fixture from a case
+    benchmark.__class__ = type("Warm", (kind,), {"__call__": measured})
     before = calibrate()
-    if (times := float(os.environ.get("FOREDRAFT_BENCH_SLOW", "1"))) != 1:
-        kind = type(benchmark)
-        # a class of its own, for pytest-benchmark takes nothing but its fixture from a case
-        benchmark.__class__ = type("Slowed", (kind,), {
-            "__call__": lambda self, function, *args, **named: kind.__call__(self, slowed(function, times), *args, **named)})
     yield benchmark
     # the faster of the two: a case is told by its fastest round as well
     benchmark.extra_info[CALIBRATION] = min(before, calibrate())

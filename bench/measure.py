@@ -53,10 +53,11 @@ def batches(sources: Sequence[Sequence[int]], size: int) -> list[list[Sequence[i
 
 def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], settings: Settings, *, end_token: int,
             on_batch: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
-            settle: Callable[[], None] = wait_until_idle) -> dict[str, Samples]:
+            settle: Callable[[], None] = wait_until_idle, partial: bool = False) -> dict[str, Samples]:
     """Decode all sources `settings.repeats` times with every method, after an untimed pass over the first batches.
 
-    Interrupted, it gives the passes that are complete; without any, the interruption goes on.
+    Interrupted, it gives the passes that are complete, or with `partial` those batches of the first one that all methods
+    have decoded; without any, the interruption goes on.
     """
     names, work = list(methods), batches(sources, settings.batch_size)
 
@@ -83,9 +84,12 @@ def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], set
                 on_batch()
     except KeyboardInterrupt:
         complete = min(sum(len(one) == len(work) for one in passes) for passes in taken.values())
-        if not complete:
+        if complete:
+            return {name: passes[:complete] for name, passes in taken.items()}
+        done = min(len(passes[0]) for passes in taken.values())
+        if not (partial and done):
             raise
-        return {name: passes[:complete] for name, passes in taken.items()}
+        return {name: [passes[0][:done]] for name, passes in taken.items()}
     return taken
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 
-from foredraft.bench import charts, charts_drafters, charts_methods, tables_methods
+from foredraft.bench import charts, charts_drafters, charts_methods, tables_methods, tables_spec_bench
 from foredraft.bench.charts import Chart
 from foredraft.bench.collection import Collection, place
 from foredraft.bench.page_style import STYLE
@@ -94,11 +94,24 @@ def build(found: Collection, sample: Sample | None) -> Page:
             "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
             "those bytes over the bandwidth measured in the same process. Coloured: drafting; strokes, where known: the "
             "least that encoding and the whole could take.", times, encoder_tables(found.steps)))
-    scaled = charts.batches(found.runs) + [chart for row in found.scale for chart in charts.scale(row)]
+    scaled = charts.batches(found.runs)
+    scaled += [chart for number, row in enumerate(found.scale) for chart in charts.scale(row, number)]
     many = [charts.throughput(row, number) for number, row in enumerate(found.throughput)]
     scaled += [chart for chart in many if chart is not None]
     if scaled:
         page.sections.append(Section("How it scales", "Time and memory an article as the work grows.", scaled))
+    if found.spec_bench:
+        page.sections.append(Section(
+            "As Spec-Bench tells it", "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
+            "over articles of each one's own speed, encoding included, to be set beside published figures.",
+            tables=[(tables_spec_bench.setting(row), tables_spec_bench.HEADS, tables_spec_bench.lines(row))
+                    for row in found.spec_bench],
+            html=absences([row["rows"] for row in found.spec_bench])))
+    if found.regression:
+        page.sections.append(Section(
+            "Would a slowdown be seen", "Each case of make bench in units of a calibration beside it, over three runs "
+            "before: runs of the same code, and one in which every case was slowed. Right of the dashed line lies an alarm.",
+            [charts.alarm(row, number) for number, row in enumerate(found.regression)]))
     return page
 
 

@@ -40,6 +40,7 @@ summary { cursor: pointer; color: var(--muted); width: fit-content; padding: 6px
 summary:hover { color: var(--ink); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 pre, code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+code { overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 10px; }
 .scroll { overflow-x: auto; margin: 8px 0 20px; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -7,15 +7,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from foredraft.bench import charts, charts_drafters, charts_methods, tables, tables_methods
+from foredraft.bench import charts, charts_drafters, charts_methods, regression, tables, tables_methods
 from foredraft.bench.charts import Chart
 from foredraft.bench.collection import Collection
+from foredraft.bench.tables_scale import scale_table
+from foredraft.bench.tables_spec_bench import spec_bench_table
 from foredraft.errors import UserError
 from foredraft.whole import write_whole
 
 DIGEST = "Records"
 # What a block says before there is a record.
-NOTHING = {"table": "", "drafters": "", "methods": "Not measured yet: `foredraft bench methods --data test.jsonl.gz`.\n"}
+NOTHING = {"methods": "Not measured yet: `foredraft bench methods --data test.jsonl.gz`.\n"}
 
 # The block that a picture ends, its file's stem and what it shows.
 PICTURES = {"table": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters"),
@@ -25,9 +27,17 @@ PICTURES = {"table": ("speeds", "Decoding speed by method"), "drafters": ("draft
 def blocks(found: Collection, pictures: str) -> dict[str, str]:
     """What goes between the README's markers, by their name. `pictures`: their folder as the page names it."""
     shown = {"table": tables.runs_table(found.runs), "drafters": tables.drafters_table(found.drafters),
-             "methods": tables_methods.methods_table(found.methods)}
-    return {name: f"{text}\n![{PICTURES[name][1]}]({pictures}/{PICTURES[name][0]}.png)\n" if text else NOTHING[name]
-            for name, text in shown.items()}
+             "methods": tables_methods.methods_table(found.methods), "scale": scale_table(found.scale),
+             "spec-bench": spec_bench_table(found.spec_bench),
+             "regression": regression.said(found.regression)}
+
+    def pictured(name: str, text: str) -> str:
+        if not text or name not in PICTURES:
+            return text
+        stem, what = PICTURES[name]
+        return f"{text}\n![{what}]({pictures}/{stem}.png)\n"
+
+    return {name: pictured(name, text) or NOTHING.get(name, "") for name, text in shown.items()}
 
 
 def picture_rows(found: Collection) -> dict[str, Sequence[dict]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from foredraft.bench.collection import place
 from foredraft.errors import UserError
 
 CALIBRATION = "calibration"
@@ -49,3 +50,13 @@ def compare(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]
         verdict = "slower" if change > limit else "faster" if change < 1 / limit else "same"
         rows.append({"case": name, "before": median(old), "after": median(new), "change": change, "verdict": verdict})
     return sorted(rows, key=lambda row: -(row["change"] or 0))
+
+
+def said(rows: Sequence[dict]) -> str:
+    """Markdown of the records of `foredraft bench regression`, a sentence each; empty without any."""
+    return "\n".join(
+        f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms "
+        f"({row['timed_again']} timed again, changes {row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}); "
+        f"slowed {row['slow']:g} times, {len(row['missed'])} missed ({row['seeded']['least']:.2f} to "
+        f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}), {place(row)}:\n\n```\n{row['command']}\n```\n"
+        for row in rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
@@ -15,40 +17,64 @@ from foredraft.bench.turns import wait_until_idle
 NEVER = -1  # an end token that is no id: outputs then have exactly the length asked for
 
 
-def rss_bytes() -> int | None:
-    """Resident memory of this process now; None where the system does not tell."""
-    status = Path("/proc/self/status")
+def rss_bytes(peak: bool = False) -> int | None:
+    """Resident memory of this process now, or its peak since forget_peak(); None where the system does not tell."""
+    status, name = Path("/proc/self/status"), "VmHWM" if peak else "VmRSS"
     if not status.is_file():
         return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
 
 
-def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int,
-          on_point: Callable[[], None] = lambda: None) -> list[dict]:
-    """A point for each size: `ms_per_article`, the median over `repeats` calls of decode(size), which returns how many
-    articles it decoded; `rss` after them."""
-    points = []
+def forget_peak() -> None:
+    """Start the peak anew; where the system refuses, it stays that of the whole process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def let_go() -> None:
+    """Give back what earlier work left, so that a size is not charged with, nor spared by, the one before it."""
+    gc.collect()
+    # glibc keeps freed memory for itself
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, points: list[dict], loaded: int | None = None,
+          before: Callable[[], None] = lambda: None, on_point: Callable[[], None] = lambda: None) -> None:
+    """Add a point for each size to `points`: `ms_per_article`, the median over `repeats` calls of decode(size), which
+    returns how many articles it decoded; `bytes_per_article`, the peak of resident memory over `loaded`, shared among
+    them (None where the system does not tell); `rss` after them. `before` is called before each size."""
     for size in sizes:
+        before()
+        forget_peak()
         taken = []
         for _ in range(repeats):
             wait_until_idle()
             start = time.perf_counter()
             count = decode(size)
             taken.append((time.perf_counter() - start) * 1e3 / count)
-        points.append({"size": size, "ms_per_article": median(taken), "least_ms": min(taken), "rss": rss_bytes()})
+        peak = rss_bytes(peak=True)
+        points.append({"size": size, "ms_per_article": median(taken), "least_ms": min(taken), "rss": rss_bytes(),
+                       "bytes_per_article": None if peak is None or loaded is None else max(0, peak - loaded) / count})
         on_point()
-    return points
 
 
 def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], source: Sequence[int], output: Sequence[int],
           memory: int, batch_size: int, draft_tokens: int, max_new_tokens: int, repeats: int,
           on_point: Callable[[], None] = lambda: None) -> dict:
     """curves: `articles` as they come; `source` and `output` on one batch whose outputs have exactly `max_new_tokens`, or
-    the size's, ids. memory: memory_over's findings over so many articles; None without any."""
+    the size's, ids. memory: memory_over's findings over so many articles; None without any. complete: False if it was
+    interrupted, and has what was measured by then."""
     options = dict(draft_tokens=draft_tokens, batch_size=batch_size)
 
     def some(count: int) -> Iterator[list[int]]:
         return (list(one) for one in islice(cycle(sources), count))
+
+    def afresh() -> None:
+        model.target.cache.clear()
+        let_go()
 
     def by_articles(count: int) -> int:
         model.generate(list(some(count)), max_new_tokens=max_new_tokens, **options)
@@ -58,21 +84,34 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
         ids = _stretched(sources, length, batch_size, model.target.end_token)
         end, model.target.end_token = model.target.end_token, NEVER
         try:
-            model.generate(ids, max_new_tokens=tokens, **options)
+            # past the checkpoint's own limit too, at which a source would be cut
+            model.generate(ids, max_new_tokens=tokens, max_source=length, **options)
         finally:
             model.target.end_token = end
         return batch_size
 
-    # the slope first: what larger sizes need would hide what small ones lose
-    slope = memory_over(model, sources, memory, options | {"max_new_tokens": max_new_tokens}) if memory else None
-    on_point()
-    longest = max(map(len, sources))
-    curves = {
-        "articles": curve(articles, by_articles, 1, on_point),
-        "source": curve(source, lambda size: of_length(size, max_new_tokens), repeats, on_point),
-        "output": curve(output, lambda size: of_length(longest, size), repeats, on_point),
-    }
-    return {"curves": curves, "memory": slope}
+    # what is loaded at the first call belongs to no size
+    by_articles(1)
+    afresh()
+    loaded, longest = rss_bytes(), max(map(len, sources))
+    curves = {"articles": [], "output": [], "source": []}
+    found = {"loaded_bytes": loaded, "curves": curves, "memory": None, "complete": False}
+    try:
+        # the slope first: what larger sizes need would hide what small ones lose
+        if memory:
+            found["memory"] = memory_over(model, sources, memory, options | {"max_new_tokens": max_new_tokens})
+        on_point()
+        for name, sizes, decode, times in (
+            ("articles", articles, by_articles, 1),
+            ("output", output, lambda size: of_length(longest, size), repeats),
+            ("source", source, lambda size: of_length(size, max_new_tokens), repeats),
+        ):
+            curve(sizes, decode, times, curves[name], loaded, afresh, on_point)
+        found["complete"] = True
+    except KeyboardInterrupt:
+        if not any(curves.values()) and found["memory"] is None:
+            raise
+    return found
 
 
 def _stretched(sources: Sequence[Sequence[int]], length: int, count: int, end: int) -> list[list[int]]:

@@ -56,9 +56,10 @@ def write(folder: Path, method: str, samples: Samples, tokenizer, names: Sequenc
         partial.replace(path)
 
 
-def summary(samples: Samples, plain: Samples) -> dict[str, float]:
-    """Spec-Bench's figures: mean accepted tokens over rounds; tokens a second, the mean over articles of each one's own
-    speed, encoding included; its ratio to plain decoding's; mean and sample deviation over the passes."""
+def summary(samples: Samples, plain: Samples, rounds: bool = True) -> dict[str, float | None]:
+    """Spec-Bench's figures: mean accepted tokens over rounds (None for a method that does not tell its rounds); tokens a
+    second, the mean over articles of each one's own speed, encoding included; its ratio to plain decoding's; mean and sample
+    deviation over the passes."""
     def speeds(passed: Sequence[Sample]) -> float:
         return float(np.mean([sample.tokens / sample.seconds for sample in passed]))
 
@@ -68,7 +69,7 @@ def summary(samples: Samples, plain: Samples) -> dict[str, float]:
     def deviation(values: np.ndarray) -> float:
         return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
-    return {"mean_accepted_tokens": float(np.mean(lengths)), "tokens_per_second": float(ours.mean()),
+    return {"mean_accepted_tokens": float(np.mean(lengths)) if rounds else None, "tokens_per_second": float(ours.mean()),
             "tokens_per_second_deviation": deviation(ours), "speed_up": float((ours / theirs).mean()),
             "speed_up_deviation": deviation(ours / theirs)}
 

@@ -17,8 +17,8 @@ SUITES = {
     # as papers report: one request at a time, several K, many articles
     "paper": {"limit": 500, "temperatures": "0,1", "draft_tokens": "3,5,7", "footprints": True,
               "methods": f"{OURS},hf-greedy,hf-prompt-lookup,hf-assisted"},
-    # Spec-Bench (Xia et al. 2024): one request at a time, greedy, 3 warm-ups, 3 runs
-    "spec-bench": {"batch_sizes": "1", "temperatures": "0", "repeats": 3, "warm_up": 3},
+    # Spec-Bench (Xia et al. 2024): 80 summaries, one request at a time, greedy, 3 warm-ups, 3 runs
+    "spec-bench": {"limit": 80, "batch_sizes": "1", "temperatures": "0", "repeats": 3, "warm_up": 3},
 }
 
 

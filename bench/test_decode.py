@@ -17,14 +17,14 @@ def plain():
     return foredraft.load(drafter=None)
 
 
-@pytest.mark.parametrize("drafter", [None, "lookup", "ngram"])
+@pytest.mark.parametrize("drafter", [None, "lookup", "ngram", "lstm"])
 def test_summary(benchmark, plain, drafter):
     text = sample_texts()[0][1]
     out = benchmark(plain.with_drafter(drafter).generate, text, max_new_tokens=TOKENS)
     assert out.token_ids == plain.generate(text, max_new_tokens=TOKENS).token_ids
 
 
-@pytest.mark.parametrize("name", ["lookup", "ngram"])
+@pytest.mark.parametrize("name", ["lookup", "ngram", "lstm"])
 def test_draft(benchmark, plain, name):
     """Proposals for eight rows, half a summary each already written."""
     sources = [torch.tensor(plain.tokenizer.encode(text).ids) for _, text in sample_texts()[:8]]
@@ -37,6 +37,7 @@ def test_draft(benchmark, plain, name):
         state.tokens[row, 1 : TOKENS // 2] = source[1 : TOKENS // 2]
     state.lengths.fill_(TOKENS // 2)
     drafter = plain.with_drafter(name).drafter
-    drafter.admit(range(B), sources, [])
-    draft = benchmark(drafter.draft, state)
+    with torch.inference_mode():
+        drafter.admit(range(B), sources, [plain.target.encode(source) for source in sources])
+        draft = benchmark(drafter.draft, state)
     assert draft.tokens.shape == (B, 5) and int(draft.lengths.max()) > 0

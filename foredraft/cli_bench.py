@@ -102,8 +102,9 @@ def run(
         for temperature in parse_numbers("--temperatures", asked["temperatures"], float, 0)
         for size in parse_numbers("--batch-sizes", asked["batch_sizes"], int, 1)
         for K in parse_numbers("--draft-tokens", asked["draft_tokens"], int, 0)]
-    if spec_bench is not None and any(one.batch_size > 1 or one.do_sample for one in settings):
-        raise UserError("--spec-bench: its answers are greedy and one at a time; leave out other --batch-sizes and "
+    if (spec_bench is not None or suite == "spec-bench") and any(one.batch_size > 1 or one.do_sample for one in settings):
+        flag = "--suite spec-bench" if spec_bench is None else "--spec-bench"
+        raise UserError(f"{flag}: its answers are greedy and one at a time; leave out other --batch-sizes and "
                         "--temperatures")
     names = (asked["methods"] or ",".join(name for name in METHODS if name not in OF_ARGUMENT)).split(",")
     names += [f"drafter:{path}" for path in (drafters or "").split(",") if path]
@@ -115,33 +116,50 @@ def run(
     for number, one in enumerate(settings):
         common = compare.common_fields(model, one, described, command, foredraft.__version__)
         path = out / f"{machine.file_name(common['machine'])}.jsonl"
-        answers = _write_answers(spec_bench, model, articles) if spec_bench else None
+        theirs = suite == "spec-bench" or spec_bench is not None
+        told: dict[str, dict] = {}
+        # every K has its answers
+        folder = spec_bench / f"K{one.draft_tokens}" if spec_bench and len(settings) > 1 else spec_bench
+        answers = _tell_spec_bench(folder, model, articles, told) if theirs else None
         # each setting takes its footprint once: K and temperature change nothing in it
         footprint = asked["footprints"] and number == 0
         found = _compare(model, articles, one, names, common, footprints=footprint, on_samples=answers)
         # stored at once, so that a run that is broken off keeps what it has
-        record.append(path, found)
+        if suite == "spec-bench":
+            # other warm-ups and means: a record of its own, beside which the comparisons stand as they are
+            path = path.with_name(f"spec-bench-{path.name}")
+            rows_of = [row | {"spec_bench": told.get(row["method"])} for row in found]
+            of_run = {name: found[0][name] for name in ("repeats", "data")}
+            record.append_lines(path, [{"kind": "spec-bench"} | common | of_run | {"rows": rows_of}])
+        else:
+            record.append(path, found)
         rows += found
-        if found[0]["repeats"] < one.repeats:
-            typer.echo(f"foredraft: interrupted; {path} holds the complete passes", err=True)
+        if found[0]["repeats"] < one.repeats or found[0]["data"]["articles"] < len(articles):
+            typer.echo(f"foredraft: interrupted; {path} holds what was complete", err=True)
             raise typer.Exit(1)
     print(json.dumps({"record": str(path), "rows": rows}))
 
 
-def _write_answers(folder: Path, model, articles):
-    """A function of the samples of all methods: writes Spec-Bench's files and prints its figures."""
+def _tell_spec_bench(folder: Path | None, model, articles, told: dict[str, dict]):
+    """A function of the samples of all methods: writes Spec-Bench's files, if there is a folder for them, prints its figures
+    and puts them into `told` by method."""
     from foredraft.bench import spec_bench
     from foredraft.bench.methods import REFERENCE
 
     def write(samples, methods) -> None:
         for name, passes in samples.items():
+            told[name] = spec_bench.summary(passes, samples[REFERENCE], rounds=not methods[name].speculates)
+            rounds = "-"
             if methods[name].speculates:
                 print(f"{name}: no answers for Spec-Bench, for it does not tell its rounds")
-                continue
-            spec_bench.write(folder, name, passes, model.tokenizer, [case.name for case in articles])
-            print("{}: {mean_accepted_tokens:.2f} tokens a round, {tokens_per_second:.0f} tokens a second (deviation "
+            else:
+                rounds = f"{told[name]['mean_accepted_tokens']:.2f}"
+                if folder is not None:
+                    names = [case.name for case in articles[: len(passes[0])]]
+                    spec_bench.write(folder, name, passes, model.tokenizer, names)
+            print("{}: {} tokens a round, {tokens_per_second:.0f} tokens a second (deviation "
                   "{tokens_per_second_deviation:.0f}), {speed_up:.2f}x ({speed_up_deviation:.2f}), Spec-Bench's way".format(
-                      name, **spec_bench.summary(passes, samples[REFERENCE])))
+                      name, rounds, **told[name]))
 
     return write
 

@@ -58,15 +58,19 @@ def scale(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for name, points in row["curves"].items():
         table = Table(title=f"by {name}", title_justify="left")
-        for head in (name, "ms an article", "fastest", "resident MB"):
+        for head in (name, "ms an article", "fastest", "MB an article", "resident MB"):
             table.add_column(head, justify="right")
         for point in points:
+            each, whole = point["bytes_per_article"], point["rss"]
             table.add_row(f"{point['size']:,}", f"{point['ms_per_article']:.2f}", f"{point['least_ms']:.2f}",
-                          f"{point['rss'] / 1e6:,.0f}" if point["rss"] else "-")
+                          "-" if each is None else f"{each / 1e6:,.2f}", "-" if whole is None else f"{whole / 1e6:,.0f}")
         console.print(table)
     if row["memory"]:
         console.print("memory over {n:,} articles: {slope:+.0f} bytes an article (95 % interval {low:+.0f} to {high:+.0f})"
                       .format(n=row["memory"]["articles"][-1], **row["memory"]["slope"]))
     path = out / f"scale-{machine.file_name(row['machine'])}.jsonl"
     record.append_lines(path, [row])
+    if not row["complete"]:
+        typer.echo(f"foredraft: interrupted; {path} holds what was measured", err=True)
+        raise typer.Exit(1)
     print(json.dumps({"record": str(path), "row": row}))

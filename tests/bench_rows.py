@@ -74,7 +74,9 @@ def steps_row() -> dict:
            "parts_ms": {f"{part} 1": value for part, value in (("matrices", 8.0), ("cross-attention", 1.0),
                                                               ("head and argmax", 2.0))},
            "encoder": {"gflop": 9.0, "gflop_s": 400.0, "ms": 280.0, "share_of_floor": 0.8}}
-    return {"kind": "steps", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench steps", "machine": MACHINE,
+    # a command without a space for long, as lists and paths are
+    return {"kind": "steps", "time": "2026-01-01T00:00:00+00:00", "command": f"foredraft bench steps {'a,' * 99}",
+            "machine": MACHINE,
             "geometry": "flan-t5-base", "source_tokens": 512, "weights": {"fp32": one, "int8": one}, "peers": {}}
 
 
@@ -92,6 +94,37 @@ def throughput_row() -> dict:
             for size in (1, 8)]
     return {"kind": "throughput", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench throughput",
             "machine": MACHINE, "target": TARGET, "data": DATA, "geometry": None, "drafter": "none", "rows": rows}
+
+
+def scale_row() -> dict:
+    def points(*sizes: int) -> list[dict]:
+        return [{"size": size, "ms_per_article": 20 + size / 8, "least_ms": 20.0, "rss": 500_000_000,
+                 "bytes_per_article": 3e7 / size} for size in sizes]
+
+    return {"kind": "scale", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench scale --data test.jsonl.gz",
+            "machine": MACHINE, "target": TARGET, "data": DATA, "batch_size": 8, "draft_tokens": 5,
+            "drafter": {"name": "lookup"}, "loaded_bytes": 400_000_000, "complete": True,
+            "curves": {"articles": points(1, 64, 4096), "output": points(16, 512), "source": points(64, 2048)},
+            "memory": {"articles": [8, 16, 24], "rss": [5e8, 5.1e8, 5.1e8],
+                       "slope": {"slope": 12.0, "low": -90, "high": 99}}}
+
+
+def regression_row() -> dict:
+    return {"kind": "regression", "time": "2026-01-01T00:00:00+00:00", "command": "foredraft bench regression",
+            "machine": MACHINE, "runs": 3, "slow": 1.5, "limit": 1.22, "timed_again": 2, "false_alarms": [],
+            "missed": ["bench/a"],
+            "cases": [{"case": "bench/a", "unchanged": [0.97, 1.02, 1.1], "seeded": 1.2},
+                      {"case": "bench/b", "unchanged": [0.99, 1.0, 1.01], "seeded": 1.51}],
+            "unchanged": {"least": 0.97, "most": 1.1}, "seeded": {"least": 1.2, "most": 1.51}}
+
+
+def spec_bench_row() -> dict:
+    told = {"mean_accepted_tokens": 2.5, "tokens_per_second": 900.0, "tokens_per_second_deviation": 12.0, "speed_up": 1.9,
+            "speed_up_deviation": 0.04}
+    rows = [row | {"rouge": {"rouge1": 30.1, "rouge2": 11.2, "rougeLsum": 28.3},
+                   "spec_bench": None if row["absent"] else told} for row in run_rows()]
+    return {name: rows[0][name] for name in ("time", "machine", "target", "data", "draft_tokens", "repeats")} | {
+        "kind": "spec-bench", "command": "foredraft bench run --suite spec-bench", "rows": rows}
 
 
 def methods_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01-01T00:00:00+00:00") -> list[dict]:
@@ -119,4 +152,5 @@ def methods_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "202
 def every_kind() -> list[dict]:
     return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
         *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row(), throughput_row(),
+        scale_row(), regression_row(), spec_bench_row(),
         *(row for temperature in (0.0, 1.0) for size in (1, 8) for row in methods_rows(temperature, size))]

@@ -32,8 +32,8 @@ def ticking(step: float = 1.0):
     return (tick * step for tick in itertools.count()).__next__
 
 
-def take(methods, settings):
-    return measure.measure(methods, SOURCES, settings, end_token=END, clock=ticking(), settle=lambda: None)
+def take(methods, settings, **options):
+    return measure.measure(methods, SOURCES, settings, end_token=END, clock=ticking(), settle=lambda: None, **options)
 
 
 @pytest.mark.parametrize(("calls", "passes"), [(9, 1), (13, 2)])
@@ -50,6 +50,23 @@ def test_an_interrupted_run_keeps_its_complete_passes(calls, passes):
     taken = take({"a": Method(run), "b": Method(run)}, settings)
     assert [len(one) for one in taken.values()] == [passes] * 2
     assert all(len(one) == 2 for passes in taken.values() for one in passes)
+
+
+def test_an_interrupted_first_pass_keeps_the_batches_that_all_have():
+    calls = itertools.count()
+
+    def run(sources, seed):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return copier().run(sources, seed)
+
+    # no warm-up: both decode the first batch, one the second
+    settings = Settings(batch_size=2, repeats=2, warm_up=0)
+    taken = take({"a": Method(run), "b": Method(run)}, settings, partial=True)
+    assert [[len(one) for one in passes] for passes in taken.values()] == [[1], [1]]
+    calls = itertools.count()
+    with pytest.raises(KeyboardInterrupt):
+        take({"a": Method(run), "b": Method(run)}, settings)
 
 
 def test_an_interruption_before_the_first_pass_goes_on():

@@ -41,7 +41,9 @@ def test_every_chart_is_there_once_with_its_command(written):
     assert len(set(names)) == len(names)
     assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0",
             "time-acme-7-2-cores-T0-B1-K5", "token-time", "encode-time", "throughput-0",
-            "batch-acme-7-2-cores-K5", "methods-0"} <= set(names)
+            "batch-acme-7-2-cores-K5", "methods-0", "scale-0-articles", "scale-0-source", "scale-0-output", "memory-0",
+            "alarm-0"} <= set(names)
+    assert "0 false alarms, 2 timed again; slowed: 1 missed" in text and "900 ± 12" in text
     assert text.count("<figure") == text.count("<svg") == len(names)
     for chart in drawn:
         part = text.split(f'<figure id="{chart.name}">')[1].split("</figure>")[0]
@@ -65,13 +67,15 @@ def test_in_a_real_browser(written, tmp_path):
     file, drawn = written
     grounds = set()
     with browser.Browser(browser.find(), tmp_path / "profile") as real:
-        for width, dark in ((390, False), (390, True), (1280, False)):
+        for width, dark in ((390, False), (390, True), (1280, False), (1280, True)):
             found = real.open(file, width, dark)
             assert found["errors"] == [] and found["loaded"] == [], found
             assert found["scroll"] <= width and found["wide"] == [], (width, found)
             assert found["broken"] == [] and len(found["svgs"]) == len(drawn)
             assert all(200 < chart <= width for chart in found["svgs"])
             grounds.add(found["ground"])
+            real.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+            assert real.evaluate("document.documentElement.scrollWidth") <= width
         # the check can fail: something too wide, a script that breaks, a picture that is not there, a page from afar
         broken = tmp_path / "broken.html"
         broken.write_text("<div style='width:500px'>x</div><img src='gone.png'><script>nothing.here</script>"

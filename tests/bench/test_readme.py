@@ -46,9 +46,11 @@ def test_update_then_nothing_is_stale_until_a_record_changes(found, tmp_path):
     page, pictures = tmp_path / "README.md", tmp_path / "records"
     page.write_text("top\n<!-- table: begin -->\nold\n<!-- table: end -->\nmid\n"
                     "<!-- drafters: begin -->\n<!-- drafters: end -->\n"
+                    "<!-- scale: begin -->\n<!-- scale: end -->\n<!-- spec-bench: begin -->\n<!-- spec-bench: end -->\n"
+                    "<!-- regression: begin -->\n<!-- regression: end -->\n"
                     "<!-- methods: begin -->\n<!-- methods: end -->\nend\n")
     assert readme.stale(page, found, pictures) == [
-        "table", "drafters", "methods", "speeds.png", "drafters.png", "methods.png"]
+        "table", "drafters", "methods", "scale", "spec-bench", "regression", "speeds.png", "drafters.png", "methods.png"]
     readme.update(page, found, pictures)
     assert readme.stale(page, found, pictures) == []
     text = page.read_text()
@@ -60,7 +62,21 @@ def test_update_then_nothing_is_stale_until_a_record_changes(found, tmp_path):
     assert readme.stale(page, found, pictures) == ["table", "speeds.png"]
 
 
+def test_the_smaller_blocks(found):
+    shown = readme.blocks(found, "records")
+    assert "| articles | 1 | 64 | 4,096 |" in shown["scale"] and "| MB | 30.00 | 0.47 | 0.01 |" in shown["scale"]
+    assert "over 24 articles: +12 bytes an article (95 % interval -90 to +99)" in shown["scale"]
+    assert "| lookup | 2.50 | 900 ± 12 | 1.90x ± 0.04 | 30.1 / 11.2 / 28.3 | 0 of 30 |" in shown["spec-bench"]
+    # other tokens, no speed-up
+    assert "| hf-greedy | 2.50 | 900 ± 12 | - |" in shown["spec-bench"] and "`hf-assisted` is absent" in shown["spec-bench"]
+    assert "raised 0 alarms (2 timed again, changes 0.97 to 1.10); slowed 1.5 times, 1 missed" in shown["regression"]
+    assert all("```\nforedraft bench" in shown[name] for name in ("scale", "spec-bench", "regression"))
+
+
 def test_a_block_without_a_record_says_so(found, tmp_path):
+    for rows in (found.scale, found.spec_bench, found.regression):
+        rows.clear()
+    assert [readme.blocks(found, "records")[name] for name in ("scale", "spec-bench", "regression")] == [""] * 3
     found.methods.clear()
     assert "Not measured yet" in readme.blocks(found, "records")["methods"]
     assert "methods" not in readme.picture_rows(found)

@@ -84,6 +84,32 @@ def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
     assert code == 1 and json.loads(out.splitlines()[-1])["slower"] == [part]
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_an_alarm_is_timed_again_before_it_counts(tmp_path, command, monkeypatch, lasting):
+    """A disturbance of one run goes, a part that is slower stays; the slowed run is judged in the same way."""
+    from foredraft import cli_bench_compare
+
+    draw, part, asked = np.random.default_rng(4), next(iter(CASES)), {}
+
+    def time(file, cases, slow, seconds):
+        asked[file.stem] = cases
+        disturbed = file.stem == "unchanged-1" or lasting and file.stem.startswith("unchanged-1-")
+        write_run(file, draw, part if disturbed else None)
+        if slow > 1:
+            found = json.loads(file.read_text())
+            for one in found["benchmarks"]:
+                one["stats"]["min"] *= slow
+            file.write_text(json.dumps(found))
+
+    monkeypatch.setattr(cli_bench_compare, "_time", time)
+    monkeypatch.chdir(CHECKOUT)
+    code, out, err = command("bench", "regression", "--runs", 3, "--keep", tmp_path / "kept", "--out", tmp_path)
+    row = json.loads(out.splitlines()[-1])["row"]
+    assert asked["unchanged-1-again-0"] == [part] and "unchanged-0-again-0" not in asked and row["timed_again"] == 1
+    assert sorted(asked["slowed-1.5-again-1"]) == sorted(CASES) and row["missed"] == []
+    assert [one["case"] for one in row["false_alarms"]] == [part] * lasting and code == lasting, err
+
+
 def test_a_real_case_is_calibrated_and_can_be_slowed(tmp_path, monkeypatch):
     """No time is asserted: only that both ends of the fixture work."""
     monkeypatch.setenv("FOREDRAFT_BENCH_SLOW", "1.5")
