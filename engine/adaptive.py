@@ -22,7 +22,7 @@ from foredraft.kernels.pace import learn_numba, new_memory, pace_numba
 WIDEST = 12
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
 # tells good drafts from bad: that the last ones were bad says little about the next, unless nothing else is learned.
-OWN, OWN_CONFIDENT = 3.0, 30.0
+OWN, OWN_CONFIDENT = 10.0, 30.0
 
 
 class AdaptiveDrafter:

@@ -47,6 +47,9 @@ ADVANCE = 1.5
 FIRST, LONGEST = 8, 256
 # plain rounds at the start, and how slowly a cost changes once it is known
 PLAINS, SLOWEST = 3, 0.04
+# how late a round may be against what was expected before the rest is a pause; rounds without a call after which costs are old
+# news, and what a lower one then counts at least
+LATE, OLD, NEWS = 1.6, 20, 0.3
 # before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row (no more than
 # each of the B that are there), a call, an id
 CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
@@ -118,16 +121,16 @@ def _costs(extra, spent, B, fixed, rows, calls):
 
 
 @njit()
-def _see(table, i, value):
-    """Take a value in: the mean at first, later a running mean."""
+def _see(table, i, value, least=SLOWEST):
+    """Take a value in: the mean at first, later a running mean, in which it counts `least`."""
     table[i, 1] += 1
-    table[i, 0] += max(1 / table[i, 1], SLOWEST) * (value - table[i, 0])
+    table[i, 0] += max(1 / table[i, 1], least) * (value - table[i, 0])
 
 
 @njit()
 def _near(value, known):
-    """A value, within a factor of 2 of what was expected: pauses of the machine count little."""
-    return min(max(value, 0.5 * known), 2.0 * known)
+    """A value, near what was expected: pauses of the machine count little."""
+    return min(max(value, 0.5 * known), LATE * known)
 
 
 @njit()
@@ -175,7 +178,10 @@ def learn_loop(tested, accepted, drafted, widths, seconds, drafting, rows, place
         clock[SINCE] = 0
         _see(base, running, taken)
     else:
-        _see(extra, further, max(taken - base[running, 0], 0.0))
+        more_now = max(taken - base[running, 0], 0.0)
+        # costs of a machine that was busy would keep drafts away long after
+        fresh = clock[IDLE] > OLD and more_now < extra[further, 0]
+        _see(extra, further, more_now, NEWS if fresh else SLOWEST)
         clock[FURTHER] += 0.1 * (further - clock[FURTHER])
     if asked and clock[IDLE] > 1:
         # the drafter has first read what it had missed

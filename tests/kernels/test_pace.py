@@ -13,13 +13,17 @@ K = 6
 class World:
     """Requests of B rows: each id of row b is right with chance right[b]; a round costs row + extra, drafts call + id."""
 
-    def __init__(self, right, row=0.08, call=0.175, each=0.075, late=0.0):
-        self.right, self.costs, self.late = np.array(right), (row, call, each), late
-        self.draw = np.random.default_rng(0)
+    def __init__(self, right, row=0.08, call=0.175, each=0.075, late=0.0, busy=0, seed=0):
+        self.right, self.costs, self.late, self.busy = np.array(right), (row, call, each), late, busy
+        self.draw = np.random.default_rng(seed)
 
     def seconds(self, running, drafted):
         row, call, each = self.costs
         noise = self.draw.lognormal(0, 0.05, 2) * np.where(self.draw.random(2) < self.late, 20, 1)
+        if self.busy > 0:
+            # others' work: two threads that wait for each other suffer most
+            self.busy -= 1
+            noise *= self.draw.uniform(1, 6, 2) * np.where(drafted.any() and self.draw.random() < 0.5, [1, 2.5], 1)
         drafting = (call + each * drafted.max()) * noise[0] if drafted.any() else 0.0
         return (0.2 + 0.8 * running / len(self.right) + row * drafted.sum()) * noise[1] + drafting, drafting
 
@@ -99,6 +103,12 @@ def test_late_rounds_do_not_mislead():
     memory = new_memory(1, K)
     World([0.8], late=0.03).paced(memory=memory)
     assert World([0.8]).paced(10, skip=0, memory=memory) > 1.5 * World([0.8]).fixed(0)
+
+
+def test_costs_of_a_busy_start_do_not_stay():
+    def worlds(busy):
+        return sum(World([0.85], busy=busy, seed=seed).paced(20, skip=5, own=10.0) for seed in range(8))
+    assert worlds(60) > 0.85 * worlds(0)
 
 
 def test_repeatable_widths_depend_on_the_row_alone():
