@@ -25,6 +25,8 @@ from foredraft.engine.stats import DecodeStats
 # of source ids, B
 Engine = Callable[[Sequence[Sequence[int]], int], Output]
 REFERENCE = "scheduled"
+# Student's t, two-sided 95 %, by degrees of freedom from 1; the last holds for more.
+T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 # Anonymous memory that decoding many articles adds, and what the cache says of it: in a process of its own, warmed up.
 MEMORY = """
@@ -45,8 +47,9 @@ print(json.dumps({"grown_bytes": anonymous() - before, "accounted_bytes": model.
 """
 
 
-def engines(model, drafter: str | None, settings: Settings) -> dict[str, Callable[[], Engine]]:
-    """By name; each is built when it is called, or raises Absent. `model`: without a drafter."""
+def engines(model, drafter: str | None, draft_tokens: int | str, settings: Settings) -> dict[str, Callable[[], Engine]]:
+    """By name; each is built when it is called, or raises Absent. `model`: without a drafter. draft_tokens: a number, or
+    "auto"."""
     def drafting() -> object:
         if drafter is None:
             raise Absent("no drafter was asked for")
@@ -54,15 +57,15 @@ def engines(model, drafter: str | None, settings: Settings) -> dict[str, Callabl
 
     return {
         REFERENCE: lambda: _scheduled(model, 0, settings),
-        "scheduled+drafts": lambda: _scheduled(drafting(), settings.draft_tokens, settings),
+        "scheduled+drafts": lambda: _scheduled(drafting(), draft_tokens, settings),
         "fixed": lambda: _in_batches(_scheduled(model, 0, settings)),
-        "fixed+drafts": lambda: _in_batches(_scheduled(drafting(), settings.draft_tokens, settings)),
+        "fixed+drafts": lambda: _in_batches(_scheduled(drafting(), draft_tokens, settings)),
         "transformers": lambda: _by_length(_transformers(model, settings)),
         "ctranslate2": lambda: _ctranslate2(model, settings),
     }
 
 
-def _scheduled(model, draft_tokens: int, settings: Settings) -> Engine:
+def _scheduled(model, draft_tokens: int | str, settings: Settings) -> Engine:
     def run(sources, batch_size: int) -> Output:
         out = model.generate(sources, max_new_tokens=settings.max_new_tokens, draft_tokens=draft_tokens,
                              batch_size=batch_size)
@@ -112,13 +115,14 @@ def _ctranslate2(model, settings: Settings) -> Engine:
         translator(sources, settings.max_new_tokens, max_batch_size=batch_size, batch_type="examples"), {})
 
 
-def measure(model, drafter: str | None, sources: Sequence[Sequence[int]], batch_sizes: Sequence[int], names: Sequence[str],
-            settings: Settings, on_turn: Callable[[], None] = lambda: None) -> dict:
+def measure(model, drafter: str | None, draft_tokens: int | str, sources: Sequence[Sequence[int]],
+            batch_sizes: Sequence[int], names: Sequence[str], settings: Settings,
+            on_turn: Callable[[], None] = lambda: None) -> dict:
     """{"rows": a dict for each engine and B, "absent": {name: reason}, "floor": ..., "rates": ...}."""
     built, absent = {}, {}
     for name in dict.fromkeys((REFERENCE, *names)):
         try:
-            built[name] = engines(model, drafter, settings)[name]()
+            built[name] = engines(model, drafter, draft_tokens, settings)[name]()
             # compile, allocate, convert: outside the timed turns
             built[name](sources[:2], 2)
         except Absent as reason:
@@ -126,20 +130,24 @@ def measure(model, drafter: str | None, sources: Sequence[Sequence[int]], batch_
             built.pop(name, None)
     turns = {f"{name} {size}": (name, size) for name in built for size in batch_sizes}
     taken: dict[str, list[tuple[float, Output]]] = {key: [] for key in turns}
-    reads, rates, order = [], [], orders(list(turns), settings.seed)
+    # engines that are compared come next to each other
+    reads, rates, by_size, by_name = [], [], orders(batch_sizes, settings.seed), orders(list(built), settings.seed + 1)
     for _ in range(settings.repeats):
         reads.append(machine.read_bandwidth(times=2))
         rates.append(product_rate(model.target.config, max(map(len, sources))))
-        for key in next(order):
-            name, size = turns[key]
+        for name, size in ((name, size) for size in next(by_size) for name in next(by_name)):
             wait_until_idle()
             start = time.perf_counter()
             out = built[name](sources, size)
-            taken[key].append((time.perf_counter() - start, out))
+            taken[f"{name} {size}"].append((time.perf_counter() - start, out))
             on_turn()
     truth = _ids(taken[f"{REFERENCE} {batch_sizes[0]}"][0][1], model, settings)
     rate, read = float(np.median(rates)), float(np.median(reads))
     rows = [_row(*turns[key], outs, truth, model, sources, settings, rate, read) for key, outs in taken.items()]
+    for row in rows:
+        plain = taken[f"{REFERENCE} {row['batch_size']}"]
+        row["over_scheduled"] = over([wall for wall, _ in taken[f"{row['engine']} {row['batch_size']}"]],
+                                     [wall for wall, _ in plain])
     return {"rows": rows, "absent": absent, "gflop_s": rate / 1e9, "read_gb_s": read}
 
 
@@ -166,6 +174,17 @@ def _row(name: str, batch_size: int, outs: list[tuple[float, Output]], truth, mo
         row["row_utilisation"], row["tokens_per_step"] = stats[0].row_utilisation, stats[0].tokens_per_step
         row["floor"] = floor(model.target, sources, ids[0], stats[0], rate, read)
     return row
+
+
+def over(ours: Sequence[float], plain: Sequence[float]) -> dict[str, float | None]:
+    """Seconds of the engine over those of plain scheduled decoding at the same B, turn by turn: the geometric mean, and its
+    95 % interval by Student's t (None of a single turn)."""
+    logs = np.log(np.asarray(ours) / np.asarray(plain))
+    mean, turns = float(logs.mean()), len(logs)
+    if turns < 2:
+        return {"mean": float(np.exp(mean)), "low": None, "high": None}
+    reach = T95[min(turns - 1, len(T95)) - 1] * float(logs.std(ddof=1)) / turns**0.5
+    return {"mean": float(np.exp(mean)), "low": float(np.exp(mean - reach)), "high": float(np.exp(mean + reach))}
 
 
 def floor(target, sources, outputs, stats: DecodeStats, rate: float, read: float) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """A draft length that adapts: a drafter around any other that settles, row by row and round by round, how much it drafts.
 
 Its costs are measured as it goes (kernels/pace.py): the seconds of whole rounds, by running rows and rows read, and of the
-drafter's calls. A round in which no row drafts calls no drafter and is a plain round.
+drafter's calls. So drafts answer to the load: the more rows share a pass, the dearer a further row of it, down to no drafts
+at all. A round in which no row drafts calls no drafter and is a plain round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -15,17 +16,18 @@ from torch import Tensor
 from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.pace import new_memory, pace_numba
+from foredraft.kernels.pace import learn_numba, new_memory, pace_numba
 
 # The widest draft.
 WIDEST = 12
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
 # tells good drafts from bad: that the last ones were bad says little about the next, unless nothing else is learned.
-OWN, OWN_CONFIDENT = 3.0, 30.0
+OWN, OWN_CONFIDENT = 10.0, 30.0
 
 
 class AdaptiveDrafter:
     """Wraps `drafter`; a state's `draft_tokens` are what it writes. What they say when a row begins is its widest draft.
+    Whoever runs rounds calls `end_round` after each, before rows are handed over; nothing is learned otherwise.
 
     What was learned is kept between requests, for each number of rows and for greedy and sampled batches apart. Outputs of
     point masses do not depend on it. Above temperature 0 a drafter without `point_masses` draws its drafts: another width
@@ -33,19 +35,19 @@ class AdaptiveDrafter:
     of the batch alone, by costs that are fixed.
 
     A drafter with a `cost`, what a further row takes as a share of a step, by which it stops a draft by its own confidence,
-    is told the measured one, and where it has an `each`, what a further draft takes.
+    is told the measured one, and where it has an `each`, what a further draft takes. clock: seconds.
     """
 
-    def __init__(self, drafter: Drafter):
-        self.drafter, self.name, self.repeatable = drafter, drafter.name, False
+    def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):
+        self.drafter, self.name, self.repeatable, self._clock = drafter, drafter.name, False, clock
         self._admissions = Admissions(drafter)
         self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
         self._rows = np.zeros((0, 3))
         self._state: DecodeState | None = None
-        self._began: float | None = None
         self._admitted: set[int] = set()
-        pace_numba(*(np.ones(1, np.int64) for _ in range(2)), np.ones(1, bool),
-                   *(np.zeros(1, np.int64) for _ in range(5)), -1.0, 0.0, np.zeros((1, 3)), *new_memory(1, 1), OWN, False)
+        one, none, rows, memory = np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 3)), new_memory(1, 1)
+        pace_numba(one, one, np.ones(1, bool), none, none, rows, *memory, OWN, False)
+        learn_numba(none, none, none, none, 0.0, 0.0, rows, *memory, False)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         self._admissions.admit(rows, sources, encoded)
@@ -54,32 +56,28 @@ class AdaptiveDrafter:
             self._rows[row] = 0
         # what a row's `draft_tokens` then says is the widest draft of its request
         self._admitted.update(rows)
-        self._began = None
 
     def release(self, rows: Sequence[int]) -> None:
         self._admissions.release(rows)
 
     def draft(self, state: DecodeState) -> Draft:
-        began = perf_counter()
+        self._began, self._drafting = self._clock(), 0.0
         if self._state is not state:
             self._enter(state)
         if self._admitted:
             started = list(self._admitted)
             self._widest[started] = self._widths[started]
-            self._widths[started] = 0
             self._admitted.clear()
-        seconds = -1.0 if self._began is None else began - self._began
-        prices = pace_numba(*self._views, self._drafted, self._widths, self._widest, seconds, self._drafting,
-                            *self._memory(state))
-        self._began, self._drafting = began, 0.0
+        self._memory, own, self._is_fixed = self._at_hand(state)
+        prices = pace_numba(*self._views, self._widths, self._widest, *self._memory, own, self._is_fixed)
         if not self._widths.any():
             self._drafted = self._nothing
             return self._none
-        since = perf_counter()
+        since = self._clock()
         self._admissions.show()
-        shown = perf_counter()
+        shown = self._clock()
         draft = self._ask(state, *prices)
-        self._drafting = perf_counter() - shown
+        self._drafting = self._clock() - shown
         # a source is no part of a round
         self._began += shown - since
         self._drafted = draft.lengths.numpy()
@@ -88,19 +86,24 @@ class AdaptiveDrafter:
             draft.dense = draft.dense & (draft.lengths > 0)
         return draft
 
+    def end_round(self) -> None:
+        """Learn from the round that began with the last `draft`."""
+        learn_numba(*self._judged, self._drafted, self._widths, self._clock() - self._began, self._drafting, *self._memory,
+                    self._is_fixed)
+
     def _reserve(self, rows: int) -> None:
         if rows > len(self._rows):
             self._rows = np.concatenate((self._rows, np.zeros((rows - len(self._rows), 3))))
 
-    def _memory(self, state: DecodeState) -> tuple:
-        """The rest of what the kernel is told; a batch may turn from greedy to sampled where rows come and go."""
+    def _at_hand(self, state: DecodeState) -> tuple[tuple[np.ndarray, ...], float, bool]:
+        """What the kernels remember, `own` and `fixed`; a batch may turn from greedy to sampled where rows come and go."""
         B, K = state.rows, state.max_draft
         key = B, K, state.greedy
         if key not in self._memories:
             self._memories[key] = new_memory(B, K)
         fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
         own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not fixed else OWN
-        return self._rows[:B], *self._memories[key], own, fixed
+        return (self._rows[:B], *self._memories[key]), own, fixed
 
     def _ask(self, state: DecodeState, price: float, each: float) -> Draft:
         told = {"cost": min(price, 1.0), "each": each}
@@ -116,10 +119,10 @@ class AdaptiveDrafter:
     def _enter(self, state: DecodeState) -> None:
         """Start on a state: views of its tensors."""
         self._reserve(state.rows)
-        self._views = tuple(tensor.numpy() for tensor in (
-            state.lengths, state.limits, state.finished, state.last_tested, state.last_accepted))
+        self._views = tuple(tensor.numpy() for tensor in (state.lengths, state.limits, state.finished))
+        self._judged = state.last_tested.numpy(), state.last_accepted.numpy()
         self._widths, self._nothing = state.draft_tokens.numpy(), np.zeros(state.rows, np.int64)
         self._widest = np.zeros(state.rows, np.int64)
         self._admitted = set(range(state.rows))
         self._none, self._drafted = Draft.empty(state.rows, 0), self._nothing
-        self._state, self._began, self._drafting = state, None, 0.0
+        self._state = state

@@ -26,7 +26,7 @@ def throughput(
     batch_sizes: Annotated[str, typer.Option(help="Rows, with commas.")] = "1,4,16,64",
     engines: Annotated[str, typer.Option(help="With commas: " + ", ".join(ENGINES) + ".")] = ",".join(ENGINES),
     drafter: Annotated[str, typer.Option(help="Of the engines with drafts; none with a geometry.")] = "lookup",
-    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted a round (K).")] = 5,
+    draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K), or auto.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Timed turns.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Longest summary, in tokens.")] = 128,
     max_source: Annotated[int | None, typer.Option(help="Source tokens kept; default: the target's, or 512.")] = None,
@@ -43,6 +43,7 @@ def throughput(
     from foredraft.bench import throughput as bench
     from foredraft.bench.geometry import write_checkpoint
     from foredraft.bench.settings import Settings
+    from foredraft.engine.config import draft_length
 
     try:
         sizes = [int(size) for size in batch_sizes.split(",")]
@@ -53,7 +54,8 @@ def throughput(
     names = engines.split(",")
     if unknown := [name for name in names if name not in ENGINES]:
         raise UserError(f"--engines: no engine called {unknown[0]!r}; choose from {', '.join(ENGINES)}")
-    settings = Settings(draft_tokens=draft_tokens, max_new_tokens=max_new_tokens, repeats=repeats)
+    K = draft_length(draft_tokens)
+    settings = Settings(max_new_tokens=max_new_tokens, repeats=repeats)
     show.announce_compilation()
     with tempfile.TemporaryDirectory(prefix="foredraft-throughput-") if geometry else nullcontext() as folder:
         tokenizer = foredraft.load(drafter=None).tokenizer if geometry else None
@@ -65,13 +67,13 @@ def throughput(
         turns = repeats * len(sizes) * len({"scheduled", *names})
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("measuring", total=turns)
-            found = bench.measure(model, None if geometry or drafter == "none" else drafter, sources, sizes, names, settings,
-                                  on_turn=lambda: progress.advance(task))
+            found = bench.measure(model, None if geometry or drafter == "none" else drafter, K, sources, sizes, names,
+                                  settings, on_turn=lambda: progress.advance(task))
         known = model.describe()
         row = {
             "kind": "throughput", "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "foredraft": foredraft.__version__, "command": shlex.join(["foredraft", *sys.argv[1:]]),
-            "machine": machine.describe(), "geometry": geometry, "drafter": drafter, "draft_tokens": draft_tokens,
+            "machine": machine.describe(), "geometry": geometry, "drafter": drafter, "draft_tokens": K,
             "target": {name: known[name] for name in ("model", "hash", "dtype", "weights", "parameters", "threads")},
             "data": cases.describe(data, articles), "max_new_tokens": max_new_tokens, "repeats": repeats, **found,
             "memory": bench.memory(model.path, sources, max(sizes), max_new_tokens),
@@ -90,8 +92,8 @@ def show_table(row: dict, console) -> None:
     what = f"{data['articles']} x {data['name']}, {lengths['min']}-{lengths['max']} source tokens, " \
            f"{row['geometry'] or row['target']['model']}, {row['machine']['threads']} threads"
     table = Table(title=what, title_justify="left")
-    for name in ("engine", "B", "articles/s", "tokens/s", "p20-p80", "rows busy", "tokens a round", "encode", "draft",
-                 "verify", "other", "of the floor", "differ"):
+    for name in ("engine", "B", "articles/s", "tokens/s", "p20-p80", "time over scheduled", "rows busy", "tokens a round",
+                 "encode", "draft", "verify", "other", "of the floor", "differ"):
         table.add_column(name, justify="right")
     for one in row["rows"]:
         same, seconds = one["differ"] == 0, one["seconds"]
@@ -99,6 +101,7 @@ def show_table(row: dict, console) -> None:
         table.add_row(
             one["engine"], str(one["batch_size"]), f"{one['articles_per_second']['median']:.2f}" if same else "-",
             f"{rate['median']:,.0f}" if same else "-", f"{rate['p20']:,.0f}-{rate['p80']:,.0f}" if same else "-",
+            _over(one["over_scheduled"]) if same else "-",
             "-" if one["row_utilisation"] is None else f"{one['row_utilisation']:.0%}",
             "-" if one["tokens_per_step"] is None else f"{one['tokens_per_step']:.2f}",
             *(f"{seconds[part] / seconds['total']:.0%}" if part in seconds else "-"
@@ -111,3 +114,8 @@ def show_table(row: dict, console) -> None:
         grown, accounted = (row["memory"][name] / 1e6 for name in ("grown_bytes", "accounted_bytes"))
         console.print(f"keys and values at B={row['memory']['batch_size']}: {accounted:,.1f} MB accounted, the process grew "
                       f"by {grown:,.1f} MB")
+
+
+def _over(ratio: dict) -> str:
+    bound = "" if ratio["low"] is None else f" ({ratio['low']:.3f}-{ratio['high']:.3f})"
+    return f"{ratio['mean']:.3f}{bound}"

@@ -1,11 +1,11 @@
-"""How many ids each row drafts in the next round: learn from the last one, then take the widths of the highest rate.
+"""How many ids each row drafts in a round: the widths of the highest rate; and after the round, what is to be learned of it.
 
     lengths, limits   [B] int64      of the state;  finished [B] bool
-    tested, accepted  [B] int64      of each row's last draft
-    drafted           [B] int64      how many ids it had
-    widths            [B] int64      in: what each row might draft last time (0: nothing to learn from); out: the next
     most      [B] int64              each row's widest draft, at most K
-    seconds, drafting float          of the last round, and of its drafts; seconds < 0: not known
+    widths            [B] int64      out: how many ids each row may draft; learned from: what it might
+    tested, accepted  [B] int64      of each row's draft in the round
+    drafted           [B] int64      how many ids it had
+    seconds, drafting float          of the round, and of its drafts
     rows              [B, 3] float64     of a row's request: ids accepted, ids that were expected to be, and its credit
     places            [K, 4] float64     of all rows, by place in the draft: asked for, drafted, tested, accepted
     base              [B + 1, 2] float64    seconds of a plain round by running rows, and how often seen
@@ -42,10 +42,16 @@ from foredraft.kernels.backend import njit
 UNIT, SEEN, RUNNING, CREDIT, SINCE, PLAIN, IDLE, PAUSED, FURTHER, MISSED = range(10)
 CLOCK = 10
 PROBE, RARE, PATIENCE = 0.01, 4.0, 4.0
+# in plain rounds: where nothing promises to pay at first, the first probe need not wait
+ADVANCE = 1.5
 FIRST, LONGEST = 8, 256
 # plain rounds at the start, and how slowly a cost changes once it is known
 PLAINS, SLOWEST = 3, 0.04
-# before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row, a call, an id
+# how late a round may be against what was expected before the rest is a pause; rounds without a call after which costs are old
+# news, and what a lower one then counts at least
+LATE, OLD, NEWS = 1.6, 20, 0.3
+# before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row (no more than
+# each of the B that are there), a call, an id
 CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
 FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.08, 0.8, 0.18, 0.08
@@ -58,6 +64,7 @@ def new_memory(B: int, K: int) -> tuple[np.ndarray, ...]:
     """places, base, extra, spent, clock for batches of B rows and drafts of K ids."""
     places, base, extra, spent = (np.zeros(shape) for shape in ((K, 4), (B + 1, 2), (B * K + 1, 2), (K + 1, 2)))
     clock = np.zeros(CLOCK)
+    clock[CREDIT] = ADVANCE
     base[:, 0] = 0.2 + 0.8 * np.arange(B + 1) / B
     return places, base, extra, spent, clock
 
@@ -109,26 +116,30 @@ def _costs(extra, spent, B, fixed, rows, calls):
         for i in range(calls.shape[0]):
             calls[i] = FIXED_CALL + FIXED_ID * i
     else:
-        _fill(extra, 0.0, ROW, 8.0, rows)
+        _fill(extra, 0.0, min(ROW, 1.0 / B), 8.0, rows)
         _fill(spent, spent[0, 0] if spent[0, 1] > 0 else CALL, ID, 0.0, calls)
 
 
 @njit()
-def _see(table, i, value):
-    """Take a value in: the mean at first, later a running mean."""
+def _see(table, i, value, least=SLOWEST):
+    """Take a value in: the mean at first, later a running mean, in which it counts `least`."""
     table[i, 1] += 1
-    table[i, 0] += max(1 / table[i, 1], SLOWEST) * (value - table[i, 0])
+    table[i, 0] += max(1 / table[i, 1], least) * (value - table[i, 0])
 
 
 @njit()
 def _near(value, known):
-    """A value, within a factor of 2 of what was expected: pauses of the machine count little."""
-    return min(max(value, 0.5 * known), 2.0 * known)
+    """A value, near what was expected: pauses of the machine count little."""
+    return min(max(value, 0.5 * known), LATE * known)
 
 
 @njit()
-def _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed, chance,
-           more, calls):
+def learn_loop(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed):
+    """Take a round in, in the widths that pace_loop had set; before rows are handed over."""
+    chance, cover = np.empty(places.shape[0]), np.empty(places.shape[0])
+    more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
+    _chances(places, fixed, chance, cover)
+    _costs(extra, spent, widths.shape[0], fixed, more, calls)
     further, longest, asked, stood = 0, 0, False, False
     for b in range(widths.shape[0]):
         if widths[b] == 0:
@@ -153,7 +164,7 @@ def _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, b
     if asked and not fixed:
         clock[MISSED] = 0.0 if stood else clock[MISSED] + 1
     running = int(clock[RUNNING])
-    if fixed or seconds < 0 or running == 0:
+    if fixed or running == 0:
         return
     known = base[running, 0] + more[further]
     taken = max(seconds - drafting, 1e-9)
@@ -167,7 +178,10 @@ def _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, b
         clock[SINCE] = 0
         _see(base, running, taken)
     else:
-        _see(extra, further, max(taken - base[running, 0], 0.0))
+        more_now = max(taken - base[running, 0], 0.0)
+        # costs of a machine that was busy would keep drafts away long after
+        fresh = clock[IDLE] > OLD and more_now < extra[further, 0]
+        _see(extra, further, more_now, NEWS if fresh else SLOWEST)
         clock[FURTHER] += 0.1 * (further - clock[FURTHER])
     if asked and clock[IDLE] > 1:
         # the drafter has first read what it had missed
@@ -209,16 +223,11 @@ def _widen(survival, cover, room, running, calls, more, unit, widths):
 
 
 @njit()
-def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most, seconds, drafting, rows, places, base,
-              extra, spent, clock, own, fixed):
+def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra, spent, clock, own, fixed):
     """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round."""
     B, K = widths.shape[0], places.shape[0]
     chance, cover = np.empty(K), np.empty(K)
     more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
-    _chances(places, fixed, chance, cover)
-    _costs(extra, spent, B, fixed, more, calls)
-    _learn(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed, chance,
-           more, calls)
     _chances(places, fixed, chance, cover)
     _costs(extra, spent, B, fixed, more, calls)
     survival, room, running = np.empty((B, K)), np.zeros(B, np.int64), 0
@@ -270,3 +279,7 @@ def pace_loop(lengths, limits, finished, tested, accepted, drafted, widths, most
 
 def pace_numba(*arguments) -> tuple[float, float]:
     return pace_loop(*arguments)
+
+
+def learn_numba(*arguments) -> None:
+    learn_loop(*arguments)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
@@ -60,6 +61,8 @@ def test_every_article_once_in_order_or_as_they_end(summarize, articles, model, 
     last = json.loads(out)
     assert (last["articles"], last["failed"], last["stats"]["emitted"]) == (N, 0, 7 * N)
     assert "17 articles summarised" in err and "tokens a second" in err
+    # articles done, time left, rates, acceptance
+    assert re.search(r"17/17 \[\d\d:\d\d<\d\d:\d\d, .*/s, [\d,]+ tokens/s, \d+% of drafts accepted\]", err)
     (tmp_path / "out.jsonl").unlink()
     with gzip.open(tmp_path / "articles.jsonl.gz", "wb") as file:
         file.write(articles.read_bytes())
@@ -143,7 +146,7 @@ def test_a_run_goes_on_with_the_settings_it_was_begun_with(summarize, articles, 
         assert code == 2 and f"out.jsonl: was begun {was}, this run is {now}; go on with" in err
     assert len(written(tmp_path)) == 6
     # what decides no token may change: drafts of point masses, rows, memory
-    assert summarize(*sampling, "--draft-tokens", "0", "--batch-size", "2", "--in-order")[0] == 0
+    assert summarize(*sampling, "--draft-tokens", "auto", "--batch-size", "2", "--in-order")[0] == 0
     assert sorted(output.read_text().splitlines(keepends=True)) == sorted(lines)
     settings.write_text("half a li")
     code, _, err = summarize(*sampling)

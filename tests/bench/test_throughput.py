@@ -9,7 +9,7 @@ from foredraft.bench.methods import Output
 from foredraft.bench.settings import Settings
 
 SOURCES = [[3 + (7 * i + j) % 300 for j in range(4 + 9 * (i % 5))] + [1] for i in range(11)]
-SETTINGS = Settings(max_new_tokens=9, draft_tokens=3, repeats=1)
+SETTINGS = Settings(max_new_tokens=9, repeats=1)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_every_engine_decodes_the_same_tokens(model, monkeypatch):
     monkeypatch.setattr(throughput.machine, "read_bandwidth", lambda times: 10.0)
     names = ["scheduled+drafts", "fixed", "fixed+drafts", "transformers"]
     turns = []
-    found = throughput.measure(model, "lookup", SOURCES, [1, 4], names, SETTINGS, on_turn=lambda: turns.append(1))
+    found = throughput.measure(model, "lookup", 3, SOURCES, [1, 4], names, SETTINGS, on_turn=lambda: turns.append(1))
     assert found["absent"] == {} and len(turns) == len(found["rows"]) == 10
     assert {(row["engine"], row["batch_size"]) for row in found["rows"]} == {
         (name, size) for name in ("scheduled", *names) for size in (1, 4)}
@@ -37,6 +37,16 @@ def test_every_engine_decodes_the_same_tokens(model, monkeypatch):
         assert row["tokens"] == by["scheduled", 1]["tokens"] <= 99
         parts = [row["seconds"].get(part, 0) for part in ("encode", "draft", "verify", "other")]
         assert sum(parts) == pytest.approx(row["seconds"]["total"] if row["floor"] else 0)
+
+
+def test_time_over_plain_scheduled_decoding():
+    found = throughput.over([1.1, 2.2, 3.3], [1.0, 2.0, 3.0])
+    assert found["mean"] == pytest.approx(1.1) and found["low"] == pytest.approx(found["high"]) == pytest.approx(1.1)
+    found = throughput.over([1.0, 1.21], [1.0, 1.0])
+    assert found["mean"] == pytest.approx(1.1) and found["high"] / 1.1 == pytest.approx(1.1 / found["low"])
+    # both logs are 0.0953 from their mean: a standard error of as much, 12.71 times
+    assert found["high"] == pytest.approx(1.1 * 1.1**12.71, rel=1e-6)
+    assert throughput.over([2.0], [1.0]) == {"mean": 2.0, "low": None, "high": None}
 
 
 def test_sorting_by_length_gives_the_lists_order_back():

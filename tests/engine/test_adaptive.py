@@ -1,5 +1,7 @@
 """Draft lengths that adapt: they change no greedy or point-mass output, no law, and no seeded one."""
 
+import random
+
 import pytest
 import torch
 from doubles import ScriptedDrafter, TableDrafter, TableTarget, chi_square, make_state
@@ -33,6 +35,11 @@ def test_output_equals_plain_output(tiny_model_path, law):
     assert 0 < out.stats.covered < out.stats.steps
 
 
+def rounds(state, target, drafter):
+    """decode(), with the adaptive drafter told of each round's end."""
+    decode(state, target, drafter, lambda _state: drafter.end_round())
+
+
 def test_a_useless_drafter_is_hardly_asked():
     table = torch.randn(300, 20, 20, generator=torch.Generator().manual_seed(1))
     plain = make_state(2, 250, 0, 20, end_token=-1)
@@ -41,7 +48,7 @@ def test_a_useless_drafter_is_hardly_asked():
     wrong = AdaptiveDrafter(ScriptedDrafter(truth, lambda row, at: True, vocabulary=20))
     for _ in range(2):
         state = make_state(2, 250, 6, 20, end_token=-1)
-        decode(state, TableTarget(table), wrong)
+        rounds(state, TableTarget(table), wrong)
         assert torch.equal(state.tokens, plain.tokens)
     # in the second request what the first one learned holds from the start
     assert int(state.covered.max()) < 25
@@ -56,7 +63,7 @@ def test_a_round_without_drafts_asks_nobody():
     table = torch.randn(60, 20, 20, generator=torch.Generator().manual_seed(1))
     state = make_state(1, 50, 6, 20, end_token=-1)
     drafter = Asked([[0] * 60], vocabulary=20)
-    decode(state, TableTarget(table), AdaptiveDrafter(drafter))
+    rounds(state, TableTarget(table), AdaptiveDrafter(drafter))
     assert 0 < drafter.round < int(state.rounds.max())
 
 
@@ -83,7 +90,7 @@ def test_a_drafter_learns_what_a_row_costs_here():
     own, target = drafter.cost, TableTarget(table)
     adaptive = AdaptiveDrafter(drafter)
     adaptive.admit([0], [torch.arange(2, 19)], [torch.zeros(1, 1)])
-    decode(make_state(1, 50, 6, 20, end_token=-1), target, adaptive)
+    rounds(make_state(1, 50, 6, 20, end_token=-1), target, adaptive)
     assert drafter.cost == own and len(set(drafter.costs)) > 1
     assert all(0 <= cost <= 1 for cost in drafter.costs)
 
@@ -150,3 +157,23 @@ def test_in_a_stream_a_requests_number_is_its_longest_draft(tiny_model_path):
     assert all(len([at for at in result.stats.tested_at if at]) <= 2 for result in results[2::3])
     refused = list(model.stream([Request([5, 1], draft_tokens="auto")], draft_tokens=3))
     assert "open it so" in str(refused[0].error)
+
+
+def test_a_seeded_request_with_drawn_drafts_knows_nothing_of_the_load(lstm):
+    """In a stream of rows that come and go, greedy ones among them, each is what it is alone in as many rows."""
+    draw = random.Random(4)
+    lstm.target.end_token = -1  # random weights end too early to see anything
+    requests = [Request(draw.choice(SOURCES), id=i, do_sample=bool(i % 3), temperature=draw.choice((0.3, 1.0)), top_k=0,
+                        seed=draw.randrange(2**40), max_new_tokens=draw.randint(3, 24)) for i in range(30)]
+    options, results = dict(draft_tokens="auto", max_new_tokens=24, batch_size=2), {}
+    with lstm.stream(requests, **options) as stream:
+        for result in stream:
+            results[result.id] = result
+            if draw.random() < 0.2:
+                stream.cancel(draw.randrange(30))
+    assert 0 < sum(result.finish_reason == "cancelled" for result in results.values()) < 15
+    for request in requests:
+        alone, result = next(lstm.stream([request], **options)).token_ids, results[request.id]
+        assert result.token_ids == alone[: len(result.token_ids)]
+        assert result.finish_reason == "cancelled" or len(result.token_ids) == request.max_new_tokens
+    assert sum(result.stats.drafted for result in results.values() if result.id % 3) > 30

@@ -14,6 +14,7 @@ from foredraft.engine.decode import decode
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.generate import Model
 from foredraft.engine.graph import KEPT, CudaCapture, GraphRounds
+from foredraft.engine.requests import Request
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.kernels.backend import HAS_TRITON
 
@@ -148,6 +149,12 @@ def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model
     streamer = SimpleNamespace(put=lambda ids: pieces.append(ids.tolist()), end=lambda: pieces.append([]))
     out = device.generate(texts[:1], max_new_tokens=6, draft_tokens=2, streamer=streamer)
     assert pieces[0] == [0] and pieces[-1] == [] and sum(pieces[1:], []) == out.token_ids[0]
+    # requests with parameters of their own, more of them than rows, one of which fails
+    requests = [Request("w5 w9 w5 w9", id="a", draft_tokens=1), Request("w7", id="b", do_sample=True, seed=3, top_k=9),
+                Request("", id="c"), Request("w8 w7", id="d", max_new_tokens=2)]
+    wanted, found = (list(model.stream(requests, max_new_tokens=4, draft_tokens=2, batch_size=2, in_order=True))
+                     for model in (cpu, device))
+    assert [(r.id, r.token_ids, r.finish_reason) for r in found] == [(r.id, r.token_ids, r.finish_reason) for r in wanted]
 
 
 @pytest.mark.gpu

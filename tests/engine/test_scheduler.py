@@ -4,8 +4,9 @@ import random
 
 import pytest
 import torch
-from doubles import SIZES, TableTarget, make_state
+from doubles import SIZES, ScriptedDrafter, TableTarget, make_state
 
+from foredraft.engine.adaptive import AdaptiveDrafter
 from foredraft.engine.cache import KVCache
 from foredraft.engine.config import DecodeConfig
 from foredraft.engine.decode import decode
@@ -28,10 +29,12 @@ def target(tiny_checkpoints):
     return target
 
 
-@pytest.fixture(scope="module", params=["none", "lookup", "lookup+history", *SIZES, "lstm-40"])
+@pytest.fixture(scope="module", params=["none", "lookup", "lookup+history", "adaptive", *SIZES, "lstm-40"])
 def drafter(request, target, tmp_path_factory):
     if request.param == "none":
         return NoDrafter()
+    if request.param == "adaptive":
+        return AdaptiveDrafter(LookupDrafter())
     if request.param.startswith("lookup"):
         return LookupDrafter(history=1 << 10 if "history" in request.param else 0)
     kind, _, restricted = request.param.partition("-")
@@ -170,6 +173,89 @@ def test_ten_thousand_requests_of_any_length_leave_nothing_behind():
     assert sorted(results) == list(range(10_000))
     assert sum(result.finish_reason == "cancelled" for result in results.values()) > 20
     assert found.cache.pool.most_used <= 900
+
+
+# seconds of encoding, in rounds of a few
+SOURCE = 300.0
+
+
+class Clock:
+    """Seconds that pass where a test says so."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class TimedTable(PagedTable):
+    """Costs `seconds(rows read)` a pass, and much for a source."""
+
+    def __init__(self, table, clock, seconds):
+        super().__init__(table)
+        self.clock, self.seconds = clock, seconds
+
+    def admit(self, rows, sources):
+        self.clock.now += SOURCE
+        return super().admit(rows, sources)
+
+    def decode(self, tokens, positions, parents=None):
+        self.clock.now += self.seconds(int((positions >= 0).sum()))
+        return super().decode(tokens, positions)
+
+
+class TimedDrafter(ScriptedDrafter):
+    def draft(self, state):
+        self.clock.now += 0.02
+        return super().draft(state)
+
+
+def adaptive_run(rows, seconds, wrong=False):
+    """150 short requests: somebody comes at most passes. Returns seconds over those of plain decoding, and the ids drafted a
+    step; a source's seconds are left out."""
+    table = torch.randn(40, 20, 20, generator=torch.Generator().manual_seed(1))
+    truth = make_state(1, 30, 0, 20, end_token=-1)
+    decode(truth, TableTarget(table), NoDrafter())
+    truth, taken = truth.tokens[0, 1:31].tolist(), []
+    for K in (0, 6):
+        draw, clock = random.Random(5), Clock()
+        drafter = TimedDrafter([truth] * rows, lambda *_place: wrong, vocabulary=20)
+        drafter.clock = clock
+        drafter = AdaptiveDrafter(drafter, clock) if K else NoDrafter()
+        target = TimedTable(table, clock, seconds)
+        found = Scheduler(target, drafter, rows=rows, max_new_tokens=30, draft_tokens=K, longest=1)
+        configs = [DecodeConfig(max_new_tokens=draw.randint(2, 30), draft_tokens=K) for _ in range(150)]
+        results = run(found, (Job(i, None, torch.ones(1, dtype=torch.int64), config, K, i, [])
+                              for i, config in enumerate(configs)))
+        # greedy ids are the same for all
+        for i, config in enumerate(configs):
+            assert results[i].token_ids == truth[: config.max_new_tokens]
+        taken.append(clock.now - 150 * SOURCE)
+    stats = [result.stats for result in results.values()]
+    return taken[1] / taken[0], sum(one.drafted for one in stats) / sum(one.steps for one in stats)
+
+
+@pytest.mark.parametrize("rows", [2, 12, 40])
+def test_drafts_answer_to_what_a_pass_costs(rows):
+    # further rows are nearly free
+    assert adaptive_run(rows, lambda read: 1.0 + 0.001 * read)[0] < 0.45
+    # each row costs as much as any other: nothing is gained, even by drafts that are always right
+    assert adaptive_run(rows, lambda read: 0.01 + read)[0] < 1.03
+
+
+def test_drafts_answer_to_how_many_rows_share_a_pass():
+    def seconds(read):  # room for 8 rows
+        return max(8.0, read)
+
+    few, many = adaptive_run(2, seconds), adaptive_run(12, seconds)
+    assert few[0] < 0.7 and few[1] > 0.5
+    assert many[0] < 1.02 and many[1] < 0.15
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12])
+def test_drafts_that_are_always_wrong_cost_little(rows):
+    slower, drafted = adaptive_run(rows, lambda read: 1.0 + 0.05 * read, wrong=True)
+    assert 1.0 <= slower < 1.03 and drafted < 0.2
 
 
 def test_memory_stays_within_its_limit(target):

@@ -1,5 +1,7 @@
 """model.stream and model.generate on any number of requests: order, laziness, per-request parameters, errors, cancelling."""
 
+import random
+
 import pytest
 
 import foredraft
@@ -99,6 +101,40 @@ def test_cancelling(model):
     assert [r.id for r in results if r.finish_reason == "cancelled"] == [20, 30]
     # those two had not begun
     assert stream.stats.requests == 21
+
+
+@pytest.mark.parametrize("draft_tokens", [4, "auto"])
+def test_any_mix_of_requests_in_any_order_is_what_each_gives_alone(model, draft_tokens):
+    """Laws, seeds, K, limits and stop strings of their own; arrivals at random, some cancelled while they run or wait."""
+    draw = random.Random(3)
+    laws = (dict(), dict(do_sample=True, temperature=0.6), dict(do_sample=True, top_k=9), dict(do_sample=True, top_p=0.7))
+    requests = []
+    for i in range(60):
+        own = draw.choice(laws) | dict(seed=draw.randrange(2**40), draft_tokens=draw.randint(0, 4),
+                                       max_new_tokens=draw.randint(1, 20))
+        if draw.random() < 0.4:
+            own["stop_strings"] = [f"w{draw.randint(3, 99)}" for _ in range(20)]
+        requests.append(Request(draw.choice(TEXTS), id=i, **own))
+    draw.shuffle(requests)
+    results = {}
+    with model.stream(iter(requests), max_new_tokens=20, draft_tokens=draft_tokens, batch_size=3) as stream:
+        for result in stream:
+            results[result.id] = result
+            if draw.random() < 0.15:
+                stream.cancel(draw.randrange(60))
+    assert sorted(results) == list(range(60))
+    cancelled = sum(result.finish_reason == "cancelled" for result in results.values())
+    stopped = sum(result.finish_reason == "stop" for result in results.values())
+    assert 0 < cancelled < 20 and stopped > 5
+    for request in requests:
+        own = {name: getattr(request, name) for name in ("do_sample", "temperature", "top_k", "top_p", "stop_strings")}
+        own = {name: value for name, value in own.items() if value is not None}
+        alone = model.generate(request.input, draft_tokens=0, max_new_tokens=request.max_new_tokens, seed=[request.seed],
+                               **own).token_ids[0]
+        result = results[request.id]
+        if result.finish_reason == "cancelled":
+            alone = alone[: len(result.token_ids)]
+        assert result.token_ids == alone and result.error is None
 
 
 def test_a_streams_model_is_its_own_until_it_ends(model):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from foredraft.kernels.pace import CLOCK, PAUSED, new_memory, pace_numba
+from foredraft.kernels.pace import CLOCK, PAUSED, learn_numba, new_memory, pace_numba
 
 K = 6
 
@@ -13,30 +13,33 @@ K = 6
 class World:
     """Requests of B rows: each id of row b is right with chance right[b]; a round costs row + extra, drafts call + id."""
 
-    def __init__(self, right, row=0.08, call=0.175, each=0.075, late=0.0):
-        self.right, self.costs, self.late = np.array(right), (row, call, each), late
-        self.draw = np.random.default_rng(0)
+    def __init__(self, right, row=0.08, call=0.175, each=0.075, late=0.0, busy=0, seed=0):
+        self.right, self.costs, self.late, self.busy = np.array(right), (row, call, each), late, busy
+        self.draw = np.random.default_rng(seed)
 
     def seconds(self, running, drafted):
         row, call, each = self.costs
         noise = self.draw.lognormal(0, 0.05, 2) * np.where(self.draw.random(2) < self.late, 20, 1)
+        if self.busy > 0:
+            # others' work: two threads that wait for each other suffer most
+            self.busy -= 1
+            noise *= self.draw.uniform(1, 6, 2) * np.where(drafted.any() and self.draw.random() < 0.5, [1, 2.5], 1)
         drafting = (call + each * drafted.max()) * noise[0] if drafted.any() else 0.0
         return (0.2 + 0.8 * running / len(self.right) + row * drafted.sum()) * noise[1] + drafting, drafting
 
-    def run(self, choose, requests, length=60, skip=0):
-        """Ids a second, the first `skip` requests left out; choose(state of a round, widths) writes the widths."""
+    def run(self, choose, requests, length=60, skip=0, learn=lambda *_round: None):
+        """Ids a second, the first `skip` requests left out; choose(state of a round, widths, rows) writes the widths."""
         B, emitted, total = len(self.right), 0, 0.0
         for request in range(requests):
             lengths, limits, finished = np.ones(B, np.int64), np.full(B, length + 1), np.zeros(B, bool)
-            tested, accepted, drafted, widths, rows = (*(np.zeros(B, np.int64) for _ in range(4)), np.zeros((B, 3)))
-            seconds, drafting = -1.0, 0.0
+            widths, rows = np.zeros(B, np.int64), np.zeros((B, 3))
             while not finished.all():
-                choose((lengths, limits, finished, tested, accepted, drafted), widths, seconds, drafting, rows)
+                choose((lengths, limits, finished), widths, rows)
                 drafted = np.where(finished, 0, np.minimum(widths, np.maximum(limits - lengths - 1, 0)))
                 right = self.draw.random((B, K)) < self.right[:, None]
                 accepted = np.minimum(right.cumprod(1).sum(1), drafted)
-                tested = np.minimum(accepted + 1, drafted)
                 seconds, drafting = self.seconds((~finished).sum(), drafted)
+                learn(np.minimum(accepted + 1, drafted), accepted, drafted, widths, seconds, drafting, rows)
                 lengths += np.where(finished, 0, accepted + 1)
                 finished = lengths >= limits
                 if request >= skip:
@@ -45,16 +48,20 @@ class World:
         return emitted / total
 
     def fixed(self, width, requests=30, length=60):
-        def choose(_state, widths, *_rest):
+        def choose(_state, widths, _rows):
             widths[:] = width
         return self.run(choose, requests, length)
 
-    def paced(self, requests=30, length=60, skip=3, memory=None, own=3.0, fixed=False):
+    def paced(self, requests=30, length=60, skip=3, memory=None, own=3.0, fixed=False, on_choice=lambda _widths: None):
         memory = memory or new_memory(len(self.right), K)
 
-        def choose(state, widths, seconds, drafting, rows):
-            pace_numba(*state, widths, np.full(len(self.right), K), seconds, drafting, rows, *memory, own, fixed)
-        return self.run(choose, requests, length, skip)
+        def choose(state, widths, rows):
+            pace_numba(*state, widths, np.full(len(self.right), K), rows, *memory, own, fixed)
+            on_choice(widths)
+
+        def learn(*round_):
+            learn_numba(*round_, *memory, fixed)
+        return self.run(choose, requests, length, skip, learn)
 
 
 @pytest.mark.parametrize("right", [0.0, 0.45, 0.65, 0.93])
@@ -79,11 +86,7 @@ def test_a_repeatable_request_loses_little_with_a_useless_drafter(right):
 def test_a_useless_drafter_is_asked_ever_more_rarely():
     memory, asked = new_memory(1, K), []
     World([0.0]).paced(20, memory=memory)
-
-    def choose(state, widths, seconds, drafting, rows):
-        pace_numba(*state, widths, np.full(1, K), seconds, drafting, rows, *memory, 3.0, False)
-        asked.append(widths[0] > 0)
-    World([0.0]).run(choose, 40)
+    World([0.0]).paced(40, memory=memory, on_choice=lambda widths: asked.append(widths[0] > 0))
     # a third of what PROBE alone would allow, at a third of a round for each
     assert 0 < np.mean(asked) < 0.01
 
@@ -102,6 +105,12 @@ def test_late_rounds_do_not_mislead():
     assert World([0.8]).paced(10, skip=0, memory=memory) > 1.5 * World([0.8]).fixed(0)
 
 
+def test_costs_of_a_busy_start_do_not_stay():
+    def worlds(busy):
+        return sum(World([0.85], busy=busy, seed=seed).paced(20, skip=5, own=10.0) for seed in range(8))
+    assert worlds(60) > 0.85 * worlds(0)
+
+
 def test_repeatable_widths_depend_on_the_row_alone():
     """Not on the clock, nor on what was learned, nor on the rows beside it."""
     rng, chosen = np.random.default_rng(3), []
@@ -114,10 +123,10 @@ def test_repeatable_widths_depend_on_the_row_alone():
         seen = []
         for step, count in enumerate(history):
             accepted = np.minimum([count, 2 * trial], widths)
-            state = (np.array([1 + 3 * step, 5]), np.array([500, 500]), np.array([False, trial and step > 9]),
-                     np.minimum(accepted + 1, widths), accepted, widths.copy())
-            times = rng.random(2) if trial else (-1.0, 0.0)
-            pace_numba(*state, widths, np.array([K, K]), *times, rows, *memory, 3.0, True)
+            times = rng.random(2) if trial else (1.0, 0.0)
+            learn_numba(np.minimum(accepted + 1, widths), accepted, widths.copy(), widths, *times, rows, *memory, True)
+            pace_numba(np.array([1 + 3 * step, 5]), np.array([500, 500]), np.array([False, trial and step > 9]), widths,
+                       np.array([K, K]), rows, *memory, 3.0, True)
             seen.append(int(widths[0]))
         chosen.append(seen)
     assert chosen[0] == chosen[1]
@@ -139,9 +148,9 @@ def test_no_other_widths_are_much_better():
         places[:] = 1e9 * np.array([1, 1, 1, 0.6])
         clock[:] = 0
         clock[5] = 100  # no plain round on purpose
-        widths, zeros = np.zeros(B, np.int64), np.zeros(B, np.int64)
-        pace_numba(np.ones(B, np.int64), np.array([99, 99, 3]), np.zeros(B, bool), zeros, zeros, zeros, widths,
-                   np.full(B, K), -1.0, 0.0, rows, places, base, extra, spent, clock, 3.0, False)
+        widths = np.zeros(B, np.int64)
+        pace_numba(np.ones(B, np.int64), np.array([99, 99, 3]), np.zeros(B, bool), widths, np.full(B, K), rows, places, base,
+                   extra, spent, clock, 3.0, False)
         chance = np.minimum(0.6 * (rows[:, 0] + 3) / (rows[:, 1] + 3), 0.98)
 
         best = max(rate(choice, chance, row, call, each)
