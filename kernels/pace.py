@@ -47,8 +47,8 @@ ADVANCE = 1.5
 FIRST, LONGEST = 8, 256
 # plain rounds at the start, and how slowly a cost changes once it is known
 PLAINS, SLOWEST = 3, 0.04
-# how late a round may be against what was expected before the rest is a pause; rounds without a call after which costs are old
-# news, and what a lower one then counts at least
+# how late a round may be against what was expected, the rest being a pause; after how many rounds without a call costs are
+# old, and what a lower one then counts at least
 LATE, OLD, NEWS = 1.6, 20, 0.3
 # before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row (no more than
 # each of the B that are there), a call, an id
