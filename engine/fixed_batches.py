@@ -51,7 +51,9 @@ class FixedBatches:
         self.waiting.clear()
 
     def round(self) -> list[Result]:
-        """Decode all that wait, together."""
+        """Decode all that wait, together; nobody does where a request has failed at the door."""
+        if not self.waiting:
+            return []
         jobs, device = list(self.waiting), self.target.device
         self.waiting.clear()
         rows, sources = range(len(jobs)), [job.source for job in jobs]
