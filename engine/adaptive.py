@@ -16,7 +16,7 @@ from torch import Tensor
 from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.pace import learn_numba, new_memory, pace_numba
+from foredraft.kernels.pace import learn_numba, new_memory, pace_numba, trim_numba
 
 # The widest draft.
 WIDEST = 12
@@ -47,7 +47,8 @@ class AdaptiveDrafter:
         self._admitted: set[int] = set()
         one, none, rows, memory = np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 3)), new_memory(1, 1)
         pace_numba(one, one, np.ones(1, bool), none, none, rows, *memory, OWN, False)
-        learn_numba(none, none, none, none, 0.0, 0.0, rows, *memory, False)
+        trim_numba(none, rows, *memory, OWN, one)
+        learn_numba(none, none, none, none, none, 0.0, 0.0, rows, *memory, False)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         self._admissions.admit(rows, sources, encoded)
@@ -71,7 +72,7 @@ class AdaptiveDrafter:
         self._memory, own, self._is_fixed = self._at_hand(state)
         prices = pace_numba(*self._views, self._widths, self._widest, *self._memory, own, self._is_fixed)
         if not self._widths.any():
-            self._drafted = self._nothing
+            self._drafted = self._read = self._nothing
             return self._none
         since = self._clock()
         self._admissions.show()
@@ -80,16 +81,20 @@ class AdaptiveDrafter:
         self._drafting = self._clock() - shown
         # a source is no part of a round
         self._began += shown - since
-        self._drafted = draft.lengths.numpy()
-        if draft.logits is not None:
+        self._drafted = self._read = draft.lengths.numpy()
+        if state.greedy or draft.logits is None:
+            # a drafter that ends a draft by itself knows a row's price, not where the pass's steps are
+            self._drafted = self._drafted.copy()
+            trim_numba(self._drafted, *self._memory, own, self._read)
+        else:
             # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
             draft.dense = draft.dense & (draft.lengths > 0)
         return draft
 
     def end_round(self) -> None:
         """Learn from the round that began with the last `draft`."""
-        learn_numba(*self._judged, self._drafted, self._widths, self._clock() - self._began, self._drafting, *self._memory,
-                    self._is_fixed)
+        learn_numba(*self._judged, self._drafted, self._read, self._widths, self._clock() - self._began, self._drafting,
+                    *self._memory, self._is_fixed)
 
     def _reserve(self, rows: int) -> None:
         if rows > len(self._rows):
@@ -124,5 +129,5 @@ class AdaptiveDrafter:
         self._widths, self._nothing = state.draft_tokens.numpy(), np.zeros(state.rows, np.int64)
         self._widest = np.zeros(state.rows, np.int64)
         self._admitted = set(range(state.rows))
-        self._none, self._drafted = Draft.empty(state.rows, 0), self._nothing
+        self._none, self._drafted, self._read = Draft.empty(state.rows, 0), self._nothing, self._nothing
         self._state = state

@@ -1,10 +1,12 @@
-"""How many ids each row drafts in a round: the widths of the highest rate; and after the round, what is to be learned of it.
+"""How many ids each row drafts in a round: the widths of the highest rate; how many of those drafted are read; and after the
+round, what is to be learned of it.
 
     lengths, limits   [B] int64      of the state;  finished [B] bool
     most      [B] int64              each row's widest draft, at most K
     widths            [B] int64      out: how many ids each row may draft; learned from: what it might
     tested, accepted  [B] int64      of each row's draft in the round
-    drafted           [B] int64      how many ids it had
+    drafted           [B] int64      how many ids the drafter gave it
+    read              [B] int64      how many of them the target read
     seconds, drafting float          of the round, and of its drafts
     rows              [B, 3] float64     of a row's request: ids accepted, ids that were expected to be, and its credit
     places            [K, 4] float64     of all rows, by place in the draft: asked for, drafted, tested, accepted
@@ -35,6 +37,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.backend import njit
+from foredraft.kernels.tile import ROW_TILE
 
 # clock: seconds of a unit and how often seen, running rows of the last round, units saved for a probe, rounds since one
 # without a draft, plain ones on purpose, rounds since a call, what calls after a pause cost, a running mean of further rows,
@@ -53,6 +56,8 @@ LATE, OLD, NEWS = 1.6, 20, 0.3
 # before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row (no more than
 # each of the B that are there), a call, an id
 CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
+# of a tile of rows, read together, what one row within it adds: one sequence's pass has steps (kernels/tile.py)
+WITHIN = 0.05
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
 FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.08, 0.8, 0.18, 0.08
 # tested ids that a place remembers, and how fast a row's own record fades
@@ -84,27 +89,27 @@ def _chances(places, fixed, chance, cover):
 
 
 @njit()
-def _fill(table, start, slope, few, out):
-    """A table of [value, times seen] without its gaps: straight between what was seen, and never falling. What was seen
-    less than `few` times leans to the line through all."""
+def _fill(table, start, slope, few, at, out):
+    """A table of [value, times seen] without its gaps: straight along `at` between what was seen, and never falling. What
+    was seen less than `few` times leans to the line through all. at: places of the entries, rising from 0."""
     height, length = 0.0, 0.0
     for i in range(1, table.shape[0]):
         seen = min(table[i, 1], 1 / SLOWEST)
-        height, length = height + seen * (table[i, 0] - start), length + seen * i
+        height, length = height + seen * (table[i, 0] - start), length + seen * at[i]
     place, value = 0, start
     out[0] = start
     for i in range(1, table.shape[0]):
         if table[i, 1] > 0:
             seen = min(table[i, 1], 1 / SLOWEST)
-            known = (seen * table[i, 0] + few * (start + height / length * i)) / (seen + few)
-            step = max(known - value, 0.0) / (i - place)
+            known = (seen * table[i, 0] + few * (start + height / length * at[i])) / (seen + few)
+            step = max(known - value, 0.0) / (at[i] - at[place])
             for j in range(place + 1, i + 1):
-                out[j] = value + step * (j - place)
+                out[j] = value + step * (at[j] - at[place])
             place, value = i, out[i]
     if place > 0:
-        slope = (value - start) / place
+        slope = (value - start) / at[place]
     for j in range(place + 1, table.shape[0]):
-        out[j] = value + slope * (j - place)
+        out[j] = value + slope * (at[j] - at[place])
 
 
 @njit()
@@ -116,8 +121,12 @@ def _costs(extra, spent, B, fixed, rows, calls):
         for i in range(calls.shape[0]):
             calls[i] = FIXED_CALL + FIXED_ID * i
     else:
-        _fill(extra, 0.0, min(ROW, 1.0 / B), 8.0, rows)
-        _fill(spent, spent[0, 0] if spent[0, 1] > 0 else CALL, ID, 0.0, calls)
+        at = np.arange(extra.shape[0]).astype(np.float64)
+        _fill(spent, spent[0, 0] if spent[0, 1] > 0 else CALL, ID, 0.0, at, calls)
+        if B == 1:
+            for i in range(at.shape[0]):
+                at[i] = (i // ROW_TILE + WITHIN * i) / (1 / ROW_TILE + WITHIN)
+        _fill(extra, 0.0, min(ROW, 1.0 / B), 8.0, at, rows)
 
 
 @njit()
@@ -134,7 +143,7 @@ def _near(value, known):
 
 
 @njit()
-def learn_loop(tested, accepted, drafted, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed):
+def learn_loop(tested, accepted, drafted, read, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed):
     """Take a round in, in the widths that pace_loop had set; before rows are handed over."""
     chance, cover = np.empty(places.shape[0]), np.empty(places.shape[0])
     more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
@@ -145,7 +154,7 @@ def learn_loop(tested, accepted, drafted, widths, seconds, drafting, rows, place
         if widths[b] == 0:
             continue
         asked = True
-        further += drafted[b]
+        further += read[b]
         longest, stood = max(longest, drafted[b]), stood or accepted[b] > 0
         rows[b, 0] *= FADE
         rows[b, 1] *= FADE
@@ -223,6 +232,16 @@ def _widen(survival, cover, room, running, calls, more, unit, widths):
 
 
 @njit()
+def _survivals(chance, rows, own, survival):
+    """The chance of each id of each row, and of all before it, to be right: [B, K]."""
+    for b in range(survival.shape[0]):
+        reach, better = 1.0, (rows[b, 0] + own) / (rows[b, 1] + own)
+        for i in range(survival.shape[1]):
+            reach *= min(chance[i] * better, SURE)
+            survival[b, i] = reach
+
+
+@njit()
 def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra, spent, clock, own, fixed):
     """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round."""
     B, K = widths.shape[0], places.shape[0]
@@ -231,11 +250,8 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
     _chances(places, fixed, chance, cover)
     _costs(extra, spent, B, fixed, more, calls)
     survival, room, running = np.empty((B, K)), np.zeros(B, np.int64), 0
+    _survivals(chance, rows, own, survival)
     for b in range(B):
-        reach, better = 1.0, (rows[b, 0] + own) / (rows[b, 1] + own)
-        for i in range(K):
-            reach *= min(chance[i] * better, SURE)
-            survival[b, i] = reach
         if not finished[b]:
             running += 1
             room[b] = max(min(most[b], limits[b] - lengths[b] - 1), 0)
@@ -277,8 +293,32 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
     return running * more[at] / (max(at, 1) * unit), each / unit
 
 
+@njit()
+def trim_loop(drafted, rows, places, base, extra, spent, clock, own, read):
+    """read [B] of the highest rate, of drafts that are there and paid for; a draft keeps its first id, from which is learned.
+
+    For drafts whose target's ids do not depend on them: greedy rows and point masses.
+    """
+    B, K = drafted.shape[0], places.shape[0]
+    chance, cover = np.empty(K), np.empty(K)
+    more, calls, survival = np.empty(extra.shape[0]), np.empty(spent.shape[0]), np.empty((B, K))
+    _chances(places, False, chance, cover)
+    _costs(extra, spent, B, False, more, calls)
+    _survivals(chance, rows, own, survival)
+    cover[:] = 1.0
+    calls[:] = calls[drafted.max()]
+    running = int(clock[RUNNING])
+    _widen(survival, cover, drafted, running, calls, more, max(base[running, 0], 1e-3), read)
+    for b in range(B):
+        read[b] = max(read[b], min(drafted[b], 1))
+
+
 def pace_numba(*arguments) -> tuple[float, float]:
     return pace_loop(*arguments)
+
+
+def trim_numba(*arguments) -> None:
+    trim_loop(*arguments)
 
 
 def learn_numba(*arguments) -> None:

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from foredraft.kernels.pace import CLOCK, PAUSED, learn_numba, new_memory, pace_numba
+from foredraft.kernels.pace import CLOCK, PAUSED, PLAIN, RUNNING, SLOWEST, learn_numba, new_memory, pace_numba, trim_numba
+from foredraft.kernels.tile import ROW_TILE
 
 K = 6
 
@@ -39,7 +40,7 @@ class World:
                 right = self.draw.random((B, K)) < self.right[:, None]
                 accepted = np.minimum(right.cumprod(1).sum(1), drafted)
                 seconds, drafting = self.seconds((~finished).sum(), drafted)
-                learn(np.minimum(accepted + 1, drafted), accepted, drafted, widths, seconds, drafting, rows)
+                learn(np.minimum(accepted + 1, drafted), accepted, drafted, drafted, widths, seconds, drafting, rows)
                 lengths += np.where(finished, 0, accepted + 1)
                 finished = lengths >= limits
                 if request >= skip:
@@ -105,6 +106,41 @@ def test_late_rounds_do_not_mislead():
     assert World([0.8]).paced(10, skip=0, memory=memory) > 1.5 * World([0.8]).fixed(0)
 
 
+def tiled(step, seen, B=1):
+    """The memory of a drafter that is right 9 times in 10, where a further tile of rows costs `step` plain rounds; costs
+    were seen at the numbers of further rows `seen`."""
+    width = 2 * ROW_TILE
+    places, base, extra, spent, clock = new_memory(B, width)
+    places[:] = 1e6 * np.array([1, 1, 1, 0.9])
+    base[:] = 1, 100
+    for further in seen:
+        extra[further] = step * ((B + further - 1) // ROW_TILE), 1 / SLOWEST
+    spent[:] = 0.1, 100
+    clock[RUNNING], clock[PLAIN] = B, 100
+    return places, base, extra, spent, clock
+
+
+def test_one_rows_draft_ends_at_a_tiles_edge_that_was_never_tried():
+    widths = np.zeros(1, np.int64)
+    pace_numba(np.ones(1, np.int64), np.array([99]), np.zeros(1, bool), widths, np.array([2 * ROW_TILE]), np.zeros((1, 3)),
+               *tiled(0.4, [2 * ROW_TILE]), 3.0, False)
+    assert widths[0] == 2 * ROW_TILE - 1
+
+
+@pytest.mark.parametrize("step, left", [(0.1, ROW_TILE + 1), (0.9, ROW_TILE - 1)])
+def test_of_a_draft_that_is_there_what_pays_is_read(step, left):
+    read = np.array([ROW_TILE + 1])
+    trim_numba(read.copy(), np.zeros((1, 3)), *tiled(step, range(1, 2 * ROW_TILE + 1)), 3.0, read)
+    assert read[0] == left
+
+
+def test_a_draft_that_does_not_pay_keeps_its_first_id():
+    memory, read = tiled(9.0, range(1, 4 * ROW_TILE + 1), B=2), np.array([3, 0])
+    memory[2][:, 0] = 9.0
+    trim_numba(read.copy(), np.zeros((2, 3)), *memory, 3.0, read)
+    assert read.tolist() == [1, 0]
+
+
 def test_costs_of_a_busy_start_do_not_stay():
     def worlds(busy):
         return sum(World([0.85], busy=busy, seed=seed).paced(20, skip=5, own=10.0) for seed in range(8))
@@ -124,7 +160,7 @@ def test_repeatable_widths_depend_on_the_row_alone():
         for step, count in enumerate(history):
             accepted = np.minimum([count, 2 * trial], widths)
             times = rng.random(2) if trial else (1.0, 0.0)
-            learn_numba(np.minimum(accepted + 1, widths), accepted, widths.copy(), widths, *times, rows, *memory, True)
+            learn_numba(np.minimum(accepted + 1, widths), accepted, widths.copy(), widths.copy(), widths, *times, rows, *memory, True)
             pace_numba(np.array([1 + 3 * step, 5]), np.array([500, 500]), np.array([False, trial and step > 9]), widths,
                        np.array([K, K]), rows, *memory, 3.0, True)
             seen.append(int(widths[0]))
