@@ -295,7 +295,7 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
 
 @njit()
 def trim_loop(drafted, rows, places, base, extra, spent, clock, own, read):
-    """read [B] of the highest rate, of drafts that are there and paid for; a draft keeps its first id, from which is learned.
+    """read [B] of the highest rate, of drafts that are there and paid for. Their first ids stay, for these teach.
 
     For drafts whose target's ids do not depend on them: greedy rows and point masses.
     """

@@ -160,7 +160,8 @@ def test_repeatable_widths_depend_on_the_row_alone():
         for step, count in enumerate(history):
             accepted = np.minimum([count, 2 * trial], widths)
             times = rng.random(2) if trial else (1.0, 0.0)
-            learn_numba(np.minimum(accepted + 1, widths), accepted, widths.copy(), widths.copy(), widths, *times, rows, *memory, True)
+            learn_numba(np.minimum(accepted + 1, widths), accepted, *[widths.copy()] * 2, widths, *times, rows,
+                        *memory, True)
             pace_numba(np.array([1 + 3 * step, 5]), np.array([500, 500]), np.array([False, trial and step > 9]), widths,
                        np.array([K, K]), rows, *memory, 3.0, True)
             seen.append(int(widths[0]))
