@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 from foredraft.bench.methods import OURS, Absent, build
 from foredraft.bench.settings import Settings
+from foredraft.resident import resident_bytes
 
 TIMES, LONGEST = 5, 300
 
@@ -43,10 +44,7 @@ def peak_bytes(device: str) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resident_bytes(peak=True)
 
 
 def main(wanted: dict) -> dict:

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from foredraft.bench.turns import wait_until_idle
+from foredraft.resident import forget_peak, give_back_freed, resident_bytes
 
 NEVER = -1  # an end token that is no id: outputs then have exactly the length asked for
-
-
-def rss_bytes(peak: bool = False) -> int | None:
-    """Resident memory of this process now, or its peak since forget_peak(); None where the system does not tell."""
-    status, name = Path("/proc/self/status"), "VmHWM" if peak else "VmRSS"
-    if not status.is_file():
-        return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
-
-
-def forget_peak() -> None:
-    """Start the peak anew; where the system refuses, it stays that of the whole process."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def let_go() -> None:
     """Give back what earlier work left, so that a size is not charged with, nor spared by, the one before it."""
     gc.collect()
-    # glibc keeps freed memory for itself
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed()
 
 
 def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, points: list[dict], loaded: int | None = None,
@@ -55,8 +36,8 @@ def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, poin
             start = time.perf_counter()
             count = decode(size)
             taken.append((time.perf_counter() - start) * 1e3 / count)
-        peak = rss_bytes(peak=True)
-        points.append({"size": size, "ms_per_article": median(taken), "least_ms": min(taken), "rss": rss_bytes(),
+        peak = resident_bytes(peak=True)
+        points.append({"size": size, "ms_per_article": median(taken), "least_ms": min(taken), "rss": resident_bytes(),
                        "bytes_per_article": None if peak is None or loaded is None else max(0, peak - loaded) / count})
         on_point()
 
@@ -93,7 +74,7 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
     # what is loaded at the first call belongs to no size
     by_articles(1)
     afresh()
-    loaded, longest = rss_bytes(), max(map(len, sources))
+    loaded, longest = resident_bytes(), max(map(len, sources))
     curves = {"articles": [], "output": [], "source": []}
     found = {"loaded_bytes": loaded, "curves": curves, "memory": None, "complete": False}
     try:
@@ -122,13 +103,13 @@ def _stretched(sources: Sequence[Sequence[int]], length: int, count: int, end: i
 
 def memory_over(model, sources: Sequence[Sequence[int]], articles: int, options: dict) -> dict | None:
     """Resident memory after each batch, and its slope in bytes an article over all but the first fifth, which settles."""
-    if rss_bytes() is None:
+    if resident_bytes() is None:
         return None
     decoded, rss, flow = [], [], cycle(sources)
     while not decoded or decoded[-1] < articles:
         model.generate([list(next(flow)) for _ in range(options["batch_size"])], **options)
         decoded.append((decoded[-1] if decoded else 0) + options["batch_size"])
-        rss.append(rss_bytes())
+        rss.append(resident_bytes())
     skipped = len(rss) // 5
     return {"articles": decoded, "rss": rss, "slope": slope(decoded[skipped:], rss[skipped:])}
 

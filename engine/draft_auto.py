@@ -44,13 +44,7 @@ class AutoDrafter(CascadeDrafter):
     def draft(self, state: DecodeState) -> Draft:
         if state.greedy and self._state is state:
             self._learn(state.last_counts.numpy())
-        turns = self.turns(state)
-        if len(turns) == 1:
-            # no other to ask: what a cascade settles between them costs a round more than a copy does
-            draft = turns[0].show().draft(state)
-            self.asked, self.passed = state.draft_tokens.numpy() > 0, np.zeros(state.rows, np.bool_)
-        else:
-            draft = super().draft(state)
+        draft = super().draft(state)
         self._state = state if state.greedy else None
         return draft
 

@@ -76,13 +76,18 @@ class CascadeDrafter:
         return self._admissions
 
     def draft(self, state: DecodeState) -> Draft:
+        turns = self.turns(state)
+        if len(turns) == 1:
+            # nobody to settle with, which takes longer than a copy
+            self.asked, self.passed = state.draft_tokens.numpy() > 0, np.zeros(state.rows, np.bool_)
+            return turns[0].show().draft(state)
         allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
         wanted, waiting = widths.copy(), allowed > 0
         self.asked, self.passed = waiting.copy(), np.zeros(state.rows, np.bool_)
         # each row takes the draft in which it stands; a later one may take its place
         taken: Draft | None = None
         try:
-            for admissions in self.turns(state):
+            for admissions in turns:
                 if taken is not None and not waiting.any():
                     break
                 widths[~waiting] = 0

@@ -2,9 +2,9 @@
 scheduling), over the same `step` as everything else.
 
 A row's tokens do not depend on the rows beside it, so neither do they on when it came. Sources are encoded one by one,
-between rounds: together, several of an article's length take as long as one after the other (a product of 400 rows is bound
-by arithmetic already). Short ones would gain, up to twofold at 32 ids, but a row's bits would then rest on how many rows the
-library's products have: fewer than 4 have other bits than more.
+between rounds: a product of an article's rows is bound by arithmetic already. Short sources would gain by being encoded
+together, but a row's bits would then rest on how many rows the library's products have: fewer than 4 have other bits than
+more.
 """
 
 from __future__ import annotations

@@ -6,9 +6,7 @@ and v1.1 / FLAN (gated, head of its own).
 
 from __future__ import annotations
 
-import ctypes
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from foredraft.engine.checkpoint import StoredTensors, Tensors
 from foredraft.errors import UserError
 from foredraft.kernels.activate import ACTIVATIONS
 from foredraft.kernels.linear import pack, quantize
+from foredraft.resident import give_back_freed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # How the decoder's matrices and the head may be stored; all are widened to float32 on their way into the arithmetic.
@@ -165,15 +164,9 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None)
     c = T5Config.from_json(path / "config.json")
     with StoredTensors(path) as tensors:
         loaded = _assemble(tensors, c, DTYPES[dtype], weights)
-    _give_back_freed_memory()
+    # after XL's matrices were repacked, a tenth of the model
+    give_back_freed()
     return loaded
-
-
-def _give_back_freed_memory() -> None:
-    """glibc keeps freed blocks of up to 32 MB for itself: after XL's matrices were repacked, a tenth of the model."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def copy_weights(model, dtype: str = "float32") -> T5Weights:

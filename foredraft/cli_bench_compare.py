@@ -63,21 +63,20 @@ def regression(
         _time(file, [str(folder), "-k", cases], slow if file == files[-1] else 1, seconds)
     before = [held.costs(file) for file in files[:BEFORE]]
 
-    timed: dict[Path, int] = {}
-
-    def judged(file: Path) -> list[dict]:
+    def judged(file: Path) -> tuple[list[dict], int]:
+        """compare()'s rows, and how many cases were timed again."""
         first = [held.costs(file)]
         alarms = [row["case"] for row in held.compare(before, first) if row["verdict"] == "slower"]
-        timed[file] = len(alarms)
         again = [file.with_name(f"{file.stem}-again-{number}.json") for number in range(AGAIN if alarms else 0)]
         for other in again:
             print(f"{other.stem}: {len(alarms)} cases", file=sys.stderr, flush=True)
             _time(other, alarms, slow if file == files[-1] else 1, seconds)
-        return held.compare(before, first + [held.costs(other) for other in again])
+        return held.compare(before, first + [held.costs(other) for other in again]), len(alarms)
 
-    unchanged = [row | {"run": number} for number, file in enumerate(files[BEFORE:-1]) for row in judged(file)]
-    timed_again = sum(timed.values())
-    seeded = judged(files[-1])
+    runs_judged = [judged(file) for file in files[BEFORE:-1]]
+    unchanged = [row | {"run": number} for number, (rows, _) in enumerate(runs_judged) for row in rows]
+    timed_again = sum(count for _, count in runs_judged)
+    seeded, _ = judged(files[-1])
     false = [row for row in unchanged if row["verdict"] == "slower"]
     missed = [row["case"] for row in seeded if row["verdict"] != "slower"]
     changes = sorted(row["change"] for row in unchanged)

@@ -130,6 +130,16 @@ def _costs(extra, spent, B, fixed, rows, calls):
 
 
 @njit()
+def _known(places, extra, spent, B, fixed):
+    """chance [K], cover [K], more [B K + 1], calls [K + 1]: what _chances and _costs make of what is remembered."""
+    chance, cover = np.empty(places.shape[0]), np.empty(places.shape[0])
+    more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
+    _chances(places, fixed, chance, cover)
+    _costs(extra, spent, B, fixed, more, calls)
+    return chance, cover, more, calls
+
+
+@njit()
 def _see(table, i, value, least=SLOWEST):
     """Take a value in: the mean at first, later a running mean, in which it counts `least`."""
     table[i, 1] += 1
@@ -145,10 +155,7 @@ def _near(value, known):
 @njit()
 def learn_loop(tested, accepted, drafted, read, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed):
     """Take a round in, in the widths that pace_loop had set; before rows are handed over."""
-    chance, cover = np.empty(places.shape[0]), np.empty(places.shape[0])
-    more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
-    _chances(places, fixed, chance, cover)
-    _costs(extra, spent, widths.shape[0], fixed, more, calls)
+    chance, _cover, more, calls = _known(places, extra, spent, widths.shape[0], fixed)
     further, longest, asked, stood = 0, 0, False, False
     for b in range(widths.shape[0]):
         if widths[b] == 0:
@@ -232,25 +239,23 @@ def _widen(survival, cover, room, running, calls, more, unit, widths):
 
 
 @njit()
-def _survivals(chance, rows, own, survival):
+def _survivals(chance, rows, own):
     """The chance of each id of each row, and of all before it, to be right: [B, K]."""
+    survival = np.empty((rows.shape[0], chance.shape[0]))
     for b in range(survival.shape[0]):
         reach, better = 1.0, (rows[b, 0] + own) / (rows[b, 1] + own)
         for i in range(survival.shape[1]):
             reach *= min(chance[i] * better, SURE)
             survival[b, i] = reach
+    return survival
 
 
 @njit()
 def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra, spent, clock, own, fixed):
     """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round."""
     B, K = widths.shape[0], places.shape[0]
-    chance, cover = np.empty(K), np.empty(K)
-    more, calls = np.empty(extra.shape[0]), np.empty(spent.shape[0])
-    _chances(places, fixed, chance, cover)
-    _costs(extra, spent, B, fixed, more, calls)
-    survival, room, running = np.empty((B, K)), np.zeros(B, np.int64), 0
-    _survivals(chance, rows, own, survival)
+    chance, cover, more, calls = _known(places, extra, spent, B, fixed)
+    survival, room, running = _survivals(chance, rows, own), np.zeros(B, np.int64), 0
     for b in range(B):
         if not finished[b]:
             running += 1
@@ -299,17 +304,12 @@ def trim_loop(drafted, rows, places, base, extra, spent, clock, own, read):
 
     For drafts whose target's ids do not depend on them: greedy rows and point masses.
     """
-    B, K = drafted.shape[0], places.shape[0]
-    chance, cover = np.empty(K), np.empty(K)
-    more, calls, survival = np.empty(extra.shape[0]), np.empty(spent.shape[0]), np.empty((B, K))
-    _chances(places, False, chance, cover)
-    _costs(extra, spent, B, False, more, calls)
-    _survivals(chance, rows, own, survival)
+    chance, cover, more, calls = _known(places, extra, spent, drafted.shape[0], False)
     cover[:] = 1.0
     calls[:] = calls[drafted.max()]
     running = int(clock[RUNNING])
-    _widen(survival, cover, drafted, running, calls, more, max(base[running, 0], 1e-3), read)
-    for b in range(B):
+    _widen(_survivals(chance, rows, own), cover, drafted, running, calls, more, max(base[running, 0], 1e-3), read)
+    for b in range(drafted.shape[0]):
         read[b] = max(read[b], min(drafted[b], 1))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from foredraft.bench import scale
+from foredraft.resident import resident_bytes
 
 
 def test_the_slope_of_a_leak_and_of_none():
@@ -62,7 +63,7 @@ def test_sources_longer_than_the_checkpoint_says_are_read_whole(tiny_model_path,
     assert read == [3, 3, 3, 4, 9]
 
 
-@pytest.mark.skipif(scale.rss_bytes() is None, reason="the system does not tell a process's memory")
+@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell a process's memory")
 def test_memory_an_article_is_the_peak_shared_among_them():
     held, points = [], []
 
@@ -71,7 +72,7 @@ def test_memory_an_article_is_the_peak_shared_among_them():
         held.clear()
         return size
 
-    scale.curve([4, 1], hold, 1, points, scale.rss_bytes(), scale.let_go)
+    scale.curve([4, 1], hold, 1, points, resident_bytes(), scale.let_go)
     # the second size is not charged with the first one's peak
     assert 6e6 < points[0]["bytes_per_article"] < 12e6 and points[1]["bytes_per_article"] < 16e6
     scale.curve([4], hold, 1, points)
