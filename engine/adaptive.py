@@ -2,7 +2,8 @@
 
 Its costs are measured as it goes (kernels/pace.py): the seconds of whole rounds, by running rows and rows read, and of the
 drafter's calls. So drafts answer to the load: the more rows share a pass, the dearer a further row of it, down to no drafts
-at all. A round in which no row drafts calls no drafter and is a plain round.
+at all. A round in which no row drafts calls no drafter and is a plain round, and so are the few after it, which nobody thinks
+about.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class AdaptiveDrafter:
         self._rows = np.zeros((0, 3))
         self._state: DecodeState | None = None
         self._admitted: set[int] = set()
+        # plain rounds still to come that are neither chosen nor learned from; whether this is one
+        self._rest, self._rests = 0, False
         one, none, rows, memory = np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 3)), new_memory(1, 1)
         pace_numba(one, one, np.ones(1, bool), none, none, rows, *memory, OWN, False)
         trim_numba(none, rows, *memory, OWN, one)
@@ -65,13 +68,20 @@ class AdaptiveDrafter:
         self._began, self._drafting = self._clock(), 0.0
         if self._state is not state:
             self._enter(state)
+        if self._is_greedy is not state.greedy:
+            self._turn(state)
         if self._admitted:
             started = list(self._admitted)
             self._widest[started] = self._widths[started]
             self._admitted.clear()
-        self._memory, own, self._is_fixed = self._at_hand(state)
-        prices = pace_numba(*self._views, self._widths, self._widest, *self._memory, own, self._is_fixed)
-        if not self._widths.any():
+            self._rest = 0
+        self._rests = self._rest > 0
+        if self._rests:
+            self._rest -= 1
+            return self._none
+        *prices, drafts, self._rest = pace_numba(*self._views, self._widths, self._widest, *self._memory, self._own,
+                                                 self._is_fixed)
+        if not drafts:
             self._drafted = self._read = self._nothing
             return self._none
         since = self._clock()
@@ -85,7 +95,7 @@ class AdaptiveDrafter:
         if state.greedy or draft.logits is None:
             # a drafter that ends a draft by itself knows a row's price, not where the pass's steps are
             self._drafted = self._drafted.copy()
-            trim_numba(self._drafted, *self._memory, own, self._read)
+            trim_numba(self._drafted, *self._memory, self._own, self._read)
         else:
             # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
             draft.dense = draft.dense & (draft.lengths > 0)
@@ -93,6 +103,8 @@ class AdaptiveDrafter:
 
     def end_round(self) -> None:
         """Learn from the round that began with the last `draft`."""
+        if self._rests:
+            return
         learn_numba(*self._judged, self._drafted, self._read, self._widths, self._clock() - self._began, self._drafting,
                     *self._memory, self._is_fixed)
 
@@ -100,15 +112,16 @@ class AdaptiveDrafter:
         if rows > len(self._rows):
             self._rows = np.concatenate((self._rows, np.zeros((rows - len(self._rows), 3))))
 
-    def _at_hand(self, state: DecodeState) -> tuple[tuple[np.ndarray, ...], float, bool]:
-        """What the kernels remember, `own` and `fixed`; a batch may turn from greedy to sampled where rows come and go."""
+    def _turn(self, state: DecodeState) -> None:
+        """Take up what is known of batches of this law; one may turn from greedy to sampled where rows come and go."""
         B, K = state.rows, state.max_draft
         key = B, K, state.greedy
         if key not in self._memories:
             self._memories[key] = new_memory(B, K)
-        fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not fixed else OWN
-        return (self._rows[:B], *self._memories[key]), own, fixed
+        self._memory = self._rows[:B], *self._memories[key]
+        self._is_fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
+        self._own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not self._is_fixed else OWN
+        self._is_greedy, self._rest = state.greedy, 0
 
     def _ask(self, state: DecodeState, price: float, each: float) -> Draft:
         told = {"cost": min(price, 1.0), "each": each}
@@ -130,4 +143,4 @@ class AdaptiveDrafter:
         self._widest = np.zeros(state.rows, np.int64)
         self._admitted = set(range(state.rows))
         self._none, self._drafted, self._read = Draft.empty(state.rows, 0), self._nothing, self._nothing
-        self._state = state
+        self._state, self._is_greedy = state, None

@@ -24,7 +24,7 @@ share of tested ids that were accepted there, times how a row has done against t
 
 Nothing drafted is nothing learned: 1 % of the time (PROBE) pays for drafts that do not promise to pay, one id wide, and
 plain rounds are made now and then where rows always draft. Waits for those double up to LONGEST rounds, and for a draft
-grow up to RARE times while nothing stands that is drafted.
+grow up to RARE times while nothing stands that is drafted. Where no row drafts the next REST rounds are not thought about.
 
 Lossless: widths are settled before any of the round's random numbers is drawn, from rounds whose numbers are never used
 again (their keys hold the round's start), so that given all that was seen the next ids follow the target's law. With
@@ -45,6 +45,8 @@ from foredraft.kernels.tile import ROW_TILE
 UNIT, SEEN, RUNNING, CREDIT, SINCE, PLAIN, IDLE, PAUSED, FURTHER, MISSED = range(10)
 CLOCK = 10
 PROBE, RARE, PATIENCE = 0.01, 4.0, 4.0
+# further plain rounds after one in which no draft promised to pay: to choose and to learn take 1 to 2 % of a small target's
+REST = 4
 # in plain rounds: where nothing promises to pay at first, the first probe need not wait
 ADVANCE = 1.5
 FIRST, LONGEST = 8, 256
@@ -252,7 +254,8 @@ def _survivals(chance, rows, own):
 
 @njit()
 def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra, spent, clock, own, fixed):
-    """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round."""
+    """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round, whether
+    a row drafts, and how many plain rounds may follow this one without a look at them."""
     B, K = widths.shape[0], places.shape[0]
     chance, cover, more, calls = _known(places, extra, spent, B, fixed)
     survival, room, running = _survivals(chance, rows, own), np.zeros(B, np.int64), 0
@@ -263,7 +266,7 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
     clock[RUNNING] = running
     if running == 0:
         widths[:] = 0
-        return 1.0, 0.0
+        return 1.0, 0.0, False, 0
     if fixed:
         # what the drafter has to catch up with makes a probe dearer than a call
         probe = FIXED_CALL + FIXED_ID + more[1] + 0.3
@@ -272,20 +275,23 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
             rows[b, 2] = rows[b, 2] + PROBE if total == 0 else 0.0
             if rows[b, 2] >= probe and room[b] > 0:
                 widths[b], rows[b, 2] = 1, 0.0
-        return more[1], FIXED_ID
+        return more[1], FIXED_ID, bool(widths.any()), 0
     unit = max(base[running, 0], 1e-3)
     total = _widen(survival, cover, room, running, calls, more, unit, widths)
     clock[SINCE] += 1
+    rest = 0
     if clock[PLAIN] < PLAINS or (total > 0 and clock[SINCE] >= min(FIRST * 2.0 ** clock[PLAIN], LONGEST)):
         widths[:] = 0
         clock[PLAIN] += 1
     elif total == 0:
-        clock[CREDIT] += PROBE * unit
+        rest = REST
+        clock[CREDIT] += (1 + rest) * PROBE * unit
+        clock[IDLE] += rest
         price = max(calls[1], clock[PAUSED]) + more[min(running, more.shape[0] - 1)]
         if clock[CREDIT] >= price * min(1.0 + clock[MISSED] / PATIENCE, RARE):
             for b in range(B):
                 widths[b] = min(room[b], 1)
-            clock[CREDIT] = 0.0
+            clock[CREDIT], rest = 0.0, 0
     else:
         # a row that drafts nothing beside others that do: a probe of its own costs it one row of the pass
         price = running * more[1] / unit
@@ -295,7 +301,7 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
                 widths[b], rows[b, 2] = 1, 0.0
     at = min(max(running, int(clock[FURTHER] + 0.5)), more.shape[0] - 1)
     each = (calls[K] - calls[1]) / max(K - 1, 1)
-    return running * more[at] / (max(at, 1) * unit), each / unit
+    return running * more[at] / (max(at, 1) * unit), each / unit, bool(widths.any()), rest
 
 
 @njit()
@@ -313,7 +319,7 @@ def trim_loop(drafted, rows, places, base, extra, spent, clock, own, read):
         read[b] = max(read[b], min(drafted[b], 1))
 
 
-def pace_numba(*arguments) -> tuple[float, float]:
+def pace_numba(*arguments) -> tuple[float, float, bool, int]:
     return pace_loop(*arguments)
 
 

@@ -1,5 +1,6 @@
 """Draft lengths that adapt: they change no greedy or point-mass output, no law, and no seeded one."""
 
+import itertools
 import random
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from doubles import ScriptedDrafter, TableDrafter, TableTarget, chi_square, make_state
 
 import foredraft
+from foredraft.engine import adaptive
 from foredraft.engine.adaptive import WIDEST, AdaptiveDrafter
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_lookup import LookupDrafter
@@ -14,6 +16,7 @@ from foredraft.engine.draft_models import model_class
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.requests import Request
 from foredraft.errors import UserError
+from foredraft.kernels.pace import REST, pace_numba
 
 SOURCES = [[5, 6, 7, 5, 6, 7, 5, 6, 1], [9, 8, 1], [20, 21, 22, 23, 1]]
 
@@ -65,6 +68,34 @@ def test_a_round_without_drafts_asks_nobody():
     drafter = Asked([[0] * 60], vocabulary=20)
     rounds(state, TableTarget(table), AdaptiveDrafter(drafter))
     assert 0 < drafter.round < int(state.rounds.max())
+
+
+def test_rounds_after_one_without_a_draft_are_plain_until_a_row_comes(monkeypatch):
+    thought = []
+
+    def choose(*arguments):
+        *prices, drafts, rest = pace_numba(*arguments)
+        thought.append((int(state.lengths.max()), drafts, rest))
+        return *prices, drafts, rest
+
+    table = torch.randn(300, 20, 20, generator=torch.Generator().manual_seed(1))
+    drafter = AdaptiveDrafter(ScriptedDrafter([[0] * 300], vocabulary=20))
+    monkeypatch.setattr(adaptive, "pace_numba", choose)
+    state = make_state(1, 250, 6, 20, end_token=-1)
+    rounds(state, TableTarget(table), drafter)
+    pairs = [(before, after) for before, after in itertools.pairwise(thought) if before[2] > 0]
+    assert len(pairs) > 30 and all(after[0] - before[0] == 1 + REST for before, after in pairs)
+    # a row that comes ends the rest
+    state = make_state(1, 250, 6, 20, end_token=-1)
+    drafter.draft(state)
+    while not drafter._rest:
+        drafter.draft(state)
+    seen = len(thought)
+    drafter.draft(state)
+    assert len(thought) == seen
+    drafter.admit([0], [torch.ones(1, dtype=torch.int64)], [torch.zeros(1, 1)])
+    drafter.draft(state)
+    assert len(thought) == seen + 1
 
 
 def test_a_seeded_request_repeats_whatever_was_learned(lstm):

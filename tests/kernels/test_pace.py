@@ -54,14 +54,19 @@ class World:
         return self.run(choose, requests, length)
 
     def paced(self, requests=30, length=60, skip=3, memory=None, own=3.0, fixed=False, on_choice=lambda _widths: None):
-        memory = memory or new_memory(len(self.right), K)
+        memory, rest, rests = memory or new_memory(len(self.right), K), 0, False
 
         def choose(state, widths, rows):
-            pace_numba(*state, widths, np.full(len(self.right), K), rows, *memory, own, fixed)
+            nonlocal rest, rests
+            rests = rest > 0 and state[0].max() > 1
+            rest -= 1
+            if not rests:
+                rest = pace_numba(*state, widths, np.full(len(self.right), K), rows, *memory, own, fixed)[-1]
             on_choice(widths)
 
         def learn(*round_):
-            learn_numba(*round_, *memory, fixed)
+            if not rests:
+                learn_numba(*round_, *memory, fixed)
         return self.run(choose, requests, length, skip, learn)
 
 
