@@ -16,7 +16,7 @@ check: .venv/.ready
 
 # one thread, so that a run means something on a machine that others use too; foredraft bench compare A B tells two apart
 bench: .venv/.ready
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) pytest -q bench --benchmark-enable --benchmark-autosave --benchmark-columns=median,iqr,rounds
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) pytest -q bench --benchmark-enable --benchmark-min-rounds=20 --benchmark-autosave --benchmark-columns=median,iqr,rounds
 
 # torch comes first and pinned: left to resolve on its own, the newest build for a GPU may be fetched instead
 .venv/.ready: setup.py pyproject.toml

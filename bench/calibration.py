@@ -26,7 +26,7 @@ def work() -> float:
     return total
 
 
-def calibrate(times: int = 15) -> float:
+def calibrate(times: int = 30) -> float:
     """Seconds of the fastest of `times` turns: what else ran meanwhile only ever adds."""
     best = float("inf")
     for _ in range(times):

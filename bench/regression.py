@@ -18,8 +18,8 @@ LIMIT = 1.5**0.5
 def read_runs(path: Path) -> list[dict[str, float]]:
     """The costs of every run: a file of pytest-benchmark, or a folder of them, searched through.
 
-    A case's cost is its fastest round over the fastest calibration beside it: on a slower machine, or while others use it,
-    both grow. UserError: nothing there, another file, a case without its calibration.
+    A case's cost is its fastest round over the run's median calibration: on a slower machine both grow. UserError: nothing
+    there, another file, a case without its calibration.
     """
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -30,15 +30,18 @@ def read_runs(path: Path) -> list[dict[str, float]]:
 def costs(file: Path) -> dict[str, float]:
     try:
         cases = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
-        return {one["fullname"]: one["stats"]["min"] / one["extra_info"][CALIBRATION] for one in cases}
+        # those beside a case are too few to divide it by: each is off by a tenth
+        unit = median(one["extra_info"][CALIBRATION] for one in cases)
+        return {one["fullname"]: one["stats"]["min"] / unit for one in cases}
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{file}: no run of `make bench` with calibrations ({why}); run it again") from None
 
 
 def compare(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], limit: float = LIMIT) -> list[dict]:
-    """A row for each case, the largest change first: medians of its costs on both sides, `change` after over before, and
-    `verdict`: slower or faster by more than `limit`, same, or new or gone for a case of one side only."""
+    """A row for each case, the largest change first: its least cost on either side, for whatever else runs only ever adds,
+    `change` after over before, and `verdict`: slower or faster by more than `limit`, same, or new or gone for a case of one
+    side only."""
     names = dict.fromkeys(name for run in (*before, *after) for name in run)
     rows = []
     for name in names:
@@ -46,9 +49,9 @@ def compare(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]
         if not old or not new:
             rows.append({"case": name, "before": None, "after": None, "change": None, "verdict": "new" if new else "gone"})
             continue
-        change = median(new) / median(old)
+        change = min(new) / min(old)
         verdict = "slower" if change > limit else "faster" if change < 1 / limit else "same"
-        rows.append({"case": name, "before": median(old), "after": median(new), "change": change, "verdict": verdict})
+        rows.append({"case": name, "before": min(old), "after": min(new), "change": change, "verdict": verdict})
     return sorted(rows, key=lambda row: -(row["change"] or 0))
 
 

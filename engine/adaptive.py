@@ -2,8 +2,8 @@
 
 Its costs are measured as it goes (kernels/pace.py): the seconds of whole rounds, by running rows and rows read, and of the
 drafter's calls. So drafts answer to the load: the more rows share a pass, the dearer a further row of it, down to no drafts
-at all. A round in which no row drafts calls no drafter and is a plain round, and so are the few after it, which nobody thinks
-about.
+at all. A round in which no row drafts calls no drafter and is a plain round, and so are the few after it, which nobody
+thinks about.
 """
 
 from __future__ import annotations

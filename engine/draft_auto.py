@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_cascade import CascadeDrafter
 from foredraft.engine.state import DecodeState, Draft
 
-# Ids that a round with a copy must emit for copies to do alone, and how fast their running mean moves.
-COPIES, RATE = 2.5, 0.05
+# Ids that a round with a copy must emit for copies to do alone, how many they are taken to emit at first, and how fast their
+# running mean moves: a trained drafter reads a source, which costs a round or two, not for a few copies that fell.
+COPIES, START, RATE = 2.0, 4.0, 0.02
 
 
 class AutoDrafter(CascadeDrafter):
@@ -31,8 +30,10 @@ class AutoDrafter(CascadeDrafter):
 
     def __init__(self, copying: Drafter, trained: Sequence[Drafter] = ()):
         super().__init__([copying, *trained])
-        self.name, self.emitted = "auto:" + ",".join(drafter.name for drafter in self.drafters), COPIES
+        self.name, self.emitted = "auto:" + ",".join(drafter.name for drafter in self.drafters), START
         self._state: DecodeState | None = None
+        # of the last draft, what each row's rounds then were; -1: it was not asked
+        self._asked: list[int] = []
 
     def turns(self, state: DecodeState) -> Sequence[Admissions]:
         if len(self._admissions) == 1:
@@ -42,13 +43,20 @@ class AutoDrafter(CascadeDrafter):
         return self._admissions[:1] if self.emitted >= COPIES else self._admissions
 
     def draft(self, state: DecodeState) -> Draft:
-        if state.greedy and self._state is state:
-            self._learn(state.last_counts.numpy())
+        if not state.greedy:
+            self._state = None
+            return super().draft(state)
+        rounds = state.rounds.tolist()
+        if self._state is state:
+            self._learn(rounds, state.last_counts.tolist())
         draft = super().draft(state)
-        self._state = state if state.greedy else None
+        self._asked = [now if K else -1 for now, K in zip(rounds, state.draft_tokens.tolist(), strict=True)]
+        self._state = state
         return draft
 
-    def _learn(self, counts: np.ndarray) -> None:
-        """counts [B]: ids that the last round emitted. Rows that took another's draft had no copy worth the name."""
-        if (known := self.asked & (counts > 0)).any():
-            self.emitted += RATE * (float(np.where(self.passed, 1, counts)[known].mean()) - self.emitted)
+    def _learn(self, rounds: list[int], counts: list[int]) -> None:
+        """counts [B]: ids that the last round emitted, by a draft of ours if a row's rounds [B] are one more than when it
+        was asked. Rows that took another's draft had no copy worth the name."""
+        if known := [1 if passed else count for now, asked, passed, count in zip(
+                rounds, self._asked, self.passed, counts, strict=True) if now == asked + 1 > 0]:
+            self.emitted += RATE * (sum(known) / len(known) - self.emitted)

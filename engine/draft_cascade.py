@@ -32,8 +32,8 @@ class CascadeDrafter:
     def __init__(self, drafters: Sequence[Drafter], long: int = LONG):
         self.drafters, self.long = list(drafters), long
         self._admissions = [Admissions(drafter) for drafter in drafters]
-        # of the last round [B]: who was asked, and who took another's draft than the first's
-        self.asked = self.passed = np.zeros(0, np.bool_)
+        # of the last round [B]: who took another's draft than the first's
+        self.passed: list[bool] = []
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
         self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
 
@@ -79,11 +79,11 @@ class CascadeDrafter:
         turns = self.turns(state)
         if len(turns) == 1:
             # nobody to settle with, which takes longer than a copy
-            self.asked, self.passed = state.draft_tokens.numpy() > 0, np.zeros(state.rows, np.bool_)
+            self.passed = [False] * state.rows
             return turns[0].show().draft(state)
         allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
         wanted, waiting = widths.copy(), allowed > 0
-        self.asked, self.passed = waiting.copy(), np.zeros(state.rows, np.bool_)
+        passed = np.zeros(state.rows, np.bool_)
         # each row takes the draft in which it stands; a later one may take its place
         taken: Draft | None = None
         try:
@@ -98,10 +98,11 @@ class CascadeDrafter:
                     taken, kept = draft, lengths
                 elif (better := waiting & (drawn | (lengths > kept))).any():
                     _move(draft, taken, torch.from_numpy(better))
-                    self.passed |= better
+                    passed |= better
                 waiting &= ~(drawn | (kept >= np.minimum(allowed, self.long)))
         finally:
             widths[:] = wanted
+        self.passed = passed.tolist()
         return taken
 
 

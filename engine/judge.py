@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,25 +30,23 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
     if state.backend == "triton":
         return _judge_on_device(state, draft, hidden, target)
     B, K = draft.tokens.shape
-    tokens, path = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, K + 1, dtype=torch.int64)
-    counts = torch.ones(B, dtype=torch.int64)
+    tokens, counts, path = outputs = np.zeros((B, K + 1), np.int64), np.ones(B, np.int64), np.zeros((B, K + 1), np.int64)
     parents = state.chain if draft.parents is None else draft.parents
-    outputs = (tokens.numpy(), counts.numpy(), path.numpy())
+    proposed = draft.tokens.numpy(), draft.lengths.numpy()
     if state.rollback is not None:
-        ROLLBACK[state.backend](target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), state.rollback,
-                                *outputs[:2])
+        ROLLBACK[state.backend](target.logits(hidden).numpy(), *proposed, state.rollback, tokens, counts)
     elif state.greedy:
-        ACCEPT_GREEDY[state.backend](
-            target.choose(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(), *outputs)
+        ACCEPT_GREEDY[state.backend](target.choose(hidden).numpy(), *proposed, parents.numpy(), *outputs)
     else:
         if draft.logits is None:
             logits, lse = torch.zeros(0, 0, 0), torch.zeros(0, 0, dtype=torch.float64)
         else:
             logits, lse = draft.logits.contiguous(), draft.lse.contiguous()
         (BLOCK if state.block and draft.parents is None else ACCEPT_SAMPLED)[state.backend](
-            target.logits(hidden).numpy(), draft.tokens.numpy(), draft.lengths.numpy(), parents.numpy(),
-            draft.dense.numpy(), logits.numpy(), lse.numpy(), state.temperature.numpy(), state.top_k.numpy(),
-            state.top_p.numpy(), state.seeds.numpy(), state.lengths.numpy(), *outputs)
+            target.logits(hidden).numpy(), *proposed, parents.numpy(), draft.dense.numpy(), logits.numpy(), lse.numpy(),
+            state.temperature.numpy(), state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.lengths.numpy(),
+            *outputs)
+    tokens, counts, path = map(torch.from_numpy, outputs)
     return Verdict(tokens, counts, None if draft.parents is None else path)
 
 

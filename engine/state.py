@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foredraft.kernels.backend import backend_of
 from foredraft.kernels.commit import COMMIT
-from foredraft.kernels.inputs import DEPTHS, allowed_triton, inputs_triton
+from foredraft.kernels.inputs import ALLOWED, INPUTS
 from foredraft.kernels.verdict import Rows
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
@@ -111,6 +112,13 @@ class DecodeState:
         self._written = (
             self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
             self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
+        self._room = (self.lengths, limits, self.finished, draft_tokens)
+        self._inside = (self.tokens, self.lengths, self.finished)
+        if device.type == "cpu":
+            # what its kernels take: to ask a tensor for its array takes as long as some of them
+            self._host_written, self._host_room, self._host_inside, self._host_chain = (
+                tuple(tensor.numpy() for tensor in tensors)
+                for tensors in (self._written, self._room, self._inside, (self.chain, self._straight)))
         # a device's buffers, the same in every round: allowed, inputs and, made in the first round, those of judge.py and
         # sampling.py
         self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
@@ -129,10 +137,11 @@ class DecodeState:
     def allowed(self) -> Tensor:
         """How many ids each row may still draft: [B] int64, its K cut to the room left, 0 once finished."""
         if self.backend == "triton":
-            allowed_triton(self.lengths, self.limits, self.finished, self.draft_tokens, self._allowed)
+            ALLOWED["triton"](*self._room, self._allowed)
             return self._allowed
-        room = torch.minimum(self.draft_tokens, self.limits - self.lengths - 1).clamp_(min=0)
-        return room.masked_fill_(self.finished, 0)
+        allowed = np.empty(self.rows, np.int64)
+        ALLOWED[self.backend](*self._host_room, allowed)
+        return torch.from_numpy(allowed)
 
     def inputs(self, draft: Draft) -> tuple[Tensor, Tensor, Tensor | None]:
         """The target's next rows: tokens [B, R], positions [B, R] (-1: nothing to read there), parents [B, R] or None.
@@ -142,19 +151,13 @@ class DecodeState:
         if self.backend == "triton":
             tokens, positions, above = self._inputs
             above = None if draft.parents is None else above
-            inputs_triton(self.tokens, self.lengths, self.finished, draft.tokens, draft.lengths, draft.parents, tokens,
-                          positions, above)
+            INPUTS["triton"](*self._inside, draft.tokens, draft.lengths, draft.parents, tokens, positions, above)
             return tokens, positions, above
-        last = self.lengths - 1
-        tokens = torch.cat((self.tokens.gather(1, last[:, None]), draft.tokens), dim=1)
-        steps = self._steps[: tokens.shape[1]]
-        unread = (steps > draft.lengths[:, None]) | self.finished[:, None]
-        if draft.parents is None:
-            return tokens, (last[:, None] + steps).masked_fill_(unread, -1), None
-        parents = torch.cat((torch.full_like(last[:, None], -1), draft.parents), dim=1)
-        depth = torch.empty_like(parents)
-        DEPTHS[self.backend](parents.numpy(), depth.numpy())
-        return tokens, (last[:, None] + depth).masked_fill_(unread, -1), parents
+        proposed, parents = draft.tokens.numpy(), None if draft.parents is None else draft.parents.numpy()
+        read = np.empty((self.rows, 1 + proposed.shape[1]), np.int64)
+        positions, above = np.empty_like(read), None if parents is None else np.empty_like(read)
+        INPUTS[self.backend](*self._host_inside, proposed, draft.lengths.numpy(), parents, read, positions, above)
+        return torch.from_numpy(read), torch.from_numpy(positions), None if above is None else torch.from_numpy(above)
 
     def commit(self, draft: Draft, verdict: Verdict, hidden: Tensor) -> None:
         """Append each row's verdict, cut at the end token and at the row's limit, and count (kernels/commit.py).
@@ -163,17 +166,19 @@ class DecodeState:
         """
         if verdict.committed:
             return
-        path = self._straight if verdict.path is None else verdict.path
-        rows = self.committed_into(draft, hidden)
-        arguments = (verdict.tokens, verdict.counts, path, draft.lengths)
+        judged = (verdict.tokens, verdict.counts)
         if self.backend == "triton":
-            COMMIT["triton"](*arguments, draft.parents, *rows)
-        else:
-            arguments = (*arguments, self.chain if draft.parents is None else draft.parents, *rows)
-            COMMIT[self.backend](*(item.numpy() if isinstance(item, Tensor) else item for item in arguments))
+            path = self._straight if verdict.path is None else verdict.path
+            COMMIT["triton"](*judged, path, draft.lengths, draft.parents, *self.committed_into(draft, hidden))
+            return
+        parents, path = self._host_chain
+        if draft.parents is not None:
+            parents, path = draft.parents.numpy(), verdict.path.numpy()
+        COMMIT[self.backend](*(tensor.numpy() for tensor in judged), path, draft.lengths.numpy(), parents,
+                             draft.origin.numpy(), hidden.numpy(), self._host_room[1], self.end_token, *self._host_written)
 
     def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:
-        """What a commit reads of the draft and the state, and what it writes."""
+        """What a commit on a device reads of the draft and the state, and what it writes."""
         return Rows(draft.origin, hidden, self.limits, self.end_token, *self._written)
 
     def start(self, row: int, *, limit: int, draft_tokens: int, temperature: float, top_k: int, top_p: float,
@@ -182,13 +187,12 @@ class DecodeState:
         stale memory past `lengths`. limit is at most the capacity, draft_tokens at most max_draft."""
         if limit > self.capacity or draft_tokens > self.max_draft:
             raise ValueError(f"limit {limit} and {draft_tokens} drafts in a state of {self.capacity} and {self.max_draft}")
-        for counter in (self.rounds, self.covered, self.drafted, self.tested_at, self.accepted_at, self.hidden,
-                        self.last_tested, self.last_accepted, self.last_counts):
+        _tokens, _origin, lengths, finished, *counters = self._host_written
+        for counter in counters:
             counter[row] = 0
-        self.lengths[row] = 1
+        lengths[row], finished[row] = 1, False
         self.limits[row], self.draft_tokens[row], self.seeds[row] = limit, draft_tokens, seed
         self.temperature[row], self.top_k[row], self.top_p[row] = temperature, top_k, top_p
-        self.finished[row] = False
         self._look_at_laws()
 
     def stop(self, row: int) -> None:
@@ -198,8 +202,8 @@ class DecodeState:
         self._look_at_laws()
 
     def _look_at_laws(self) -> None:
-        self.greedy = bool((self.temperature == 0).all())
-        self.cuts = bool(((self.top_k > 0) | (self.top_p < 1)).any())
+        self.greedy = not any(self.temperature.tolist())
+        self.cuts = any(self.top_k.tolist()) or min(self.top_p.tolist()) < 1
 
     def truncate(self, row: int, length: int) -> None:
         """Cut a row back to `length` ids inside its last round and finish it (a stop string; called by the host)."""

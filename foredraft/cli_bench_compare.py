@@ -15,8 +15,10 @@ import typer
 
 from foredraft.errors import UserError
 
-# runs whose median is the measure of what follows, and how often a case that raised the alarm is timed once more
-BEFORE, AGAIN = 3, 2
+# runs whose least costs are the measure of what follows, and how often a case that raises the alarm is timed once more
+BEFORE, AGAIN = 5, 6
+# of a case, however long one takes
+ROUNDS = 20
 # as `make bench` does: a case on two threads waits for whichever of them another process has pushed aside
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
@@ -38,7 +40,7 @@ def compare(
 
 
 def regression(
-    runs: Annotated[int, typer.Option(min=1, help="Unchanged runs; each is held against three before them.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, help="Unchanged runs; each is held against five before them.")] = 10,
     slow: Annotated[float, typer.Option(min=1.0, help="The seeded slowdown of the last run.")] = 1.5,
     seconds: Annotated[float, typer.Option(min=0.01, help="Longest timing of a case.")] = 0.5,
     cases: Annotated[str, typer.Option("-k", help="Only cases that pytest's -k chooses.")] = "",
@@ -47,7 +49,7 @@ def regression(
     out: Annotated[Path, typer.Option(help="The record's folder; a line is added.")] = Path("bench/results"),
 ) -> None:
     """Check the alarm: no case of unchanged runs raises it, every case of a slowed run does. A case that raises it is timed
-    twice more, and the median of the three is judged. The last line is JSON."""
+    up to six times more, for as long as it does. The last line is JSON."""
     import foredraft
     from foredraft.bench import machine, record
     from foredraft.bench import regression as held
@@ -65,13 +67,18 @@ def regression(
 
     def judged(file: Path) -> tuple[list[dict], int]:
         """compare()'s rows, and how many cases were timed again."""
-        first = [held.costs(file)]
-        alarms = [row["case"] for row in held.compare(before, first) if row["verdict"] == "slower"]
-        again = [file.with_name(f"{file.stem}-again-{number}.json") for number in range(AGAIN if alarms else 0)]
-        for other in again:
+        taken = [held.costs(file)]
+        rows, timed = held.compare(before, taken), 0
+        for number in range(AGAIN):
+            alarms = [row["case"] for row in rows if row["verdict"] == "slower"]
+            if not alarms:
+                break
+            other = file.with_name(f"{file.stem}-again-{number}.json")
             print(f"{other.stem}: {len(alarms)} cases", file=sys.stderr, flush=True)
             _time(other, alarms, slow if file == files[-1] else 1, seconds)
-        return held.compare(before, first + [held.costs(other) for other in again]), len(alarms)
+            taken.append(held.costs(other))
+            rows, timed = held.compare(before, taken), max(timed, len(alarms))
+        return rows, timed
 
     runs_judged = [judged(file) for file in files[BEFORE:-1]]
     unchanged = [row | {"run": number} for number, (rows, _) in enumerate(runs_judged) for row in rows]
@@ -106,7 +113,7 @@ def _time(file: Path, asked: list[str], slow: float, seconds: float) -> None:
         return
     partial = file.with_suffix(".part")
     command = [sys.executable, "-m", "pytest", "-q", *asked, "-p", "no:cacheprovider", "--benchmark-enable",
-               f"--benchmark-max-time={seconds}", f"--benchmark-json={partial}"]
+               f"--benchmark-max-time={seconds}", f"--benchmark-min-rounds={ROUNDS}", f"--benchmark-json={partial}"]
     done = subprocess.run(command, env=os.environ | ONE_THREAD | {"FOREDRAFT_BENCH_SLOW": str(slow)}, capture_output=True,
                           text=True)
     if done.returncode:
@@ -118,7 +125,7 @@ def show_table(rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(caption="cost: fastest round over the calibration beside it", caption_justify="left")
+    table = Table(caption="cost: fastest round over the calibration", caption_justify="left")
     for name in ("case", "cost before", "cost after", "change", "verdict"):
         table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
     for row in rows:

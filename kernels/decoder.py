@@ -60,20 +60,17 @@ def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, 
 
 
 @njit()
-def _embed(embedding, tokens, batch, row, x):
-    for i in range(batch.shape[0]):
-        token = tokens[batch[i], row[i]]
-        for c in range(x.shape[1]):
-            x[i, c] = embedding[token, c]
-
-
-@njit()
-def _embed_bf16(embedding, tokens, batch, row, x):
-    bits = x.view(np.uint32)
-    for i in range(batch.shape[0]):
-        token = tokens[batch[i], row[i]]
-        for c in range(x.shape[1]):
-            bits[i, c] = np.uint32(embedding[token, c]) << np.uint32(16)
+def embed_loop(embedding, ids, x):
+    """x [n, C]: the embeddings of ids [n]."""
+    if embedding.itemsize == 2:
+        bits = x.view(np.uint32)
+        for i in range(ids.shape[0]):
+            for c in range(x.shape[1]):
+                bits[i, c] = np.uint32(embedding[ids[i], c]) << np.uint32(16)
+    else:
+        for i in range(ids.shape[0]):
+            for c in range(x.shape[1]):
+                x[i, c] = embedding[ids[i], c]
 
 
 @njit()
@@ -119,40 +116,32 @@ def layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q
 
 
 @njit()
-def _rows_read(positions):
-    """The (batch, row) pairs to read, row by row."""
-    B, R = positions.shape
-    batch = np.empty(B * R, np.int64)
-    row = np.empty(B * R, np.int64)
+def _decoder_loop(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in, ff_out,
+                  bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, kept, hidden, threads):
+    B, R, C = hidden.shape
+    # what is read, row by row
+    batch, row, ids = np.empty(B * R, np.int64), np.empty(B * R, np.int64), np.empty(B * R, np.int64)
     n = 0
     for b in range(B):
         for r in range(R):
             if positions[b, r] >= 0:
-                batch[n], row[n] = b, r
+                batch[n], row[n], ids[n] = b, r, tokens[b, r]
                 n += 1
-    return batch[:n], row[:n]
-
-
-@njit()
-def _scatter_norm(x, weight, epsilon, batch, row, hidden):
-    normed = np.empty_like(x)
-    norm_loop(x, weight, epsilon, normed)
-    for i in range(batch.shape[0]):
+    batch, row = batch[:n], row[:n]
+    x, normed = np.empty((n, C), np.float32), np.empty((n, C), np.float32)
+    embed_loop(embedding, ids[:n], x)
+    layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
+                pages_k, pages_v, table, sources, activation, gated, epsilon, kept, threads)
+    norm_loop(x, final_norm, epsilon, normed)
+    for i in range(n):
         hidden[batch[i], row[i]] = normed[i]
 
 
 def decoder_numba(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
                   ff_out, bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, kept,
                   hidden) -> None:
-    batch, row = _rows_read(positions)
-    x = np.empty((batch.shape[0], embedding.shape[1]), np.float32)
-    if embedding.dtype == np.uint16:
-        _embed_bf16(embedding, tokens, batch, row, x)
-    else:
-        _embed(embedding, tokens, batch, row, x)
-    layers_loop(x, batch, row, positions, parents, norms, qkv, self_out, cross_q, cross_out, ff_in, ff_out, bias, k, v,
-                pages_k, pages_v, table, sources, activation, gated, epsilon, kept, get_num_threads())
-    _scatter_norm(x, final_norm, epsilon, batch, row, hidden)
+    _decoder_loop(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in, ff_out,
+                  bias, k, v, pages_k, pages_v, table, sources, activation, gated, epsilon, kept, hidden, get_num_threads())
 
 
 DECODER = {"reference": decoder_reference, "numba": decoder_numba}

@@ -29,7 +29,7 @@ import numpy as np
 
 from foredraft.kernels.backend import get_num_threads, njit
 from foredraft.kernels.confidence import total_loop
-from foredraft.kernels.decoder import decoder_reference, layers_loop
+from foredraft.kernels.decoder import decoder_reference, embed_loop, layers_loop
 from foredraft.kernels.norm import norm_loop
 from foredraft.kernels.shortlist import pick_loop, pick_reference, shortlist_loop, shortlist_reference
 
@@ -121,19 +121,6 @@ def _adapt_loop(exit, rounds, accepted, temperature):
 
 
 @njit()
-def _embed(embedding, ids, x):
-    if embedding.itemsize == 2:
-        bits = x.view(np.uint32)
-        for i in range(ids.shape[0]):
-            for c in range(x.shape[1]):
-                bits[i, c] = np.uint32(embedding[ids[i], c]) << np.uint32(16)
-    else:
-        for i in range(ids.shape[0]):
-            for c in range(x.shape[1]):
-                x[i, c] = embedding[ids[i], c]
-
-
-@njit()
 def _draft_loop(tokens, lengths, allowed, decoder, list, scale, exit, rounds, accepted, temperature, top_k, top_p, seeds,
                 end_token, drafted, counts, logits, lse, threads):
     B, K = drafted.shape
@@ -158,7 +145,7 @@ def _draft_loop(tokens, lengths, allowed, decoder, list, scale, exit, rounds, ac
                 n += 1
         if n == 0:
             break
-        _embed(d.embedding, ids[:n], x[:n])
+        embed_loop(d.embedding, ids[:n], x[:n])
         layers_loop(x[:n], rows[:n], row[:n], positions, parents, d.norms, d.qkv, d.self_out, d.cross_q, d.cross_out,
                     d.ff_in, d.ff_out, d.bias, d.k, d.v, d.pages_k, d.pages_v, d.table, d.sources, d.activation, d.gated,
                     d.epsilon, d.kept, threads)

@@ -32,9 +32,9 @@ def write_run(path: Path, draw: np.random.Generator, slow: str | None = None, ca
 
 
 def baseline(folder: Path, draw: np.random.Generator) -> Path:
-    """Three runs, as `foredraft bench regression` takes them."""
+    """Five runs, as `foredraft bench regression` takes them."""
     (folder / "before").mkdir()
-    for number in range(3):
+    for number in range(5):
         write_run(folder / "before" / f"{number}.json", draw)
     return folder / "before"
 

@@ -14,6 +14,7 @@ from foredraft.kernels import (
     decoder,
     features,
     head,
+    inputs,
     law,
     linear,
     norm,
@@ -24,7 +25,7 @@ from foredraft.kernels import (
 from foredraft.kernels.backend import HAS_NUMBA
 
 pytestmark = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
-FILES = (accept, activate, attention, commit, decoder, features, head, law, linear, norm, recurrent, sample, skipped)
+FILES = (accept, activate, attention, commit, decoder, features, head, inputs, law, linear, norm, recurrent, sample, skipped)
 
 
 def count_calls(monkeypatch) -> Counter:
@@ -54,13 +55,14 @@ def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_
     calls = count_calls(monkeypatch)
     out = model.generate([[5, 6, 7, 5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=3)
     assert out.stats.steps > 2
-    rounds = calls["layers_loop"]
-    once = ("_rows_read", "_embed", "layers_loop", "_scatter_norm", "_choose_loop")
+    rounds = calls["_decoder_loop"]
+    once = ("_inputs_loop", "_allowed_loop", "_decoder_loop", "_choose_loop", "_commit_loop")
     assert {name: calls[name] for name in once} == dict.fromkeys(once, rounds)
     assert "_logits_loop" not in calls, "greedy decoding writes no logits"
     assert calls["_activate_threads"] == 2 * model.target.config.num_layers, "one call a layer and source while encoding"
-    del calls["_activate_threads"]
-    assert sum(calls.values()) <= 8 * rounds
+    # the encoder's
+    del calls["_activate_threads"], calls["_norm_threads"]
+    assert sum(calls.values()) == 6 * rounds
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [
@@ -73,11 +75,12 @@ def test_all_drafts_of_a_round_are_one_call(tiny_model_path, tmp_path, monkeypat
     calls = count_calls(monkeypatch)
     out = model.generate([[5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=4)
     assert out.stats.drafted > out.stats.steps
-    assert calls["_draft_loop"] == calls["layers_loop"]
+    assert calls["_draft_loop"] == calls["_decoder_loop"]
 
 
 def test_inside_them_are_the_kernels_that_the_tests_hold():
     layers = decoder.layers_loop.py_func.__code__.co_names
+    assert {"layers_loop", "embed_loop"} <= set(decoder._decoder_loop.py_func.__code__.co_names)
     drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
                 for name in function.py_func.__code__.co_names}
     assert {"unread_loop", "lstm_loop", "cnn_loop", "pointer_loop", "shortlist_loop", "children_loop"} <= drafting

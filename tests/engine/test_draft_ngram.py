@@ -45,7 +45,7 @@ def test_drafts_equal_brute_force(table):
         seeds=torch.arange(B), start_token=0, end_token=END, width=4,
     )  # fmt: skip
     state.tokens[:, 1:] = torch.randint(2, 8, (B, 12), generator=torch.Generator().manual_seed(0))
-    state.lengths = torch.tensor([1, 2, 5, 5, 7, 5])
+    state.lengths[:] = torch.tensor([1, 2, 5, 5, 7, 5])
     state.finished[5] = True
     drafter = NgramDrafter(table, cost=0.0)
     drafter.admit(range(B), [], [])
