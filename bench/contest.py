@@ -48,7 +48,7 @@ def contest(model, drafters: Sequence[str], sources: Sequence[Sequence[int]], ot
 
     drafter, draft_tokens, verification: the Way. absent: why it did not run, else None, and then compare.figures(), besides
     trace: trace(), of_best: measure.speed_up() over the fastest other way whose tokens are plain decoding's or of its law
-    (AUTO is none of them), and its name under "way". simulated: simulate.simulated() of the drafter
+    (AUTO is none of them), fastest(), and its name under "way". simulated: simulate.simulated() of the drafter
     at the K that is best there, or {"absent": why}; on the rows of a K that verify token by token, else None.
 
     others: the articles on which each drafter's K is chosen from `widths`.
@@ -68,15 +68,30 @@ def contest(model, drafters: Sequence[str], sources: Sequence[Sequence[int]], ot
     for way, method in methods.items():
         row = common | {"drafter": way.drafter, "draft_tokens": way.draft_tokens, "verification": way.verification,
                         "absent": None, **figures[way], "trace": trace(samples[way]), "of_best": None, "simulated": None}
-        rivals = [other for other in methods if other.drafter != AUTO and other != way and figures[other]["speed_up"]]
+        rivals = {other: samples[other] for other in methods
+                  if other.drafter != AUTO and other != way and figures[other]["speed_up"]}
         if rivals:
-            best = max(rivals, key=lambda other: figures[other]["tokens_per_second"]["median"])
-            row["of_best"] = measure.speed_up(samples[best], samples[way], with_encoding=False) | {"way": best.name}
+            best, names = fastest(rivals)
+            row["of_best"] = measure.speed_up(best, samples[way], with_encoding=False) | {"way": names}
         if way.draft_tokens not in (0, AUTO) and way.verification == "token":
             row["simulated"] = _simulated(method.model, chosen[way.drafter][1], sources, settings)
         rows.append(row)
     return rows + [common | {"drafter": spec, "draft_tokens": None, "verification": None, "absent": why}
                    for spec, why in absent.items()]
+
+
+def fastest(rivals: dict[Way, measure.Samples]) -> tuple[measure.Samples, str]:
+    """For every other batch the samples of the rival that was fastest on the rest: whoever is chosen on the very batches on
+    which it is then timed owes part of its lead to luck, the more of it the more rivals there are. And their names."""
+    count = len(next(iter(rivals.values()))[0])
+    winners = []
+    for half in (0, 1):
+        rest = [number for number in range(count) if number % 2 != half] or [0]
+        winners.append(max(rivals, key=lambda way, rest=rest: measure.tokens_per_second(
+            [[one[number] for number in rest] for one in rivals[way]], with_encoding=False)["median"]))
+    repeats = len(rivals[winners[0]])
+    chosen = [[rivals[winners[number % 2]][repeat][number] for number in range(count)] for repeat in range(repeats)]
+    return chosen, " or ".join(dict.fromkeys(way.name for way in winners))
 
 
 def trace(samples: measure.Samples) -> dict:

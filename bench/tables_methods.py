@@ -69,7 +69,8 @@ def methods_table(settings: Sequence[Sequence[dict]]) -> str:
     text = [
         f"{data['articles']} articles of {data['name']}, the target `{target['hash']}` ({target['parameters'] / 1e6:.1f}M, "
         f"{target['weights']}), up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {place(row)}; each K was "
-        f"chosen on {row['tuned_on']} other articles. In brackets: 95 % intervals.", "",
+        f"chosen on {row['tuned_on']} other articles, the best other way on the other half of these. In brackets: 95 % "
+        "intervals.", "",
         "| T | B | use | speed-up | tokens a round | `auto` | `auto` over the best other | on a GPU, simulated |",
         "|---|---|---|---:|---:|---:|---:|---|"]
     for rows in settings:

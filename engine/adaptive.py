@@ -2,8 +2,8 @@
 
 Its costs are measured as it goes (kernels/pace.py): the seconds of whole rounds, by running rows and rows read, and of the
 drafter's calls. So drafts answer to the load: the more rows share a pass, the dearer a further row of it, down to no drafts
-at all. A round in which no row drafts calls no drafter and is a plain round, and so are the few after it, which nobody
-thinks about.
+at all. A round in which no row drafts calls no drafter and is a plain round. A few rounds after one are like it, unless a
+row comes: to choose and to learn takes time.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class AdaptiveDrafter:
     def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):
         self.drafter, self.name, self.repeatable, self._clock = drafter, drafter.name, False, clock
         self._admissions = Admissions(drafter)
+        # none, "cost", or that and "each"
+        self._priced = [name for name in ("cost", "each") if hasattr(drafter, name)]
         self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
         self._rows = np.zeros((0, 3))
         self._state: DecodeState | None = None
         self._admitted: set[int] = set()
-        # plain rounds still to come that are neither chosen nor learned from; whether this is one
+        # rounds still to come that are neither chosen nor learned from; whether this is one
         self._rest, self._rests = 0, False
         one, none, rows, memory = np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 3)), new_memory(1, 1)
         pace_numba(one, one, np.ones(1, bool), none, none, rows, *memory, OWN, False)
@@ -78,16 +80,17 @@ class AdaptiveDrafter:
         self._rests = self._rest > 0
         if self._rests:
             self._rest -= 1
-            return self._none
-        *prices, drafts, self._rest = pace_numba(*self._views, self._widths, self._widest, *self._memory, self._own,
-                                                 self._is_fixed)
-        if not drafts:
+        else:
+            price, each, self._drafts, self._rest = pace_numba(
+                *self._views, self._widths, self._widest, *self._memory, self._own, self._is_fixed)
+            self._prices = min(price, 1.0), each
+        if not self._drafts:
             self._drafted = self._read = self._nothing
             return self._none
         since = self._clock()
         self._admissions.show()
         shown = self._clock()
-        draft = self._ask(state, *prices)
+        draft = self._ask(state, *self._prices)
         self._drafting = self._clock() - shown
         # a source is no part of a round
         self._began += shown - since
@@ -120,19 +123,19 @@ class AdaptiveDrafter:
             self._memories[key] = new_memory(B, K)
         self._memory = self._rows[:B], *self._memories[key]
         self._is_fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        self._own = OWN_CONFIDENT if hasattr(self.drafter, "cost") and not self._is_fixed else OWN
+        self._own = OWN_CONFIDENT if self._priced and not self._is_fixed else OWN
         self._is_greedy, self._rest = state.greedy, 0
 
-    def _ask(self, state: DecodeState, price: float, each: float) -> Draft:
-        told = {"cost": min(price, 1.0), "each": each}
-        own = {name: getattr(self.drafter, name) for name in told if hasattr(self.drafter, name)}
+    def _ask(self, state: DecodeState, *prices: float) -> Draft:
+        """Its draft, by the costs of now."""
+        drafter, own = self.drafter, [getattr(self.drafter, name) for name in self._priced]
         try:
-            for name in own:
-                setattr(self.drafter, name, told[name])
-            return self.drafter.draft(state)
+            for name, price in zip(self._priced, prices, strict=False):
+                setattr(drafter, name, price)
+            return drafter.draft(state)
         finally:
-            for name, value in own.items():
-                setattr(self.drafter, name, value)
+            for name, value in zip(self._priced, own, strict=True):
+                setattr(drafter, name, value)
 
     def _enter(self, state: DecodeState) -> None:
         """Start on a state: views of its tensors."""

@@ -32,6 +32,7 @@ class CascadeDrafter:
     def __init__(self, drafters: Sequence[Drafter], long: int = LONG):
         self.drafters, self.long = list(drafters), long
         self._admissions = [Admissions(drafter) for drafter in drafters]
+        self._priced = {name: [one for one in self.drafters if hasattr(one, name)] for name in ("cost", "each")}
         # of the last round [B]: who took another's draft than the first's
         self.passed: list[bool] = []
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
@@ -56,10 +57,10 @@ class CascadeDrafter:
         self._tell("each", each)
 
     def _told(self, name: str) -> list[float]:
-        return [getattr(drafter, name) for drafter in self.drafters if hasattr(drafter, name)]
+        return [getattr(drafter, name) for drafter in self._priced[name]]
 
     def _tell(self, name: str, value: float | list[float]) -> None:
-        going = [drafter for drafter in self.drafters if hasattr(drafter, name)]
+        going = self._priced[name]
         for drafter, one in zip(going, value if isinstance(value, list) else [value] * len(going), strict=True):
             setattr(drafter, name, one)
 

@@ -37,8 +37,9 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     "tree:SHAPE:NAME" has lookup, or a trained LSTM or CNN, named by any of these draft trees (tree.py, draft_tree.py).
 
     "cascade:A,B,..." asks drafters named by any of these in turn (draft_cascade.py); "staged:A,PATH" has A draft for the T5
-    drafter in the folder PATH (draft_staged.py). "auto" chooses by what is decoded, among a copy and the embedded LSTM, if
-    it was trained for this target, or the trained drafters of "auto:PATH,PATH" (draft_auto.py); on a device it is "lookup".
+    drafter in the folder PATH (draft_staged.py). "auto" chooses by what is decoded, among a copy (with the
+    embedded table) and the embedded LSTM, if it was trained for this target, or the trained drafters of "auto:PATH,PATH"
+    (draft_auto.py); on a device it is "lookup".
     """
     if spec is None or spec == "none":
         return NoDrafter()
@@ -77,18 +78,19 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
 
 
 def _auto(paths: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
-    """What there is for this target."""
+    """What there is for this target: the embedded table and LSTM for that which they were made for."""
     if device != "cpu":
         return DeviceLookup(device)
+    table = None
+    try:
+        trained = [open_drafter(EMBEDDED_LSTM, model.weights, target_folder, tokenizer)]
+        table = open_table(EMBEDDED_NGRAM, model.weights.config.vocab_size, tokenizer)
+    except UserError:
+        # they were made for another target
+        trained = []
     if paths:
         trained = [make_drafter(path, model, target_folder, tokenizer) for path in paths.split(",")]
-    else:
-        try:
-            trained = [open_drafter(EMBEDDED_LSTM, model.weights, target_folder, tokenizer)]
-        except UserError:
-            # it was trained for another target
-            trained = []
-    return AutoDrafter(LookupDrafter(), trained)
+    return AutoDrafter(LookupDrafter(table=table), trained)
 
 
 def _tree(spec: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> TreeDrafter:

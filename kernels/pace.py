@@ -24,7 +24,8 @@ share of tested ids that were accepted there, times how a row has done against t
 
 Nothing drafted is nothing learned: 1 % of the time (PROBE) pays for drafts that do not promise to pay, one id wide, and
 plain rounds are made now and then where rows always draft. Waits for those double up to LONGEST rounds, and for a draft
-grow up to RARE times while nothing stands that is drafted. Where no row drafts the next REST rounds are not thought about.
+grow up to RARE times while nothing stands that is drafted. Where no row drafts the next REST rounds are not thought about,
+and where much was seen the next BRIEF ones of any draft.
 
 Lossless: widths are settled before any of the round's random numbers is drawn, from rounds whose numbers are never used
 again (their keys hold the round's start), so that given all that was seen the next ids follow the target's law. With
@@ -45,8 +46,9 @@ from foredraft.kernels.tile import ROW_TILE
 UNIT, SEEN, RUNNING, CREDIT, SINCE, PLAIN, IDLE, PAUSED, FURTHER, MISSED = range(10)
 CLOCK = 10
 PROBE, RARE, PATIENCE = 0.01, 4.0, 4.0
-# further plain rounds after one in which no draft promised to pay: to choose and to learn take 1 to 2 % of a small target's
-REST = 4
+# further rounds like the last where no draft promised to pay, and where one did and STEADY rounds were seen: to choose and
+# to learn take 1 to 2 % of a small target's round
+REST, BRIEF, STEADY = 4, 3, 64
 # in plain rounds: where nothing promises to pay at first, the first probe need not wait
 ADVANCE = 1.5
 FIRST, LONGEST = 8, 256
@@ -255,7 +257,7 @@ def _survivals(chance, rows, own):
 @njit()
 def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra, spent, clock, own, fixed):
     """Returns what a further row read for every sequence and a further id drafted cost, in shares of a plain round, whether
-    a row drafts, and how many plain rounds may follow this one without a look at them."""
+    a row drafts, and how many rounds may follow this one with the same widths, without a look at them."""
     B, K = widths.shape[0], places.shape[0]
     chance, cover, more, calls = _known(places, extra, spent, B, fixed)
     survival, room, running = _survivals(chance, rows, own), np.zeros(B, np.int64), 0
@@ -295,10 +297,13 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
     else:
         # a row that drafts nothing beside others that do: a probe of its own costs it one row of the pass
         price = running * more[1] / unit
+        rest = BRIEF if clock[SEEN] > STEADY else 0
+        clock[SINCE] += rest
         for b in range(B):
-            rows[b, 2] = rows[b, 2] + PROBE if widths[b] == 0 else 0.0
+            rows[b, 2] = rows[b, 2] + (1 + rest) * PROBE if widths[b] == 0 else 0.0
             if rows[b, 2] >= price and room[b] > 0:
-                widths[b], rows[b, 2] = 1, 0.0
+                # once, not for as long
+                widths[b], rows[b, 2], rest = 1, 0.0, 0
     at = min(max(running, int(clock[FURTHER] + 0.5)), more.shape[0] - 1)
     each = (calls[K] - calls[1]) / max(K - 1, 1)
     return running * more[at] / (max(at, 1) * unit), each / unit, bool(widths.any()), rest

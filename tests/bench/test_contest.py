@@ -8,6 +8,8 @@ import pytest
 
 import foredraft
 from foredraft.bench import contest
+from foredraft.bench.contest import Way
+from foredraft.bench.measure import Sample
 from foredraft.bench.settings import Settings
 
 SOURCES = [[5, 6, 7, 5, 6, 7, 5, 6, 1], [9, 8, 1]]
@@ -43,6 +45,19 @@ def test_the_ways_of_a_setting(tiny_model_path, lstm):
         assert row["trace"]["emitted"] == row["tokens"] and (row["simulated"] is not None) == (
             row["draft_tokens"] not in (0, "auto") and row["verification"] == "token")
     assert by_way[lstm, False, "token"]["simulated"]["draft_tokens"] in (1, 2)
+
+
+def test_a_rival_is_chosen_on_other_batches_than_it_is_timed_on():
+    """Ways that are fast on half of the batches each: chosen where it is timed, either would look twice as fast."""
+    def samples(*seconds):
+        return [[Sample([[5] * 10], one, {"encode": 0.0}, None) for one in seconds]] * 2
+
+    even, odd, steady = Way("even", 1), Way("odd", 1), Way("steady", 1)
+    chosen, names = contest.fastest({even: samples(1, 4, 1, 4), odd: samples(4, 1, 4, 1), steady: samples(3, 3, 3, 3)})
+    assert names == "odd, K=1 or even, K=1" and [[one.seconds for one in taken] for taken in chosen] == [[4, 4, 4, 4]] * 2
+    chosen, names = contest.fastest({even: samples(1, 4, 1, 4), steady: samples(0.5, 2, 0.5, 2)})
+    assert names == "steady, K=1" and [one.seconds for one in chosen[0]] == [0.5, 2, 0.5, 2]
+    assert contest.fastest({even: samples(1), steady: samples(2)})[1] == "even, K=1"
 
 
 def test_greedy_drafts_are_verified_one_way(tiny_model_path, lstm):

@@ -123,7 +123,7 @@ def test_a_number_is_the_longest_draft_and_none_is_plain(model):
 
 
 def test_it_finds_the_drafter_that_was_trained_for_the_target(model):
-    assert foredraft.load(drafter="auto").drafter.name == "auto:lookup,lstm"
+    assert foredraft.load(drafter="auto").drafter.name == "auto:lookup+ngram,lstm"
     with pytest.raises(UserError, match="'gru' is not known"):
         model.with_drafter("auto:gru")
 
