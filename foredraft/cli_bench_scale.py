@@ -19,7 +19,7 @@ def scale(
     articles: Annotated[str, typer.Option(help="How many, with commas.")] = "1,4,16,64,256,1024,4096",
     source: Annotated[str, typer.Option(help="Source tokens, with commas.")] = "64,128,256,512,1024,2048",
     output: Annotated[str, typer.Option(help="Output tokens, with commas.")] = "16,32,64,128,256,512",
-    memory: Annotated[int, typer.Option(min=0, help="Articles over which memory is watched; 0: not.")] = 1000,
+    memory: Annotated[int, typer.Option(min=0, help="Articles over which memory is watched; 0: not.")] = 2000,
     batch_size: Annotated[int, typer.Option(min=1, help="Articles decoded together.")] = 8,
     draft_tokens: Annotated[int, typer.Option(min=0, help="Tokens drafted a round (K).")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest summary, in tokens.")] = 64,
