@@ -15,7 +15,7 @@ def speed_ups(rows: Sequence[dict]) -> Chart:
     interval, the simulated speed-up hollow."""
     settings = fastest_by_drafter(rows)
     names = list(dict.fromkeys(name for found in settings.values() for name in found))
-    figure, axes = blank(40 + (70 + 20 * len(names)) * -(-len(settings) // 2), across=min(2, len(settings)),
+    figure, axes = blank(64 + (70 + 20 * len(names)) * -(-len(settings) // 2), across=min(2, len(settings)),
                          down=-(-len(settings) // 2), sharey=True, sharex=True)
     for extra in list(axes.flat)[len(settings):]:
         extra.set_visible(False)
@@ -37,6 +37,10 @@ def speed_ups(rows: Sequence[dict]) -> Chart:
     axes.flat[0].set_ylim(len(names) - 0.5, -0.5)
     for panel in axes[-1]:
         panel.set_xlabel("over plain decoding")
+    axes.flat[0].scatter([], [], s=30, color=BAR, label="measured, 95 % interval")
+    axes.flat[0].scatter([], [], s=24, facecolors="none", edgecolors=MUTED, label="simulated, on a GPU")
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=MUTED, handletextpad=0.2,
+                  columnspacing=1.2)
     return Chart("methods", "Ways of drafting, over plain decoding",
                  f"{place(rows[0])}. Filled: measured, each drafter's fastest way, with its 95 % interval; coloured: "
                  "drafter auto. Hollow: simulated at the costs of a large target on a GPU.", figure, list(rows))
