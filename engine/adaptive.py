@@ -67,7 +67,7 @@ class AdaptiveDrafter:
         self._admissions.release(rows)
 
     def draft(self, state: DecodeState) -> Draft:
-        self._began, self._drafting = self._clock(), 0.0
+        self._began, self._paused, self._drafting = self._clock(), 0.0, 0.0
         if self._state is not state:
             self._enter(state)
         if self._is_greedy is not state.greedy:
@@ -77,6 +77,8 @@ class AdaptiveDrafter:
             self._widest[started] = self._widths[started]
             self._admitted.clear()
             self._rest = 0
+            # the first round of most rows reads keys and values that no cache holds yet
+            self._began = None if 2 * len(started) > len(self._widths) else self._began
         self._rests = self._rest > 0
         if self._rests:
             self._rest -= 1
@@ -93,12 +95,13 @@ class AdaptiveDrafter:
         draft = self._ask(state, *self._prices)
         self._drafting = self._clock() - shown
         # a source is no part of a round
-        self._began += shown - since
+        self._paused += shown - since
         self._drafted = self._read = draft.lengths.numpy()
         if state.greedy or draft.logits is None:
             # a drafter that ends a draft by itself knows a row's price, not where the pass's steps are
-            self._drafted = self._drafted.copy()
-            trim_numba(self._drafted, *self._memory, self._own, self._read)
+            if len(self._read) > 1 or self._read[0] != self._widths[0]:
+                self._drafted = self._drafted.copy()
+                trim_numba(self._drafted, *self._memory, self._own, self._read)
         else:
             # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
             draft.dense = draft.dense & (draft.lengths > 0)
@@ -106,10 +109,11 @@ class AdaptiveDrafter:
 
     def end_round(self) -> None:
         """Learn from the round that began with the last `draft`."""
-        if self._rests:
+        if self._rests and not self._drafts:
             return
-        learn_numba(*self._judged, self._drafted, self._read, self._widths, self._clock() - self._began, self._drafting,
-                    *self._memory, self._is_fixed)
+        seconds = 0.0 if self._began is None else self._clock() - self._began - self._paused
+        learn_numba(*self._judged, self._drafted, self._read, self._widths, seconds, self._drafting, *self._memory,
+                    self._is_fixed)
 
     def _reserve(self, rows: int) -> None:
         if rows > len(self._rows):

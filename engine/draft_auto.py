@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_cascade import CascadeDrafter
 from foredraft.engine.state import DecodeState, Draft
+from foredraft.ngram_native.suffix import LOOKUP, NGRAM
 
 # Ids that a round with a copy must emit for copies to do alone, how many they are taken to emit at first, and how fast their
 # running mean moves: a trained drafter reads a source, which costs a round or two, not for a few copies that fell.
 COPIES, START, RATE = 2.0, 4.0, 0.02
+# Greedy rounds between looks at what copies do.
+LOOK = 16
 
 
 class AutoDrafter(CascadeDrafter):
@@ -32,8 +37,7 @@ class AutoDrafter(CascadeDrafter):
         super().__init__([copying, *trained])
         self.name, self.emitted = "auto:" + ",".join(drafter.name for drafter in self.drafters), START
         self._state: DecodeState | None = None
-        # of the last draft, what each row's rounds then were; -1: it was not asked
-        self._asked: list[int] = []
+        self._rounds, self._counts = 0, np.zeros((2, 0), np.int64)
 
     def turns(self, state: DecodeState) -> Sequence[Admissions]:
         if len(self._admissions) == 1:
@@ -43,20 +47,22 @@ class AutoDrafter(CascadeDrafter):
         return self._admissions[:1] if self.emitted >= COPIES else self._admissions
 
     def draft(self, state: DecodeState) -> Draft:
-        if not state.greedy:
-            self._state = None
-            return super().draft(state)
-        rounds = state.rounds.tolist()
-        if self._state is state:
-            self._learn(rounds, state.last_counts.tolist())
-        draft = super().draft(state)
-        self._asked = [now if K else -1 for now, K in zip(rounds, state.draft_tokens.tolist(), strict=True)]
-        self._state = state
-        return draft
+        if state.greedy:
+            self._rounds += 1
+            if self._state is not state or self._rounds >= LOOK:
+                self._look(state)
+        return super().draft(state)
 
-    def _learn(self, rounds: list[int], counts: list[int]) -> None:
-        """counts [B]: ids that the last round emitted, by a draft of ours if a row's rounds [B] are one more than when it
-        was asked. Rows that took another's draft had no copy worth the name."""
-        if known := [1 if passed else count for now, asked, passed, count in zip(
-                rounds, self._asked, self.passed, counts, strict=True) if now == asked + 1 > 0]:
-            self.emitted += RATE * (sum(known) / len(known) - self.emitted)
+    def _look(self, state: DecodeState) -> None:
+        """Learn from the rounds since the last look; not from rows that began anew since. An id of a trained drafter comes
+        from a round that had no copy worth the name."""
+        origin, lengths = state.origin.numpy(), state.lengths.numpy()
+        copied = ((origin == LOOKUP) | (origin == NGRAM)) & (np.arange(origin.shape[1]) < lengths[:, None])
+        # of each row: rounds with a draft, copied ids
+        counts = np.stack((state.covered.numpy(), copied.sum(1)))
+        if self._state is state:
+            rounds, kept = (counts - self._counts)[:, (counts >= self._counts).all(0)]
+            if rounds.any():
+                fading = (1 - RATE) ** (rounds.sum() / np.count_nonzero(rounds))
+                self.emitted += (1 - fading) * (1 + kept.sum() / rounds.sum() - self.emitted)
+        self._state, self._rounds, self._counts = state, 0, counts

@@ -33,8 +33,6 @@ class CascadeDrafter:
         self.drafters, self.long = list(drafters), long
         self._admissions = [Admissions(drafter) for drafter in drafters]
         self._priced = {name: [one for one in self.drafters if hasattr(one, name)] for name in ("cost", "each")}
-        # of the last round [B]: who took another's draft than the first's
-        self.passed: list[bool] = []
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
         self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
 
@@ -80,11 +78,9 @@ class CascadeDrafter:
         turns = self.turns(state)
         if len(turns) == 1:
             # nobody to settle with, which takes longer than a copy
-            self.passed = [False] * state.rows
             return turns[0].show().draft(state)
         allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
         wanted, waiting = widths.copy(), allowed > 0
-        passed = np.zeros(state.rows, np.bool_)
         # each row takes the draft in which it stands; a later one may take its place
         taken: Draft | None = None
         try:
@@ -99,11 +95,9 @@ class CascadeDrafter:
                     taken, kept = draft, lengths
                 elif (better := waiting & (drawn | (lengths > kept))).any():
                     _move(draft, taken, torch.from_numpy(better))
-                    passed |= better
                 waiting &= ~(drawn | (kept >= np.minimum(allowed, self.long)))
         finally:
             widths[:] = wanted
-        self.passed = passed.tolist()
         return taken
 
 

@@ -11,7 +11,7 @@ round, what is to be learned of it.
     rows              [B, 3] float64     of a row's request: ids accepted, ids that were expected to be, and its credit
     places            [K, 4] float64     of all rows, by place in the draft: asked for, drafted, tested, accepted
     base              [B + 1, 2] float64    seconds of a plain round by running rows, and how often seen
-    extra             [B K + 1, 2] float64  what further rows of a pass add, by their number
+    extra             [B K + 1, 3] float64  what further rows of a pass add, by their number, how often and when last seen
     spent             [K + 1, 2] float64    of a drafter's call, by its longest draft; all three in units of `clock[UNIT]`
     clock             [CLOCK] float64    the rest of what is remembered, below
     own               float          how many ids of its own a row's record takes to count as much as all rows'
@@ -52,10 +52,12 @@ REST, BRIEF, STEADY = 4, 3, 64
 # in plain rounds: where nothing promises to pay at first, the first probe need not wait
 ADVANCE = 1.5
 FIRST, LONGEST = 8, 256
+# how much better a wider draft must promise to be: of many estimates the best is likely one that errs
+MARGIN = 1.01
 # plain rounds at the start, and how slowly a cost changes once it is known
 PLAINS, SLOWEST = 3, 0.04
-# how late a round may be against what was expected, the rest being a pause; after how many rounds without a call costs are
-# old, and what a lower one then counts at least
+# how late a round may be against what was expected, the rest being a pause; after how many rounds a cost is old, and what a
+# lower one then counts at least: a machine may be late, never early
 LATE, OLD, NEWS = 1.6, 20, 0.3
 # before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row (no more than
 # each of the B that are there), a call, an id
@@ -71,7 +73,7 @@ SURE = 0.98
 
 def new_memory(B: int, K: int) -> tuple[np.ndarray, ...]:
     """places, base, extra, spent, clock for batches of B rows and drafts of K ids."""
-    places, base, extra, spent = (np.zeros(shape) for shape in ((K, 4), (B + 1, 2), (B * K + 1, 2), (K + 1, 2)))
+    places, base, extra, spent = (np.zeros(shape) for shape in ((K, 4), (B + 1, 2), (B * K + 1, 3), (K + 1, 2)))
     clock = np.zeros(CLOCK)
     clock[CREDIT] = ADVANCE
     base[:, 0] = 0.2 + 0.8 * np.arange(B + 1) / B
@@ -94,26 +96,41 @@ def _chances(places, fixed, chance, cover):
 
 @njit()
 def _fill(table, start, slope, few, at, out):
-    """A table of [value, times seen] without its gaps: straight along `at` between what was seen, and never falling. What
-    was seen less than `few` times leans to the line through all. at: places of the entries, rising from 0."""
+    """A table of [value, times seen] without its gaps: the never-falling values nearest to what was seen (isotonic
+    regression), straight along `at` between them. What was seen less than `few` times leans to the line through all. at:
+    places of the entries, rising from 0."""
     height, length = 0.0, 0.0
     for i in range(1, table.shape[0]):
         seen = min(table[i, 1], 1 / SLOWEST)
         height, length = height + seen * (table[i, 0] - start), length + seen * at[i]
-    place, value = 0, start
-    out[0] = start
+    # blocks of one value each: value, times seen, and the first and last entry
+    blocks, size = np.zeros((table.shape[0], 4)), 0
+    blocks[0, 0], blocks[0, 1] = start, 1e9
     for i in range(1, table.shape[0]):
         if table[i, 1] > 0:
             seen = min(table[i, 1], 1 / SLOWEST)
-            known = (seen * table[i, 0] + few * (start + height / length * at[i])) / (seen + few)
-            step = max(known - value, 0.0) / (at[i] - at[place])
-            for j in range(place + 1, i + 1):
-                out[j] = value + step * (at[j] - at[place])
-            place, value = i, out[i]
-    if place > 0:
-        slope = (value - start) / at[place]
-    for j in range(place + 1, table.shape[0]):
-        out[j] = value + slope * (at[j] - at[place])
+            size += 1
+            blocks[size, 0] = (seen * table[i, 0] + few * (start + height / length * at[i])) / (seen + few)
+            blocks[size, 1], blocks[size, 2], blocks[size, 3] = table[i, 1], i, i
+            while size > 0 and blocks[size - 1, 0] > blocks[size, 0]:
+                size -= 1
+                seen = blocks[size, 1] + blocks[size + 1, 1]
+                blocks[size, 0] += (blocks[size + 1, 0] - blocks[size, 0]) * blocks[size + 1, 1] / seen
+                blocks[size, 1], blocks[size, 3] = seen, blocks[size + 1, 3]
+    out[0] = start
+    for block in range(size + 1):
+        value, first, last = blocks[block, 0], int(blocks[block, 2]), int(blocks[block, 3])
+        for i in range(first, last + 1):
+            out[i] = value
+        if block > 0:
+            before, value_before = int(blocks[block - 1, 3]), blocks[block - 1, 0]
+            for i in range(before + 1, first):
+                out[i] = value_before + (value - value_before) * (at[i] - at[before]) / (at[first] - at[before])
+    last = int(blocks[size, 3])
+    if last > 0:
+        slope = (blocks[size, 0] - start) / at[last]
+    for i in range(last + 1, table.shape[0]):
+        out[i] = blocks[size, 0] + slope * (at[i] - at[last])
 
 
 @njit()
@@ -158,7 +175,8 @@ def _near(value, known):
 
 @njit()
 def learn_loop(tested, accepted, drafted, read, widths, seconds, drafting, rows, places, base, extra, spent, clock, fixed):
-    """Take a round in, in the widths that pace_loop had set; before rows are handed over."""
+    """Take a round in, in the widths that pace_loop had set; before rows are handed over. seconds 0: it was not a usual
+    one, and no costs are learned."""
     chance, _cover, more, calls = _known(places, extra, spent, widths.shape[0], fixed)
     further, longest, asked, stood = 0, 0, False, False
     for b in range(widths.shape[0]):
@@ -174,17 +192,19 @@ def learn_loop(tested, accepted, drafted, read, widths, seconds, drafting, rows,
             rows[b, 1] += chance[i]
         if fixed:
             continue
+        # of a row that ended inside its draft the next id fell too: wide drafts meet more ends
+        looked_at = tested[b] + 1 if accepted[b] == tested[b] < read[b] else tested[b]
         for i in range(widths[b]):
             places[i, 0] += 1
             places[i, 1] += 1 if drafted[b] > i else 0
-            places[i, 2] += 1 if tested[b] > i else 0
+            places[i, 2] += 1 if looked_at > i else 0
             places[i, 3] += 1 if accepted[b] > i else 0
             if places[i, 0] > MEMORY:
                 places[i] *= 0.5
     if asked and not fixed:
         clock[MISSED] = 0.0 if stood else clock[MISSED] + 1
     running = int(clock[RUNNING])
-    if fixed or running == 0:
+    if fixed or running == 0 or seconds == 0:
         return
     known = base[running, 0] + more[further]
     taken = max(seconds - drafting, 1e-9)
@@ -195,13 +215,14 @@ def learn_loop(tested, accepted, drafted, read, widths, seconds, drafting, rows,
     clock[UNIT] *= 1 + 0.1 * (_near(taken / clock[UNIT], known) / known - 1)
     taken, drafting = _near(taken / clock[UNIT], known), drafting / clock[UNIT]
     if further == 0:
-        clock[SINCE] = 0
         _see(base, running, taken)
+        clock[SINCE] = 0
     else:
         more_now = max(taken - base[running, 0], 0.0)
         # costs of a machine that was busy would keep drafts away long after
-        fresh = clock[IDLE] > OLD and more_now < extra[further, 0]
+        fresh = clock[SEEN] - extra[further, 2] > OLD and more_now < extra[further, 0]
         _see(extra, further, more_now, NEWS if fresh else SLOWEST)
+        extra[further, 2] = clock[SEEN]
         clock[FURTHER] += 0.1 * (further - clock[FURTHER])
     if asked and clock[IDLE] > 1:
         # the drafter has first read what it had missed
@@ -234,7 +255,7 @@ def _widen(survival, cover, room, running, calls, more, unit, widths):
         longest = max(longest, i + 1)
         call = calls[0] + cover[0] * (calls[longest] - calls[0])
         rate = expected / (unit + more[min(int(further + 0.5), more.shape[0] - 1)] + call)
-        if rate > best:
+        if rate > MARGIN * best:
             best, found = rate, size
     widths[:] = 0
     for i in range(found):

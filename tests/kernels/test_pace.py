@@ -5,7 +5,20 @@ import itertools
 import numpy as np
 import pytest
 
-from foredraft.kernels.pace import CLOCK, PAUSED, PLAIN, RUNNING, SLOWEST, learn_numba, new_memory, pace_numba, trim_numba
+from foredraft.kernels.pace import (
+    CLOCK,
+    MARGIN,
+    PAUSED,
+    PLAIN,
+    RUNNING,
+    SEEN,
+    SLOWEST,
+    _fill,
+    learn_numba,
+    new_memory,
+    pace_numba,
+    trim_numba,
+)
 from foredraft.kernels.tile import ROW_TILE
 
 K = 6
@@ -73,7 +86,7 @@ class World:
 @pytest.mark.parametrize("right", [0.0, 0.45, 0.65, 0.93])
 def test_one_row_comes_near_the_best_fixed_length_and_never_loses_to_plain(right):
     plain, *others = (World([right]).fixed(width) for width in range(K + 1))
-    rate = World([right]).paced()
+    rate = np.mean([World([right], seed=seed).paced() for seed in range(3)])
     assert rate > 0.97 * plain
     assert rate > 0.92 * max(plain, *others)
 
@@ -119,7 +132,7 @@ def tiled(step, seen, B=1):
     places[:] = 1e6 * np.array([1, 1, 1, 0.9])
     base[:] = 1, 100
     for further in seen:
-        extra[further] = step * ((B + further - 1) // ROW_TILE), 1 / SLOWEST
+        extra[further, :2] = step * ((B + further - 1) // ROW_TILE), 1 / SLOWEST
     spent[:] = 0.1, 100
     clock[RUNNING], clock[PLAIN] = B, 100
     return places, base, extra, spent, clock
@@ -197,9 +210,29 @@ def test_no_other_widths_are_much_better():
 
         best = max(rate(choice, chance, row, call, each)
                    for choice in itertools.product(range(K + 1), range(K + 1), range(2)))
-        assert rate(widths.tolist(), chance, row, call, each) > (0.97 if each else 1 - 1e-9) * best
+        assert rate(widths.tolist(), chance, row, call, each) > (0.96 if each else 1 / MARGIN) * best
 
 
 def rate(choice, chance, row, call, each):
     tokens = len(choice) + sum(chance[b] ** i for b, width in enumerate(choice) for i in range(1, width + 1))
     return tokens / (1 + row * sum(choice) + (call + each * max(choice) if any(choice) else 0))
+
+
+def test_a_rare_cost_does_not_lift_a_well_known_one_behind_it():
+    table, out = np.zeros((9, 3)), np.zeros(9)
+    table[[1, 5, 8], :2] = [[0.9, 4], [0.2, 400], [0.5, 100]]
+    _fill(table, 0.0, 0.05, 0.0, np.arange(9.0), out)
+    # the nearest values that never fall: those two as one, by how often they were seen
+    assert out[1] == out[5] == pytest.approx((4 * 0.9 + 400 * 0.2) / 404) and out[8] == pytest.approx(0.5)
+    assert (np.diff(out) >= 0).all() and out[6] == pytest.approx(out[5] + (0.5 - out[5]) / 3)
+
+
+@pytest.mark.parametrize("accepted, fell", [(2, True), (1, False)])
+def test_a_row_that_ends_inside_its_draft_wastes_the_rest_of_it(accepted, fell):
+    """Two of four ids were judged: both stood and the row ended, or the second fell."""
+    memory, count = new_memory(1, K), np.array([4])
+    learn_numba(np.array([2]), np.array([accepted]), count, count, count, 0.0, 0.0, np.zeros((1, 3)), *memory, False)
+    places = memory[0]
+    assert places[:4, 2].tolist() == [1, 1, int(fell), 0] and places[:4, 3].tolist() == [1, int(fell), 0, 0]
+    # and without a time there is nothing to learn of costs
+    assert not memory[2].any() and memory[-1][SEEN] == 0
