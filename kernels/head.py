@@ -45,8 +45,12 @@ def _gather(hidden, positions, scale):
 def _logits_loop(hidden, positions, weight, scale, logits, threads):
     x = _gather(hidden, positions, scale)
     B, R, V = logits.shape
-    if x.shape[0] == B * R:
-        linear_loop(x, weight, logits.reshape(B * R, V), threads)
+    in_place = B == 1 or x.shape[0] == B * R
+    for r in range(x.shape[0] if B == 1 else 0):
+        in_place = in_place and positions[0, r] >= 0
+    if in_place:
+        # what one sequence reads are its first rows; fresh memory would cost a page fault every 4 kB
+        linear_loop(x, weight, logits.reshape(B * R, V)[: x.shape[0]], threads)
         return
     rows = np.empty((x.shape[0], V), np.float32)
     linear_loop(x, weight, rows, threads)
