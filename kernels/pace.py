@@ -204,7 +204,10 @@ def learn_loop(tested, accepted, drafted, read, widths, seconds, drafting, rows,
     if asked and not fixed:
         clock[MISSED] = 0.0 if stood else clock[MISSED] + 1
     running = int(clock[RUNNING])
-    if fixed or running == 0 or seconds == 0:
+    if fixed or running == 0:
+        return
+    if seconds == 0:
+        clock[IDLE] = 0 if asked else clock[IDLE] + 1
         return
     known = base[running, 0] + more[further]
     taken = max(seconds - drafting, 1e-9)

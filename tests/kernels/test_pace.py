@@ -7,6 +7,7 @@ import pytest
 
 from foredraft.kernels.pace import (
     CLOCK,
+    IDLE,
     MARGIN,
     PAUSED,
     PLAIN,
@@ -231,8 +232,9 @@ def test_a_rare_cost_does_not_lift_a_well_known_one_behind_it():
 def test_a_row_that_ends_inside_its_draft_wastes_the_rest_of_it(accepted, fell):
     """Two of four ids were judged: both stood and the row ended, or the second fell."""
     memory, count = new_memory(1, K), np.array([4])
+    memory[-1][[RUNNING, IDLE]] = 1, 9
     learn_numba(np.array([2]), np.array([accepted]), count, count, count, 0.0, 0.0, np.zeros((1, 3)), *memory, False)
     places = memory[0]
     assert places[:4, 2].tolist() == [1, 1, int(fell), 0] and places[:4, 3].tolist() == [1, int(fell), 0, 0]
     # and without a time there is nothing to learn of costs
-    assert not memory[2].any() and memory[-1][SEEN] == 0
+    assert not memory[2].any() and memory[-1][SEEN] == memory[-1][IDLE] == 0
