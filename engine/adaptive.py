@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from foredraft.engine.admissions import Admissions
@@ -104,7 +105,7 @@ class AdaptiveDrafter:
                 trim_numba(self._drafted, *self._memory, self._own, self._read)
         else:
             # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
-            draft.dense = draft.dense & (draft.lengths > 0)
+            draft.dense = torch.from_numpy(draft.dense.numpy() & (self._read > 0))
         return draft
 
     def end_round(self) -> None:
@@ -145,7 +146,7 @@ class AdaptiveDrafter:
         """Start on a state: views of its tensors."""
         self._reserve(state.rows)
         self._views = tuple(tensor.numpy() for tensor in (state.lengths, state.limits, state.finished))
-        self._judged = state.last_tested.numpy(), state.last_accepted.numpy()
+        self._judged = state.host.last_tested, state.host.last_accepted
         self._widths, self._nothing = state.draft_tokens.numpy(), np.zeros(state.rows, np.int64)
         self._widest = np.zeros(state.rows, np.int64)
         self._admitted = set(range(state.rows))

@@ -35,8 +35,9 @@ class Confidence:
         rows, width = self._arrays[1].shape
         if state.rows > rows or state.max_draft > width:
             self._grow(max(rows, state.rows), max(width, state.max_draft))
-        return Stops(float(state.fallback), float(self.cost), float(self.each), *self._arrays, state.rounds.numpy(),
-                     state.last_tested.numpy(), state.last_accepted.numpy())
+        host = state.host
+        return Stops(float(state.fallback), float(self.cost), float(self.each), *self._arrays, host.rounds, host.last_tested,
+                     host.last_accepted)
 
 
 class Confident:

@@ -56,7 +56,7 @@ class AutoDrafter(CascadeDrafter):
     def _look(self, state: DecodeState) -> None:
         """Learn from the rounds since the last look; not from rows that began anew since. An id of a trained drafter comes
         from a round that had no copy worth the name."""
-        origin, lengths = state.origin.numpy(), state.lengths.numpy()
+        origin, lengths = state.origin.numpy(), state.host.lengths
         copied = ((origin == LOOKUP) | (origin == NGRAM)) & (np.arange(origin.shape[1]) < lengths[:, None])
         # of each row: rounds with a draft, copied ids
         counts = np.stack((state.covered.numpy(), copied.sum(1)))

@@ -102,10 +102,10 @@ class HeadDrafter(PointedDrafter):
         shape = (state.rows, state.max_draft, self.config.d_model)
         if self.features.shape != shape:
             self.features = torch.zeros(shape)
+        host = state.host
         draft_numba(
-            state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), state.hidden.numpy(),
-            self.tables.embedding, self.pointer, self.source, self.lists.rows, self.config.head_scale,
-            state.temperature.numpy(), state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.end_token,
-            self.confidence.stops(state), self.features.numpy(), draft.tokens.numpy(), draft.lengths.numpy(),
-            *laws_of(draft))
+            host.tokens, host.lengths, state.allowed().numpy(), host.hidden, self.tables.embedding, self.pointer,
+            self.source, self.lists.rows, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
+            state.end_token, self.confidence.stops(state), self.features.numpy(), draft.tokens.numpy(),
+            draft.lengths.numpy(), *laws_of(draft))
         return draft

@@ -64,7 +64,7 @@ class LookupDrafter:
             # its rows' last ids are read when they are released
             self._state = state
         draft, allowed = Draft.empty(state.rows, state.max_draft), state.allowed().numpy()
-        text, drafted = (state.tokens.numpy(), state.lengths.numpy()), (draft.tokens.numpy(), draft.lengths.numpy())
+        text, drafted = (state.host.tokens, state.host.lengths), (draft.tokens.numpy(), draft.lengths.numpy())
         trunk = allowed if tree is None else np.minimum(allowed, first_branch(tree))
         self.index.propose(*text, trunk, state.end_token, *drafted, draft.origin.numpy(), self.cost, self.table)
         if tree is not None:

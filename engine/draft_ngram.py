@@ -73,7 +73,7 @@ class NgramDrafter:
         draft = Draft.empty(state.rows, state.max_draft)
         draft.origin.fill_(ORIGINS.index("ngram"))
         query.draft(
-            self.table, state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), state.end_token,
+            self.table, state.host.tokens, state.host.lengths, state.allowed().numpy(), state.end_token,
             self.cost, draft.tokens.numpy(), draft.lengths.numpy(),
         )  # fmt: skip
         return draft

@@ -86,9 +86,9 @@ class SelfDrafter:
             w.embedding, w.norms, w.final_norm, w.qkv, w.self_out, w.cross_q, w.cross_out, w.ff_in, w.ff_out,
             self.target.bias, cache.k, cache.v, cache.pages_k, cache.pages_v, cache.table, cache.sources, c.activation,
             c.gated, c.epsilon, self.kept)
+        host = state.host
         DRAFT_SKIPPED[self.backend](
-            state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), decoder, self.lists.rows, c.head_scale,
-            self.exit, state.rounds.numpy(), state.last_accepted.numpy(), state.temperature.numpy(), state.top_k.numpy(),
-            state.top_p.numpy(), state.seeds.numpy(), state.end_token, draft.tokens.numpy(), draft.lengths.numpy(),
-            *laws_of(draft))
+            host.tokens, host.lengths, state.allowed().numpy(), decoder, self.lists.rows, c.head_scale, self.exit,
+            host.rounds, host.last_accepted, host.temperature, host.top_k, host.top_p, host.seeds, state.end_token,
+            draft.tokens.numpy(), draft.lengths.numpy(), *laws_of(draft))
         return draft

@@ -77,7 +77,7 @@ class StagedDrafter(T5Drafter):
 
     def _catch_up(self, state: DecodeState, allowed: np.ndarray) -> None:
         """Read the committed ids but the last, which the loop reads."""
-        tokens, lengths, width = state.tokens.numpy(), state.lengths.numpy() - 1, state.max_draft + 1
+        tokens, lengths, width = state.host.tokens, state.host.lengths - 1, state.max_draft + 1
         unread = np.empty(state.rows, np.int64)
         UNREAD[self.backend](tokens, lengths + 1, self._fed, self._counts, unread)
         unread = np.where(allowed > 0, unread - 1, 0)
@@ -102,7 +102,7 @@ class StagedDrafter(T5Drafter):
         inner.lengths.copy_(state.lengths)
         inner.limits.copy_(state.lengths + allowed)
         inner.finished.copy_(allowed == 0)
-        inner.seeds.copy_(torch.from_numpy(round_seeds(state.seeds.numpy(), state.lengths.numpy())))
+        inner.seeds.copy_(torch.from_numpy(round_seeds(state.host.seeds, state.host.lengths)))
         return inner
 
     def _laws(self, state: DecodeState, logits: Tensor, offsets: Tensor, counts: Tensor, draft: Draft) -> None:

@@ -245,7 +245,7 @@ class T5Drafter(Confident):
             self._grow(rows, max(slots, self._fed.shape[1]))
             self.t5.cache.reserve(rows, slots, 0)
         self.t5.prepare(B, K + 1)
-        tokens, lengths, allowed = state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy()
+        tokens, lengths, allowed = state.host.tokens, state.host.lengths, state.allowed().numpy()
         law = [x.numpy() for x in (state.temperature, state.top_k, state.top_p, state.seeds, state.lengths)]
         laws = laws_of(draft)
         drafted, counts = draft.tokens.numpy(), draft.lengths.numpy()

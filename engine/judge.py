@@ -19,6 +19,8 @@ from foredraft.kernels.verdict import verdict_greedy_triton, verdict_triton
 if TYPE_CHECKING:
     from foredraft.engine.decode import Target
 
+# logits and lse of a draft that has none
+_NO_LAWS = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
 
 def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
     """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py), and where the
@@ -38,14 +40,12 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
     elif state.greedy:
         ACCEPT_GREEDY[state.backend](target.choose(hidden).numpy(), *proposed, parents.numpy(), *outputs)
     else:
-        if draft.logits is None:
-            logits, lse = torch.zeros(0, 0, 0), torch.zeros(0, 0, dtype=torch.float64)
-        else:
-            logits, lse = draft.logits.contiguous(), draft.lse.contiguous()
+        host, laws = state.host, _NO_LAWS
+        if draft.logits is not None:
+            laws = draft.logits.contiguous().numpy(), draft.lse.contiguous().numpy()
         (BLOCK if state.block and draft.parents is None else ACCEPT_SAMPLED)[state.backend](
-            target.logits(hidden).numpy(), *proposed, parents.numpy(), draft.dense.numpy(), logits.numpy(), lse.numpy(),
-            state.temperature.numpy(), state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.lengths.numpy(),
-            *outputs)
+            target.logits(hidden).numpy(), *proposed, parents.numpy(), draft.dense.numpy(), *laws, host.temperature,
+            host.top_k, host.top_p, host.seeds, host.lengths, *outputs)
     tokens, counts, path = map(torch.from_numpy, outputs)
     return Verdict(tokens, counts, None if draft.parents is None else path)
 

@@ -52,15 +52,14 @@ class RecurrentDrafter(PointedDrafter):
         rows, slots = max(state.rows, len(self.memory.counts)), state.capacity + state.max_draft
         if rows > len(self.memory.counts) or slots > self.memory.fed.shape[1]:
             self._grow(rows, max(slots, self.memory.fed.shape[1]))
-        parents = torch.zeros_like(draft.tokens)
+        parents, host = np.zeros(draft.tokens.shape, np.int64), state.host
         if tree is not None:
-            draft.parents = parents
+            draft.parents = torch.from_numpy(parents)
         draft_numba(
-            state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), self.tables.embedding, self.cell,
-            self.memory, self.pointer, self.source, self.lists.rows, self.config.head_scale, state.temperature.numpy(),
-            state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(), state.end_token,
-            self.confidence.stops(state), chain_of(state.max_draft) if tree is None else tree, draft.tokens.numpy(),
-            parents.numpy(), draft.lengths.numpy(), *laws_of(draft))
+            host.tokens, host.lengths, state.allowed().numpy(), self.tables.embedding, self.cell, self.memory, self.pointer,
+            self.source, self.lists.rows, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
+            state.end_token, self.confidence.stops(state), chain_of(state.max_draft) if tree is None else tree,
+            draft.tokens.numpy(), parents, draft.lengths.numpy(), *laws_of(draft))
         return draft
 
 

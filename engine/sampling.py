@@ -48,9 +48,9 @@ def sample_into(draft: Draft, place: int, logits: Tensor, state: DecodeState) ->
         sample_triton(logits, state.temperature, *cuts, state.seeds, state.lengths, place, draft.tokens[:, place],
                       draft.logits[:, place], draft.lse[:, place], space.scratch)
         return draft.tokens[:, place]
-    tokens = torch.zeros(state.rows, dtype=torch.int64)
+    tokens, host = torch.zeros(state.rows, dtype=torch.int64), state.host
     SAMPLE[state.backend](
-        logits.numpy(), state.temperature.numpy(), state.top_k.numpy(), state.top_p.numpy(), state.seeds.numpy(),
-        state.lengths.numpy(), place, tokens.numpy(), draft.logits[:, place].numpy(), draft.lse[:, place].numpy())
+        logits.numpy(), host.temperature, host.top_k, host.top_p, host.seeds, host.lengths, place, tokens.numpy(),
+        draft.logits[:, place].numpy(), draft.lse[:, place].numpy())
     draft.tokens[:, place] = tokens
     return tokens

@@ -26,7 +26,7 @@ class Shortlists:
         # where an id stands in the list, -1: nowhere
         self._place = np.full(vocab_size, -1, np.int64)
         self._place[self.ids] = np.arange(len(self.ids))
-        self._logits = torch.zeros(0)
+        self._logits = torch.zeros(0, 0, 0)
         self._room = (0, 0)
         self.rows = self._empty(0, 0)
 
@@ -66,13 +66,12 @@ class Shortlists:
         """A draft without tokens; with room for the laws, a buffer that the next draft overwrites, where rows need it."""
         B, K = state.rows, state.max_draft
         draft = Draft.empty(B, K)
-        draft.origin.fill_(origin)
+        draft.origin.numpy()[:] = origin
         if not state.greedy:
-            if self._logits.numel() < B * K * self.vocab_size:
-                self._logits = torch.zeros(B * K * self.vocab_size)
-            draft.logits = self._logits[: B * K * self.vocab_size].view(B, K, self.vocab_size)
-            draft.lse = torch.zeros(B, K, dtype=torch.float64)
-            draft.dense = state.temperature > 0
+            if self._logits.shape != (B, K, self.vocab_size):
+                self._logits = torch.zeros(B, K, self.vocab_size)
+            draft.logits = self._logits
+            draft.lse, draft.dense = torch.from_numpy(np.zeros((B, K))), torch.from_numpy(state.host.temperature > 0)
         return draft
 
 

@@ -8,6 +8,7 @@ host, except `truncate`, which the host calls between rounds for stop strings.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +67,22 @@ class Verdict:
     committed: bool = False
 
 
+class Host(NamedTuple):
+    """A CPU state's own memory as arrays, by the names of its tensors: to ask a tensor for its array takes as long as some
+    kernels."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    hidden: np.ndarray
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+    seeds: np.ndarray
+    rounds: np.ndarray
+    last_tested: np.ndarray
+    last_accepted: np.ndarray
+
+
 class DecodeState:
     """Everything a batch of B rows knows between rounds.
 
@@ -116,7 +133,7 @@ class DecodeState:
         self._room = (self.lengths, limits, self.finished, draft_tokens)
         self._inside = (self.tokens, self.lengths, self.finished)
         if device.type == "cpu":
-            # what its kernels take: to ask a tensor for its array takes as long as some of them
+            self.host = Host(*(getattr(self, name).numpy() for name in Host._fields))
             self._host_written, self._host_room, self._host_inside, self._host_chain = (
                 tuple(tensor.numpy() for tensor in tensors)
                 for tensors in (self._written, self._room, self._inside, (self.chain, self._straight)))

@@ -14,8 +14,9 @@ WIDE = has_cpu_feature("avx512f")
 ROW_TILE = 8 if WIDE else 6
 # Bytes ahead of the sums that weights are asked for: the processor's own prefetching ends with each 4 kB page.
 PREFETCH = 2048
-# Up to so many rows two blocks go side by side.
-PAIR_ROWS = 1 << 30 if WIDE else 3
+# Up to so many rows two blocks go side by side: with AVX2 two rows already read one block as fast as memory gives it, and
+# three against two blocks spill.
+PAIR_ROWS = 1 << 30 if WIDE else 1
 
 
 def _make_tile(M: int, R: int):

@@ -173,7 +173,7 @@ def test_a_sampled_staged_draft_reports_the_law_of_the_t5(target, middle):
     assert draft.lengths.tolist() == [3] * 4 and draft.dense.all()
     for place in range(3):
         led = make_state(4, 20, 1, 32, **options)
-        led.tokens[:, 1 : 1 + place], led.lengths = draft.tokens[:, :place], torch.full((4,), 1 + place)
+        led.tokens[:, 1 : 1 + place], led.lengths[:] = draft.tokens[:, :place], 1 + place
         law = alone.draft(led)
         ours, theirs = ((d.logits[:, at].double() - d.lse[:, at, None]).exp() for d, at in ((draft, place), (law, 0)))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
