@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from typing import NamedTuple
 
 from foredraft.bench.collection import place
 from foredraft.errors import UserError
@@ -15,37 +15,47 @@ CALIBRATION = "calibration"
 LIMIT = 1.5**0.5
 
 
-def read_runs(path: Path) -> list[dict[str, float]]:
-    """The costs of every run: a file of pytest-benchmark, or a folder of them, searched through.
+class Run(NamedTuple):
+    """Seconds of each case's fastest round, and of the fastest calibration."""
 
-    A case's cost is its fastest round over the run's median calibration: on a slower machine both grow. UserError: nothing
-    there, another file, a case without its calibration.
+    seconds: dict[str, float]
+    unit: float
+
+
+def read_runs(path: Path) -> list[Run]:
+    """A file of pytest-benchmark, or a folder of them, searched through.
+
+    UserError: nothing there, another file, a case without its calibration.
     """
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: holds no .json file; `make bench` writes them")
-    return [costs(file) for file in files]
+    return [read_run(file) for file in files]
 
 
-def costs(file: Path) -> dict[str, float]:
+def read_run(file: Path) -> Run:
     try:
         cases = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
-        # those beside a case are too few to divide it by: each is off by a tenth
-        unit = median(one["extra_info"][CALIBRATION] for one in cases)
-        return {one["fullname"]: one["stats"]["min"] / unit for one in cases}
+        return Run({one["fullname"]: one["stats"]["min"] for one in cases},
+                   min(one["extra_info"][CALIBRATION] for one in cases))
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{file}: no run of `make bench` with calibrations ({why}); run it again") from None
 
 
-def compare(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], limit: float = LIMIT) -> list[dict]:
-    """A row for each case, the largest change first: its least cost on either side, for whatever else runs only ever adds,
-    `change` after over before, and `verdict`: slower or faster by more than `limit`, same, or new or gone for a case of one
-    side only."""
-    names = dict.fromkeys(name for run in (*before, *after) for name in run)
+def compare(before: Sequence[Run], after: Sequence[Run], limit: float = LIMIT) -> list[dict]:
+    """A row for each case, the largest change first: its cost on either side, `change` after over before, and `verdict`:
+    slower or faster by more than `limit`, same, or new or gone for a case of one side only.
+
+    A cost is the least seconds of a side over its least calibration: on a slower machine both grow, and whatever else runs
+    only ever adds to either. The runs of a side come from one machine.
+    """
+    names = dict.fromkeys(name for run in (*before, *after) for name in run.seconds)
+    units = [min(run.unit for run in runs) for runs in (before, after)]
     rows = []
     for name in names:
-        old, new = ([run[name] for run in runs if name in run] for runs in (before, after))
+        old, new = ([run.seconds[name] / unit for run in runs if name in run.seconds]
+                    for runs, unit in zip((before, after), units, strict=True))
         if not old or not new:
             rows.append({"case": name, "before": None, "after": None, "change": None, "verdict": "new" if new else "gone"})
             continue

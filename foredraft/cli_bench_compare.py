@@ -16,7 +16,7 @@ import typer
 from foredraft.errors import UserError
 
 # runs whose least costs are the measure of what follows, and how often a case that raises the alarm is timed once more
-BEFORE, AGAIN = 5, 6
+BEFORE, AGAIN = 5, 8
 # of a case, however long one takes
 ROUNDS = 20
 # as `make bench` does: a case on two threads waits for whichever of them another process has pushed aside
@@ -49,7 +49,7 @@ def regression(
     out: Annotated[Path, typer.Option(help="The record's folder; a line is added.")] = Path("bench/results"),
 ) -> None:
     """Check the alarm: no case of unchanged runs raises it, every case of a slowed run does. A case that raises it is timed
-    up to six times more, for as long as it does. The last line is JSON."""
+    up to eight times more, for as long as it does. The last line is JSON."""
     import foredraft
     from foredraft.bench import machine, record
     from foredraft.bench import regression as held
@@ -63,11 +63,11 @@ def regression(
     for number, file in enumerate(files, 1):
         print(f"[{number}/{len(files)}] {file.stem}", file=sys.stderr, flush=True)
         _time(file, [str(folder), "-k", cases], slow if file == files[-1] else 1, seconds)
-    before = [held.costs(file) for file in files[:BEFORE]]
+    before = [held.read_run(file) for file in files[:BEFORE]]
 
     def judged(file: Path) -> tuple[list[dict], int]:
         """compare()'s rows, and how many cases were timed again."""
-        taken = [held.costs(file)]
+        taken = [held.read_run(file)]
         rows, timed = held.compare(before, taken), 0
         for number in range(AGAIN):
             alarms = [row["case"] for row in rows if row["verdict"] == "slower"]
@@ -76,7 +76,7 @@ def regression(
             other = file.with_name(f"{file.stem}-again-{number}.json")
             print(f"{other.stem}: {len(alarms)} cases", file=sys.stderr, flush=True)
             _time(other, alarms, slow if file == files[-1] else 1, seconds)
-            taken.append(held.costs(other))
+            taken.append(held.read_run(other))
             rows, timed = held.compare(before, taken), max(timed, len(alarms))
         return rows, timed
 
@@ -125,7 +125,7 @@ def show_table(rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(caption="cost: fastest round over the calibration", caption_justify="left")
+    table = Table(caption="cost: fastest round over the fastest calibration", caption_justify="left")
     for name in ("case", "cost before", "cost after", "change", "verdict"):
         table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
     for row in rows:

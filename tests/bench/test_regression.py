@@ -61,10 +61,16 @@ def test_one_part_slowed_is_caught_and_no_other(tmp_path, part):
 def test_without_the_calibration_another_machine_would_raise_it(tmp_path):
     """What the ratios are for: the same runs in seconds."""
     draw = np.random.default_rng(1)
-    runs = [json.loads(write_run(tmp_path / "one.json", draw).read_text())["benchmarks"] for _ in range(11)]
-    seconds = [{one["fullname"]: one["stats"]["min"] for one in run} for run in runs]
-    alarms = [row for run in seconds[1:] for row in regression.compare(seconds[:1], [run]) if row["verdict"] == "slower"]
+    runs = [regression.read_run(write_run(tmp_path / "one.json", draw))._replace(unit=1.0) for _ in range(11)]
+    alarms = [row for run in runs[1:] for row in regression.compare(runs[:1], [run]) if row["verdict"] == "slower"]
     assert alarms
+
+
+def test_a_slow_calibration_of_one_run_hides_nothing(tmp_path):
+    """Another process at work throughout one run, which even so timed a case in a quiet moment, does not make it cheap."""
+    busy, quiet = regression.Run({"a": 1.0}, 1.4), regression.Run({"a": 1.01}, 1.0)
+    assert [row["verdict"] for row in regression.compare([busy, quiet], [quiet])] == ["same"]
+    assert [row["verdict"] for row in regression.compare([busy, quiet], [regression.Run({"a": 1.4}, 1.0)])] == ["slower"]
 
 
 def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
@@ -73,7 +79,7 @@ def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
         write_run(tmp_path / f"{number}.json", draw)
     file = tmp_path / "0.json"
     assert len(regression.read_runs(tmp_path)) == 3
-    rows = regression.compare([{"a": 1.0, "b": 2.0}], [{"a": 0.5, "c": 1.0}])
+    rows = regression.compare([regression.Run({"a": 1.0, "b": 2.0}, 1.0)], [regression.Run({"a": 0.5, "c": 1.0}, 1.0)])
     assert [(row["case"], row["verdict"]) for row in rows] == [("a", "faster"), ("b", "gone"), ("c", "new")]
     assert command("bench", "compare", file, file)[0] == 0
     write_run(tmp_path / "uncalibrated.json", draw, calibrated=False)
@@ -120,7 +126,8 @@ def test_a_real_case_is_calibrated_and_can_be_slowed(tmp_path, monkeypatch):
                     "-p", "no:cacheprovider", "--benchmark-max-time=0.01", f"--benchmark-json={file}"], cwd=CHECKOUT,
                    check=True, capture_output=True)
     (found,) = regression.read_runs(file)
-    assert list(found) == ["bench/test_kernels.py::test_norm"] and found["bench/test_kernels.py::test_norm"] > 0
+    (name,) = found.seconds
+    assert name == "bench/test_kernels.py::test_norm" and found.seconds[name] > 0 and found.unit > 0
 
 
 def test_slowed_takes_as_many_times_as_long(monkeypatch):
