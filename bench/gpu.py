@@ -136,24 +136,24 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_times
 
     accepted = [row["tokens_per_round"] for row in known.get("family", []) if row["method"] == "lookup"]
-    yield from gpu_times.model_xl(sizes, copy_bandwidth(known), accepted[0] if accepted else 1.0)
+    yield from gpu_times.model_xl(sizes, copy_bandwidth(known), accepted[0] if accepted else 1.0, known.get("steps", []),
+                                  known.get("rounds", []))
 
 
-# In order of worth: the last, who may take what is left, are others' engines.
+# In order of worth; those before "peers" leave it LEFT seconds even where each takes all of its own.
+LEFT = 80
 SECTIONS = {
-    "compile": Section(90, _compile), "checks": Section(130, _checks), "law": Section(110, _law),
-    "bandwidth": Section(20, _bandwidth), "steps": Section(110, _steps), "family": Section(50, _family),
-    "model": Section(20, _model), "drafters": Section(80, _drafters), "verdict": Section(50, _verdict),
-    "rounds": Section(40, _rounds), "library": Section(20, _library), "peers": Section(180, _peers),
+    "compile": Section(70, _compile), "checks": Section(110, _checks), "law": Section(80, _law),
+    "bandwidth": Section(15, _bandwidth), "steps": Section(90, _steps), "verdict": Section(40, _verdict),
+    "rounds": Section(40, _rounds), "family": Section(35, _family), "model": Section(10, _model),
+    "peers": Section(180, _peers), "library": Section(20, _library), "drafters": Section(80, _drafters),
 }
 
 
-def copy_bandwidth(known: dict[str, list[dict]]) -> float:
-    """As measured, else the maker's figure of an H200."""
-    from foredraft.bench.model import MACHINES
-
+def copy_bandwidth(known: dict[str, list[dict]]) -> float | None:
+    """GB/s as measured."""
     rows = known.get("bandwidth") or []
-    return rows[0]["copy_gb_s"] if rows else MACHINES["h200"].bandwidth
+    return rows[0]["copy_gb_s"] if rows else None
 
 
 def read_rows(out: Path) -> dict[str, list[dict]]:

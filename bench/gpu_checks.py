@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foredraft.bench.gpu_sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
 from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
+from foredraft.kernels.fused_embed import CLOSE, EMBED
 from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
@@ -39,7 +40,8 @@ class _Case:
 
 
 def check_kernels(sizes: Sizes) -> Iterator[dict]:
-    """Every decode kernel at the width of `sizes.checked`, six rows of each of three requests, one of them unread."""
+    """Every kernel of a target's pass at the width of `sizes.checked`, six rows of each of three requests, one of them
+    unread."""
     c, case = random_target(sizes, sizes.checked, layers=1).config, _Case(sizes)
     C, H, D, F, V, B, R = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size, 3, 6
     M = B * R
@@ -72,6 +74,13 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     yield case.compare("cross-attention", FUSED_CROSS_ATTENTION, (
         q, case.draw(B * pages, few, PAGE, D, scale=0.3), case.draw(B * pages, few, PAGE, D), table, lengths),
         (case.empty(M, few * D),), work)
+    norm = 0.5 + torch.rand(C, device=case.device, generator=case.generator)
+    tokens = torch.randint(V, (B, R), device=case.device, generator=case.generator)
+    yield case.compare("embedding", EMBED, (tokens, positions, None, case.draw(V, C), norm), (
+        torch.full((B, R, R), -77, dtype=torch.int8, device=case.device), case.empty(M, C, dtype=torch.float32),
+        case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)))
+    yield case.compare("closing norm", CLOSE, (x, squares, norm, 1e-6, 0.5),
+                       (case.empty(M, C, dtype=torch.float32), case.empty(M, C)))
     head = case.draw(V, C, scale=C**-0.5)
     logits = case.empty(M, V, dtype=torch.float32)
     yield case.compare("logits", FUSED_LOGITS, (y, head), (logits,))
@@ -122,7 +131,8 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
 
 
 def check_model(sizes: Sizes) -> Iterator[dict]:
-    """The embedded model on this device: fp32 tokens are the CPU's; bf16 tokens with drafts are those without."""
+    """The embedded model on this device: fp32 tokens are the CPU's, and so is what its LSTM drafts, by how much of it stands
+    (a wrong draft changes no token); bf16 tokens with drafts are those without."""
     from foredraft.bench.cases import sample_texts
     from foredraft.engine.generate import load
 
@@ -133,6 +143,11 @@ def check_model(sizes: Sizes) -> Iterator[dict]:
     differ = sum(a != b for a, b in zip(plain.token_ids, found.token_ids, strict=True))
     yield {"check": f"fp32 with drafts: texts of {len(texts)} that differ from the CPU's", "differ": differ,
            "passed": differ <= len(texts) // 10}
+    there, here = (load(drafter="lstm", device=device, weights="fp32").generate(texts, **options).stats
+                   for device in (sizes.device, "cpu"))
+    apart = abs(there.acceptance_rate - here.acceptance_rate)
+    yield {"check": "fp32 drafts of the LSTM: share accepted here and on the CPU", "worst": apart,
+           "passed": apart < 0.02 and here.acceptance_rate > 0}
     model = load(drafter="lookup", device=sizes.device, dtype=sizes.dtype, weights="bf16")
     for sampled in (False, True):
         outputs = [(model if K else model.with_drafter(None)).generate(

@@ -53,10 +53,10 @@ GOALS = (
          at_most=True),
     Goal("XL, plain round, B=1: what it adds to the pass", 0.05,
          lambda rows: _first(rows, "rounds", "overhead", geometry="flan-t5-xl", batch=1), at_most=True),
-    Goal("XL, B=1, with drafts: tokens/s, MODELLED from real acceptance", 3_000,
-         lambda rows: _first(rows, "model", "tokens_per_second", batch=1)),
-    Goal("XL, B=32, with drafts: tokens/s, MODELLED from real acceptance", 15_000,
-         lambda rows: _first(rows, "model", "tokens_per_second", batch=32)),
+    Goal("XL, B=1, with drafts: tokens/s, MODELLED from measured passes and real acceptance", 3_000,
+         lambda rows: _first(rows, "model", "measured_tokens_per_second", batch=1)),
+    Goal("XL, B=32, with drafts: tokens/s, MODELLED from measured passes and real acceptance", 15_000,
+         lambda rows: _first(rows, "model", "measured_tokens_per_second", batch=32)),
 )
 
 

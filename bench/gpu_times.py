@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,9 +38,10 @@ def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
     yield {"device": name, "copy_gb_s": 2 * a.nbytes / taken / 1e9}
 
 
-def measure_steps(sizes: Sizes, bandwidth: float) -> Iterator[dict]:
+def measure_steps(sizes: Sizes, bandwidth: float | None) -> Iterator[dict]:
     """A pass and the choice after it, captured: by rows read for one request, then by batch. Plain decoding, no drafts:
-    acceptance on random weights means nothing. `share`: the bytes' time at the measured bandwidth over the pass's."""
+    acceptance on random weights means nothing. `share`: the bytes' time at the measured bandwidth over the pass's; None
+    without one, and then `modelled_us` is by the maker's."""
     R = sizes.draft_tokens + 1
     for geometry in sizes.geometries:
         target = random_target(sizes, geometry)
@@ -57,11 +58,12 @@ def measure_steps(sizes: Sizes, bandwidth: float) -> Iterator[dict]:
                     taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
                     target.launch = {}
             expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"),
-                               Machine(bandwidth, MACHINES["h200"].rate))
+                               Machine(bandwidth or MACHINES["h200"].bandwidth, MACHINES["h200"].rate))
             median = taken["us"]["median"]
             plain.setdefault(rows, median)
             yield {"geometry": geometry, "batch": rows, "reads": reads, "bytes": expected["bytes"],
-                   "modelled_us": expected["us"], "share": expected["bytes_us"] / median, "v": median / plain[rows], **taken}
+                   "modelled_us": expected["us"], "share": expected["bytes_us"] / median if bandwidth else None,
+                   "v": median / plain[rows], **taken}
         del target
         if sizes.device != "cpu":
             torch.cuda.empty_cache()
@@ -132,12 +134,24 @@ def measure_family(sizes: Sizes) -> Iterator[dict]:
                    "tokens_per_round": out.stats.tokens_per_step, "accepted_over_tested": out.stats.acceptance_rate}
 
 
-def model_xl(sizes: Sizes, bandwidth: float, tokens_per_round: float) -> Iterator[dict]:
-    """FLAN-T5-XL's figures MODELLED from this machine's bandwidth and the embedded family's acceptance."""
-    config_of("flan-t5-xl")
-    machine = replace(MACHINES["h200"], bandwidth=bandwidth)
-    rounds = [Round(rows, sizes.draft_tokens, sizes.source) for rows in sizes.batches]
-    for row in table("flan-t5-xl", machine, rounds, tokens_per_round):
+def model_xl(sizes: Sizes, bandwidth: float | None, tokens_per_round: float, steps: Sequence[dict] = (),
+             rounds: Sequence[dict] = (), geometry: str = "flan-t5-xl") -> Iterator[dict]:
+    """FLAN-T5-XL's tokens a second MODELLED from the embedded family's acceptance, by two costs of a round.
+
+    measured_us: the pass of K + 1 tokens that measure_steps took (`steps`), what measure_rounds found that a round adds to
+    its pass (`rounds`), and the counted cost of the drafter; None where one of the two is missing. us: all of it counted, of
+    bytes at `bandwidth`, or the maker's, and launches.
+    """
+    config_of(geometry)
+    machine = replace(MACHINES["h200"], bandwidth=bandwidth or MACHINES["h200"].bandwidth)
+    asked = [Round(rows, sizes.draft_tokens, sizes.source) for rows in sizes.batches]
+    for row in table(geometry, machine, asked, tokens_per_round):
+        batch, drafting = row["round"]["batch_size"], sum(part["us"] for part in row["parts"] if part["name"] == "draft")
+        passes = [step["us"]["median"] for step in steps
+                  if (step["geometry"], step["batch"], step["reads"]) == (geometry, batch, sizes.draft_tokens + 1)]
+        added = [one["overhead"] * one["pass_us"] for one in rounds if (one["geometry"], one["batch"]) == (geometry, batch)]
+        measured = passes[0] + max(added[0], 0.0) + drafting if passes and added else None
         yield {name: row[name] for name in ("geometry", "us", "plain_us", "v", "launches", "bytes", "tokens_per_round",
                                             "tokens_per_second", "plain_tokens_per_second")} | {
-            "batch": row["round"]["batch_size"], "modelled": True}
+            "batch": batch, "modelled": True, "measured_us": measured,
+            "measured_tokens_per_second": batch * tokens_per_round / measured * 1e6 if measured else None}

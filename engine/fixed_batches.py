@@ -17,7 +17,7 @@ from foredraft.engine.graph import GraphRounds, HostView
 from foredraft.engine.requests import Job, Result
 from foredraft.engine.state import DecodeState
 from foredraft.engine.stopwatch import Stopwatch
-from foredraft.engine.t5_cuda import T5Cuda
+from foredraft.engine.t5_cuda import SLOTS, T5Cuda
 
 
 class FixedBatches:
@@ -86,7 +86,9 @@ class FixedBatches:
             top_k=column([law["top_k"] for law in laws], torch.int64),
             top_p=column([law["top_p"] for law in laws], torch.float32),
             seeds=column([job.seed for job in jobs], torch.int64), start_token=self.target.start_token,
-            end_token=self.target.end_token, width=self.target.config.d_model)
+            end_token=self.target.end_token, width=self.target.config.d_model,
+            # one captured round for all limits that are near; drafters want room for two more ids
+            capacity=-(-(max(job.limit for job in jobs) + 2) // SLOTS) * SLOTS - 2)
         state.block = self.block
         return state
 

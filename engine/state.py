@@ -91,17 +91,18 @@ class DecodeState:
     which a row stops, at most T. origin [B, T + 1] uint8: who proposed each id (ORIGINS).
     draft_tokens [B] int64 (each row's K), temperature [B] float32 (0 is greedy), top_k [B] int64 (0 is off),
     top_p [B] float32 (1 is off), seeds [B] int64. hidden [B, C] float32: the target's state that produced the last
-    committed token. Counters, per row: rounds, covered (rounds with a draft), drafted [B]; tested_at, accepted_at [B, K].
+    committed token. T is the largest limit, or a larger `capacity`. Counters, per row: rounds, covered (rounds with a
+    draft), drafted [B]; tested_at, accepted_at [B, K].
 
     Invariant: the target's caches hold positions [0, lengths - 1); the last committed id is fed next, so that rejecting
     a draft costs nothing.
     """
 
     def __init__(self, *, limits: Tensor, draft_tokens: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
-                 seeds: Tensor, start_token: int, end_token: int, width: int):
+                 seeds: Tensor, start_token: int, end_token: int, width: int, capacity: int | None = None):
         B, device = limits.shape[0], limits.device
         # host values: reading them costs no synchronisation; greedy and cuts change where rows are started and stopped only
-        self.capacity = int(limits.max())
+        self.capacity = int(limits.max()) if capacity is None else capacity
         # set before the first round. Dense drafts are verified as blocks
         self.block = False
         # LOSSY (Big Little Decoder): drafters end a draft at a law whose largest probability is below `fallback`, and greedy

@@ -127,9 +127,10 @@ class T5Cuda:
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]:
         """Encode each source by its own length and fill its row's cross keys and values."""
-        longest = max(map(len, sources))
-        check_memory(self.device, self.encoder.scratch_bytes(longest), f"attention among {longest} source tokens",
-                     "lower max_source")
+        longest, outputs = max(map(len, sources)), sum(map(len, sources)) * self.config.d_model * 4
+        check_memory(self.device, self.encoder.scratch_bytes(longest) + outputs,
+                     f"attention among {longest} source tokens and the outputs of {len(sources)} sources",
+                     "lower max_source or batch_size")
         encoded = []
         for row, source in zip(rows, sources, strict=True):
             encoded.append(self.encode(source))

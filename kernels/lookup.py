@@ -102,6 +102,8 @@ def _learn(row, output, length, live, tested, last, LAST, MAX_MATCH: tl.constexp
         trials = tl.where(faded, trials * 0.5, trials)
         kept = tl.where(faded, kept * 0.5, kept)
         runs = right
+    # every warp holds all counts: none may load them when another has stored its own
+    tl.debug_barrier()
     tl.store(at, trials, mask=m <= MAX_MATCH)
     tl.store(at + 1, kept, mask=m <= MAX_MATCH)
     return m, kept / trials

@@ -11,7 +11,8 @@ ROWS = {
     "verdict": [{"check": "v", "passed": True}, {"batch": 8, "ours_us": 11.0, "over_floor": 9.0},
                 {"batch": 1, "ours_us": 4.0, "over_floor": 9.0}, {"batch": 128, "ours_us": 90.0, "over_floor": 2.0}],
     "rounds": [{"geometry": "flan-t5-xl", "batch": 1, "overhead": 0.03}],
-    "model": [{"batch": 1, "tokens_per_second": 3500.0}, {"batch": 32, "tokens_per_second": 9000.0}],
+    "model": [{"batch": 1, "tokens_per_second": 1e9, "measured_tokens_per_second": 3500.0},
+              {"batch": 32, "tokens_per_second": 1e9, "measured_tokens_per_second": 9000.0}],
 }
 
 
@@ -27,6 +28,7 @@ def test_a_failed_check_anywhere_counts():
 
 
 def test_what_was_not_measured_is_not_judged():
-    for rows in ({}, {"peers": [{"geometry": "flan-t5-xl", "batch": 1, "engine": "transformers static + compile",
-                                 "absent": "why"}]}):
+    counted = {"model": [{"batch": 1, "tokens_per_second": 1e9, "measured_tokens_per_second": None}]}
+    for rows in ({}, counted, {"peers": [{"geometry": "flan-t5-xl", "batch": 1, "engine": "transformers static + compile",
+                                          "absent": "why"}]}):
         assert [(row["found"], row["met"]) for row in judged(rows)] == [(None, None)] * len(GOALS)

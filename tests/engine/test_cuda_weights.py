@@ -84,7 +84,7 @@ def test_a_request_too_large_leaves_the_target_as_it_was(monkeypatch):
     with pytest.raises(UserError, match="caches for 2 rows of 9984 positions need .* lower batch_size or max_new_tokens"):
         target.extend(9970)
     assert target.buffers == held and target.generation == generation and target.rows == 2 and target.slots == 64
-    with pytest.raises(UserError, match="attention among 4000 source tokens need .* lower max_source"):
+    with pytest.raises(UserError, match="attention among 4000 source tokens and the outputs of 1 sources need"):
         target.admit([0], [torch.zeros(4000, dtype=torch.int64)])
 
 

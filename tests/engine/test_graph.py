@@ -1,6 +1,7 @@
 """Rounds as graphs: the loop around them by a stand-in for CUDA's capture, and the real thing where there is a GPU."""
 
 import contextlib
+import gc
 import weakref
 from types import SimpleNamespace
 
@@ -145,6 +146,10 @@ def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model
     wanted, found = (model.generate(texts[:1], max_new_tokens=6, draft_tokens=2, stop_strings=word)
                      for model in (cpu, device))
     assert found.token_ids == wanted.token_ids
+    # limits that are near share a captured round
+    shapes = len(device.graphs.shapes)
+    wanted, found = (model.generate(texts[:1], max_new_tokens=9, draft_tokens=2) for model in (cpu, device))
+    assert found.token_ids == wanted.token_ids and len(device.graphs.shapes) == shapes
     pieces = []
     streamer = SimpleNamespace(put=lambda ids: pieces.append(ids.tolist()), end=lambda: pieces.append([]))
     out = device.generate(texts[:1], max_new_tokens=6, draft_tokens=2, streamer=streamer)
@@ -155,6 +160,27 @@ def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model
     wanted, found = (list(model.stream(requests, max_new_tokens=4, draft_tokens=2, batch_size=2, in_order=True))
                      for model in (cpu, device))
     assert [(r.id, r.token_ids, r.finish_reason) for r in found] == [(r.id, r.token_ids, r.finish_reason) for r in wanted]
+
+
+def tensor_bytes():
+    """Of all tensors that are alive, memory that several share counted once."""
+    gc.collect()
+    alive = (one.untyped_storage() for one in gc.get_objects() if isinstance(one, torch.Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_what_target_drafter_and_graphs_hold_stays_flat(tiny_model_path):
+    """The parts of the real round, under Triton's interpreter: a second and third time nothing more is held."""
+    model = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), foredraft.load(tiny_model_path).tokenizer, "lookup",
+                  tiny_model_path, "float32")
+    model.graphs, held = GraphRounds(FakeCapture()), []
+    for _ in range(3):
+        for rows, length in ((1, 3), (2, 70), (2, 5)):
+            for options in ({}, dict(do_sample=True, seed=1)):
+                model.generate([[5] * length + [1]] * rows, max_new_tokens=3, draft_tokens=2, batch_size=rows, **options)
+                held.append(tensor_bytes())
+    assert held[6:12] == held[12:] and len(set(held[12:])) == 1, held
 
 
 @pytest.mark.gpu
