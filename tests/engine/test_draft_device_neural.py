@@ -7,7 +7,7 @@ import torch
 from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine import draft_device_recurrent
+from foredraft.engine import draft_device_recurrent, fixed_batches
 from foredraft.engine.cuda_weights import load_cuda_weights
 from foredraft.engine.decode import decode, step
 from foredraft.engine.device_lists import DeviceLists
@@ -166,7 +166,8 @@ def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_mode
     """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
     forgotten."""
     monkeypatch.setattr(draft_device_recurrent, "POSITIONS", 4)
-    monkeypatch.setattr(draft_device_recurrent, "SLOTS", 2)
+    for module in (draft_device_recurrent, fixed_batches):
+        monkeypatch.setattr(module, "SLOTS", 2)
     folder = saved("lstm", 40, tiny_model_path, tmp_path)
     plain = foredraft.load(tiny_model_path, drafter=None)
     device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), plain.tokenizer, folder, tiny_model_path, "float32")
