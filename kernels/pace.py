@@ -65,7 +65,7 @@ CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
 # of a tile of rows, read together, what one row within it adds: one sequence's pass has steps (kernels/tile.py)
 WITHIN = 0.05
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
-FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.04, 1.2, 0.2, 0.06
+FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.08, 0.8, 0.18, 0.08
 # tested ids that a place remembers, and how fast a row's own record fades
 MEMORY, FADE = 200.0, 0.95
 SURE = 0.98
@@ -138,7 +138,7 @@ def _costs(extra, spent, B, fixed, rows, calls):
     """What further rows of a pass and a call add, by their number and by its longest draft, in plain rounds."""
     if fixed:
         for i in range(rows.shape[0]):
-            rows[i] = min(FIXED_ROW * B**FIXED_GROWTH, 1.0) * i
+            rows[i] = FIXED_ROW * B**FIXED_GROWTH * i
         for i in range(calls.shape[0]):
             calls[i] = FIXED_CALL + FIXED_ID * i
     else:
