@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.shortlists import NO_LAWS
 from foredraft.engine.state import DecodeState, Draft, Verdict
 from foredraft.kernels.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
 from foredraft.kernels.block import BLOCK
@@ -19,8 +20,6 @@ from foredraft.kernels.verdict import verdict_greedy_triton, verdict_triton
 if TYPE_CHECKING:
     from foredraft.engine.decode import Target
 
-# logits and lse of a draft that has none
-_NO_LAWS = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
 
 def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
     """Which drafts stand, and what follows them, so that the target's law is unchanged (kernels/accept.py), and where the
@@ -40,7 +39,7 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
     elif state.greedy:
         ACCEPT_GREEDY[state.backend](target.choose(hidden).numpy(), *proposed, parents.numpy(), *outputs)
     else:
-        host, laws = state.host, _NO_LAWS
+        host, laws = state.host, NO_LAWS
         if draft.logits is not None:
             laws = draft.logits.contiguous().numpy(), draft.lse.contiguous().numpy()
         (BLOCK if state.block and draft.parents is None else ACCEPT_SAMPLED)[state.backend](

@@ -77,7 +77,8 @@ class Shortlists:
 
 def laws_of(draft: Draft) -> tuple[np.ndarray, np.ndarray]:
     """logits [B, K, V] and lse [B, K] of a draft, for a kernel; empty where it has none."""
-    return (_NO_LAW, _NO_LSE) if draft.logits is None else (draft.logits.numpy(), draft.lse.numpy())
+    return NO_LAWS if draft.logits is None else (draft.logits.numpy(), draft.lse.numpy())
 
 
-_NO_LAW, _NO_LSE = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
+# logits and lse of a draft that has none
+NO_LAWS = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
