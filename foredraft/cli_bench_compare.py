@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from foredraft.errors import UserError
-
-# runs whose least costs are the measure of what follows, and how often a case that raises the alarm is timed once more
-BEFORE, AGAIN = 5, 8
-# of a case, however long one takes
-ROUNDS = 20
-# as `make bench` does: a case on two threads waits for whichever of them another process has pushed aside
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+# runs whose least costs are the measure of what follows
+BEFORE = 5
+SECONDS = typer.Option(min=0.01, help="Longest timing of a case.")
 
 
 def compare(
     before: Annotated[Path, typer.Argument(help="A run that `make bench` stored, or a folder of runs.")],
-    after: Annotated[Path, typer.Argument(help="The same, of what is to be judged.")],
+    after: Annotated[Path | None, typer.Argument(help="The same, of what is to be judged; default: this checkout is timed.",
+                                                 show_default=False)] = None,
     limit: Annotated[float | None, typer.Option(help="Alarm above this ratio; default: 1.22, half way to 1.5.")] = None,
+    seconds: Annotated[float, SECONDS] = 0.5,
 ) -> None:
-    """Flag cases that became slower, in units of a calibration beside each; exit code 1 then. The last line is JSON."""
-    from foredraft.bench import regression
+    """Flag cases that became slower, in units of a calibration beside each; exit code 1 then. Timed here, a case that raises
+    the alarm is timed up to eight times more, for as long as it does. The last line is JSON."""
+    from foredraft.bench import alarm, regression
 
-    rows = regression.compare(regression.read_runs(before), regression.read_runs(after), limit or regression.LIMIT)
+    limit, runs = limit or regression.LIMIT, regression.read_runs(before)
+    if after is None:
+        alarm.here()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "now.json")
+            alarm.time_cases(file, [str(alarm.CASES)], 1, seconds)
+            rows, _ = alarm.judge(runs, file, 1, seconds, limit)
+    else:
+        rows = regression.compare(runs, regression.read_runs(after), limit)
     show_table(rows)
     slower = [row["case"] for row in rows if row["verdict"] == "slower"]
     print(json.dumps({"slower": slower, "rows": rows}))
@@ -42,7 +47,7 @@ def compare(
 def regression(
     runs: Annotated[int, typer.Option(min=1, help="Unchanged runs; each is held against five before them.")] = 10,
     slow: Annotated[float, typer.Option(min=1.0, help="The seeded slowdown of the last run.")] = 1.5,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Longest timing of a case.")] = 0.5,
+    seconds: Annotated[float, SECONDS] = 0.5,
     cases: Annotated[str, typer.Option("-k", help="Only cases that pytest's -k chooses.")] = "",
     keep: Annotated[Path, typer.Option(help="Folder for the runs' files; finished ones are not run again.")] = Path(
         ".benchmarks/regression"),
@@ -51,39 +56,21 @@ def regression(
     """Check the alarm: no case of unchanged runs raises it, every case of a slowed run does. A case that raises it is timed
     up to eight times more, for as long as it does. The last line is JSON."""
     import foredraft
-    from foredraft.bench import machine, record
+    from foredraft.bench import alarm, machine, record
     from foredraft.bench import regression as held
 
-    folder = Path("bench")
-    if not (folder / "conftest.py").is_file():
-        raise UserError("bench/: not here; run this in a checkout of foredraft")
+    alarm.here()
     keep.mkdir(parents=True, exist_ok=True)
     names = [*(f"before-{number}" for number in range(BEFORE)), *(f"unchanged-{number}" for number in range(runs))]
     files = [keep / f"{name}.json" for name in (*names, f"slowed-{slow:g}")]
-    for number, file in enumerate(files, 1):
-        print(f"[{number}/{len(files)}] {file.stem}", file=sys.stderr, flush=True)
-        _time(file, [str(folder), "-k", cases], slow if file == files[-1] else 1, seconds)
+    slowed = files[-1]
+    for file in files:
+        alarm.time_cases(file, [str(alarm.CASES), "-k", cases], slow if file is slowed else 1, seconds)
     before = [held.read_run(file) for file in files[:BEFORE]]
-
-    def judged(file: Path) -> tuple[list[dict], int]:
-        """compare()'s rows, and how many cases were timed again."""
-        taken = [held.read_run(file)]
-        rows, timed = held.compare(before, taken), 0
-        for number in range(AGAIN):
-            alarms = [row["case"] for row in rows if row["verdict"] == "slower"]
-            if not alarms:
-                break
-            other = file.with_name(f"{file.stem}-again-{number}.json")
-            print(f"{other.stem}: {len(alarms)} cases", file=sys.stderr, flush=True)
-            _time(other, alarms, slow if file == files[-1] else 1, seconds)
-            taken.append(held.read_run(other))
-            rows, timed = held.compare(before, taken), max(timed, len(alarms))
-        return rows, timed
-
-    runs_judged = [judged(file) for file in files[BEFORE:-1]]
+    runs_judged = [alarm.judge(before, file, 1, seconds) for file in files[BEFORE:-1]]
     unchanged = [row | {"run": number} for number, (rows, _) in enumerate(runs_judged) for row in rows]
     timed_again = sum(count for _, count in runs_judged)
-    seeded, _ = judged(files[-1])
+    seeded, _ = alarm.judge(before, slowed, slow, seconds)
     false = [row for row in unchanged if row["verdict"] == "slower"]
     missed = [row["case"] for row in seeded if row["verdict"] != "slower"]
     changes = sorted(row["change"] for row in unchanged)
@@ -105,20 +92,6 @@ def regression(
     print(json.dumps({"record": str(path), "row": row}))
     if false or missed:
         raise typer.Exit(1)
-
-
-def _time(file: Path, asked: list[str], slow: float, seconds: float) -> None:
-    """A run of the cases into `file`, unless it is there. UserError: pytest failed."""
-    if file.is_file():
-        return
-    partial = file.with_suffix(".part")
-    command = [sys.executable, "-m", "pytest", "-q", *asked, "-p", "no:cacheprovider", "--benchmark-enable",
-               f"--benchmark-max-time={seconds}", f"--benchmark-min-rounds={ROUNDS}", f"--benchmark-json={partial}"]
-    done = subprocess.run(command, env=os.environ | ONE_THREAD | {"FOREDRAFT_BENCH_SLOW": str(slow)}, capture_output=True,
-                          text=True)
-    if done.returncode:
-        raise UserError(f"{file}: pytest ended with {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
-    partial.replace(file)
 
 
 def show_table(rows: list[dict]) -> None:

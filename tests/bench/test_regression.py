@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foredraft.bench import regression
+from foredraft.bench import alarm, regression
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CASES = {f"bench/test_parts.py::test_{name}": seconds for name, seconds in (
@@ -93,8 +93,6 @@ def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
 @pytest.mark.parametrize("lasting", [False, True])
 def test_an_alarm_is_timed_again_before_it_counts(tmp_path, command, monkeypatch, lasting):
     """A disturbance of one run goes, a part that is slower stays; the slowed run is judged in the same way."""
-    from foredraft import cli_bench_compare
-
     draw, part, asked = np.random.default_rng(4), next(iter(CASES)), {}
 
     def time(file, cases, slow, seconds):
@@ -107,13 +105,31 @@ def test_an_alarm_is_timed_again_before_it_counts(tmp_path, command, monkeypatch
                 one["stats"]["min"] *= slow
             file.write_text(json.dumps(found))
 
-    monkeypatch.setattr(cli_bench_compare, "_time", time)
+    monkeypatch.setattr(alarm, "time_cases", time)
     monkeypatch.chdir(CHECKOUT)
     code, out, err = command("bench", "regression", "--runs", 3, "--keep", tmp_path / "kept", "--out", tmp_path)
     row = json.loads(out.splitlines()[-1])["row"]
     assert asked["unchanged-1-again-0"] == [part] and "unchanged-0-again-0" not in asked and row["timed_again"] == 1
     assert sorted(asked["slowed-1.5-again-1"]) == sorted(CASES) and row["missed"] == []
     assert [one["case"] for one in row["false_alarms"]] == [part] * lasting and code == lasting, err
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_compared_with_this_checkout_an_alarm_is_timed_again(tmp_path, command, monkeypatch, lasting):
+    draw, part, asked = np.random.default_rng(5), next(iter(CASES)), []
+
+    def time(file, cases, slow, seconds):
+        asked.append(cases)
+        write_run(file, draw, part if lasting or len(asked) == 1 else None)
+
+    monkeypatch.setattr(alarm, "time_cases", time)
+    monkeypatch.chdir(CHECKOUT)
+    code, out, _ = command("bench", "compare", baseline(tmp_path, draw))
+    assert json.loads(out.splitlines()[-1])["slower"] == [part] * lasting and code == lasting
+    assert asked == [["bench"]] + [[part]] * (alarm.AGAIN if lasting else 1)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("bench", "compare", tmp_path)
+    assert code == 2 and "bench/: not here" in err
 
 
 def test_a_real_case_is_calibrated_and_can_be_slowed(tmp_path, monkeypatch):
