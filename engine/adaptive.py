@@ -23,8 +23,9 @@ from foredraft.kernels.pace import learn_numba, new_memory, pace_numba, trim_num
 # The widest draft.
 WIDEST = 12
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
-# tells good drafts from bad: that the last ones were bad says little about the next, unless nothing else is learned.
-OWN, OWN_CONFIDENT = 10.0, 30.0
+# tells good drafts from bad: that the last ones were bad says little about the next. Where a request knows nothing but itself
+# a useless drafter must show soon.
+OWN, OWN_CONFIDENT, OWN_ALONE = 10.0, 30.0, 3.0
 
 
 class AdaptiveDrafter:
@@ -128,7 +129,7 @@ class AdaptiveDrafter:
             self._memories[key] = new_memory(B, K)
         self._memory = self._rows[:B], *self._memories[key]
         self._is_fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        self._own = OWN_CONFIDENT if self._priced and not self._is_fixed else OWN
+        self._own = OWN_ALONE if self._is_fixed else OWN_CONFIDENT if self._priced else OWN
         self._is_greedy, self._rest = state.greedy, 0
 
     def _ask(self, state: DecodeState, *prices: float) -> Draft:

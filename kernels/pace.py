@@ -65,7 +65,9 @@ CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
 # of a tile of rows, read together, what one row within it adds: one sequence's pass has steps (kernels/tile.py)
 WITHIN = 0.05
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
-FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.08, 0.8, 0.18, 0.08
+FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.04, 1.2, 0.2, 0.06
+# there a draft is one id wide, and as many wider for each id that stood in the request's last drafts
+FIXED_TRUST = 2.0
 # tested ids that a place remembers, and how fast a row's own record fades
 MEMORY, FADE = 200.0, 0.95
 SURE = 0.98
@@ -297,6 +299,7 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
         # what the drafter has to catch up with makes a probe dearer than a call
         probe = FIXED_CALL + FIXED_ID + more[1] + 0.3
         for b in range(B):
+            room[b] = min(room[b], int(1.0 + FIXED_TRUST * rows[b, 0]))
             total = _widen(survival[b : b + 1], cover, room[b : b + 1], 1, calls, more, 1.0, widths[b : b + 1])
             rows[b, 2] = rows[b, 2] + PROBE if total == 0 else 0.0
             if rows[b, 2] >= probe and room[b] > 0:
