@@ -92,7 +92,7 @@ def _bandwidth(sizes: Sizes, known: dict) -> Iterator[dict]:
 def _steps(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_times
 
-    yield from gpu_times.measure_steps(sizes, copy_bandwidth(known))
+    yield from gpu_times.measure_steps(sizes, known.get("bandwidth", []))
 
 
 def _rounds(sizes: Sizes, known: dict) -> Iterator[dict]:
@@ -136,12 +136,11 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_times
 
     accepted = [row["tokens_per_round"] for row in known.get("family", []) if row["method"] == "lookup"]
-    yield from gpu_times.model_xl(sizes, copy_bandwidth(known), accepted[0] if accepted else 1.0, known.get("steps", []),
-                                  known.get("rounds", []))
+    yield from gpu_times.model_xl(sizes, known.get("bandwidth", []), accepted[0] if accepted else 1.0,
+                                  known.get("steps", []), known.get("rounds", []))
 
 
-# In order of worth; those before "peers" leave it LEFT seconds even where each takes all of its own.
-LEFT = 80
+# In order of worth; those before "peers" leave it 80 seconds even where each takes all of its own.
 SECTIONS = {
     "compile": Section(70, _compile), "checks": Section(110, _checks), "law": Section(80, _law),
     "bandwidth": Section(15, _bandwidth), "steps": Section(90, _steps), "verdict": Section(40, _verdict),

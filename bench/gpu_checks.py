@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from foredraft.bench.bounds import rounding, unsigned
 from foredraft.bench.gpu_sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
 from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
 from foredraft.kernels.fused_embed import CLOSE, EMBED
@@ -28,15 +29,26 @@ class _Case:
     def empty(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.full(shape, float("nan"), dtype=dtype, device=self.device)
 
-    def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = ()) -> dict:
+    def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = (),
+                terms: int | None = None) -> dict:
+        """`worst`: the largest error over what is allowed: the rounding of sums of so many `terms`; without them, where what
+        is added has been rounded already, 3 %."""
         host = [a.cpu() if isinstance(a, Tensor) else a for a in arguments]
         wanted = [output.cpu().clone() for output in outputs]
+        magnitudes = [unsigned(want) for want in wanted]
         kernels["triton"](*arguments, *outputs, *work)
         kernels["reference"](*host, *wanted)
-        worst = max(float(((found.cpu().float() - want.float()).abs() / (1 + want.float().abs())).nan_to_num(0).max())
-                    for found, want in zip(outputs, wanted, strict=True))
-        same_holes = all(torch.equal(found.cpu().isnan(), want.isnan()) for found, want in zip(outputs, wanted, strict=True))
-        return {"check": name, "worst": worst, "passed": same_holes and worst < 0.03}
+        if terms is None:
+            bounds = [0.03 * (1 + want.float().abs()) for want in wanted]
+        else:
+            kernels["reference"](*map(unsigned, host), *magnitudes)
+            bounds = [rounding(terms, *pair) for pair in zip(wanted, magnitudes, strict=True)]
+        found = [output.cpu() for output in outputs]
+        # 0 of 0 is no number, and no error
+        worst = max(float(((a.float() - b.float()).abs() / bound).nan_to_num(0).max())
+                    for a, b, bound in zip(found, wanted, bounds, strict=True))
+        same_holes = all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(found, wanted, strict=True))
+        return {"check": name, "worst": worst, "passed": same_holes and worst <= 1}
 
 
 def check_kernels(sizes: Sizes) -> Iterator[dict]:
@@ -53,12 +65,18 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     y = x.bfloat16()
     T = POSITION + R + 3
     yield case.compare("qkv", QKV, (y, squares, case.draw(3 * H * D, C, scale=C**-0.5), 1e-6, positions),
-                       (case.empty(M, H, D), case.empty(B, H, T, D), case.empty(B, H, T, D)))
-    yield case.compare("project", PROJECT, (y, squares, case.draw(H * D, C, scale=C**-0.5), 1e-6), (case.empty(M, H * D),))
+                       (case.empty(M, H, D), case.empty(B, H, T, D), case.empty(B, H, T, D)), terms=C)
+    yield case.compare("project", PROJECT, (y, squares, case.draw(H * D, C, scale=C**-0.5), 1e-6), (case.empty(M, H * D),),
+                       terms=C)
     gate = case.draw(2 * F if c.gated else F, C, scale=C**-0.5)
-    yield case.compare("gate", GATE, (y, squares, gate, 1e-6, c.activation, c.gated), (case.empty(M, F),))
+    yield case.compare("gate", GATE, (y, squares, gate, 1e-6, c.activation, c.gated), (case.empty(M, F),), terms=C)
+    added, sums = x.clone(), case.empty(M, -(-C // 16), dtype=torch.float32)
     yield case.compare("add", ADD, (case.draw(M, F), case.draw(C, F, scale=F**-0.5), torch.ones(C, device=case.device)),
-                       (x.clone(), case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)))
+                       (added, case.empty(M, C), sums), terms=F)
+    exact = added.double().square().unflatten(1, (-1, 16)).sum(2)
+    apart = (sums - exact).abs() / rounding(16, sums, exact)
+    yield {"check": "add: its squares are those of what it wrote", "worst": float(apart.max()),
+           "passed": bool((apart <= 1).all())}
     # the attentions' references are loops: few heads
     few = min(H, 2)
     visible = torch.ones(R, R, dtype=torch.int8, device=case.device).tril().repeat(B, 1, 1)
@@ -78,12 +96,12 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     tokens = torch.randint(V, (B, R), device=case.device, generator=case.generator)
     yield case.compare("embedding", EMBED, (tokens, positions, None, case.draw(V, C), norm), (
         torch.full((B, R, R), -77, dtype=torch.int8, device=case.device), case.empty(M, C, dtype=torch.float32),
-        case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)))
+        case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)), terms=16)
     yield case.compare("closing norm", CLOSE, (x, squares, norm, 1e-6, 0.5),
-                       (case.empty(M, C, dtype=torch.float32), case.empty(M, C)))
+                       (case.empty(M, C, dtype=torch.float32), case.empty(M, C)), terms=C)
     head = case.draw(V, C, scale=C**-0.5)
     logits = case.empty(M, V, dtype=torch.float32)
-    yield case.compare("logits", FUSED_LOGITS, (y, head), (logits,))
+    yield case.compare("logits", FUSED_LOGITS, (y, head), (logits,), terms=C)
     parts = -(-V // WIDTH)
     chosen = torch.zeros(M, dtype=torch.int64, device=case.device)
     arrived = torch.zeros(-(-M // 16), dtype=torch.int32, device=case.device)

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator
 import torch
 
 from foredraft.bench.gpu_sizes import Sizes, can_overlap, fill_caches, one_pass, passes, random_target
+from foredraft.bench.gpu_times import start_rounds
 from foredraft.bench.gpu_verdict import CASES, VOCABULARY, Case
+from foredraft.engine.decode import step
 from foredraft.kernels.overlap import OVERLAPPED
 
 
 def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
-    """By name, what a process launches once: the passes of a geometry, the verdicts of a draft's length."""
+    """By name, what a process launches once: the passes of a geometry, its rounds, the verdicts of a draft's length."""
     return {f"passes of {geometry}": lambda geometry=geometry: _passes(sizes, geometry) for geometry in sizes.geometries} | {
+        f"rounds of {geometry}": lambda geometry=geometry: _rounds(sizes, geometry) for geometry in sizes.large} | {
         f"verdicts of {K}": lambda K=K: _verdicts(sizes, K, V) for K in sorted({K for _, K in CASES})}
 
 
@@ -32,6 +35,15 @@ def _passes(sizes: Sizes, geometry: str) -> None:
         for launch in ({}, OVERLAPPED) if rows == 1 and can_overlap(sizes) else ({},):
             target.launch = launch
             one_pass(target, rows, reads)()
+
+
+@torch.inference_mode()
+def _rounds(sizes: Sizes, geometry: str) -> None:
+    target = random_target(sizes, geometry, layers=1)
+    for rows in sizes.batches:
+        for K in (0, sizes.draft_tokens):
+            drafter, fresh = start_rounds(sizes, target, rows, K)
+            step(fresh(), target, drafter)
 
 
 def _verdicts(sizes: Sizes, K: int, V: int) -> None:

@@ -37,6 +37,12 @@ def _over_transformers(rows: Rows) -> float | None:
     return theirs["median"] / ours["median"] if ours and theirs else None
 
 
+def _overhead(rows: Rows) -> float | None:
+    """The worse of plain rounds and of those with drafts."""
+    found = {row["draft_tokens"]: row["overhead"] for row in _only(rows, "rounds", geometry="flan-t5-xl", batch=1)}
+    return max(found.values()) if len(found) > 1 else None
+
+
 def _largest(values: Iterator[float]) -> float | None:
     return max(values, default=None)
 
@@ -51,8 +57,7 @@ GOALS = (
     Goal("verdict, B=128: times the time of its bytes, the slowest", 3,
          lambda rows: _largest(row["over_floor"] for row in _only(rows, "verdict", batch=128) if "over_floor" in row),
          at_most=True),
-    Goal("XL, plain round, B=1: what it adds to the pass", 0.05,
-         lambda rows: _first(rows, "rounds", "overhead", geometry="flan-t5-xl", batch=1), at_most=True),
+    Goal("XL, B=1: what a round adds to the passes, plain or with drafts, the worse", 0.05, _overhead, at_most=True),
     Goal("XL, B=1, with drafts: tokens/s, MODELLED from measured passes and real acceptance", 3_000,
          lambda rows: _first(rows, "model", "measured_tokens_per_second", batch=1)),
     Goal("XL, B=32, with drafts: tokens/s, MODELLED from measured passes and real acceptance", 15_000,

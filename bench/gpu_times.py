@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -20,12 +19,14 @@ from foredraft.bench.gpu_sizes import (
     random_target,
     seconds,
 )
-from foredraft.bench.model import MACHINES, Machine, Round, config_of, predict, table
+from foredraft.bench.model import MACHINES, Machine, Round, config_of, machine_of, predict, table
 from foredraft.bench.steps import spread
-from foredraft.engine.decode import decode
+from foredraft.engine.decode import Drafter, decode
+from foredraft.engine.draft_device import DeviceLookup
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.graph import GraphRounds
 from foredraft.engine.state import DecodeState
+from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.kernels.overlap import OVERLAPPED
 
 
@@ -38,11 +39,19 @@ def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
     yield {"device": name, "copy_gb_s": 2 * a.nbytes / taken / 1e9}
 
 
-def measure_steps(sizes: Sizes, bandwidth: float | None) -> Iterator[dict]:
+def modelled_on(bandwidth: Sequence[dict]) -> tuple[str, Machine]:
+    """What passes are modelled on, and its name, from measure_bandwidth's rows: without any, an H200 as its maker says."""
+    if not bandwidth:
+        return "H200, the maker's figures", MACHINES["h200"]
+    machine = machine_of(bandwidth[0]["device"], bandwidth[0]["copy_gb_s"])
+    return bandwidth[0]["device"] + ("" if machine.rate else ", arithmetic left out"), machine
+
+
+def measure_steps(sizes: Sizes, bandwidth: Sequence[dict]) -> Iterator[dict]:
     """A pass and the choice after it, captured: by rows read for one request, then by batch. Plain decoding, no drafts:
-    acceptance on random weights means nothing. `share`: the bytes' time at the measured bandwidth over the pass's; None
-    without one, and then `modelled_us` is by the maker's."""
-    R = sizes.draft_tokens + 1
+    acceptance on random weights means nothing. `bandwidth`: measure_bandwidth's rows; `share`: the bytes' time at it over
+    the pass's, None without one."""
+    R, (name, machine) = sizes.draft_tokens + 1, modelled_on(bandwidth)
     for geometry in sizes.geometries:
         target = random_target(sizes, geometry)
         plain = {}
@@ -57,52 +66,82 @@ def measure_steps(sizes: Sizes, bandwidth: float | None) -> Iterator[dict]:
                     target.launch = OVERLAPPED
                     taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
                     target.launch = {}
-            expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"),
-                               Machine(bandwidth or MACHINES["h200"].bandwidth, MACHINES["h200"].rate))
+            expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"), machine)
             median = taken["us"]["median"]
             plain.setdefault(rows, median)
             yield {"geometry": geometry, "batch": rows, "reads": reads, "bytes": expected["bytes"],
-                   "modelled_us": expected["us"], "share": expected["bytes_us"] / median if bandwidth else None,
-                   "v": median / plain[rows], **taken}
+                   "modelled_us": expected["us"], "modelled_on": name,
+                   "share": expected["bytes_us"] / median if bandwidth else None, "v": median / plain[rows], **taken}
         del target
         if sizes.device != "cpu":
             torch.cuda.empty_cache()
 
 
-def _state(sizes: Sizes, rows: int, width: int) -> DecodeState:
+def _state(sizes: Sizes, rows: int, K: int, width: int) -> DecodeState:
     def column(value: float) -> torch.Tensor:
         return torch.full((rows,), value, device=sizes.device)
 
     return DecodeState(
-        limits=column(sizes.new_tokens + 1), draft_tokens=column(0), temperature=column(0.0), top_k=column(0),
+        limits=column(sizes.new_tokens + 1), draft_tokens=column(K), temperature=column(0.0), top_k=column(0),
         top_p=column(1.0), seeds=torch.arange(rows, device=sizes.device), start_token=0, end_token=-1, width=width)
 
 
 def measure_rounds(sizes: Sizes) -> Iterator[dict]:
-    """Whole plain rounds by the engine's own loops, captured and eager, and what they add to the pass alone."""
+    """Whole rounds by the engine's own loops, plain and with drafts of lookup, captured and eager, and what they add to the
+    passes of target and drafter alone. Texts of random weights loop, so that there are drafts: `drafted` in a round."""
     for geometry in sizes.large:
         target = random_target(sizes, geometry)
         for rows in sizes.batches:
-            fill_caches(target, rows, sizes.source, max(1, sizes.new_tokens - POSITION + 2))
-            graphs, drafter, taken = GraphRounds(), NoDrafter(), {}
-            with torch.inference_mode():
-                alone = spread(seconds(sizes, captured(sizes, one_pass(target, rows, 1))))["median"]
-                for name in ("captured", "eager") if sizes.device != "cpu" else ("eager",):
-                    times = []
-                    for _ in range(4):
-                        state = _state(sizes, rows, target.config.d_model)
-                        start = time.perf_counter()
-                        if name == "captured":
-                            state = graphs.decode(state, target, drafter)
-                        else:
-                            decode(state, target, drafter)
-                        state.lengths.tolist()
-                        times.append((time.perf_counter() - start) / sizes.new_tokens)
-                    # the first decode compiles and captures
-                    taken[name] = spread(times[1:])["median"]
-            yield {"geometry": geometry, "batch": rows, "pass_us": alone * 1e6,
-                   **{f"{name}_us": value * 1e6 for name, value in taken.items()},
-                   "overhead": taken.get("captured", taken["eager"]) / alone - 1}
+            for K in (0, sizes.draft_tokens):
+                with torch.inference_mode():
+                    found = _time_rounds(sizes, target, rows, K)
+                yield {"geometry": geometry, "batch": rows, "draft_tokens": K, **found}
+
+
+def start_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> tuple[Drafter, Callable[[], DecodeState]]:
+    """A drafter, and what makes a fresh state that it has admitted the requests of."""
+    fill_caches(target, rows, sizes.source, max(K + 1, sizes.new_tokens - POSITION + 2))
+    drafter = DeviceLookup(sizes.device) if K else NoDrafter()
+    sources = list(torch.randint(3, target.config.vocab_size, (rows, sizes.source)))
+
+    def fresh() -> DecodeState:
+        drafter.admit(range(rows), sources, sources)
+        return _state(sizes, rows, K, target.config.d_model)
+
+    return drafter, fresh
+
+
+def _time_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> dict:
+    graphs, (drafter, fresh), taken = GraphRounds(), start_rounds(sizes, target, rows, K), {}
+
+    def alone(run: Callable[[], object]) -> float:
+        return spread(seconds(sizes, captured(sizes, run)))["median"]
+
+    halfway = fresh()
+    halfway.lengths.fill_(sizes.new_tokens // 2 + 1)
+    one, many = alone(one_pass(target, rows, K + 1)), 10
+    # many in a graph, whose own launch would cost more than one of them
+    drafting = alone(lambda: [drafter.draft(halfway) for _ in range(many)]) / many if K else 0.0
+    for name in ("captured", "eager") if sizes.device != "cpu" else ("eager",):
+        times = []
+        for _ in range(4):
+            state = fresh()
+            # the device is done with what was admitted
+            state.lengths.tolist()
+            start = time.perf_counter()
+            if name == "captured":
+                state = graphs.decode(state, target, drafter)
+            else:
+                decode(state, target, drafter)
+            rounds = int(state.rounds.max())
+            # of captured ones another is queued before the host sees the end
+            times.append((time.perf_counter() - start) / (rounds + (name == "captured")))
+        # the first decode compiles and captures
+        taken[name] = spread(times[1:])["median"]
+    whole = taken.get("captured", taken["eager"])
+    return {"pass_us": one * 1e6, "draft_us": drafting * 1e6, **{f"{name}_us": value * 1e6 for name, value in taken.items()},
+            "drafted": float(state.drafted.sum() / state.rounds.sum()), "added_us": (whole - one - drafting) * 1e6,
+            "overhead": whole / (one + drafting) - 1}
 
 
 def measure_family(sizes: Sizes) -> Iterator[dict]:
@@ -134,24 +173,24 @@ def measure_family(sizes: Sizes) -> Iterator[dict]:
                    "tokens_per_round": out.stats.tokens_per_step, "accepted_over_tested": out.stats.acceptance_rate}
 
 
-def model_xl(sizes: Sizes, bandwidth: float | None, tokens_per_round: float, steps: Sequence[dict] = (),
+def model_xl(sizes: Sizes, bandwidth: Sequence[dict], tokens_per_round: float, steps: Sequence[dict] = (),
              rounds: Sequence[dict] = (), geometry: str = "flan-t5-xl") -> Iterator[dict]:
     """FLAN-T5-XL's tokens a second MODELLED from the embedded family's acceptance, by two costs of a round.
 
-    measured_us: the pass of K + 1 tokens that measure_steps took (`steps`), what measure_rounds found that a round adds to
-    its pass (`rounds`), and the counted cost of the drafter; None where one of the two is missing. us: all of it counted, of
-    bytes at `bandwidth`, or the maker's, and launches.
+    measured_us: the pass of K + 1 tokens that measure_steps took (`steps`), and what measure_rounds found that a draft takes
+    and a round of such adds (`rounds`); None where one of the two is missing. us: all of it counted, of bytes, arithmetic
+    and launches, on the machine that `bandwidth` tells of.
     """
     config_of(geometry)
-    machine = replace(MACHINES["h200"], bandwidth=bandwidth or MACHINES["h200"].bandwidth)
-    asked = [Round(rows, sizes.draft_tokens, sizes.source) for rows in sizes.batches]
-    for row in table(geometry, machine, asked, tokens_per_round):
-        batch, drafting = row["round"]["batch_size"], sum(part["us"] for part in row["parts"] if part["name"] == "draft")
+    (name, machine), K = modelled_on(bandwidth), sizes.draft_tokens
+    for row in table(geometry, machine, [Round(rows, K, sizes.source) for rows in sizes.batches], tokens_per_round):
+        batch = row["round"]["batch_size"]
         passes = [step["us"]["median"] for step in steps
-                  if (step["geometry"], step["batch"], step["reads"]) == (geometry, batch, sizes.draft_tokens + 1)]
-        added = [one["overhead"] * one["pass_us"] for one in rounds if (one["geometry"], one["batch"]) == (geometry, batch)]
-        measured = passes[0] + max(added[0], 0.0) + drafting if passes and added else None
-        yield {name: row[name] for name in ("geometry", "us", "plain_us", "v", "launches", "bytes", "tokens_per_round",
+                  if (step["geometry"], step["batch"], step["reads"]) == (geometry, batch, K + 1)]
+        around = [one["draft_us"] + max(one["added_us"], 0.0) for one in rounds
+                  if (one["geometry"], one["batch"], one["draft_tokens"]) == (geometry, batch, K)]
+        measured = passes[0] + around[0] if passes and around else None
+        yield {key: row[key] for key in ("geometry", "us", "plain_us", "v", "launches", "bytes", "tokens_per_round",
                                             "tokens_per_second", "plain_tokens_per_second")} | {
-            "batch": batch, "modelled": True, "measured_us": measured,
+            "batch": batch, "modelled": True, "modelled_on": name, "measured_us": measured,
             "measured_tokens_per_second": batch * tokens_per_round / measured * 1e6 if measured else None}

@@ -38,7 +38,8 @@ class Case:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        R, self.copies, T = K + 1, copies, 2 + copies * (K + 1)
+        # T + 1 is odd: as a multiple of 16 it would be compiled apart
+        R, self.copies, T = K + 1, copies, 2 + 2 * copies * (K + 1)
         self.logits = torch.empty(copies, B, R, V, dtype=torch.bfloat16, device=device).normal_(generator=generator).mul_(3)
         self.dense = torch.full((B,), dense, device=device)
         self.draft_logits = self.draft_lse = None

@@ -7,6 +7,7 @@ Bytes are those of weights, caches and logits, each counted once a round; what t
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 
 from foredraft.bench.geometry import GEOMETRIES
@@ -19,14 +20,18 @@ from foredraft.kernels.fused_cross_attention import PAGE
 
 @dataclass(frozen=True)
 class Machine:
-    """bandwidth in GB/s and rate in TFLOP/s (bf16, dense): the maker's figures; launch_us: a launch inside a graph."""
+    """bandwidth in GB/s and rate in TFLOP/s (bf16, dense): the maker's figures; without a rate arithmetic takes no time.
+    launch_us: a launch inside a graph."""
 
     bandwidth: float
-    rate: float
+    rate: float | None
     launch_us: float = 1.3
 
 
-MACHINES = {"h200": Machine(4800, 989), "h100": Machine(3350, 989), "a100": Machine(2039, 312)}
+MACHINES = {
+    "h200": Machine(4800, 989), "h100": Machine(3350, 989), "h100-nvl": Machine(3938, 835), "h100-pcie": Machine(2039, 756),
+    "a100": Machine(2039, 312), "l4": Machine(300, 121),
+}
 # Drafters that run on the device; of the trained ones: layers of the shallow T5 and of the LSTM, the ids of a restricted
 # head, those of a source not counted, and the LSTM's sizes by default.
 DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm")
@@ -61,8 +66,18 @@ class Part:
     flop: int
 
     def seconds(self, machine: Machine) -> float:
-        work = max(self.bytes / machine.bandwidth / 1e9, self.flop / machine.rate / 1e12)
+        work = self.bytes / machine.bandwidth / 1e9
+        if machine.rate is not None:
+            work = max(work, self.flop / machine.rate / 1e12)
         return work + self.launches * machine.launch_us / 1e6
+
+
+def machine_of(device: str, bandwidth: float) -> Machine:
+    """A device as its driver names it, at the bandwidth measured there; its rate is the maker's, where it is one of
+    MACHINES."""
+    words = "-" + re.sub(r"[^a-z0-9]+", "-", device.lower()) + "-"
+    named = [name for name in MACHINES if f"-{name}-" in words]
+    return Machine(bandwidth, MACHINES[max(named, key=len)].rate if named else None)
 
 
 def config_of(geometry: str) -> T5Config:

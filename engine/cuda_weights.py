@@ -71,9 +71,9 @@ def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool, ow
     return tensors
 
 
-def weight_bytes(c: T5Config, dtype: torch.dtype, stored: str, tied: bool) -> int:
-    """What `assemble` will allocate."""
-    return layout_bytes(_layout(c, dtype, STORED[stored], tied))
+def weight_bytes(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, own_tables: bool = True) -> int:
+    """What `assemble` will allocate, with embedding and head unless they are another model's."""
+    return layout_bytes(_layout(c, dtype, STORED[stored], tied, own_tables))
 
 
 def layout_bytes(layout: Layout) -> int:

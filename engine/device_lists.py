@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foredraft.engine.cuda_weights import Layout, check_memory, layout_bytes
 from foredraft.engine.sampling import sample_into
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.fused_cross_attention import PAGE, page_bucket
@@ -27,21 +28,27 @@ class DeviceLists:
         self._place = torch.full((self.vocab_size,), -1)
         self._place[self.common.cpu()] = torch.arange(len(self.common))
         self.generation, self.rows, self.source, self.bucket = 0, 0, 0, 0
+        self.buffers: dict[str, Tensor] = {}
         self._grow(0, 0)
 
-    def _grow(self, rows: int, source: int) -> None:
-        self.rows, self.source = rows, source
+    def _shapes(self, rows: int, source: int) -> Layout:
         own, F = source if self.has_own else 0, len(self.common)
-
-        def empty(*shape: int, kind: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=kind, device=self.device)
-
-        self.list = List(self.common, empty(rows, own, kind=torch.int64), empty(rows, kind=torch.int64),
-                         empty(rows, F, kind=torch.int8))
-        self.laws = torch.full((rows, self.vocab_size), float("-inf"), device=self.device)
         parts = rows * (-(-F // WIDTH) + -(-own // WIDTH))
-        self._work = (empty(parts, kind=torch.float32), empty(parts, kind=torch.int32),
-                      empty(-(-rows // 16), kind=torch.int32))
+        return {
+            "own": ((rows, own), torch.int64), "own_counts": ((rows,), torch.int64), "left_out": ((rows, F), torch.int8),
+            "best": ((parts,), torch.float32), "ids": ((parts,), torch.int32), "arrived": ((-(-rows // 16),), torch.int32),
+            "laws": ((rows, self.vocab_size), torch.float32),
+        }
+
+    def _grow(self, rows: int, source: int) -> None:
+        shapes, held = self._shapes(rows, source), sum(buffer.nbytes for buffer in self.buffers.values())
+        check_memory(self.device, layout_bytes(shapes), f"the drafter's lists and laws for {rows} rows of {source} source "
+                     "tokens", "lower batch_size or max_source", held)
+        # the old ones go before the new ones come
+        self.buffers, self.rows = {}, 0
+        self.buffers = {name: torch.zeros(shape, dtype=kind, device=self.device) for name, (shape, kind) in shapes.items()}
+        self.buffers["laws"].fill_(float("-inf"))
+        self.rows, self.source = rows, source
         self.generation += 1
 
     def reserve(self, rows: int, source: int) -> None:
@@ -53,21 +60,21 @@ class DeviceLists:
     def admit(self, row: int, source: Tensor) -> None:
         if not self.has_own:
             return
-        own = torch.unique(source.cpu())
+        own, b = torch.unique(source.cpu()), self.buffers
         left_out = torch.zeros(len(self.common), dtype=torch.int8)
         places = self._place[own]
         left_out[places[places >= 0]] = 1
-        self.list.own[row, : len(own)] = own.to(self.device)
-        self.list.own_counts[row].fill_(len(own))
-        self.list.left_out[row] = left_out.to(self.device)
-        self.laws[row].fill_(float("-inf"))
+        b["own"][row, : len(own)] = own.to(self.device)
+        b["own_counts"][row].fill_(len(own))
+        b["left_out"][row] = left_out.to(self.device)
+        b["laws"][row].fill_(float("-inf"))
 
     def draft_into(self, draft: Draft, place: int, y: Tensor, state: DecodeState, pointer: Pointed | None = None) -> None:
         """Draft token `place` of every row from the drafter's outputs y [B, C], with its law where rows are sampled."""
-        B = len(y)
-        rows = List(self.common, self.list.own[:B, : self.bucket], self.list.own_counts[:B], self.list.left_out[:B])
+        B, b = len(y), self.buffers
+        rows = List(self.common, b["own"][:B, : self.bucket], b["own_counts"][:B], b["left_out"][:B])
         if state.greedy:
-            list_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], *self._work)
+            list_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], b["best"], b["ids"], b["arrived"])
         else:
-            list_logits_triton(y, self.head, rows, pointer, self.laws)
-            sample_into(draft, place, self.laws[:B], state)
+            list_logits_triton(y, self.head, rows, pointer, b["laws"])
+            sample_into(draft, place, b["laws"][:B], state)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from foredraft.engine.cuda_weights import check_memory
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
 from foredraft.kernels.backend import power_of_2
 from foredraft.kernels.chain import Hash, chain_triton
@@ -68,6 +69,8 @@ class DeviceLookup:
 
     def _grow(self, rows: int, length: int, width: int) -> None:
         """Room for so many rows, ids of a source and drafts, with what was there."""
+        check_memory(self.device, rows * (8 * (length + 2 + 2 * width) + self._prior.nbytes),
+                     f"the drafter's copies of {rows} sources of {length} tokens", "lower batch_size or max_source")
         before = self.source, self.source_lengths, self.last, self.tested
         self._make(rows, length, width)
         for new, old in zip((self.source, self.source_lengths, self.last, self.tested), before, strict=True):
@@ -128,6 +131,8 @@ class DeviceNgram:
 def hashed(table: Table, device: torch.device | str) -> Hash:
     """The table's contexts on a device."""
     found = export_device(table)
-    arrays = (torch.from_numpy(array).to(device) for array in (found.keys, found.best, found.best_probability))
-    return Hash(*arrays, found.seed, found.root_best, found.root_probability, found.vocab_size, found.bits, found.probes,
-                found.order, found.strict)
+    arrays = found.keys, found.best, found.best_probability
+    check_memory(device, sum(array.nbytes for array in arrays), "the n-gram table's contexts",
+                 "give a smaller table (foredraft ngram prune)")
+    return Hash(*(torch.from_numpy(array).to(device) for array in arrays), found.seed, found.root_best,
+                found.root_probability, found.vocab_size, found.bits, found.probes, found.order, found.strict)

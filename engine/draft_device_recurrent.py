@@ -45,18 +45,22 @@ class DeviceRecurrent:
     def __init__(self, model: DraftModel, embedding: Tensor, head: Tensor, stored: str):
         """`stored`, one of cuda_weights.STORED: its own matrices."""
         self.device, self.kind, self.config = embedding.device, STORED[stored], model.config
-        self.model, self.embedding, c = model.eval().to(self.device), embedding, model.config
+        c, pointer, self.embedding = model.config, model.pointer, embedding
+        check_memory(self.device, own_bytes(model, self.kind), f"the {self.name} drafter's weights",
+                     "give weights='bf16', or a smaller drafter")
         self.lists = DeviceLists(head, model.draft_ids, copies=True)
         self.turns = Turns(c.vocab_size, ORIGINS.index(self.name))
-        U, inner, C, pointer = c.hidden_size, c.num_heads * c.d_kv, c.d_model, model.pointer
+        U, inner, C = c.hidden_size, c.num_heads * c.d_kv, c.d_model
         self._take_cell(model)
         query, matrix = pointer.query.weight, self._matrix
         self.query = (matrix(query[:, :U]), None, matrix(query[:, U:].reshape(inner, len(MATCHED), C).transpose(0, 1)),
-                      vector(pointer.query.bias))
+                      self._vector(pointer.query.bias))
         mixed = torch.cat((pointer.inner.weight, pointer.gain.weight))
         self.inner = (matrix(mixed[:, :U]), matrix(mixed[:, U : U + inner]), matrix(mixed[:, U + inner :])[None],
-                      vector(torch.cat((pointer.inner.bias, pointer.gain.bias))))
+                      self._vector(torch.cat((pointer.inner.bias, pointer.gain.bias))))
         self.outer = (None, matrix(pointer.outer.weight), None, None)
+        # sources are read by the module itself
+        self.pointer = pointer.eval().to(self.device)
         self.rows = self.pages = self.slots = self.bucket = self._grown = 0
 
     def _take_cell(self, model: DraftModel) -> None:
@@ -77,7 +81,12 @@ class DeviceRecurrent:
         raise NotImplementedError
 
     def _matrix(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self.device, self.kind).contiguous()
+        # laid out before it goes there, which would take its memory twice
+        return weight.detach().to(self.kind).contiguous().to(self.device)
+
+    def _vector(self, *biases: Tensor) -> Tensor:
+        """Biases added up, in float32."""
+        return torch.stack([bias.detach().float() for bias in biases]).sum(0).to(self.device)
 
     @classmethod
     def open(cls, folder: Path, target: CudaWeights, target_folder: Path, tokenizer: Any) -> DeviceRecurrent:
@@ -85,8 +94,10 @@ class DeviceRecurrent:
         model = cls.model_class.load(folder, target_folder, with_tables=False)
         if model.config.shared_embeddings:
             return cls(model, target.embedding, target.head, target.stored)
-        return cls(model, model.embedding.detach().to(target.device, target.dtype),
-                   model.head.detach().to(target.device, STORED[target.stored]), target.stored)
+        tables = (model.embedding, target.dtype), (model.head, STORED[target.stored])
+        check_memory(target.device, sum(table.numel() * kind.itemsize for table, kind in tables),
+                     f"{folder.name}'s embedding and head", "give dtype='bfloat16' and weights='bf16'")
+        return cls(model, *(table.detach().to(target.device, kind) for table, kind in tables), target.stored)
 
     @property
     def generation(self) -> int:
@@ -128,12 +139,12 @@ class DeviceRecurrent:
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """Keys and values of the sources, n of [S_i] int64 with the target's encoder output [S_i, C], for the rows."""
         self.reserve(max(rows) + 1, max(len(source) for source in sources))
-        b, pointer, H, D = self.buffers, self.model.pointer, self.config.num_heads, self.config.d_kv
+        b, H, D = self.buffers, self.config.num_heads, self.config.d_kv
         for row, source, output in zip(rows, sources, encoded, strict=True):
             S, used = len(source), -(-len(source) // PAGE)
             ids = source.to(self.device)
             embedded = rms_norm(self.embedding[ids].float())
-            for name, values in zip(("pages_k", "pages_v"), pointer.source(output[None], embedded[None]), strict=True):
+            for name, values in zip(("pages_k", "pages_v"), self.pointer.source(output[None], embedded[None]), strict=True):
                 paged = F.pad(values[0], (0, 0, 0, used * PAGE - S)).view(used, PAGE, H, D).transpose(1, 2)
                 b[name].index_copy_(0, b["table"][row, :used], paged.to(self.kind))
             b["ids"][row, :S] = ids
@@ -185,7 +196,7 @@ class DeviceLSTM(DeviceRecurrent):
     name, model_class, normed = "lstm", LSTMModel, False
 
     def _take_cell(self, model: LSTMModel) -> None:
-        self.cells = [(self._matrix(x), self._matrix(h), vector(*biases)) for x, h, *biases in model.cell.all_weights]
+        self.cells = [(self._matrix(x), self._matrix(h), self._vector(*biases)) for x, h, *biases in model.cell.all_weights]
 
     def _states(self, rows: int, slots: int) -> Layout:
         shape = (self.config.num_layers, rows, slots, self.config.hidden_size)
@@ -208,8 +219,8 @@ class DeviceCNN(DeviceRecurrent):
     name, model_class, normed = "cnn", CNNModel, True
 
     def _take_cell(self, model: CNNModel) -> None:
-        self.enter = (None, None, self._matrix(model.enter.weight)[None], vector(model.enter.bias))
-        self.layers = [(self._matrix(layer.weight.permute(2, 0, 1)), vector(layer.bias), dilation)
+        self.enter = (None, None, self._matrix(model.enter.weight)[None], self._vector(model.enter.bias))
+        self.layers = [(self._matrix(layer.weight.permute(2, 0, 1)), self._vector(layer.bias), dilation)
                        for layer, dilation in zip(model.convolutions, model.config.dilations, strict=True)]
 
     def _states(self, rows: int, slots: int) -> Layout:
@@ -226,6 +237,8 @@ class DeviceCNN(DeviceRecurrent):
             convolution_triton(at, y[layer], *weights, y[layer + 1])
 
 
-def vector(*parts: Tensor) -> Tensor:
-    """Biases added up, in float32."""
-    return torch.stack([part.detach().float() for part in parts]).sum(0)
+def own_bytes(model: DraftModel, kind: torch.dtype) -> int:
+    """At most, without embedding and head: its pointer as it is, and every matrix as kernels read it."""
+    as_read = sum(weight.numel() * (kind.itemsize if weight.dim() > 1 else 4)
+                  for name, weight in model.named_parameters() if name not in ("embedding", "head"))
+    return as_read + sum(weight.nbytes for weight in model.pointer.parameters())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.checkpoint import Tensors
-from foredraft.engine.cuda_weights import STORED, CudaWeights, assemble, load_cuda_weights
+from foredraft.engine.cuda_weights import STORED, CudaWeights, assemble, check_memory, load_cuda_weights, weight_bytes
 from foredraft.engine.device_lists import DeviceLists
 from foredraft.engine.draft_t5 import ShallowT5Model, check_ids
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
@@ -52,8 +52,12 @@ class DeviceT5:
         most, longest = max(rows) + 1, max(len(source) for source in sources)
         self.t5.reserve(most, POSITIONS - 2, 1, longest)
         self.lists.reserve(most, longest)
-        for row, source, output in zip(rows, sources, encoded, strict=True):
-            self.t5.attend_to(row, self.t5.encode(source) if self.t5.config.num_layers else output)
+        if self.t5.config.num_layers:
+            self.t5.admit(rows, sources)
+        else:
+            for row, output in zip(rows, encoded, strict=True):
+                self.t5.attend_to(row, output)
+        for row, source in zip(rows, sources, strict=True):
             self.lists.admit(row, source)
 
     def release(self, rows: Sequence[int]) -> None:
@@ -82,12 +86,15 @@ class DeviceShallowT5(DeviceT5):
     @classmethod
     def open(cls, folder: Path, target: CudaWeights, target_folder: Path, tokenizer: Any) -> DeviceShallowT5:
         model = ShallowT5Model.load(folder, target_folder, with_tables=False)
-        if model.config.shared_embeddings:
+        c, shared = model.config.as_t5(), model.config.shared_embeddings
+        check_memory(target.device, weight_bytes(c, target.dtype, target.stored, False, own_tables=not shared),
+                     f"{folder.name}'s weights", "give weights='bf16', or a smaller drafter")
+        if shared:
             tables = {"embedding": target.embedding, "head": target.head}
         else:
             tables = {"embedding": model.embedding.detach().to(target.device, target.dtype),
                       "head": model.head.detach().to(target.device, STORED[target.stored])}
         tensors = Tensors(model.state_dict())
-        weights = assemble(model.config.as_t5(), target.dtype, target.stored, False, target.device,
+        weights = assemble(c, target.dtype, target.stored, False, target.device,
                            lambda name, shape: tensors.raw(name), tables)
         return cls(weights, model.draft_ids)

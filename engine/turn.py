@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from foredraft.engine.cuda_weights import check_memory
 from foredraft.engine.sampling import dense_draft
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.turn import begin_triton, end_triton
@@ -16,7 +17,12 @@ class Turn:
 
     def __init__(self, state: DecodeState, vocab_size: int, origin: int):
         B, K, device = state.rows, state.max_draft, state.tokens.device
-        self.draft = Draft.empty(B, K, device) if state.greedy else dense_draft(state, vocab_size)
+        if state.greedy:
+            self.draft = Draft.empty(B, K, device)
+        else:
+            check_memory(device, B * K * (4 * vocab_size + 8), f"the laws of {K} drafts for {B} rows",
+                         "lower batch_size or draft_tokens")
+            self.draft = dense_draft(state, vocab_size)
         # a state's rows may be sampled in one request and greedy in the next
         self.draft.dense = torch.zeros(B, dtype=torch.bool, device=device)
         self.draft.origin.fill_(origin)

@@ -20,7 +20,7 @@ def model(
     position: Annotated[int, typer.Option(min=0, help="Decoder position: the middle of a summary.")] = 64,
     drafter: Annotated[str, typer.Option(help="none, lookup, ngram, t5shallow or lstm.")] = "lookup",
     sampled: Annotated[bool, typer.Option("--sampled", help="Logits are written; greedy rounds never do.")] = False,
-    machine: Annotated[str, typer.Option(help="h200, h100 or a100: the maker's figures.")] = "h200",
+    machine: Annotated[str, typer.Option(help="h200, h100, h100-nvl, h100-pcie, a100 or l4: the maker's figures.")] = "h200",
     bandwidth: Annotated[float | None, typer.Option(help="GB/s, in place of the machine's.")] = None,
     launch_us: Annotated[float | None, typer.Option(help="A launch, microseconds; eager ones cost 5 or more.")] = None,
 ) -> None:

@@ -78,9 +78,10 @@ def allowed_numba(lengths, limits, finished, widths, allowed) -> None:
 def depths(parents, b, inside, K: tl.constexpr, R_PAD: tl.constexpr):
     """How deep each row of a tree lies, [N, R_PAD] int64, for batch rows b [N]; also called by verdict.py."""
     row = tl.arange(0, R_PAD)[None, :]
+    above_all = tl.load(parents + b[:, None] * K + row, mask=inside[:, None] & (row < K), other=0)
     depth = tl.zeros((b.shape[0], R_PAD), tl.int64)
-    for i in tl.static_range(K):
-        parent = tl.load(parents + b * K + i, mask=inside, other=0)
+    for i in range(K):
+        parent = tl.sum(tl.where(row == i, above_all, 0), axis=1)
         above = tl.sum(tl.where(row == parent[:, None], depth, 0), axis=1)
         depth = tl.where(row == i + 1, above[:, None] + 1, depth)
     return depth

@@ -25,8 +25,8 @@ from foredraft.kernels.inputs import depths
 from foredraft.kernels.philox import ACCEPT, POINT, RESIDUAL, uniform_tile
 
 _POINT, _ACCEPT, _RESIDUAL = (constexpr(stream) for stream in (POINT, ACCEPT, RESIDUAL))
-# Ids of a residual that are read together.
-CHUNK = 1024
+# Ids of a residual that are read together; rows of a request that are drawn together: more would not stay in registers.
+CHUNK, TOGETHER = 1024, 16
 
 
 @jit
@@ -43,7 +43,7 @@ def walk_tile(tokens, stands, draft_tokens, parents, b, inside, proposed, K: tl.
         drafted = inside[:, None] & (row < proposed[:, None])
         drafts = tl.load(draft_tokens + b[:, None] * K + row, mask=drafted, other=0)
         above = tl.load(parents + b[:, None] * K + row, mask=drafted, other=-1)
-        for step in tl.static_range(K + 1):
+        for step in range(K + 1):
             token = tl.sum(tl.where(row == at[:, None], tokens, 0), axis=1)
             child = tl.min(tl.where((above == at[:, None]) & (drafts == token[:, None]), row + 1, R_PAD + 1), axis=1)
             now = active[:, None] & (row == step)
@@ -121,12 +121,46 @@ def _residual_weights(logits, draft_logits, row, draft_row, ids, best, rate, sca
 
 
 @jit
+def _part(x, part, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    """The `part`-th SIZE values of x [PARTS * SIZE]."""
+    here = tl.arange(0, PARTS)[:, None] == part
+    return tl.sum(tl.where(here, tl.reshape(x, (PARTS, SIZE)), 0), axis=0)
+
+
+@jit
+def _with_part(x, part, values, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    here = tl.arange(0, PARTS)[:, None] == part
+    return tl.reshape(tl.where(here, values[None, :], tl.reshape(x, (PARTS, SIZE))), (PARTS * SIZE,))
+
+
+@jit
+def _combine_rows(logits, row, read, rate, uniform, floor, tie, maxima, tops, sums, V, PARTS: tl.constexpr,
+                  SIZE: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
+                  SUMS_PAD: tl.constexpr, CUT: tl.constexpr):
+    """combine_tile of rows [PARTS * SIZE], SIZE at once."""
+    if PARTS == 1:
+        best, top, total, drawn = combine_tile(logits, row, read, rate, uniform, floor, tie, maxima, tops, sums, V, SUB,
+                                               SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CUT)
+    else:
+        best, total = tl.zeros((PARTS * SIZE,), tl.float32), tl.zeros((PARTS * SIZE,), tl.float64)
+        top, drawn = tl.zeros((PARTS * SIZE,), tl.int32), tl.zeros((PARTS * SIZE,), tl.int32)
+        for part in range(PARTS):
+            best_of, top_of, total_of, drawn_of = combine_tile(
+                logits, _part(row, part, PARTS, SIZE), _part(read.to(tl.int32), part, PARTS, SIZE) != 0,
+                _part(rate, part, PARTS, SIZE), _part(uniform, part, PARTS, SIZE), _part(floor, part, PARTS, SIZE),
+                _part(tie, part, PARTS, SIZE), maxima, tops, sums, V, SUB, SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CUT)
+            best, top = _with_part(best, part, best_of, PARTS, SIZE), _with_part(top, part, top_of, PARTS, SIZE)
+            total, drawn = _with_part(total, part, total_of, PARTS, SIZE), _with_part(drawn, part, drawn_of, PARTS, SIZE)
+    return best, top, total, drawn
+
+
+@jit
 def _decide_tile(
     logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
     maxima, tops, sums, lengths, finished, group, B, V, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
-    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr,
-    SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, DENSE: tl.constexpr,
-    CUT: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, PARTS: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr,
+    SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr,
+    DENSE: tl.constexpr, CUT: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The token after every row of the target, and whether the draft after it stands, [ROWS, R_PAD]; group int64."""
     R: tl.constexpr = K + 1
@@ -159,8 +193,8 @@ def _decide_tile(
         position, offset = tl.where(is_dense, start, position), tl.where(is_dense, jr, offset)
     uniform = uniform_tile(seed, stream, position, offset)
 
-    best, top, total, drawn = combine_tile(logits, jrow, jread, rate, uniform, floor, tie, maxima, tops, sums, V, SUB, SUBS,
-                                           SPLITS, SPLITS_PAD, SUMS_PAD, CUT)
+    best, top, total, drawn = _combine_rows(logits, jrow, jread, rate, uniform, floor, tie, maxima, tops, sums, V, PARTS,
+                                            ROWS * R_PAD // PARTS, SUB, SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CUT)
     token = tl.where(t > 0, drawn, top).to(tl.int64)
 
     tested = jread & (jr < proposed)
@@ -251,9 +285,10 @@ def _verdict_kernel(
     draft_origin, produced, limits, end_token, tokens, origin, lengths, finished, hidden, rounds, covered, drafted,
     tested_at, accepted_at, last_counts, last_tested, last_accepted,
     B, V, T1, C, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
-    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr,
-    SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, C_TILE: tl.constexpr,
-    DENSE: tl.constexpr, CUT: tl.constexpr, TREE: tl.constexpr, COMMIT: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, R_PAD: tl.constexpr, PARTS: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr,
+    SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr, SUMS_PAD: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr,
+    C_TILE: tl.constexpr, DENSE: tl.constexpr, CUT: tl.constexpr, TREE: tl.constexpr, COMMIT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = K + 1
     program = tl.program_id(0)
@@ -274,7 +309,7 @@ def _verdict_kernel(
         token, stands = _decide_tile(
             logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
             maxima, tops, sums, lengths, finished, group.to(tl.int64), B, V, draft_stride_b, draft_stride_k, lse_stride_b,
-            lse_stride_k, K, ROWS, R_PAD, SUB, SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CHUNK, CHUNKS_PAD,
+            lse_stride_k, K, ROWS, R_PAD, PARTS, SUB, SUBS, SPLITS, SPLITS_PAD, SUMS_PAD, CHUNK, CHUNKS_PAD,
             DENSE, CUT, TREE, BLOCK)
         proposed = tl.load(draft_lengths + b, mask=inside, other=0)
         emitted, walked, following, accepted = walk_tile(
@@ -344,9 +379,10 @@ def verdict_triton(logits, draft_tokens, draft_lengths, parents, dense, draft_lo
     _verdict_kernel[(-(-B // tile) * R * sizes["SPLITS"],)](
         logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
         *scratch, verdict_tokens, verdict_counts, path, *rows, B, V, rows.tokens.shape[1], C, *strides,
-        K=R - 1, ROWS=tile, R_PAD=power_of_2(R), **sizes, CHUNK=chunk, CHUNKS_PAD=power_of_2(-(-V // chunk)),
-        C_TILE=min(1024, power_of_2(C)), DENSE=draft_logits is not None, CUT=floors is not None,
-        TREE=parents is not None, COMMIT=commit, BLOCK=block and draft_logits is not None and parents is None, num_warps=8)
+        K=R - 1, ROWS=tile, R_PAD=power_of_2(R), PARTS=max(1, power_of_2(R) // TOGETHER), **sizes, CHUNK=chunk,
+        CHUNKS_PAD=power_of_2(-(-V // chunk)), C_TILE=min(1024, power_of_2(C)), DENSE=draft_logits is not None,
+        CUT=floors is not None, TREE=parents is not None, COMMIT=commit,
+        BLOCK=block and draft_logits is not None and parents is None, num_warps=8)
 
 
 def verdict_greedy_triton(chosen, draft_tokens, draft_lengths, parents, rows: Rows, verdict_tokens, verdict_counts, path,

@@ -11,12 +11,14 @@ WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.
 
 
 class Launches(TorchDispatchMode):
-    """`kernels`: names of the Triton kernels launched, in order, `grids` theirs. `operations`: of torch operations that are
-    no views. `waits`: of those that wait for the device. `bytes`: that operations returned in memory of their own."""
+    """`kernels`: names of the Triton kernels launched, in order, `grids` theirs, `variants` what a compiler is told of them.
+    `operations`: of torch operations that are no views. `waits`: of those that wait for the device. `bytes`: that operations
+    returned in memory of their own."""
 
     def __init__(self):
         super().__init__()
-        self.kernels, self.grids, self.operations, self.waits, self.bytes, self._inside = [], [], [], [], 0, False
+        self.kernels, self.grids, self.variants, self.operations, self.waits = [], [], [], [], []
+        self.bytes, self._inside = 0, False
 
     def __enter__(self):
         self._run = run = GridExecutor.__call__
@@ -24,6 +26,7 @@ class Launches(TorchDispatchMode):
         def launch(executor, *args, **kwargs):
             self.kernels.append(executor.fn.__name__)
             self.grids.append(executor.grid)
+            self.variants.append(_variant(executor, dict(zip(executor.arg_names, args, strict=False)) | kwargs))
             self._inside = True
             try:
                 return run(executor, *args, **kwargs)
@@ -48,6 +51,18 @@ class Launches(TorchDispatchMode):
                 if isinstance(tensor, torch.Tensor) and not function._schema.is_mutable:
                     self.bytes += tensor.nbytes
         return out
+
+
+def _variant(executor: GridExecutor, values: dict) -> tuple:
+    """A kernel's name and, by argument, its type, whether it is 1 or a multiple of 16, and the values of constants."""
+    def told(name: str, value) -> tuple:
+        if isinstance(value, torch.Tensor):
+            return value.dtype, value.data_ptr() % 16 == 0
+        if name in executor.arg_names and name not in executor.constexprs and type(value) in (int, float):
+            return (float,) if isinstance(value, float) else (int, value == 1, value % 16 == 0, value >= 2**31)
+        return (value,)
+
+    return executor.fn.__name__, *((name, *told(name, value)) for name, value in sorted(values.items()))
 
 
 def _is_view(function) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from typer.testing import CliRunner
@@ -11,11 +12,16 @@ from typer.testing import CliRunner
 from foredraft.bench.compiled import fits, round_of
 from foredraft.bench.model import Round
 from foredraft.cli import app
+from foredraft.engine.config import MAX_DRAFT_TOKENS
 from foredraft.errors import UserError
 from foredraft.kernels.backend import HAS_TRITON, is_interpreted
 from foredraft.kernels.compile import Cost, costs
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+PASS = {"_inputs_kernel", "_embed_kernel", "_qkv_kernel", "_self_attention_kernel", "_add_kernel", "_project_kernel",
+        "_cross_attention_kernel", "_gate_kernel", "_close_kernel"}
+GREEDY, SAMPLED = PASS | {"_choose_kernel", "_greedy_kernel"}, PASS | {"_logits_kernel", "_verdict_kernel"}
+POINTED = {"_begin_kernel", "_mix_kernel", "_list_kernel", "_end_kernel"}
 # geometry, round, stored: what each of a round's kernels can be
 ROUNDS = {
     "greedy": ("flan-t5-xl", Round(8, 5, position=128), "bf16"),
@@ -26,6 +32,21 @@ ROUNDS = {
     "plain": ("flan-t5-small", Round(1, 0, position=128, sampled=True, drafter="none"), "fp32"),
     "trees": ("flan-t5-base", Round(8, 5, position=128, sampled=True, drafter="tree"), "bf16"),
     "wide": ("flan-t5-xl", Round(1, 5, position=128, sampled=True, cuts=True, drafter="ngram"), "fp32"),
+    "longest": ("flan-t5-xl", Round(8, MAX_DRAFT_TOKENS, position=128, sampled=True, cuts=True, drafter="lookup"), "bf16"),
+    "longest trees": ("flan-t5-base", Round(8, MAX_DRAFT_TOKENS, position=128, sampled=True, drafter="tree"), "bf16"),
+}
+# the kernels of each, and as how many codes: one for each type and alignment that they meet
+KERNELS = {
+    "greedy": (GREEDY | {"_lookup_kernel"}, 13),
+    "sampled": (SAMPLED | {"_begin_kernel", "_list_kernel", "_cut_kernel", "_sample_kernel", "_end_kernel"}, 34),
+    "recurrent": (SAMPLED | POINTED | {"_cell_kernel", "_sample_kernel"}, 29),
+    "convolution": (GREEDY | POINTED | {"_convolution_kernel"}, 32),
+    "table": (GREEDY | {"_lookup_kernel"}, 13),
+    "plain": (SAMPLED, 12),
+    "trees": (SAMPLED | {"_commit_kernel"}, 13),
+    "wide": (SAMPLED | {"_chain_kernel", "_cut_kernel"}, 14),
+    "longest": (SAMPLED | {"_lookup_kernel", "_cut_kernel"}, 14),
+    "longest trees": (SAMPLED | {"_commit_kernel"}, 13),
 }
 
 
@@ -33,14 +54,15 @@ def recorded(name):
     return lambda: round_of(*ROUNDS[name])()
 
 
-greedy, sampled, recurrent, convolution, table, plain, trees, wide = map(recorded, ROUNDS)
+greedy, sampled, recurrent, convolution, table, plain, trees, wide, longest, longest_trees = map(recorded, ROUNDS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDS)
 def test_every_launch_of_a_round_compiles_and_fits(name):
-    found = costs(f"{__file__}:{name}")
-    assert len(found) > 3 * 9 and all(fits(cost) and cost.spills <= 64 for cost in found), [
+    found, (kernels, codes) = costs(f"{__file__}:{name.replace(' ', '_')}"), KERNELS[name]
+    assert {cost.kernel for cost in found} == kernels and len(found) == 3 * codes, Counter(cost.kernel for cost in found)
+    assert all(fits(cost) and cost.spills <= 64 for cost in found), [
         cost for cost in found if not fits(cost) or cost.spills > 64]
 
 

@@ -10,7 +10,8 @@ ROWS = {
               {"geometry": "flan-t5-xl", "batch": 1, "engine": "transformers static + compile", "us": {"median": 2500.0}}],
     "verdict": [{"check": "v", "passed": True}, {"batch": 8, "ours_us": 11.0, "over_floor": 9.0},
                 {"batch": 1, "ours_us": 4.0, "over_floor": 9.0}, {"batch": 128, "ours_us": 90.0, "over_floor": 2.0}],
-    "rounds": [{"geometry": "flan-t5-xl", "batch": 1, "overhead": 0.03}],
+    "rounds": [{"geometry": "flan-t5-xl", "batch": batch, "draft_tokens": K, "overhead": overhead}
+               for batch, K, overhead in ((1, 0, 0.01), (1, 5, 0.03), (8, 5, 0.9))],
     "model": [{"batch": 1, "tokens_per_second": 1e9, "measured_tokens_per_second": 3500.0},
               {"batch": 32, "tokens_per_second": 1e9, "measured_tokens_per_second": 9000.0}],
 }
@@ -25,6 +26,12 @@ def test_what_was_found_is_judged():
 def test_a_failed_check_anywhere_counts():
     rows = ROWS | {"drafters": [{"check": "c", "passed": False}]}
     assert judged(rows)[0]["found"] == 1 and judged(rows)[0]["met"] is False
+
+
+def test_rounds_are_judged_by_the_worse_kind_once_both_were_timed():
+    plain, drafted, _ = ROWS["rounds"]
+    for rounds, found in (([plain], None), ([drafted], None), ([plain | {"overhead": 0.5}, drafted], 0.5)):
+        assert judged({"rounds": rounds})[5]["found"] == found
 
 
 def test_what_was_not_measured_is_not_judged():

@@ -1,7 +1,10 @@
 """The model of a round: its launches are those of a real step, its bytes those of the weights and caches."""
 
 import json
+from collections import Counter
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from doubles import make_state
@@ -9,11 +12,11 @@ from typer.testing import CliRunner
 
 from foredraft.bench import model
 from foredraft.bench.geometry import GEOMETRIES
-from foredraft.bench.model import MACHINES, Machine, Round, config_of, launches, parts, predict, table
+from foredraft.bench.model import MACHINES, Machine, Round, config_of, launches, machine_of, parts, predict, table
 from foredraft.cli import app
 from foredraft.engine.cuda_weights import random_cuda_weights
 from foredraft.engine.decode import step
-from foredraft.engine.draft_device import DeviceLookup
+from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
 from foredraft.engine.draft_device_recurrent import DeviceLSTM
 from foredraft.engine.draft_device_t5 import DeviceT5
 from foredraft.engine.draft_lstm import LSTMConfig, LSTMModel
@@ -22,9 +25,38 @@ from foredraft.engine.graph import HostView
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.errors import UserError
 from foredraft.kernels.backend import HAS_TRITON
+from foredraft.ngram_native.count import count
+from foredraft.ngram_native.smooth import fit
 
 TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=2, num_heads=2,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+
+# What each kernel is a part of; `_add_kernel` closes the part before it.
+PARTS = {
+    "_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_close_kernel": "embedding and closing norm",
+    "_qkv_kernel": "self-attention's matrices", "_self_attention_kernel": "self-attention",
+    "_project_kernel": "cross-attention's matrices", "_cross_attention_kernel": "cross-attention",
+    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head", "_cut_kernel": "top-k and top-p",
+    "_verdict_kernel": "verdict and commit", "_greedy_kernel": "verdict and commit",
+}
+CLOSED = {"_self_attention_kernel": "self-attention's matrices", "_cross_attention_kernel": "cross-attention's matrices",
+          "_gate_kernel": "feed-forward"}
+
+
+def counted(kernels):
+    """Launches by part; all before the inputs are the drafter's."""
+    first = kernels.index("_inputs_kernel")
+    found = Counter({"draft": first})
+    for before, name in pairwise(kernels[first - 1 :] if first else [None, *kernels]):
+        found[CLOSED[before] if name == "_add_kernel" else PARTS[name]] += 1
+    return found
+
+
+def small_table():
+    draw = np.random.default_rng(3)
+    sequences = [[0, *np.minimum(draw.geometric(0.2, 12) + 1, 29), 1] for _ in range(20)]
+    return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), 3, 30))
 
 
 def drafter_of(name, target):
@@ -34,12 +66,18 @@ def drafter_of(name, target):
         entries = dict(vocab_size=40, d_model=16, head_scale=1.0, start_token=0, end_token=1, pad_token=0, target="",
                        target_hash="", hidden_size=8, d_kv=8, d_ff=8)
         return DeviceLSTM(LSTMModel(LSTMConfig(**entries)), target.weights.embedding, target.weights.head, "bf16")
-    return DeviceLookup("cpu") if name == "lookup" else NoDrafter()
+    if name == "ngram":
+        return DeviceNgram(small_table(), "cpu")
+    if name.startswith("lookup"):
+        return DeviceLookup("cpu", table=small_table() if "ngram" in name else None)
+    return NoDrafter()
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize(("name", "K", "law"), [
     ("none", 0, {}), ("lookup", 3, {}), ("lookup", 3, dict(temperature=1.0)), ("lookup", 3, dict(temperature=1.0, top_k=5)),
+    ("ngram", 3, {}), ("ngram", 3, dict(temperature=1.0, top_k=5)), ("lookup+ngram", 3, {}),
+    ("lookup+ngram", 3, dict(temperature=1.0, top_p=0.5)),
     ("none", 0, dict(temperature=1.0, top_p=0.5)), ("t5shallow", 2, {}), ("lstm", 2, dict(temperature=1.0, top_k=5))])
 def test_launches_are_those_of_a_real_step(name, K, law):
     from launches import Launches
@@ -57,7 +95,9 @@ def test_launches_are_those_of_a_real_step(name, K, law):
             step(state, target, drafter)
             view.copy_from(state)
     r = Round(2, K, 17, sampled=bool(law), cuts=len(law) > 1, drafter=name)
-    assert launches(target.config, r) == len(seen.kernels) + len(seen.operations), (seen.kernels, seen.operations)
+    found = counted(seen.kernels) + Counter({"host's view": len(seen.operations)})
+    assert found == Counter({part.name: part.launches for part in parts(target.config, r)}) - Counter(), seen.kernels
+    assert launches(target.config, r) == found.total()
 
 
 def test_bytes_are_those_of_weights_and_caches():
@@ -85,6 +125,16 @@ def test_time_is_bytes_over_bandwidth_plus_launches():
     assert free["us"] == pytest.approx(free["bytes"] / 1e6)
     costly = predict(c, r, Machine(1000, 1e9, 2.0))
     assert costly["us"] - free["us"] == pytest.approx(2.0 * free["launches"])
+
+
+@pytest.mark.parametrize(("device", "rate"), [
+    ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-40GB", 312),
+    ("NVIDIA L4", 121), ("NVIDIA L40S", None), ("NVIDIA GH200 480GB", None), ("cpu", None)])
+def test_a_measured_device_has_its_own_rate_or_none(device, rate):
+    assert machine_of(device, 100.0) == Machine(100.0, rate)
+    c, r = config_of("flan-t5-xl"), Round(128, 5, sampled=True)
+    without = predict(c, r, Machine(100.0, None, 0.0))
+    assert without["us"] == pytest.approx(without["bytes_us"])
 
 
 def test_speculation_pays_by_tokens_per_round():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from doubles import Copier, make_state
 
-from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
+from foredraft.engine import cuda_weights
+from foredraft.engine.config import MAX_DRAFT_TOKENS
+from foredraft.engine.draft_device import DeviceLookup, DeviceNgram, hashed
 from foredraft.engine.draft_ngram import NgramDrafter
 from foredraft.engine.drafters import EMBEDDED_NGRAM, make_drafter
 from foredraft.engine.generate import EMBEDDED_TARGET
@@ -187,8 +191,34 @@ def test_a_history_is_refused_in_a_line():
     assert "\n" not in str(caught.value)
 
 
-def at_real_sizes():
-    state = make_state(8, 128, 8, 4, backend="triton")
+def test_copies_of_sources_take_what_was_counted_and_are_refused_before(monkeypatch):
+    copier = DeviceLookup(DEVICE)
+    copier.reserve(3, 64)
+    held = copier.source, copier.source_lengths, copier.last, copier.tested
+    taken, generation = sum(tensor.nbytes for tensor in held), copier.generation
+    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken - 1)
+    with pytest.raises(UserError, match="the drafter's copies of 5 sources of 64 tokens need .* lower batch_size"):
+        copier.reserve(5, 64)
+    assert copier.generation == generation and copier.source is held[0]
+    with pytest.raises(UserError):
+        DeviceLookup(DEVICE).reserve(3, 64)
+    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken)
+    DeviceLookup(DEVICE).reserve(3, 64)
+
+
+def test_a_table_that_does_not_fit_is_refused_before_it_is_moved(monkeypatch):
+    table = fitted(3)
+    taken = sum(array.nbytes for array in hashed(table, DEVICE) if isinstance(array, torch.Tensor))
+    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken)
+    hashed(table, DEVICE)
+    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken - 1)
+    monkeypatch.setattr(torch, "from_numpy", lambda array: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match="the n-gram table's contexts need .* smaller table"):
+        hashed(table, DEVICE)
+
+
+def at_real_sizes(K=8):
+    state = make_state(8, 128, K, 4, backend="triton")
     table = Table.open(EMBEDDED_NGRAM)
     for copier in (DeviceLookup("cpu"), DeviceLookup("cpu", table=table)):
         copier.reserve(8, 1024)
@@ -198,7 +228,12 @@ def at_real_sizes():
     state.inputs(draft)
 
 
-def test_compiled_for_three_machines():
-    found = costs(f"{__file__}:at_real_sizes")
-    assert {cost.kernel for cost in found} == {"_lookup_kernel", "_chain_kernel", "_allowed_kernel", "_inputs_kernel"}
+longest = partial(at_real_sizes, MAX_DRAFT_TOKENS)
+
+
+@pytest.mark.parametrize("drafts", ["at_real_sizes", "longest"])
+def test_compiled_for_three_machines(drafts):
+    found = costs(f"{__file__}:{drafts}")
+    assert [cost.kernel for cost in found[::3]] == ["_lookup_kernel"] * 2 + ["_chain_kernel", "_allowed_kernel",
+                                                                            "_inputs_kernel"]
     assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 8_192 for cost in found), found

@@ -7,10 +7,11 @@ import torch
 from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine import draft_device_recurrent, fixed_batches
-from foredraft.engine.cuda_weights import load_cuda_weights
+from foredraft.engine import cuda_weights, draft_device_recurrent, draft_device_t5, fixed_batches
+from foredraft.engine.cuda_weights import STORED, load_cuda_weights
 from foredraft.engine.decode import decode, step
 from foredraft.engine.device_lists import DeviceLists
+from foredraft.engine.draft_device_recurrent import own_bytes
 from foredraft.engine.draft_models import model_class, open_drafter
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.generate import Model
@@ -18,7 +19,8 @@ from foredraft.engine.graph import GraphRounds
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_cuda import T5Cuda
 from foredraft.engine.t5_weights import load_weights
-from foredraft.engine.turn import Turns
+from foredraft.engine.turn import Turn, Turns
+from foredraft.errors import UserError
 from foredraft.kernels.backend import is_interpreted
 
 if is_interpreted():
@@ -179,3 +181,71 @@ def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_mode
                          for model in (plain, device))
         assert found.token_ids == wanted.token_ids and found.stats.drafted > 0
         assert device.drafter.generation > generation
+
+
+def free(monkeypatch, size):
+    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: size)
+
+
+def test_laws_of_drafts_take_what_was_counted_and_are_refused_before(monkeypatch):
+    state = make_state(2, 12, 3, 32, temperature=[0.0, 1.0], backend="triton")
+    draft = Turn(state, 500, 3).draft
+    taken = draft.logits.nbytes + draft.lse.nbytes
+    free(monkeypatch, taken)
+    Turn(state, 500, 3)
+    free(monkeypatch, taken - 1)
+    with pytest.raises(UserError, match="the laws of 3 drafts for 2 rows need .* lower batch_size or draft_tokens"):
+        Turn(state, 500, 3)
+    # greedy rows have none
+    Turn(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
+
+
+def test_lists_take_what_was_counted_and_one_refused_leaves_them_as_they_were(monkeypatch):
+    lists = DeviceLists(torch.randn(500, 16), torch.arange(40), copies=True)
+    lists.reserve(3, 70)
+    held, generation = dict(lists.buffers), lists.generation
+    taken = sum(buffer.nbytes for buffer in held.values())
+    free(monkeypatch, 0)
+    with pytest.raises(UserError, match="the drafter's lists and laws for 9 rows of 128 source tokens need .* lower batch"):
+        lists.reserve(9, 70)
+    assert lists.buffers == held and lists.generation == generation and lists.rows == 3
+    # what is there is given back first
+    fresh = DeviceLists(torch.randn(500, 16), torch.arange(40), copies=True)
+    free(monkeypatch, taken)
+    fresh.reserve(3, 70)
+    free(monkeypatch, 0)
+    fresh._grow(3, 128)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "cnn"])
+@pytest.mark.parametrize("stored", STORED)
+def test_a_recurrent_drafter_takes_no_more_than_was_counted(kind, stored, tiny_checkpoints, tmp_path, monkeypatch):
+    folder = tiny_checkpoints["v1.1"]
+    target = load_cuda_weights(folder, "cpu", weights=stored)
+    model = model_class(kind).load(saved(kind, 40, folder, tmp_path), folder, with_tables=False)
+    counted, drafter = own_bytes(model, STORED[stored]), open_drafter(tmp_path, target, folder, None)
+    own = [drafter.query, drafter.inner, drafter.outer, *(drafter.cells if kind == "lstm" else drafter.layers)]
+    own = [tensor for group in own for tensor in group if isinstance(tensor, torch.Tensor)]
+    own += [] if kind == "lstm" else [tensor for tensor in drafter.enter if tensor is not None]
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in [*own, *drafter.pointer.parameters()]}
+    assert 0.6 * counted < sum(held.values()) <= counted
+    free(monkeypatch, counted - 1)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *arguments: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match=f"the {kind} drafter's weights need .* or a smaller drafter"):
+        open_drafter(tmp_path, target, folder, None)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_drafters_that_do_not_fit_are_not_loaded(shared, tiny_checkpoints, tmp_path, monkeypatch):
+    folder = tiny_checkpoints["v1.1"]
+    target, folders = load_cuda_weights(folder, "cpu"), {}
+    for kind in ("t5shallow", "lstm"):
+        torch.manual_seed(1)
+        folders[kind] = tmp_path / kind
+        model_class(kind).from_target(folder, **SIZES[kind], shared_embeddings=shared).save(folders[kind])
+    free(monkeypatch, 100)
+    monkeypatch.setattr(draft_device_t5, "assemble", lambda *arguments: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match="t5shallow's weights need .* or a smaller drafter"):
+        open_drafter(folders["t5shallow"], target, folder, None)
+    with pytest.raises(UserError, match="weights need" if shared else "lstm's embedding and head need .* dtype='bfloat16'"):
+        open_drafter(folders["lstm"], target, folder, None)

@@ -63,5 +63,5 @@ def at_real_sizes():
 
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_sizes")
-    assert len(found) == 6
+    assert [cost.kernel for cost in found[::3]] == ["_cut_kernel"] * 2
     assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found

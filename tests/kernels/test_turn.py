@@ -52,4 +52,6 @@ def at_real_size():
 
 
 def test_compiled_for_three_machines():
-    assert all(cost.spills == 0 and cost.registers <= 64 for cost in costs(f"{__file__}:at_real_size"))
+    found = costs(f"{__file__}:at_real_size")
+    assert [cost.kernel for cost in found[::3]] == ["_begin_kernel", "_end_kernel"]
+    assert all(cost.spills == 0 and cost.registers <= 64 for cost in found), found

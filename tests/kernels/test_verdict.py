@@ -8,6 +8,7 @@ import torch
 from doubles import ScriptedDrafter, TableDrafter, TableTarget, make_state
 from verdict_cases import case, verdicts
 
+from foredraft.engine.config import MAX_DRAFT_TOKENS
 from foredraft.engine.decode import decode
 from foredraft.kernels import draw, verdict
 from foredraft.kernels.accept import accept_greedy_reference, accept_reference
@@ -120,6 +121,34 @@ def test_blocks_of_many_lengths_are_weighed(many_splits):
     assert expected != verdicts(accept_reference, arguments, 80, 6)
 
 
+@pytest.mark.parametrize("K", [20, MAX_DRAFT_TOKENS])
+@pytest.mark.parametrize("block", [False, True])
+def test_long_drafts_stand_as_the_reference_says(K, block):
+    """More rows than are drawn together: point masses, dense and greedy rows, most of which stand far into the draft."""
+    B, V, R = 8, 50, K + 1
+    arguments = plain_laws(case(B, K, V, seed=K))
+    logits, tokens, lengths, _, dense, laws, lse, temperature, *cuts, seeds, starts = arguments
+    lengths[:] = K - np.arange(B) % 3
+    temperature[:] = [1, 0.7, 0, 1, 0.7, 1, 0, 1]
+    dense[:] = [1, 1, 0, 0, 0, 1, 0, 1]
+    # what each row draws by itself, as drafts of which one is another id
+    alone = [np.zeros((B * R, 0), int), np.zeros(B * R, int), np.zeros((B * R, 0), int), np.zeros(B * R, bool),
+             np.zeros((B * R, 0, V), np.float32), np.zeros((B * R, 0))]
+    each = [np.repeat(column, R) for column in (temperature, *cuts, seeds, starts)]
+    each[-1] = (starts[:, None] + np.arange(R)).ravel()
+    drawn = verdicts(accept_reference, [logits.reshape(B * R, 1, V), *alone, *each], B * R, 0)
+    tokens[:] = np.array([ids for ids, _ in drawn]).reshape(B, R)[:, :K]
+    falls = np.arange(B), (8 * np.arange(B) + 4) % K
+    tokens[falls] = (tokens[falls] + 1) % V
+    # laws that are the target's, but where the wrong id is nearly certain
+    laws[:] = logits[:, :K] / np.where(temperature > 0, temperature, 1)[:, None, None]
+    laws[*falls, tokens[falls]] += 20
+    lse[:] = np.log(np.exp(laws.astype(np.float64)).sum(-1))
+    expected = verdicts(block_reference if block else accept_reference, arguments, B, K)
+    assert on_device(arguments, B, K, block=block) == expected
+    assert {len(ids) > 16 for ids, _ in expected} == {True, False}
+
+
 @pytest.mark.parametrize("V", [15, 16, 100])
 def test_many_splits(V, many_splits):
     arguments = plain_laws(case(30, 2, V, seed=1))
@@ -163,23 +192,25 @@ def test_finished_rows_are_not_read():
 TREE = np.array([0, 0, 1, 2, 4])
 
 
-def test_trees(tiles):
+@pytest.mark.parametrize("tree", [TREE, np.arange(40) // 2])
+def test_trees(tree, tiles):
     """Sampled and greedy rows; few ids, so that branches are met."""
-    B = 60 if verdict.tile_rows(60, 1) > 1 else 8
-    arguments = plain_laws(case(B, 5, 3, seed=6))
-    arguments[2][:] = 5
-    arguments[3], arguments[4] = np.tile(TREE, (B, 1)), np.zeros(B, bool)
+    B, K = 60 if verdict.tile_rows(60, 1) > 1 else 8, len(tree)
+    arguments = plain_laws(case(B, K, 3, seed=6))
+    arguments[2][:] = K
+    arguments[3], arguments[4] = np.tile(tree, (B, 1)), np.zeros(B, bool)
     arguments[5], arguments[6] = np.empty((0, 0, 0), np.float32), np.empty((0, 0))
-    expected = verdicts(accept_reference, arguments, B, 5)
-    assert on_device(arguments, B, 5, tree=True) == expected
+    expected = verdicts(accept_reference, arguments, B, K)
+    assert on_device(arguments, B, K, tree=True) == expected
     assert any(len(path) > 2 and path[1] == 2 for _, path in expected)
+    assert K < 16 or B < 60 or any(path[-1] > 16 for _, path in expected)
 
 
 @pytest.mark.parametrize("tree", [False, True])
-@pytest.mark.parametrize("B, K", [(1, 0), (1, 1), (50, 5)])
+@pytest.mark.parametrize("B, K", [(1, 0), (1, 1), (50, 5), (9, 40)])
 def test_greedy_equals_the_reference(B, K, tree, tiles):
     random = np.random.default_rng(7)
-    parents = TREE[:K] if tree else np.arange(K)
+    parents = (TREE[:K] if K <= 5 else np.arange(K) // 2) if tree else np.arange(K)
     arguments = [random.integers(0, 3, (B, K + 1)), random.integers(0, 3, (B, K)), random.integers(0, K + 1, B),
                  np.tile(parents, (B, 1))]
     chosen, tokens, lengths, parents = (torch.from_numpy(item).to(DEVICE) for item in arguments)
@@ -223,9 +254,9 @@ def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
             assert torch.equal(a, b), name
 
 
-def verdicts_at_real_sizes(kind="float32", dense=False, cut=False, block=False, tree=False):
+def verdicts_at_real_sizes(kind="float32", dense=False, cut=False, block=False, tree=False, K=5):
     """A sampled round's: its logits are float32; those of bench/gpu_verdict.py bfloat16."""
-    B, K, V, device = 8, 5, 32128, "cpu"
+    B, V, device = 8, 32128, "cpu"
     rows = make_rows(B, K, C=2048, T=128, device=device)
     ids, counts, temperature = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64), torch.empty(B)
     laws = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64)) if dense else (None, None)
@@ -241,14 +272,18 @@ def verdicts_at_real_sizes(kind="float32", dense=False, cut=False, block=False, 
 point_masses, bfloat16, trees = (
     partial(verdicts_at_real_sizes, **kinds) for kinds in (dict(cut=True), dict(kind="bfloat16"), dict(tree=True)))
 dense_drafts, block_drafts = (partial(verdicts_at_real_sizes, dense=True, cut=True, block=block) for block in (False, True))
-# launches; a thread's registers: two programs of eight warps share a multiprocessor of 65,536, where blocks are weighed one
-# has it alone
-COMPILED = {"point_masses": (2, 128), "bfloat16": (2, 128), "trees": (3, 128), "dense_drafts": (2, 128),
-            "block_drafts": (2, 192)}
+longest_drafts, longest_blocks = (
+    partial(verdicts_at_real_sizes, dense=True, cut=True, block=block, K=MAX_DRAFT_TOKENS) for block in (False, True))
+longest_trees = partial(verdicts_at_real_sizes, tree=True, K=MAX_DRAFT_TOKENS)
+# a thread's registers: two programs of eight warps share a multiprocessor of 65,536, where blocks are weighed or drafts are
+# long one has it alone
+COMPILED = {"point_masses": 128, "bfloat16": 128, "trees": 128, "dense_drafts": 128, "block_drafts": 192,
+            "longest_drafts": 255, "longest_blocks": 255, "longest_trees": 255}
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_for_three_machines(name):
-    found, (launches, most) = costs(f"{__file__}:{name}"), COMPILED[name]
-    assert len(found) == 3 * launches
+    found, most = costs(f"{__file__}:{name}"), COMPILED[name]
+    names = ["_verdict_kernel", "_greedy_kernel"] + ["_commit_kernel"] * ("trees" in name)
+    assert [cost.kernel for cost in found[::3]] == names
     assert all(cost.registers <= most and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found
