@@ -23,8 +23,8 @@ from foredraft.kernels.pace import learn_numba, new_memory, pace_numba, trim_num
 # The widest draft.
 WIDEST = 12
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
-# tells good drafts from bad: that the last ones were bad says little about the next. Where a request knows nothing but itself
-# a useless drafter must show soon.
+# tells good drafts from bad: that the last ones were bad says little about the next. Where a request knows only itself, a
+# useless drafter must show soon.
 OWN, OWN_CONFIDENT, OWN_ALONE = 10.0, 30.0, 3.0
 
 
