@@ -22,6 +22,8 @@ from foredraft.kernels.pace import learn_numba, new_memory, pace_numba, trim_num
 
 # The widest draft.
 WIDEST = 12
+# The widest that takes no measure of anything (first_draft).
+FIRST_WIDTH = 6
 # How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
 # tells good drafts from bad: that the last ones were bad says little about the next. Where a request knows only itself, a
 # useless drafter must show soon.
@@ -37,15 +39,13 @@ class AdaptiveDrafter:
     is another, equally lawful, output, so that with `repeatable` widths then depend on the request and the number of rows
     of the batch alone, by costs that are fixed.
 
-    A drafter with a `cost`, what a further row takes as a share of a step, by which it stops a draft by its own confidence,
-    is told the measured one, and where it has an `each`, what a further draft takes. clock: seconds.
+    A `confident` drafter ends drafts by its own confidence, at the costs that the state is told. A sampled row that is alone
+    is first offered what the drafter's `first_draft` has, if it has one. clock: seconds.
     """
 
     def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):
         self.drafter, self.name, self.repeatable, self._clock = drafter, drafter.name, False, clock
         self._admissions = Admissions(drafter)
-        # none, "cost", or that and "each"
-        self._priced = [name for name in ("cost", "each") if hasattr(drafter, name)]
         self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
         self._rows = np.zeros((0, 3))
         self._state: DecodeState | None = None
@@ -60,8 +60,6 @@ class AdaptiveDrafter:
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         self._admissions.admit(rows, sources, encoded)
         self._reserve(max(rows) + 1)
-        for row in rows:
-            self._rows[row] = 0
         # what a row's `draft_tokens` then says is the widest draft of its request
         self._admitted.update(rows)
 
@@ -75,26 +73,31 @@ class AdaptiveDrafter:
         if self._is_greedy is not state.greedy:
             self._turn(state)
         if self._admitted:
+            if self._is_fixed:
+                self._memory[0][:, 2] -= self._rest
             started = list(self._admitted)
+            self._rows[started] = 0
             self._widest[started] = self._widths[started]
             self._admitted.clear()
             self._rest = 0
             # the first round of most rows reads keys and values that no cache holds yet
             self._began = None if 2 * len(started) > len(self._widths) else self._began
+        if self._is_offered and (draft := self._first(state)) is not None:
+            return draft
         self._rests = self._rest > 0
         if self._rests:
             self._rest -= 1
         else:
             price, each, self._drafts, self._rest = pace_numba(
                 *self._views, self._widths, self._widest, *self._memory, self._own, self._is_fixed)
-            self._prices = min(price, 1.0), each
+            state.costs = min(price, 1.0), each
         if not self._drafts:
             self._drafted = self._read = self._nothing
             return self._none
         since = self._clock()
         self._admissions.show()
         shown = self._clock()
-        draft = self._ask(state, *self._prices)
+        draft = self.drafter.draft(state)
         self._drafting = self._clock() - shown
         # a source is no part of a round
         self._paused += shown - since
@@ -104,14 +107,24 @@ class AdaptiveDrafter:
             if len(self._read) > 1 or self._read[0] != self._widths[0]:
                 self._drafted = self._drafted.copy()
                 trim_numba(self._drafted, *self._memory, self._own, self._read)
-        else:
+        elif not self._read.all():
             # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
             draft.dense = torch.from_numpy(draft.dense.numpy() & (self._read > 0))
         return draft
 
+    def _first(self, state: DecodeState) -> Draft | None:
+        """The drafter's `first_draft`, if it has one: that round is neither chosen nor learned from."""
+        self._widths[0], own = min(self._widest[0], FIRST_WIDTH), self._widths[0]
+        draft = self._admissions.show().first_draft(state)
+        if draft is None or draft.lengths[0] == 0:
+            self._widths[0] = own
+            return None
+        self._widths[0], self._drafts, self._rests = 0, False, True
+        return draft
+
     def end_round(self) -> None:
         """Learn from the round that began with the last `draft`."""
-        if self._rests and not self._drafts:
+        if not self._drafts and (self._rests or self._is_fixed):
             return
         seconds = 0.0 if self._began is None else self._clock() - self._began - self._paused
         learn_numba(*self._judged, self._drafted, self._read, self._widths, seconds, self._drafting, *self._memory,
@@ -129,19 +142,10 @@ class AdaptiveDrafter:
             self._memories[key] = new_memory(B, K)
         self._memory = self._rows[:B], *self._memories[key]
         self._is_fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        self._own = OWN_ALONE if self._is_fixed else OWN_CONFIDENT if self._priced else OWN
+        self._own = OWN_ALONE if self._is_fixed else OWN_CONFIDENT if getattr(self.drafter, "confident", False) else OWN
+        self._is_offered = B == 1 and not state.greedy and hasattr(self.drafter, "first_draft")
         self._is_greedy, self._rest = state.greedy, 0
-
-    def _ask(self, state: DecodeState, *prices: float) -> Draft:
-        """Its draft, by the costs of now."""
-        drafter, own = self.drafter, [getattr(self.drafter, name) for name in self._priced]
-        try:
-            for name, price in zip(self._priced, prices, strict=False):
-                setattr(drafter, name, price)
-            return drafter.draft(state)
-        finally:
-            for name, value in zip(self._priced, own, strict=True):
-                setattr(drafter, name, value)
+        self._rows[:, 2] = 0
 
     def _enter(self, state: DecodeState) -> None:
         """Start on a state: views of its tensors."""

@@ -11,11 +11,9 @@ from foredraft.kernels.confidence import Stops
 
 
 class Confidence:
-    """cost, each: of a further row of the target's pass and of a further id drafted, as shares of a plain round; with cost 0
-    a draft ends at the row's own length, or at the state's `fallback`."""
+    """Of the rows; where a state knows no costs a draft ends at the row's own length, or at the state's `fallback`."""
 
     def __init__(self):
-        self.cost = self.each = 0.0
         self._grow(0, 0)
 
     def _grow(self, rows: int, width: int) -> None:
@@ -35,30 +33,6 @@ class Confidence:
         rows, width = self._arrays[1].shape
         if state.rows > rows or state.max_draft > width:
             self._grow(max(rows, state.rows), max(width, state.max_draft))
-        host = state.host
-        return Stops(float(state.fallback), float(self.cost), float(self.each), *self._arrays, host.rounds, host.last_tested,
+        host, costs = state.host, state.costs or (0.0, 0.0)
+        return Stops(float(state.fallback), *map(float, costs), *self._arrays, host.rounds, host.last_tested,
                      host.last_accepted)
-
-
-class Confident:
-    """A drafter that ends its drafts by its own confidence; `confidence` None: it does not, and has no costs to be told."""
-
-    confidence: Confidence | None
-
-    @property
-    def cost(self) -> float:
-        """Confidence's."""
-        return self.confidence.cost
-
-    @cost.setter
-    def cost(self, cost: float) -> None:
-        self.confidence.cost = cost
-
-    @property
-    def each(self) -> float:
-        """Confidence's."""
-        return self.confidence.each
-
-    @each.setter
-    def each(self, each: float) -> None:
-        self.confidence.each = each

@@ -32,35 +32,9 @@ class CascadeDrafter:
     def __init__(self, drafters: Sequence[Drafter], long: int = LONG):
         self.drafters, self.long = list(drafters), long
         self._admissions = [Admissions(drafter) for drafter in drafters]
-        self._priced = {name: [one for one in self.drafters if hasattr(one, name)] for name in ("cost", "each")}
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
         self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
-
-    @property
-    def cost(self) -> list[float]:
-        """Of a further row, as a share of a step, of the drafters that go by it; one number is for all of them."""
-        return self._told("cost")
-
-    @cost.setter
-    def cost(self, cost: float | list[float]) -> None:
-        self._tell("cost", cost)
-
-    @property
-    def each(self) -> list[float]:
-        """Of a further draft, likewise."""
-        return self._told("each")
-
-    @each.setter
-    def each(self, each: float | list[float]) -> None:
-        self._tell("each", each)
-
-    def _told(self, name: str) -> list[float]:
-        return [getattr(drafter, name) for drafter in self._priced[name]]
-
-    def _tell(self, name: str, value: float | list[float]) -> None:
-        going = self._priced[name]
-        for drafter, one in zip(going, value if isinstance(value, list) else [value] * len(going), strict=True):
-            setattr(drafter, name, one)
+        self.confident = any(getattr(drafter, "confident", False) for drafter in self.drafters)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         for admissions in self._admissions:

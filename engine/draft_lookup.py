@@ -31,9 +31,11 @@ class LookupDrafter:
     A match of a single id is worth a draft: a refused one costs little where verification is nearly free. Beyond four
     ids a longer match has not drafted better on a trained target's summaries. table: an n-gram table that drafts where it
     is surer than a copy. history: ids of earlier outputs to copy from as well (0: none), shared by all requests of this
-    drafter and of every thread that uses it. cost: of a further drafted id, as a share of a step; it decides where a draft
-    ends.
+    drafter and of every thread that uses it. cost: of a further drafted id, as a share of a step, where the state does not
+    know it; it decides where a draft ends.
     """
+
+    confident = True
 
     def __init__(self, min_match: int = 1, max_match: int = 4, table: Table | None = None, history: int = 0,
                  cost: float = COST):
@@ -66,11 +68,20 @@ class LookupDrafter:
         draft, allowed = Draft.empty(state.rows, state.max_draft), state.allowed().numpy()
         text, drafted = (state.host.tokens, state.host.lengths), (draft.tokens.numpy(), draft.lengths.numpy())
         trunk = allowed if tree is None else np.minimum(allowed, first_branch(tree))
-        self.index.propose(*text, trunk, state.end_token, *drafted, draft.origin.numpy(), self.cost, self.table)
+        cost = self.cost if state.costs is None else state.costs[0]
+        self.index.propose(*text, trunk, state.end_token, *drafted, draft.origin.numpy(), cost, self.table)
         if tree is not None:
             draft.parents = torch.zeros_like(draft.tokens)
             self.index.branch(*text, allowed, state.end_token, tree.parents, *drafted, draft.parents.numpy(),
                               draft.origin.numpy())
+        return draft
+
+    def long_copies(self, state: DecodeState, min_match: int) -> Draft:
+        """Whatever follows a match of so many ids, as far as a row may draft: by the request alone, with no confidence that
+        others have taught."""
+        draft = Draft.empty(state.rows, state.max_draft)
+        self.index.propose(state.host.tokens, state.host.lengths, state.allowed().numpy(), state.end_token,
+                           draft.tokens.numpy(), draft.lengths.numpy(), draft.origin.numpy(), min_match=min_match)
         return draft
 
     def _warm_up(self) -> None:

@@ -41,11 +41,12 @@ def open_table(path: str | Path, vocab_size: int | None = None, tokenizer: Any =
 class NgramDrafter:
     """Proposes, for each row, the likeliest chain after its last N - 1 ids, until the next id would not pay.
 
-    cost: what a further drafted token costs the target, as a share of a step; it decides where a chain ends
-    (foredraft.ngram_native.query). The drafter keeps nothing per request.
+    cost: what a further drafted token costs the target, as a share of a step, where the state does not know it; it decides
+    where a chain ends (foredraft.ngram_native.query). The drafter keeps nothing per request.
     """
 
     name = "ngram"
+    confident = True
 
     def __init__(self, table: Table, cost: float = COST, sampled: bool = False):
         if not 0 <= cost <= 1:
@@ -71,16 +72,16 @@ class NgramDrafter:
         if self.sampled and not state.greedy:
             return self._sample(state)
         draft = Draft.empty(state.rows, state.max_draft)
-        draft.origin.fill_(ORIGINS.index("ngram"))
+        draft.origin.numpy()[:] = ORIGINS.index("ngram")
         query.draft(
             self.table, state.host.tokens, state.host.lengths, state.allowed().numpy(), state.end_token,
-            self.cost, draft.tokens.numpy(), draft.lengths.numpy(),
+            self._cost(state), draft.tokens.numpy(), draft.lengths.numpy(),
         )  # fmt: skip
         return draft
 
     def _sample(self, state: DecodeState) -> Draft:
         """Draws from the table's law. Whether to draw the next id is settled by its law, never by the id drawn."""
-        draft = dense_draft(state, self.table.vocab_size)
+        draft, cost = dense_draft(state, self.table.vocab_size), self._cost(state)
         draft.origin.fill_(ORIGINS.index("ngram"))
         B, K, known = state.rows, state.max_draft, self.table.order - 1
         lengths = torch.clamp(state.lengths, max=known)
@@ -94,7 +95,7 @@ class NgramDrafter:
         for place in range(K):
             query.log_laws(self.table, texts.numpy(), lengths.numpy(), logits.numpy(), largest.numpy())
             reach *= largest
-            running &= (place < allowed) & (reach * (1 + self.cost * place) > self.cost * expected)
+            running &= (place < allowed) & (reach * (1 + cost * place) > cost * expected)
             if not bool(running.any()):
                 break
             expected += reach
@@ -104,6 +105,9 @@ class NgramDrafter:
             lengths += 1
             running &= tokens != state.end_token
         return draft
+
+    def _cost(self, state: DecodeState) -> float:
+        return self.cost if state.costs is None else state.costs[0]
 
     def _warm_up(self) -> None:
         """Compile, or read the compiled code, for this table's integer types before the first request."""

@@ -28,9 +28,10 @@ class StagedDrafter(T5Drafter):
     own for every round: ids that a round refused are drafted again, with other noise. passes: those of the T5 so far.
     """
 
+    confident = False
+
     def __init__(self, middle: T5Drafter, drafter: Drafter):
         super().__init__(middle.t5.weights, None if middle.lists.whole else middle.lists.ids)
-        self.confidence = None
         self.drafter, self.name = drafter, f"staged:{drafter.name},{middle.name}"
         self.passes = 0
         self._inner: WeakKeyDictionary[DecodeState, DecodeState] = WeakKeyDictionary()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.engine.checkpoint import StoredTensors, Tensors
-from foredraft.engine.confidence import Confidence, Confident
+from foredraft.engine.confidence import Confidence
 from foredraft.engine.neural import DraftConfig, DraftModel, Tables, read_json, save_files, stored_as, target_entries
 from foredraft.engine.shortlists import Shortlists, laws_of
 from foredraft.engine.state import ORIGINS, DecodeState, Draft
@@ -193,20 +193,21 @@ def check_ids(folder: Path, ours: T5Config, its: T5Config, target_folder: Path, 
                             "speaks the target's ids")
 
 
-class T5Drafter(Confident):
+class T5Drafter:
     """Drafts of a T5 (t5.py), over its own encoder's output or the target's, token by token against its own caches.
 
     What it read stays cached by position: a rejection costs nothing, and the committed ids it has not seen are read first.
     """
 
     name = "t5"
+    confident = True
 
     def __init__(self, weights: T5Weights, ids: np.ndarray | None = None):
         """`ids`: the ids it may draft beside those of the source, most frequent first; none: all."""
         self.t5 = T5(weights)
         self.backend = self.t5.backend
         self.lists = Shortlists(weights.head, weights.config.vocab_size, ids, copies=False)
-        self.confidence: Confidence | None = Confidence()
+        self.confidence = Confidence()
         self._grow(0, 0)
 
     @classmethod
@@ -231,8 +232,7 @@ class T5Drafter(Confident):
                 self.t5.attend_to(row, self.t5.encode(source) if self.t5.config.num_layers else output)
                 self.lists.admit(row, source)
                 self._counts[row] = 0
-        if self.confidence is not None:
-            self.confidence.admit(rows)
+        self.confidence.admit(rows)
 
     def release(self, rows: Sequence[int]) -> None:
         self.t5.release(rows)

@@ -198,7 +198,7 @@ class Model:
         if isinstance(drafter, TreeDrafter) and (config.draft_tokens == AUTO or config.verification == "block"):
             raise UserError(f"draft_tokens 'auto' and verification 'block' are for chains; drafter {drafter.name!r} drafts "
                             "trees: give draft_tokens a number of nodes, and leave verification out")
-        if config.big_little is not None and getattr(drafter, "confidence", None) is None:
+        if config.big_little is not None and not (hasattr(drafter, "confidence") and drafter.confident):
             raise UserError(f"big_little with drafter {drafter.name!r}: its small model is a neural one that drafts alone; "
                             "give lstm, or the folder of a trained LSTM, CNN, head or T5")
         if width == 0:

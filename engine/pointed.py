@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.cache import KVCache
-from foredraft.engine.confidence import Confidence, Confident
+from foredraft.engine.confidence import Confidence
 from foredraft.engine.neural import DraftModel, Tables, rms_norm, stored_as
 from foredraft.engine.shortlists import Shortlists
 from foredraft.engine.state import DecodeState, Draft
@@ -19,9 +19,10 @@ from foredraft.engine.t5_weights import T5Weights, packed
 from foredraft.kernels.pointer import Pointer, Source
 
 
-class PointedDrafter(Confident):
+class PointedDrafter:
     """Drafts of a DraftModel with a `pointer`: greedy rows as point masses, others with their laws."""
 
+    confident = True
     name: ClassVar[str]
     model_class: ClassVar[type[DraftModel]]
 

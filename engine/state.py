@@ -94,9 +94,14 @@ class DecodeState:
     committed token. T is the largest limit, or a larger `capacity`. Counters, per row: rounds, covered (rounds with a
     draft), drafted [B]; tested_at, accepted_at [B, K].
 
+    costs: what a further row of the target's pass and a further id drafted cost, as shares of a plain round, where that is
+    measured (adaptive.py): a `confident` drafter ends its drafts by them, or by what it takes them to be.
+
     Invariant: the target's caches hold positions [0, lengths - 1); the last committed id is fed next, so that rejecting
     a draft costs nothing.
     """
+
+    costs: tuple[float, float] | None = None
 
     def __init__(self, *, limits: Tensor, draft_tokens: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
                  seeds: Tensor, start_token: int, end_token: int, width: int, capacity: int | None = None):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.backend import get_num_threads, njit
-from foredraft.kernels.linear import linear_argmax_loop, linear_loop, linear_reference
+from foredraft.kernels.linear import linear_argmax_loop, linear_reference, linear_rows_loop
 
 
 def logits_reference(hidden, positions, weight, scale, logits) -> None:
@@ -29,50 +29,34 @@ def choose_reference(hidden, positions, weight, outputs, scale, chosen) -> None:
 
 @njit()
 def _gather(hidden, positions, scale):
+    """The rows that were read, scaled, and where they stand among all."""
     B, R, C = hidden.shape
-    x = np.empty((B * R, C), np.float32)
+    x, at = np.empty((B * R, C), np.float32), np.empty(B * R, np.int64)
     n = 0
     for b in range(B):
         for r in range(R):
             if positions[b, r] >= 0:
                 for c in range(C):
                     x[n, c] = hidden[b, r, c] * np.float32(scale)
+                at[n] = b * R + r
                 n += 1
-    return x[:n]
+    return x[:n], at[:n]
 
 
 @njit()
 def _logits_loop(hidden, positions, weight, scale, logits, threads):
-    x = _gather(hidden, positions, scale)
+    x, at = _gather(hidden, positions, scale)
     B, R, V = logits.shape
-    in_place = B == 1 or x.shape[0] == B * R
-    for r in range(x.shape[0] if B == 1 else 0):
-        in_place = in_place and positions[0, r] >= 0
-    if in_place:
-        # what one sequence reads are its first rows; fresh memory would cost a page fault every 4 kB
-        linear_loop(x, weight, logits.reshape(B * R, V)[: x.shape[0]], threads)
-        return
-    rows = np.empty((x.shape[0], V), np.float32)
-    linear_loop(x, weight, rows, threads)
-    n = 0
-    for b in range(B):
-        for r in range(R):
-            if positions[b, r] >= 0:
-                logits[b, r] = rows[n]
-                n += 1
+    linear_rows_loop(x, weight, at, logits.reshape(B * R, V), threads)
 
 
 @njit()
 def _choose_loop(hidden, positions, weight, outputs, scale, chosen, threads):
-    x = _gather(hidden, positions, scale)
-    best = np.empty(x.shape[0], np.int64)
+    x, at = _gather(hidden, positions, scale)
+    best, rows = np.empty(x.shape[0], np.int64), chosen.reshape(chosen.size)
     linear_argmax_loop(x, weight, outputs, best, threads)
-    n = 0
-    for b in range(positions.shape[0]):
-        for r in range(positions.shape[1]):
-            if positions[b, r] >= 0:
-                chosen[b, r] = best[n]
-                n += 1
+    for n in range(x.shape[0]):
+        rows[at[n]] = best[n]
 
 
 def logits_numba(hidden, positions, weight, scale, logits) -> None:

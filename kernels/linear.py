@@ -20,8 +20,8 @@ from foredraft.kernels.tile import LANES, tile_blocks
 
 # int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
 SCALE_ROWS = 4
-# Outputs whose scores stay in the first-level cache while their maximum is looked for.
-ARGMAX_BLOCKS = 32
+# Outputs whose scores stay in the first-level cache until they have been looked at.
+CHUNK_BLOCKS = 32
 # Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
 # costs a time slice.
 THREAD_WORK = 500_000
@@ -122,11 +122,40 @@ def linear_loop(x, weight, out, threads):
 
 
 @njit()
+def _rows_serial(x, weight, at, out, first, last):
+    N = out.shape[1]
+    # a row is written once, where it belongs: fresh memory would cost a page fault every 4 kB
+    scores = np.empty((x.shape[0], CHUNK_BLOCKS * LANES), np.float32)
+    for start in range(first, last, CHUNK_BLOCKS):
+        stop = min(start + CHUNK_BLOCKS, last)
+        _span(x, weight, start, stop, scores, 0)
+        begin, end = start * LANES, min(stop * LANES, N)
+        for m in range(x.shape[0]):
+            out[at[m], begin:end] = scores[m, : end - begin]
+
+
+@njit(parallel=True)
+def _rows_threads(x, weight, at, out, threads):
+    blocks = weight.shape[0]
+    for thread in prange(threads):
+        _rows_serial(x, weight, at, out, blocks * thread // threads, blocks * (thread + 1) // threads)
+
+
+@njit()
+def linear_rows_loop(x, weight, at, out, threads):
+    """linear_loop, each row m to out[at[m]]; at [M] int64."""
+    if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
+        _rows_serial(x, weight, at, out, 0, weight.shape[0])
+    else:
+        _rows_threads(x, weight, at, out, threads)
+
+
+@njit()
 def _argmax_serial(x, weight, outputs, first, last, best, best_at):
     M = x.shape[0]
-    scores = np.empty((M, ARGMAX_BLOCKS * LANES), np.float32)
-    for start in range(first, last, ARGMAX_BLOCKS):
-        stop = min(start + ARGMAX_BLOCKS, last)
+    scores = np.empty((M, CHUNK_BLOCKS * LANES), np.float32)
+    for start in range(first, last, CHUNK_BLOCKS):
+        stop = min(start + CHUNK_BLOCKS, last)
         _span(x, weight, start, stop, scores, 0)
         width = min(stop * LANES, outputs) - start * LANES
         for m in range(M):

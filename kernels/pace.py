@@ -8,7 +8,8 @@ round, what is to be learned of it.
     drafted           [B] int64      how many ids the drafter gave it
     read              [B] int64      how many of them the target read
     seconds, drafting float          of the round, and of its drafts
-    rows              [B, 3] float64     of a row's request: ids accepted, ids that were expected to be, and its credit
+    rows              [B, 3] float64     of a row's request: ids accepted, ids that were expected to be, and its credit, or
+                                         with `fixed` rounds since it drafted
     places            [K, 4] float64     of all rows, by place in the draft: asked for, drafted, tested, accepted
     base              [B + 1, 2] float64    seconds of a plain round by running rows, and how often seen
     extra             [B K + 1, 3] float64  what further rows of a pass add, by their number, how often and when last seen
@@ -65,9 +66,12 @@ CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
 # of a tile of rows, read together, what one row within it adds: one sequence's pass has steps (kernels/tile.py)
 WITHIN = 0.05
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
-FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.55, 0.04, 1.2, 0.2, 0.06
+FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.63, 0.05, 1.4, 0.2, 0.12
 # there a draft is one id wide, and as many wider for each id that stood in the request's last drafts
 FIXED_TRUST = 2.0
+# what a drafter makes of a source before its first draft, and what it has to catch up with before a probe, in rounds of the
+# row: a share of the batch's time, B of them
+FIXED_SOURCE, FIXED_PAUSED = 2.3, 0.3
 # tested ids that a place remembers, and how fast a row's own record fades
 MEMORY, FADE = 200.0, 0.95
 SURE = 0.98
@@ -296,15 +300,22 @@ def pace_loop(lengths, limits, finished, widths, most, rows, places, base, extra
         widths[:] = 0
         return 1.0, 0.0, False, 0
     if fixed:
-        # what the drafter has to catch up with makes a probe dearer than a call
-        probe = FIXED_CALL + FIXED_ID + more[1] + 0.3
+        rest = int(LONGEST)
         for b in range(B):
             room[b] = min(room[b], int(1.0 + FIXED_TRUST * rows[b, 0]))
             total = _widen(survival[b : b + 1], cover, room[b : b + 1], 1, calls, more, 1.0, widths[b : b + 1])
-            rows[b, 2] = rows[b, 2] + PROBE if total == 0 else 0.0
-            if rows[b, 2] >= probe and room[b] > 0:
+            rows[b, 2] = rows[b, 2] + 1 if total == 0 else 0.0
+            price = FIXED_CALL + FIXED_ID + more[1] + (FIXED_SOURCE if rows[b, 1] == 0 else FIXED_PAUSED)
+            wait = int(np.ceil(price / PROBE)) - int(rows[b, 2])
+            if room[b] > 0 and wait <= 0:
                 widths[b], rows[b, 2] = 1, 0.0
-        return more[1], FIXED_ID, bool(widths.any()), 0
+            elif room[b] > 0:
+                rest = min(rest, wait - 1)
+        if widths.any():
+            return more[1], FIXED_ID, True, 0
+        # nothing changes before a row's next probe; whoever ends the rest sooner takes the rest of it back
+        rows[:, 2] += rest
+        return more[1], FIXED_ID, False, rest
     unit = max(base[running, 0], 1e-3)
     total = _widen(survival, cover, room, running, calls, more, unit, widths)
     clock[SINCE] += 1

@@ -82,20 +82,20 @@ class SuffixIndex:
     def propose(
         self, tokens: np.ndarray, lengths: np.ndarray, allowed: np.ndarray, end_token: int,
         proposed: np.ndarray, proposed_lengths: np.ndarray, origins: np.ndarray, cost: float = 0.0,
-        table: Table | None = None,
+        table: Table | None = None, min_match: int = 0,
     ) -> None:
         """Propose for every row, in place.
 
         tokens [B, T + 1] int64 hold each row's start token and output, lengths [B] int64 count both, allowed [B] int64.
         Writes proposed [B, K] int64 (0 past a row's proposal), proposed_lengths [B] int64, and origins [B, K] uint8:
-        LOOKUP for a copied id, NGRAM for the table's.
+        LOOKUP for a copied id, NGRAM for the table's. min_match: of this proposal, at least the index's own.
         """
         with self._lock:
             if self.last.shape[1] < 1 + 2 * proposed.shape[1]:
                 self.last = _enlarged(self.last, (len(self.last), 1 + 2 * proposed.shape[1]))
             _propose_loop(
-                tokens, lengths, allowed, end_token, self.min_match, self.max_match, self.source, self.source_lengths,
-                self.heads, self.source_links, self.output_links, self.indexed, self.last, self.history,
+                tokens, lengths, allowed, end_token, max(min_match, self.min_match), self.max_match, self.source,
+                self.source_lengths, self.heads, self.source_links, self.output_links, self.indexed, self.last, self.history,
                 self.history_links, self.history_heads, self.remembered, self.tested,
                 (NO_TABLE if table is None else table).packed, table is not None, cost, proposed, proposed_lengths,
                 origins)

@@ -10,7 +10,7 @@ from doubles import ScriptedDrafter, TableDrafter, TableTarget, chi_square, make
 import foredraft
 from foredraft.engine import adaptive
 from foredraft.engine.adaptive import WIDEST, AdaptiveDrafter
-from foredraft.engine.decode import decode
+from foredraft.engine.decode import decode, step
 from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_models import model_class
 from foredraft.engine.draft_none import NoDrafter
@@ -108,22 +108,52 @@ def test_a_seeded_request_repeats_whatever_was_learned(lstm):
     assert lstm.generate(SOURCES, **options | {"seed": 6}).token_ids != first.token_ids
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_repeatable_widths_do_not_depend_on_who_comes_beside_a_row(right):
+    """Rests, which end for all where a row comes, included."""
+    class Drawn(ScriptedDrafter):
+        point_masses = False
+
+    def drafted(comes):
+        """Of row 0 in each round, where row 1 is started anew in rounds `comes`."""
+        drafter = AdaptiveDrafter(Drawn(truth, lambda row, at: not right or at % 3 == 0, vocabulary=20))
+        drafter.repeatable = True
+        state = make_state(2, [700, 20], 6, 20, temperature=1.0, seeds=[1, 2], end_token=-1)
+        state.finished[1], seen = True, []
+        while not state.finished[0] and len(seen) < 600:
+            if len(seen) in comes:
+                state.start(1, limit=20, draft_tokens=6, temperature=1.0, top_k=0, top_p=1.0, seed=len(seen))
+                drafter.admit([1], [torch.ones(1, dtype=torch.int64)], [torch.zeros(1, 1)])
+            before = int(state.drafted[0])
+            step(state, target, drafter)
+            drafter.end_round()
+            seen.append(int(state.drafted[0]) - before)
+        return seen
+
+    target = TableTarget(torch.randn(800, 20, 20, generator=torch.Generator().manual_seed(1)))
+    plain = make_state(2, 750, 0, 20, temperature=1.0, seeds=[1, 2], end_token=-1)
+    decode(plain, target, NoDrafter())
+    truth = plain.tokens[:, 1:751].tolist()
+    alone = drafted(())
+    assert 0 < sum(width > 0 for width in alone) < len(alone)
+    assert drafted((0, 37, 38, 150, 301, 402)) == alone
+
+
 def test_a_drafter_learns_what_a_row_costs_here():
     class Seen(LookupDrafter):
         costs = []
 
         def draft(self, state):
-            self.costs.append(self.cost)
+            self.costs.append(state.costs)
             return super().draft(state)
 
     table = torch.zeros(60, 20, 20)
-    drafter = Seen()
-    own, target = drafter.cost, TableTarget(table)
+    drafter, target = Seen(), TableTarget(table)
     adaptive = AdaptiveDrafter(drafter)
     adaptive.admit([0], [torch.arange(2, 19)], [torch.zeros(1, 1)])
     rounds(make_state(1, 50, 6, 20, end_token=-1), target, adaptive)
-    assert drafter.cost == own and len(set(drafter.costs)) > 1
-    assert all(0 <= cost <= 1 for cost in drafter.costs)
+    assert len(set(drafter.costs)) > 1
+    assert all(0 <= row <= 1 and each >= 0 for row, each in drafter.costs)
 
 
 class Wavering(TableDrafter):

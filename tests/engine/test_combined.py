@@ -50,15 +50,11 @@ def test_each_row_takes_the_first_draft_that_is_long_enough():
     assert len(second.asked) == 1
 
 
-def test_a_cascade_tells_costs_to_those_that_go_by_them_and_takes_them_back():
-    first, second, third = Named(5, 4, [0], 1), Named(6, 2, [1], 2), Named(7, 3, [2], 3)
-    first.cost, third.cost, third.each = 0.05, 0.0, 0.0
-    cascade = CascadeDrafter([first, second, third])
-    own = cascade.cost, cascade.each
-    cascade.cost, cascade.each = 0.2, 0.1
-    assert (first.cost, third.cost, third.each) == (0.2, 0.2, 0.1) and not hasattr(second, "cost")
-    cascade.cost, cascade.each = own
-    assert (first.cost, third.cost, third.each) == (0.05, 0.0, 0.0)
+def test_a_cascade_goes_by_costs_where_one_of_its_drafters_does():
+    first, second = Named(5, 4, [0], 1), Named(6, 2, [1], 2)
+    assert not CascadeDrafter([first, second]).confident
+    second.confident = True
+    assert CascadeDrafter([first, second]).confident
 
 
 class Short(TableDrafter):

@@ -9,6 +9,7 @@ import foredraft
 from foredraft.engine.decode import decode
 from foredraft.engine.draft_models import model_class, open_drafter
 from foredraft.engine.requests import Request
+from foredraft.engine.state import DecodeState
 from foredraft.engine.t5 import T5
 from foredraft.engine.t5_weights import load_weights
 from foredraft.errors import UserError
@@ -25,11 +26,11 @@ def trained(request, tiny_model_path, tmp_path):
     return tmp_path
 
 
-def test_greedy_output_stays_and_drafts_get_shorter(tiny_model_path, trained):
+def test_greedy_output_stays_and_drafts_get_shorter(tiny_model_path, trained, monkeypatch):
     model = foredraft.load(tiny_model_path, drafter=trained)
     plain = model.generate(SOURCES, max_new_tokens=20, draft_tokens=0)
     whole = model.generate(SOURCES, max_new_tokens=20, draft_tokens=4)
-    model.drafter.confidence.cost, model.drafter.confidence.each = 0.1, 0.1
+    monkeypatch.setattr(DecodeState, "costs", (0.1, 0.1))
     out = model.generate(SOURCES, max_new_tokens=20, draft_tokens=4)
     assert plain.token_ids == whole.token_ids == out.token_ids
     assert out.stats.drafted < whole.stats.drafted
@@ -42,7 +43,6 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, tiny_model_path, tra
     folder, source = tiny_checkpoints["v1.1"], torch.tensor([50, 51, 52, 53, 54, 1])
     target = T5(load_weights(folder))
     drafter = open_drafter(trained, target.weights, tiny_model_path, None)
-    drafter.confidence.cost, drafter.confidence.each = 0.25, 0.1
     rows, times, law = 100, 25, dict(temperature=3.0, top_k=6)
     target.reserve(rows, 4, 2, len(source))
     drafter.admit(range(rows), [source] * rows, target.admit(range(rows), [source] * rows))
@@ -58,7 +58,7 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, tiny_model_path, tra
     counts = torch.zeros(100 * 100, dtype=torch.int64)
     for time in range(times):
         state = make_state(rows, 3, 2, 32, end_token=-1, seeds=range(time * rows, (time + 1) * rows), **law)
-        state.block = block
+        state.block, state.costs = block, (0.25, 0.1)
         decode(state, target, drafter)
         counts += torch.bincount(state.tokens[:, 1] * 100 + state.tokens[:, 2], minlength=100 * 100)
     assert counts[joint == 0].sum() == 0

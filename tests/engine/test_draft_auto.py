@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from doubles import ScriptedDrafter, TableTarget, make_state
+from doubles import ScriptedDrafter, TableDrafter, TableTarget, make_state
 
 import foredraft
+from foredraft.engine.adaptive import AdaptiveDrafter
 from foredraft.engine.config import DecodeConfig
 from foredraft.engine.decode import decode
-from foredraft.engine.draft_auto import COPIES, AutoDrafter
+from foredraft.engine.draft_auto import COPIES, LONG_MATCH, AutoDrafter
+from foredraft.engine.draft_lookup import LookupDrafter
 from foredraft.engine.draft_models import model_class
 from foredraft.engine.draft_none import NoDrafter
 from foredraft.engine.requests import Request
@@ -67,6 +69,43 @@ def test_without_a_trained_drafter_everything_is_a_copy():
     drafter = admitted(AutoDrafter(Named(5, 1)))
     assert drafter.draft(make_state(2, 30, 6, 8, temperature=1.0)).tokens[:, 0].tolist() == [5, 5]
     assert drafter.name.startswith("auto:")
+
+
+@torch.inference_mode()
+def test_a_sampled_row_that_is_alone_copies_after_a_long_match():
+    """In the place of the trained drafter's draws, and the same whatever other requests have taught."""
+    class Counted(TableDrafter):
+        asked = 0
+
+        def draft(self, state):
+            self.asked += 1
+            return super().draft(state)
+
+    # by its place alone, and mostly the likeliest: what was drawn once comes again
+    table = (4 * torch.randn(90, 1, 20, generator=torch.Generator().manual_seed(1))).expand(90, 20, 20).contiguous()
+    target, trained = TableTarget(table), Counted(table)
+    auto = AutoDrafter(LookupDrafter(), [trained])
+    drafter = AdaptiveDrafter(auto)
+    drafter.repeatable = True
+
+    def decoded(source, rows=1):
+        state = make_state(rows, 80, 6, 20, temperature=1.0, seeds=[5] * rows, end_token=-1)
+        drafter.admit(range(rows), [source] * rows, [torch.zeros(1, 20)] * rows)
+        decode(state, target, drafter, lambda _state: drafter.end_round())
+        drafter.release(range(rows))
+        return state.tokens[0, 1:81], state.origin[0, 1:81]
+
+    nothing = torch.tensor([19])
+    drawn, origin = decoded(nothing)
+    assert not (origin == 1)[:LONG_MATCH].any()
+    tokens, origin = decoded(drawn)
+    asked, copied = trained.asked, int((origin == 1).sum())
+    assert copied > 10
+    # it taught what copies are worth here, which greedy and unseeded requests go by
+    again, origin = decoded(drawn)
+    assert torch.equal(again, tokens) and int((origin == 1).sum()) == copied and trained.asked > asked
+    # never in a batch
+    assert not (decoded(drawn, 2)[1] == 1).any()
 
 
 @pytest.fixture(scope="module")
