@@ -82,7 +82,7 @@ def test_a_sampled_row_that_is_alone_copies_after_a_long_match():
             return super().draft(state)
 
     # by its place alone, and mostly the likeliest: what was drawn once comes again
-    table = (4 * torch.randn(90, 1, 20, generator=torch.Generator().manual_seed(1))).expand(90, 20, 20).contiguous()
+    table = (16 * torch.randn(90, 1, 20, generator=torch.Generator().manual_seed(1))).expand(90, 20, 20).contiguous()
     target, trained = TableTarget(table), Counted(table)
     auto = AutoDrafter(LookupDrafter(), [trained])
     drafter = AdaptiveDrafter(auto)
