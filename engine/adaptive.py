@@ -101,6 +101,10 @@ class AdaptiveDrafter:
         self._drafting = self._clock() - shown
         # a source is no part of a round
         self._paused += shown - since
+        if self._is_fixed and state.rows == 1:
+            # nothing more to learn or to mend: to ask for an array that is not in a cache takes as long as some kernels
+            self._drafted = self._read = self._nothing
+            return draft
         self._drafted = self._read = draft.lengths.numpy()
         if state.greedy or draft.logits is None:
             # a drafter that ends a draft by itself knows a row's price, not where the pass's steps are

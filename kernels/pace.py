@@ -66,7 +66,7 @@ CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
 # of a tile of rows, read together, what one row within it adds: one sequence's pass has steps (kernels/tile.py)
 WITHIN = 0.05
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
-FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.63, 0.05, 1.4, 0.2, 0.12
+FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.62, 0.05, 1.4, 0.15, 0.12
 # there a draft is one id wide, and as many wider for each id that stood in the request's last drafts
 FIXED_TRUST = 2.0
 # what a drafter makes of a source before its first draft, and what it has to catch up with before a probe, in rounds of the
