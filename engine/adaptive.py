@@ -18,7 +18,7 @@ from torch import Tensor
 from foredraft.engine.admissions import Admissions
 from foredraft.engine.decode import Drafter
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.pace import learn_numba, new_memory, pace_numba, trim_numba
+from foredraft.kernels.pace import CREDIT, UNIT, learn_numba, new_memory, pace_numba, trim_numba
 
 # The widest draft.
 WIDEST = 12
@@ -99,8 +99,11 @@ class AdaptiveDrafter:
         shown = self._clock()
         draft = self.drafter.draft(state)
         self._drafting = self._clock() - shown
-        # a source is no part of a round
+        # a source is no part of a round, but of what a probe costs, which has just taken all credit
         self._paused += shown - since
+        clock = self._memory[-1]
+        if clock[CREDIT] == 0 < clock[UNIT]:
+            clock[CREDIT] -= (shown - since) / clock[UNIT]
         if self._is_fixed and state.rows == 1:
             # nothing more to learn or to mend: to ask for an array that is not in a cache takes as long as some kernels
             self._drafted = self._read = self._nothing
