@@ -23,3 +23,21 @@ def rounding(terms: int, wanted: Tensor, magnitude: Tensor) -> Tensor:
     """
     bound = 4 * terms**0.5 * FLOAT32 * magnitude.float()
     return bound + BFLOAT16 * wanted.float().abs() if wanted.dtype == torch.bfloat16 else bound
+
+
+def attended(q: Tensor, k: Tensor, keys: int, wanted: Tensor, magnitude: Tensor) -> Tensor:
+    """The bound of |found - wanted| for outputs [M, H D] of an attention of queries q [M, H, D] over up to so many `keys`,
+    rows of k [..., D].
+
+    wanted: as for `rounding`; magnitude: the outputs for values without their signs. A weight exp(score) is off by its share
+    of what the score is off, a sum of D products; in bfloat16 it is rounded again before it weighs its value, by Triton's
+    interpreter always downwards.
+    """
+    D = q.shape[-1]
+    sizes = k.reshape(-1, D).float().nan_to_num(0).abs()
+    score = (q.reshape(-1, D).float().abs() @ sizes.T).max()
+    share = 4 * FLOAT32 * (D**0.5 * score + keys**0.5)
+    if wanted.dtype == torch.bfloat16:
+        share = share + BFLOAT16
+    bound = share * magnitude.float()
+    return bound + BFLOAT16 * wanted.float().abs() if wanted.dtype == torch.bfloat16 else bound

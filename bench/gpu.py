@@ -46,7 +46,7 @@ def _compile(sizes: Sizes, known: dict) -> Iterator[dict]:
 def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
     from foredraft.bench import gpu_checks
 
-    for check in (gpu_checks.check_kernels, gpu_checks.check_bits, gpu_checks.check_model):
+    for check in (gpu_checks.check_kernels, gpu_checks.check_drafters, gpu_checks.check_bits, gpu_checks.check_model):
         try:
             yield from check(sizes)
         except Exception as error:  # a failed check must not hide the others

@@ -7,14 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foredraft.bench.bounds import rounding, unsigned
+from foredraft.bench.bounds import BFLOAT16, attended, rounding, unsigned
 from foredraft.bench.gpu_sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
+from foredraft.engine.draft_lstm import LSTMConfig
+from foredraft.engine.t5_weights import T5Config
+from foredraft.kernels.fused_cnn import CONVOLUTION
 from foredraft.kernels.fused_cross_attention import FUSED_CROSS_ATTENTION, PAGE, work_size
 from foredraft.kernels.fused_embed import CLOSE, EMBED
 from foredraft.kernels.fused_head import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.fused_linear import ADD, GATE, PROJECT, QKV
+from foredraft.kernels.fused_list_head import LIST_CHOOSE, LIST_LOGITS, List, Pointed
+from foredraft.kernels.fused_lstm import CELL, MIX
 from foredraft.kernels.fused_self_attention import FUSED_SELF_ATTENTION
 from foredraft.kernels.overlap import OVERLAPPED
+
+# Of a value of size 1 that gates made of such sums in float32: a gate is off by no more than its sum, of thousands of terms.
+GATED = 2.0**-10
 
 
 class _Case:
@@ -29,26 +37,39 @@ class _Case:
     def empty(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.full(shape, float("nan"), dtype=dtype, device=self.device)
 
-    def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = (),
-                terms: int | None = None) -> dict:
-        """`worst`: the largest error over what is allowed: the rounding of sums of so many `terms`; without them, where what
-        is added has been rounded already, 3 %."""
-        host = [a.cpu() if isinstance(a, Tensor) else a for a in arguments]
+    def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = (), *, terms: int = 0,
+                keys: int = 0) -> dict:
+        """`worst`: the largest error over what is allowed (bounds.py): the rounding of sums of so many `terms`; of weights of
+        so many `keys`, where arguments are queries, keys, values and so on; of what passed gates, GATED, or a bfloat16's neighbour."""
+        host = [_on_cpu(a) for a in arguments]
         wanted = [output.cpu().clone() for output in outputs]
         magnitudes = [unsigned(want) for want in wanted]
         kernels["triton"](*arguments, *outputs, *work)
         kernels["reference"](*host, *wanted)
-        if terms is None:
-            bounds = [0.03 * (1 + want.float().abs()) for want in wanted]
-        else:
+        pairs = zip(wanted, magnitudes, strict=True)
+        if terms:
             kernels["reference"](*map(unsigned, host), *magnitudes)
-            bounds = [rounding(terms, *pair) for pair in zip(wanted, magnitudes, strict=True)]
+            bounds = [rounding(terms, *pair) for pair in pairs]
+        elif keys:
+            q, k, v, *rest = host
+            kernels["reference"](q, k, v.abs(), *rest, *magnitudes)
+            bounds = [attended(q, k, keys, *pair) for pair in pairs]
+        else:
+            bounds = [(BFLOAT16 if want.dtype == torch.bfloat16 else GATED) * (1 + want.float().abs()) for want in wanted]
         found = [output.cpu() for output in outputs]
         # 0 of 0 is no number, and no error
         worst = max(float(((a.float() - b.float()).abs() / bound).nan_to_num(0).max())
                     for a, b, bound in zip(found, wanted, bounds, strict=True))
-        same_holes = all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(found, wanted, strict=True))
+        same_holes = all(torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf())
+                         for a, b in zip(found, wanted, strict=True))
         return {"check": name, "worst": worst, "passed": same_holes and worst <= 1}
+
+
+def _on_cpu(value: object) -> object:
+    """A tensor there, and a tuple of them, by the same name; all else as it is."""
+    if isinstance(value, tuple):
+        return type(value)(*map(_on_cpu, value))
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def check_kernels(sizes: Sizes) -> Iterator[dict]:
@@ -83,7 +104,7 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     q = case.draw(M, few, D)
     yield case.compare("self-attention", FUSED_SELF_ATTENTION, (
         q, case.draw(B, few, T, D, scale=0.3), case.draw(B, few, T, D), positions, visible,
-        case.draw(few, T, dtype=torch.float32)), (case.empty(M, few * D),))
+        case.draw(few, T, dtype=torch.float32)), (case.empty(M, few * D),), keys=T)
     pages = -(-sizes.source // PAGE)
     table = torch.randperm(B * pages, device=case.device, generator=case.generator).view(B, pages)
     lengths = torch.tensor([sizes.source, 1, min(65, sizes.source)], device=case.device)
@@ -91,7 +112,7 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
             torch.zeros(B * few, dtype=torch.int32, device=case.device))
     yield case.compare("cross-attention", FUSED_CROSS_ATTENTION, (
         q, case.draw(B * pages, few, PAGE, D, scale=0.3), case.draw(B * pages, few, PAGE, D), table, lengths),
-        (case.empty(M, few * D),), work)
+        (case.empty(M, few * D),), work, keys=sizes.source)
     norm = 0.5 + torch.rand(C, device=case.device, generator=case.generator)
     tokens = torch.randint(V, (B, R), device=case.device, generator=case.generator)
     yield case.compare("embedding", EMBED, (tokens, positions, None, case.draw(V, C), norm), (
@@ -108,6 +129,42 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     FUSED_CHOOSE["triton"](y, head, chosen, case.empty(M, parts, dtype=torch.float32),
                            torch.zeros(M, parts, dtype=torch.int32, device=case.device), arrived)
     yield {"check": "choice is the logits' argmax", "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
+
+
+def check_drafters(sizes: Sizes) -> Iterator[dict]:
+    """The kernels of neural drafters at the width of `sizes.checked` and the sizes that they have by default, three requests
+    of which one is not read."""
+    c, d, case = T5Config.from_dict(sizes.geometries[sizes.checked], sizes.checked), LSTMConfig, _Case(sizes)
+    C, V, U, F, B, T = c.d_model, c.vocab_size, d.hidden_size, d.d_ff, 3, POSITION + 1
+    at = torch.tensor([POSITION, 1, -1], device=case.device)
+    tokens = torch.randint(V, (B, T), device=case.device, generator=case.generator)
+    embedding, lengths = case.draw(V, C), torch.full_like(at, POSITION - 1)
+    cell = case.draw(4 * U, C, scale=C**-0.5), case.draw(4 * U, U, scale=U**-0.5), case.draw(4 * U, dtype=torch.float32)
+    # states before the place that is read are given, and the one there is written
+    h, states = case.draw(B, T, U, scale=0.5), case.draw(B, T, U, dtype=torch.float32)
+    yield case.compare("recurrent cell", CELL, (tokens[:, 0], at, embedding, *cell), (h, states))
+    yield case.compare("mixed inputs", MIX, (
+        at.clamp(min=0), h, case.draw(B, F), embedding, tokens, lengths, tokens[:, :2].contiguous(),
+        case.draw(F + 1, U, scale=U**-0.5), case.draw(F + 1, F, scale=F**-0.5), case.draw(1, F + 1, C, scale=C**-0.5),
+        case.draw(F + 1, dtype=torch.float32), 1.0), (case.empty(B, F), case.empty(B, dtype=torch.float32)), terms=U + F + C)
+    below, above = case.draw(B, T, U).float(), case.empty(B, T, U, dtype=torch.float32)
+    yield case.compare("convolution", CONVOLUTION, (
+        at, below, case.draw(3, 2 * U, U, scale=U**-0.5), case.draw(2 * U, dtype=torch.float32), 4), (above,))
+    # ids that the source holds are its own, each at one of its places
+    S, few = min(sizes.source, V // 4), min(1024, V // 2)
+    ids = torch.randperm(V, device=case.device, generator=case.generator)
+    source, counts = ids[:S].sort().values.repeat(B, 1), torch.full_like(at, S)
+    listed = List(ids[S // 2 :][:few], source, counts, torch.zeros(B, few, dtype=torch.int8, device=case.device))
+    listed.left_out[:, : S - S // 2] = 1
+    scores, ones = case.draw(B, S, dtype=torch.float32), torch.ones(B, device=case.device)
+    pointed = Pointed(source, counts, scores, scores.amax(1), ones * S, 3 * ones)
+    y, logits = case.draw(B, C, scale=C**-0.5), torch.full((B, V), float("-inf"), device=case.device)
+    yield case.compare("listed logits", LIST_LOGITS, (y, embedding, listed, pointed), (logits,), terms=C + S)
+    parts = -(-few // WIDTH) + -(-S // WIDTH)
+    chosen = torch.zeros(B, dtype=torch.int64, device=case.device)
+    LIST_CHOOSE["triton"](y, embedding, listed, pointed, chosen, case.empty(B * parts, dtype=torch.float32),
+                          torch.zeros(B * parts, dtype=torch.int32, device=case.device), chosen.new_zeros(1).int())
+    yield {"check": "choice is the listed logits' argmax", "passed": bool((chosen == logits.argmax(1)).all())}
 
 
 def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:

@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from foredraft.bench.geometry import GEOMETRIES
+from foredraft.engine.draft_cnn import CNNConfig
 from foredraft.engine.draft_lstm import LSTMConfig
 from foredraft.engine.t5_cuda import END_LAUNCHES, LAYER_LAUNCHES
 from foredraft.engine.t5_weights import T5Config
@@ -32,11 +33,12 @@ MACHINES = {
     "h200": Machine(4800, 989), "h100": Machine(3350, 989), "h100-nvl": Machine(3938, 835), "h100-pcie": Machine(2039, 756),
     "a100": Machine(2039, 312), "l4": Machine(300, 121),
 }
-# Drafters that run on the device; of the trained ones: layers of the shallow T5 and of the LSTM, the ids of a restricted
-# head, those of a source not counted, and the LSTM's sizes by default.
-DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm")
-LAYERS, LISTED = {"t5shallow": 2, "lstm": 1}, 1024
-LSTM = LSTMConfig.__dataclass_fields__
+# Drafters that run on the device; of the trained ones: their layers, the ids of a restricted head, those of a source not
+# counted, and the sizes that the LSTM and the CNN have by default.
+DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn")
+LAYERS, LISTED = {"t5shallow": 2, "lstm": 1, "cnn": 3}, 1024
+DRAWS = "draft: draws"
+SIZES = {"lstm": LSTMConfig.__dataclass_fields__, "cnn": CNNConfig.__dataclass_fields__}
 # Launches of the round around target and drafter.
 ROUND_LAUNCHES = {"inputs": 1, "top-k and top-p": 1, "verdict and commit": 1, "host's view": 3}
 
@@ -87,29 +89,36 @@ def config_of(geometry: str) -> T5Config:
     return T5Config.from_dict(GEOMETRIES[geometry], geometry)
 
 
-def _draft(c: T5Config, r: Round, listed: int) -> Part:
-    """A round's K drafts; a trained drafter reads its weights K times, and its head `listed` ids and the source's."""
-    if r.drafter == "none" or not r.draft_tokens:
-        return Part("draft", 0, 0, 0)
+def _draft(c: T5Config, r: Round, listed: int) -> list[Part]:
+    """A round's K drafts; a trained drafter reads its weights for each, and its head `listed` ids and the source's."""
     B, C, K = r.batch_size, c.d_model, r.draft_tokens
+    if r.drafter == "none" or not K:
+        return []
     if r.drafter in ("lookup", "ngram", "lookup+ngram"):
-        return Part("draft", 1, B * (r.source + r.position) * 8, 0)
-    layers, inner = LAYERS[r.drafter], c.num_heads * c.d_kv
-    # its turn's beginning and end; a head and, where rows are sampled, what draws from its logits
-    turn, choice = 2, 1 + r.sampled * (1 + r.cuts)
+        return [Part("draft", 1, B * (r.source + r.position) * 8, 0)]
+    layers = LAYERS[r.drafter]
+
+    def read(name: str, times: int, launches: int, weights: int, cached: int = 0) -> Part:
+        return Part(f"draft: {name}", times * launches, times * (weights + cached) * r.item, times * B * 2 * weights)
+
     if r.drafter == "t5shallow":
-        launches = turn + K * (END_LAUNCHES - 1 + LAYER_LAUNCHES * layers + choice)
-        weights = layers * (8 * inner * C - 2 * inner * C + (3 if c.gated else 2) * c.d_ff * C)
-        cached = layers * B * (r.source + r.position) * 2 * inner
+        inner = c.num_heads * c.d_kv
+        network = [read("embedding and closing norm", K, END_LAUNCHES - 1, 0),
+                   read("layers", K, LAYER_LAUNCHES * layers,
+                        layers * (6 * inner * C + (3 if c.gated else 2) * c.d_ff * C),
+                        layers * B * (r.source + r.position) * 2 * inner)]
     else:
-        U, F, inner = (LSTM[name].default for name in ("hidden_size", "d_ff", "num_heads"))
-        inner *= LSTM["d_kv"].default
-        # the first of the two ids that begin a round passes the cell alone
-        launches = turn + layers + K * (layers + 4 + choice)
-        weights = 4 * U * (C + U) + inner * (U + 3 * C) + F * (U + inner + C) + C * F
-        cached = B * r.source * 2 * inner
-    head = (listed + B * r.source) * C
-    return Part("draft", launches, K * (weights + cached + head) * r.item, K * B * 2 * (weights + (listed + r.source) * C))
+        U, F, heads, head_size = (SIZES[r.drafter][name].default for name in ("hidden_size", "d_ff", "num_heads", "d_kv"))
+        inner = heads * head_size
+        # a CNN's ids enter by a launch of their own; the first of the two ids that begin a round passes the cell alone
+        cell = (read("cell", K + 1, layers, 4 * U * (C + U)) if r.drafter == "lstm" else
+                read("cell", K + 1, 1 + layers, U * C + layers * SIZES["cnn"]["kernel"].default * 2 * U * U))
+        network = [cell, read("pointer", K, 4, inner * (U + 3 * C) + (F + 1) * (U + inner + C) + C * F,
+                              B * r.source * 2 * inner)]
+    # its turn's beginning and end; drawn drafts write their laws, which the verdict reads
+    return [Part("draft: turn", 2, 0, 0), *network,
+            Part("draft: head", K, K * (listed + B * r.source) * C * r.item, K * B * 2 * (listed + r.source) * C),
+            Part(DRAWS, K * r.sampled * (1 + r.cuts), K * r.sampled * B * c.vocab_size * 8, 0)]
 
 
 def parts(c: T5Config, r: Round, listed: int = LISTED) -> list[Part]:
@@ -128,7 +137,7 @@ def parts(c: T5Config, r: Round, listed: int = LISTED) -> list[Part]:
 
     written = rows * V * 4 if r.sampled else 0
     return [
-        _draft(c, r, listed),
+        *_draft(c, r, listed),
         Part("inputs", ROUND_LAUNCHES["inputs"], 0, 0),
         Part("embedding and closing norm", END_LAUNCHES - 1, rows * C * r.item, 0),
         matrices("self-attention's matrices", 2, 4 * inner * C),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from foredraft.bench.model import DRAFTERS, LISTED, MACHINES, Machine, Part, Round, config_of, parts
+from foredraft.bench.model import DRAFTERS, DRAWS, LISTED, MACHINES, Machine, Part, Round, config_of, parts
 from foredraft.bench.settings import Settings
 from foredraft.engine.decode import Drafter
 from foredraft.engine.draft_cascade import CascadeDrafter
@@ -55,17 +55,19 @@ def draft_parts(drafter: Drafter, c: T5Config, r: Round, trace: dict) -> list[Pa
     if isinstance(drafter, CascadeDrafter):
         return [part for one in drafter.drafters for part in draft_parts(one, c, r, trace)]
     if isinstance(drafter, StagedDrafter):
-        whole, share = _modelled("t5shallow", c, r), trace["passes_a_round"] / r.draft_tokens
-        one = Part(whole.name, round(whole.launches * share), round(whole.bytes * share), round(whole.flop * share))
-        return [one, *draft_parts(drafter.drafter, c, r, trace), _laws(c, r)]
+        share = trace["passes_a_round"] / r.draft_tokens
+        # a pass gives many ids, each of which has its law
+        passes = [Part(part.name, round(part.launches * share), 0 if part.name == DRAWS else round(part.bytes * share),
+                       round(part.flop * share)) for part in _modelled("t5shallow", c, r)]
+        return [*passes, *draft_parts(drafter.drafter, c, r, trace), _laws(c, r)]
     if isinstance(drafter, SelfDrafter):
         return [*_self(drafter, c, r), _laws(c, r)]
     if isinstance(drafter, HeadDrafter):
         return [_head(c, r), _laws(c, r)]
     if isinstance(drafter, LSTMDrafter | ShallowT5Drafter):
-        return [_modelled("lstm" if isinstance(drafter, LSTMDrafter) else "t5shallow", c, r), _laws(c, r)]
+        return _modelled("lstm" if isinstance(drafter, LSTMDrafter) else "t5shallow", c, r)
     if drafter.name in DRAFTERS:
-        return [_modelled(drafter.name, c, r)]
+        return _modelled(drafter.name, c, r)
     raise NotModelled(f"{drafter.name}: its bytes are not modelled")
 
 
@@ -73,8 +75,8 @@ def _us(found: list[Part], machine: Machine) -> float:
     return sum(part.seconds(machine) for part in found) * 1e6
 
 
-def _modelled(name: str, c: T5Config, r: Round) -> Part:
-    return parts(c, replace(r, drafter=name))[0]
+def _modelled(name: str, c: T5Config, r: Round) -> list[Part]:
+    return [part for part in parts(c, replace(r, drafter=name)) if part.name.startswith("draft")]
 
 
 def _laws(c: T5Config, r: Round) -> Part:
@@ -85,7 +87,7 @@ def _laws(c: T5Config, r: Round) -> Part:
 def _self(drafter: SelfDrafter, c: T5Config, r: Round) -> list[Part]:
     """K passes of one row of the target's decoder, with the share of each kind of sublayer that the small one keeps."""
     shares, found = drafter.kept.mean(0), []
-    for part in parts(c, replace(r, draft_tokens=0))[1:]:
+    for part in parts(c, replace(r, draft_tokens=0)):
         share = shares[SUBLAYER_PARTS[part.name]] if part.name in SUBLAYER_PARTS else 1.0
         if part.name == "head" and not drafter.lists.whole:
             share = (LISTED + r.batch_size * r.source) / c.vocab_size

@@ -12,10 +12,12 @@ from time import perf_counter
 
 import torch
 
+from foredraft.engine.cuda_weights import check_memory
 from foredraft.engine.decode import Drafter
 from foredraft.engine.graph import GraphRounds, HostView
+from foredraft.engine.judge import workspace_bytes
 from foredraft.engine.requests import Job, Result
-from foredraft.engine.state import DecodeState
+from foredraft.engine.state import DecodeState, state_bytes
 from foredraft.engine.stopwatch import Stopwatch
 from foredraft.engine.t5_cuda import SLOTS, T5Cuda
 
@@ -57,8 +59,12 @@ class FixedBatches:
         jobs, device = list(self.waiting), self.target.device
         self.waiting.clear()
         rows, sources = range(len(jobs)), [job.source for job in jobs]
-        self.target.reserve(len(jobs), max(job.limit for job in jobs), max(job.draft_tokens for job in jobs),
-                            max(map(len, sources)))
+        B, K, config = len(jobs), max(job.draft_tokens for job in jobs), self.target.config
+        self.target.reserve(B, max(job.limit for job in jobs), K, max(map(len, sources)))
+        capacity = self._capacity(jobs)
+        check_memory(device, state_bytes(B, K, capacity, config.d_model) + workspace_bytes(B, K + 1, config.vocab_size),
+                     f"the state of {B} rows of {capacity} positions and {K} drafts",
+                     "lower batch_size, max_new_tokens or draft_tokens")
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             since = perf_counter()
             encoded = self.target.admit(rows, sources)
@@ -74,6 +80,10 @@ class FixedBatches:
             self.drafter.release(rows)
         return results
 
+    def _capacity(self, jobs: list[Job]) -> int:
+        """One captured round for all limits that are near; drafters want room for two more ids."""
+        return -(-(max(job.limit for job in jobs) + 2) // SLOTS) * SLOTS - 2
+
     def _state(self, jobs: list[Job]) -> DecodeState:
         def column(values: list, dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=self.target.device)
@@ -86,9 +96,7 @@ class FixedBatches:
             top_k=column([law["top_k"] for law in laws], torch.int64),
             top_p=column([law["top_p"] for law in laws], torch.float32),
             seeds=column([job.seed for job in jobs], torch.int64), start_token=self.target.start_token,
-            end_token=self.target.end_token, width=self.target.config.d_model,
-            # one captured round for all limits that are near; drafters want room for two more ids
-            capacity=-(-(max(job.limit for job in jobs) + 2) // SLOTS) * SLOTS - 2)
+            end_token=self.target.end_token, width=self.target.config.d_model, capacity=self._capacity(jobs))
         state.block = self.block
         return state
 

@@ -50,10 +50,10 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
 
 
 class Workspace:
-    """A device's verdict buffers for one state: tokens, path [B, R], counts [B] int64, and what a sampled verdict needs."""
+    """A device's verdict buffers for B rows of R: tokens, path [B, R], counts [B] int64, and what a sampled verdict needs."""
 
-    def __init__(self, state: DecodeState):
-        B, R, self.device = state.rows, state.max_draft + 1, state.tokens.device
+    def __init__(self, B: int, R: int, device: torch.device | str):
+        self.device = device
         self.tokens, self.path = (torch.zeros(B, R, dtype=torch.int64, device=self.device) for _ in range(2))
         self.counts = torch.ones(B, dtype=torch.int64, device=self.device)
         self.floors = torch.empty(B, R, device=self.device)
@@ -67,10 +67,16 @@ class Workspace:
         return self.scratch
 
 
+def workspace_bytes(B: int, R: int, V: int) -> int:
+    """What a Workspace takes of a device, that of a sampled verdict included."""
+    space, scratch = Workspace(B, R, "meta"), make_scratch(B, R, V, "meta")
+    return sum(tensor.nbytes for tensor in (space.tokens, space.path, space.counts, space.floors, space.ties, *scratch))
+
+
 def _judge_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verdict:
     """One launch after the target's logits or choice, two with top-k or top-p, into buffers that stay in place."""
     if state.workspace is None:
-        state.workspace = Workspace(state)
+        state.workspace = Workspace(state.rows, state.max_draft + 1, state.tokens.device)
     space, rows, commit = state.workspace, state.committed_into(draft, hidden), draft.parents is None
     outputs = (space.tokens, space.counts, space.path)
     if state.greedy:

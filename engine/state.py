@@ -83,6 +83,16 @@ class Host(NamedTuple):
     last_accepted: np.ndarray
 
 
+def state_bytes(rows: int, draft_tokens: int, capacity: int, width: int) -> int:
+    """What a DecodeState of B rows takes of a device, with K = draft_tokens, T = capacity, C = width; a single row's shares
+    a few bytes."""
+    reads = draft_tokens + 1
+    # ids and who proposed them, what the target said last, counts by draft and a chain's rows, a round's inputs and a
+    # chain's path; and what there is once a row
+    row = 9 * (capacity + 1) + 4 * width + 24 * draft_tokens + 32 * reads + 105
+    return rows * row + 8 * reads
+
+
 class DecodeState:
     """Everything a batch of B rows knows between rounds.
 

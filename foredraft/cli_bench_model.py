@@ -18,7 +18,7 @@ def model(
     tokens_per_round: Annotated[float, typer.Option(help="As measured on a trained target; 1 if unknown.")] = 1.0,
     source: Annotated[int, typer.Option(min=1, help="Source tokens.")] = 512,
     position: Annotated[int, typer.Option(min=0, help="Decoder position: the middle of a summary.")] = 64,
-    drafter: Annotated[str, typer.Option(help="none, lookup, ngram, t5shallow or lstm.")] = "lookup",
+    drafter: Annotated[str, typer.Option(help="none, lookup, ngram, lookup+ngram, t5shallow, lstm or cnn.")] = "lookup",
     sampled: Annotated[bool, typer.Option("--sampled", help="Logits are written; greedy rounds never do.")] = False,
     machine: Annotated[str, typer.Option(help="h200, h100, h100-nvl, h100-pcie, a100 or l4: the maker's figures.")] = "h200",
     bandwidth: Annotated[float | None, typer.Option(help="GB/s, in place of the machine's.")] = None,

@@ -16,8 +16,9 @@ from foredraft.bench.model import MACHINES, Machine, Round, config_of, launches,
 from foredraft.cli import app
 from foredraft.engine.cuda_weights import random_cuda_weights
 from foredraft.engine.decode import step
+from foredraft.engine.draft_cnn import CNNConfig, CNNModel
 from foredraft.engine.draft_device import DeviceLookup, DeviceNgram
-from foredraft.engine.draft_device_recurrent import DeviceLSTM
+from foredraft.engine.draft_device_recurrent import DeviceCNN, DeviceLSTM
 from foredraft.engine.draft_device_t5 import DeviceT5
 from foredraft.engine.draft_lstm import LSTMConfig, LSTMModel
 from foredraft.engine.draft_none import NoDrafter
@@ -32,7 +33,7 @@ TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_lay
             feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
-# What each kernel is a part of; `_add_kernel` closes the part before it.
+# What each kernel of a pass is a part of; `_add_kernel` closes the part before it.
 PARTS = {
     "_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_close_kernel": "embedding and closing norm",
     "_qkv_kernel": "self-attention's matrices", "_self_attention_kernel": "self-attention",
@@ -42,12 +43,27 @@ PARTS = {
 }
 CLOSED = {"_self_attention_kernel": "self-attention's matrices", "_cross_attention_kernel": "cross-attention's matrices",
           "_gate_kernel": "feed-forward"}
+# Of a drafter, by what its network is made of; a `_mix_kernel` in front of a convolution lets an id in.
+DRAFTED = {
+    "_begin_kernel": "turn", "_end_kernel": "turn", "_list_kernel": "head", "_cut_kernel": "draws", "_sample_kernel": "draws",
+    "_cell_kernel": "cell", "_convolution_kernel": "cell", "_mix_kernel": "pointer", "_embed_kernel": "embedding and closing norm",
+    "_close_kernel": "embedding and closing norm"}
 
 
 def counted(kernels):
     """Launches by part; all before the inputs are the drafter's."""
     first = kernels.index("_inputs_kernel")
-    found = Counter({"draft": first})
+    found = Counter()
+    for name, after in pairwise(kernels[: first + 1]):
+        if name in ("_lookup_kernel", "_chain_kernel"):
+            found["draft"] += 1
+        elif (name, after) == ("_mix_kernel", "_convolution_kernel"):
+            found["draft: cell"] += 1
+        elif name == "_cross_attention_kernel" and "_mix_kernel" in kernels:
+            found["draft: pointer"] += 1
+        else:
+            # the rest are a T5's layers
+            found[f"draft: {DRAFTED.get(name, 'layers')}"] += 1
     for before, name in pairwise(kernels[first - 1 :] if first else [None, *kernels]):
         found[CLOSED[before] if name == "_add_kernel" else PARTS[name]] += 1
     return found
@@ -59,13 +75,17 @@ def small_table():
     return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), 3, 30))
 
 
+RECURRENT = {"lstm": (DeviceLSTM, LSTMModel, LSTMConfig), "cnn": (DeviceCNN, CNNModel, CNNConfig)}
+ENTRIES = dict(vocab_size=40, d_model=16, head_scale=1.0, start_token=0, end_token=1, pad_token=0, target="", target_hash="")
+
+
 def drafter_of(name, target):
     if name == "t5shallow":
         return DeviceT5(random_cuda_weights(TINY, "cpu"), torch.arange(8))
-    if name == "lstm":
-        entries = dict(vocab_size=40, d_model=16, head_scale=1.0, start_token=0, end_token=1, pad_token=0, target="",
-                       target_hash="", hidden_size=8, d_kv=8, d_ff=8)
-        return DeviceLSTM(LSTMModel(LSTMConfig(**entries)), target.weights.embedding, target.weights.head, "bf16")
+    if name in RECURRENT:
+        device, network, config = RECURRENT[name]
+        return device(network(config(**ENTRIES, hidden_size=8, d_kv=8, d_ff=8)), target.weights.embedding,
+                      target.weights.head, "bf16")
     if name == "ngram":
         return DeviceNgram(small_table(), "cpu")
     if name.startswith("lookup"):
@@ -78,7 +98,8 @@ def drafter_of(name, target):
     ("none", 0, {}), ("lookup", 3, {}), ("lookup", 3, dict(temperature=1.0)), ("lookup", 3, dict(temperature=1.0, top_k=5)),
     ("ngram", 3, {}), ("ngram", 3, dict(temperature=1.0, top_k=5)), ("lookup+ngram", 3, {}),
     ("lookup+ngram", 3, dict(temperature=1.0, top_p=0.5)),
-    ("none", 0, dict(temperature=1.0, top_p=0.5)), ("t5shallow", 2, {}), ("lstm", 2, dict(temperature=1.0, top_k=5))])
+    ("none", 0, dict(temperature=1.0, top_p=0.5)), ("t5shallow", 2, {}), ("t5shallow", 2, dict(temperature=1.0)),
+    ("lstm", 2, dict(temperature=1.0, top_k=5)), ("cnn", 2, {})])
 def test_launches_are_those_of_a_real_step(name, K, law):
     from launches import Launches
 
@@ -109,6 +130,25 @@ def test_bytes_are_those_of_weights_and_caches():
     assert found["feed-forward"] == w.ff_in.nbytes + w.ff_out.nbytes and found["head"] == w.head.nbytes
     target.reserve(1, 8, 0, 64)
     assert found["cross-attention"] == target.buffers["pages_k"].nbytes + target.buffers["pages_v"].nbytes
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_bytes_of_a_drafter_are_those_of_its_weights_and_pages(name):
+    """Of the sizes that it has by default; the model leaves biases out."""
+    target = T5Cuda(random_cuda_weights(TINY, "cpu"))
+    device, network, config = RECURRENT[name]
+    drafter = device(network(config(**ENTRIES)), target.weights.embedding, target.weights.head, "bf16")
+    drafter.reserve(1, 64)
+
+    def matrices(*groups):
+        return sum(one.nbytes for group in groups for one in group
+                   if isinstance(one, torch.Tensor) and one.dtype == torch.bfloat16)
+
+    found = {part.name: part.bytes for part in parts(target.config, Round(1, 2, 64, drafter=name))}
+    cell = matrices(*drafter.cells) if name == "lstm" else matrices(drafter.enter, *drafter.layers)
+    pages = drafter.buffers["pages_k"].nbytes + drafter.buffers["pages_v"].nbytes
+    assert found["draft: cell"] == 3 * cell
+    assert found["draft: pointer"] == 2 * (matrices(drafter.query, drafter.inner, drafter.outer) + pages)
 
 
 def test_floors_of_the_published_sizes():
@@ -149,7 +189,7 @@ def test_the_command_ends_in_json_and_refuses_in_a_line():
     assert [row["round"]["batch_size"] for row in json.loads(done.stdout.splitlines()[-1])["modelled"]] == [1, 4]
     for options, message in ((["--geometry", "gpt"], "not known"), (["--machine", "abacus"], "not known"),
                              (["--batch-sizes", "x"], "whole numbers"), (["--bandwidth", "0"], "above 0"),
-                             (["--drafter", "cnn"], "is not modelled")):
+                             (["--drafter", "head"], "is not modelled")):
         done = CliRunner().invoke(app, ["bench", "model", *options])
         assert isinstance(done.exception, UserError) and message in str(done.exception)
     assert set(model.LAYERS) < set(model.DRAFTERS) and "flan-t5-xl" in GEOMETRIES
