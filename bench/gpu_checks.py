@@ -39,8 +39,9 @@ class _Case:
 
     def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = (), *, terms: int = 0,
                 keys: int = 0) -> dict:
-        """`worst`: the largest error over what is allowed (bounds.py): the rounding of sums of so many `terms`; of weights of
-        so many `keys`, where arguments are queries, keys, values and so on; of what passed gates, GATED, or a bfloat16's neighbour."""
+        """`worst`: the largest error over what is allowed (bounds.py): the rounding of sums of so many `terms`; of weights
+        of so many `keys`, where arguments are queries, keys, values and so on; else of what passed gates, GATED, or a
+        bfloat16's neighbour."""
         host = [_on_cpu(a) for a in arguments]
         wanted = [output.cpu().clone() for output in outputs]
         magnitudes = [unsigned(want) for want in wanted]

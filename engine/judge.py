@@ -50,7 +50,7 @@ def judge(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> V
 
 
 class Workspace:
-    """A device's verdict buffers for B rows of R: tokens, path [B, R], counts [B] int64, and what a sampled verdict needs."""
+    """A device's verdict buffers for B rows of R: tokens, path [B, R], counts [B] int64; and what sampled ones need."""
 
     def __init__(self, B: int, R: int, device: torch.device | str):
         self.device = device

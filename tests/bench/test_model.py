@@ -45,9 +45,9 @@ CLOSED = {"_self_attention_kernel": "self-attention's matrices", "_cross_attenti
           "_gate_kernel": "feed-forward"}
 # Of a drafter, by what its network is made of; a `_mix_kernel` in front of a convolution lets an id in.
 DRAFTED = {
-    "_begin_kernel": "turn", "_end_kernel": "turn", "_list_kernel": "head", "_cut_kernel": "draws", "_sample_kernel": "draws",
-    "_cell_kernel": "cell", "_convolution_kernel": "cell", "_mix_kernel": "pointer", "_embed_kernel": "embedding and closing norm",
-    "_close_kernel": "embedding and closing norm"}
+    "_begin_kernel": "turn", "_end_kernel": "turn", "_list_kernel": "head", "_cut_kernel": "draws",
+    "_sample_kernel": "draws", "_cell_kernel": "cell", "_convolution_kernel": "cell", "_mix_kernel": "pointer",
+    "_embed_kernel": "embedding and closing norm", "_close_kernel": "embedding and closing norm"}
 
 
 def counted(kernels):
