@@ -12,6 +12,7 @@ from foredraft.bench.methods import REFERENCE, Method, drafting_method
 from foredraft.bench.settings import Settings
 from foredraft.bench.simulate import NotModelled, simulated
 from foredraft.engine.config import AUTO
+from foredraft.engine.draft_tree import TreeDrafter
 from foredraft.errors import UserError
 
 # What is compared where nobody says otherwise, as foredraft.load takes it. Of the embedded target's decoder the last leaves
@@ -119,9 +120,11 @@ def _opened(model, drafters: Sequence[str], sources: Sequence[Sequence[int]], se
 
 
 def _ways(spec: str, drafting, chosen: tuple[int, int] | None, settings: Settings) -> list[Way]:
-    """A drafter at its K and at "auto", drawn drafts verified both ways; AUTO as it is."""
+    """A drafter at its K and at "auto", drawn drafts verified both ways; AUTO as it is, and trees at their K alone."""
     if spec == AUTO:
         return [Way(AUTO, AUTO)]
+    if isinstance(drafting.drafter, TreeDrafter):
+        return [Way(spec, chosen[0])]
     drawn = settings.do_sample and not getattr(drafting.drafter, "point_masses", False)
     return [Way(spec, K, verification) for K in (chosen[0], AUTO) for verification in ("token", "block")[: 1 + drawn]]
 

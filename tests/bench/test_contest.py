@@ -30,11 +30,11 @@ def rows_of(path, drafters, temperature, widths=(1, 2), **options):
 
 
 def test_the_ways_of_a_setting(tiny_model_path, lstm):
-    rows = rows_of(tiny_model_path, ["lookup", lstm, "auto", "gru"], 1.0)
+    rows = rows_of(tiny_model_path, ["lookup", lstm, "tree:2x1:lookup", "auto", "gru"], 1.0)
     ways = [(row["drafter"], row["draft_tokens"] == "auto", row["verification"]) for row in rows]
     assert ways == [("plain", False, "token"), ("lookup", False, "token"), ("lookup", True, "token"),
                     (lstm, False, "token"), (lstm, False, "block"), (lstm, True, "token"), (lstm, True, "block"),
-                    ("auto", True, "token"), ("gru", False, None)]
+                    ("tree:2x1:lookup", False, "token"), ("auto", True, "token"), ("gru", False, None)]
     assert {row["run"] for row in rows} == {"x"} and "is not known" in rows[-1]["absent"]
     by_way = dict(zip(ways, rows, strict=True))
     # copies are plain decoding's tokens, drawn drafts have noise of their own
