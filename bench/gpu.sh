@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-bench/results/gpu}" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 mkdir -p "$OUT"
-python3 -m foredraft.bench.gpu --out "$OUT" "$@" 2>&1 | tee "$OUT/gpu.log"
+python3 -m foredraft.bench.gpu.main --out "$OUT" "$@" 2>&1 | tee "$OUT/gpu.log"

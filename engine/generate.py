@@ -13,41 +13,40 @@ from typing import Any
 
 import torch
 
-from foredraft.engine.adaptive import WIDEST, AdaptiveDrafter
-from foredraft.engine.cache import pages_of
-from foredraft.engine.checkpoint import find_checkpoint, weights_hash
-from foredraft.engine.config import AUTO, DecodeConfig
-from foredraft.engine.cuda_weights import load_cuda_weights
-from foredraft.engine.decode import Drafter
-from foredraft.engine.draft_auto import AutoDrafter
-from foredraft.engine.draft_none import NoDrafter
-from foredraft.engine.draft_tree import TreeDrafter
-from foredraft.engine.drafters import make_drafter
-from foredraft.engine.fixed_batches import FixedBatches
-from foredraft.engine.graph import GraphRounds
-from foredraft.engine.requests import Job, Request, Result
-from foredraft.engine.scheduler import Scheduler
+from foredraft import embedded
+from foredraft.engine.draft_length.adaptive_drafter import WIDEST, AdaptiveDrafter
+from foredraft.engine.drafters.auto import AutoDrafter
+from foredraft.engine.drafters.none import NoDrafter
+from foredraft.engine.drafters.registry import make_drafter
+from foredraft.engine.drafters.tree import TreeDrafter
+from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
+from foredraft.engine.models.kv_cache import pages_of
+from foredraft.engine.models.t5 import T5
+from foredraft.engine.models.t5_cuda import T5Cuda
+from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
+from foredraft.engine.models.t5_weights import load_tokenizer, load_weights
+from foredraft.engine.params import AUTO, DecodeConfig
+from foredraft.engine.protocols import Drafter
+from foredraft.engine.runtime.cuda_graphs import CapturedSteps
+from foredraft.engine.runtime.requests import Job, Request, Result
+from foredraft.engine.runtime.scheduler import Scheduler
+from foredraft.engine.runtime.static_batches import FixedBatches
+from foredraft.engine.runtime.stream import Stream
+from foredraft.engine.sampling.stop_strings import StopStrings
 from foredraft.engine.stats import DecodeStats
-from foredraft.engine.stops import StopStrings
-from foredraft.engine.stream import Stream
-from foredraft.engine.t5 import T5
-from foredraft.engine.t5_cuda import T5Cuda
-from foredraft.engine.t5_weights import load_tokenizer, load_weights
 from foredraft.errors import UserError
-from foredraft.kernels.backend import HAS_TRITON
-from foredraft.kernels.philox import row_seed
-
-EMBEDDED_TARGET = Path(__file__).resolve().parent.parent / "assets" / "target"
+from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.philox import row_seed
 
 
 @dataclass
 class Output:
-    """token_ids: without the start token, with the end token when it was emitted; origins: who proposed each id (an
-    index into state.ORIGINS, 0 is the target); texts: decoded, None entries when the model has no tokenizer."""
+    """token_ids: without the start token, with the end token when it was emitted; proposers: who proposed each id (an
+    index into state.PROPOSERS, 0 is the target); texts: decoded, None entries when the model has no tokenizer."""
 
     texts: list[str | None] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
-    origins: list[list[int]] = field(default_factory=list)
+    proposers: list[list[int]] = field(default_factory=list)
     stats: DecodeStats = field(default_factory=DecodeStats)
     warnings: list[str] = field(default_factory=list)
 
@@ -55,7 +54,7 @@ class Output:
         """Append a request's result; its stats are summed elsewhere."""
         self.texts.append(result.text)
         self.token_ids.append(result.token_ids)
-        self.origins.append(result.origins)
+        self.proposers.append(result.proposers)
         self.warnings += result.warnings
 
 
@@ -71,7 +70,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
     """
     check_device(device)
-    folder = find_checkpoint(EMBEDDED_TARGET if path is None else path)
+    folder = find_checkpoint(embedded.TARGET if path is None else path)
     if device == "cpu":
         target = T5(load_weights(folder, dtype, weights))
     else:
@@ -104,7 +103,7 @@ class Model:
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
         self.drafter = make_drafter(drafter, target, path, tokenizer, str(target.device))
-        self.graphs = GraphRounds() if isinstance(target, T5Cuda) else None
+        self.graphs = CapturedSteps() if isinstance(target, T5Cuda) else None
 
     @cached_property
     def adaptive(self) -> AdaptiveDrafter:
@@ -122,7 +121,7 @@ class Model:
 
     def describe(self) -> dict:
         """What records say of a model: path name, weights hash, dtype, parameters, drafter, threads."""
-        from foredraft.kernels.backend import get_num_threads
+        from foredraft.kernels.core.backend import get_num_threads
 
         return {"model": self.path.name, "hash": weights_hash(self.path), "dtype": self.dtype,
                 "weights": self.target.weights.stored,

@@ -1,4 +1,4 @@
-"""The plain data of a decode round: Draft, Verdict, DecodeState.
+"""The plain data of a decode round: Draft, Verification, DecodeState.
 
 Letters: B rows, K drafted tokens a round, R = K + 1 rows read by the target, V vocabulary, T decoder positions,
 C model width. Everything lives on one device and is updated in place; nothing here reads a value back to the
@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.kernels.backend import backend_of
-from foredraft.kernels.commit import COMMIT
-from foredraft.kernels.inputs import ALLOWED, INPUTS
-from foredraft.kernels.verdict import Rows
+from foredraft.kernels.core.backend import backend_of
+from foredraft.kernels.step.commit import COMMIT
+from foredraft.kernels.step.step_inputs import ALLOWED, INPUTS
+from foredraft.kernels.verify.accept_triton import Rows
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
-ORIGINS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
+PROPOSERS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
+
+# The logits and log-sum-exps of a draft of point masses, as the CPU's kernels take them.
+NO_DISTRIBUTIONS = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
 
 
 @dataclass
@@ -29,16 +32,16 @@ class Draft:
 
     tokens [B, K] int64, padding repeats a valid id; lengths [B] int64 in 0..K; dense [B] bool: draft i was sampled
     from softmax(logits[b, i]), else the row's tokens are point masses; logits [B, K, V] float32 or None: the drafter's
-    processed logits (after temperature, top-k and top-p: exactly the law that was sampled, which among drafts of one parent
+    processed logits (after temperature, top-k and top-p: exactly the distribution that was sampled, which among drafts of one parent
     may leave out those before); lse [B, K] float64: their log-sum-exp; parents [B, K] int64 or None: row (0 = the last
-    committed token, i + 1 = draft i) that each draft follows, an earlier one, None for a chain; origin [B, K] uint8 indexes
-    ORIGINS.
+    committed token, i + 1 = draft i) that each draft follows, an earlier one, None for a chain; proposer [B, K] uint8 indexes
+    PROPOSERS.
     """
 
     tokens: Tensor
     lengths: Tensor
     dense: Tensor
-    origin: Tensor
+    proposer: Tensor
     logits: Tensor | None = None
     lse: Tensor | None = None
     parents: Tensor | None = None
@@ -56,8 +59,8 @@ class Draft:
 
 
 @dataclass
-class Verdict:
-    """What the judge emits: tokens [B, R] int64, of which row b emits tokens[b, :counts[b]]; counts [B] int64 in 1..R
+class Verification:
+    """What the verification emits: tokens [B, R] int64, of which row b emits tokens[b, :counts[b]]; counts [B] int64 in 1..R
     (accepted drafts + the target's own token); path [B, R] int64 or None: the accepted rows of a tree, root first, on
     the CPU 0 past them; committed: a device's kernel committed a chain in the same launch."""
 
@@ -78,7 +81,7 @@ class Host(NamedTuple):
     top_k: np.ndarray
     top_p: np.ndarray
     seeds: np.ndarray
-    rounds: np.ndarray
+    num_steps: np.ndarray
     last_tested: np.ndarray
     last_accepted: np.ndarray
 
@@ -98,7 +101,7 @@ class DecodeState:
 
     tokens [B, T + 1] int64: committed ids from the start token on; column T is a spill slot for a device's masked writes.
     lengths [B] int64: committed ids, the start token included. finished [B] bool. limits [B] int64: the length at
-    which a row stops, at most T. origin [B, T + 1] uint8: who proposed each id (ORIGINS).
+    which a row stops, at most T. proposer [B, T + 1] uint8: who proposed each id (PROPOSERS).
     draft_tokens [B] int64 (each row's K), temperature [B] float32 (0 is greedy), top_k [B] int64 (0 is off),
     top_p [B] float32 (1 is off), seeds [B] int64. hidden [B, C] float32: the target's state that produced the last
     committed token. T is the largest limit, or a larger `capacity`. Counters, per row: rounds, covered (rounds with a
@@ -120,22 +123,22 @@ class DecodeState:
         self.capacity = int(limits.max()) if capacity is None else capacity
         # set before the first round. Dense drafts are verified as blocks
         self.block = False
-        # LOSSY (Big Little Decoder): drafters end a draft at a law whose largest probability is below `fallback`, and greedy
-        # drafts stand up to `rollback` nats from the target (kernels/rollback.py)
+        # LOSSY (Big Little Decoder): drafters end a draft at a distribution whose largest probability is below `fallback`, and greedy
+        # drafts stand up to `rollback` nats from the target (kernels/verify/big_little_rollback.py)
         self.fallback, self.rollback = 0.0, None
         self.max_draft = int(draft_tokens.max())
         self.backend = backend_of(limits)
         self.end_token = end_token
         self.tokens = torch.full((B, self.capacity + 1), start_token, dtype=torch.int64, device=device)
-        self.origin = torch.zeros(B, self.capacity + 1, dtype=torch.uint8, device=device)
+        self.proposer = torch.zeros(B, self.capacity + 1, dtype=torch.uint8, device=device)
         self.lengths = torch.ones(B, dtype=torch.int64, device=device)
         self.finished = torch.zeros(B, dtype=torch.bool, device=device)
         self.limits, self.draft_tokens = limits, draft_tokens
         self.temperature, self.top_k, self.top_p, self.seeds = temperature, top_k, top_p, seeds
-        self._look_at_laws()
+        self._look_at_distributions()
         self.hidden = torch.zeros(B, width, device=device)
         K = self.max_draft
-        self.rounds, self.covered, self.drafted = (torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
+        self.num_steps, self.covered, self.drafted = (torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
         self.tested_at, self.accepted_at = (torch.zeros(B, K, dtype=torch.int64, device=device) for _ in range(2))
         self.last_tested, self.last_accepted, self.last_counts = (
             torch.zeros(B, dtype=torch.int64, device=device) for _ in range(3))
@@ -144,7 +147,7 @@ class DecodeState:
         self.chain = self._steps[:K].expand(B, K).contiguous()
         self._straight = self._steps.expand(B, K + 1).contiguous()
         self._written = (
-            self.tokens, self.origin, self.lengths, self.finished, self.hidden, self.rounds, self.covered, self.drafted,
+            self.tokens, self.proposer, self.lengths, self.finished, self.hidden, self.num_steps, self.covered, self.drafted,
             self.tested_at, self.accepted_at, self.last_counts, self.last_tested, self.last_accepted)
         self._room = (self.lengths, limits, self.finished, draft_tokens)
         self._inside = (self.tokens, self.lengths, self.finished)
@@ -153,14 +156,14 @@ class DecodeState:
             self._host_written, self._host_room, self._host_inside, self._host_chain = (
                 tuple(tensor.numpy() for tensor in tensors)
                 for tensors in (self._written, self._room, self._inside, (self.chain, self._straight)))
-        # a device's buffers, the same in every round: allowed, inputs and, made in the first round, those of judge.py and
+        # a device's buffers, the same in every round: allowed, inputs and, made in the first round, those of verification.py and
         # sampling.py
         self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
         self._inputs = tuple(torch.zeros(B, K + 1, dtype=torch.int64, device=device) for _ in range(3))
         self.workspace = self.sampler = None
 
     @property
-    def rows(self) -> int:
+    def batch_size(self) -> int:
         return self.tokens.shape[0]
 
     @property
@@ -193,27 +196,27 @@ class DecodeState:
         INPUTS[self.backend](*self._host_inside, proposed, draft.lengths.numpy(), parents, read, positions, above)
         return torch.from_numpy(read), torch.from_numpy(positions), None if above is None else torch.from_numpy(above)
 
-    def commit(self, draft: Draft, verdict: Verdict, hidden: Tensor) -> None:
-        """Append each row's verdict, cut at the end token and at the row's limit, and count (kernels/commit.py).
+    def commit(self, draft: Draft, verification: Verification, hidden: Tensor) -> None:
+        """Append each row's verification, cut at the end token and at the row's limit, and count (kernels/step/commit.py).
 
         hidden [B, R, C] is the target's output of this round. Finished rows emit nothing.
         """
-        if verdict.committed:
+        if verification.committed:
             return
-        judged = (verdict.tokens, verdict.counts)
+        verified = (verification.tokens, verification.counts)
         if self.backend == "triton":
-            path = self._straight if verdict.path is None else verdict.path
-            COMMIT["triton"](*judged, path, draft.lengths, draft.parents, *self.committed_into(draft, hidden))
+            path = self._straight if verification.path is None else verification.path
+            COMMIT["triton"](*verified, path, draft.lengths, draft.parents, *self.committed_into(draft, hidden))
             return
         parents, path = self._host_chain
         if draft.parents is not None:
-            parents, path = draft.parents.numpy(), verdict.path.numpy()
-        COMMIT[self.backend](*(tensor.numpy() for tensor in judged), path, draft.lengths.numpy(), parents,
-                             draft.origin.numpy(), hidden.numpy(), self._host_room[1], self.end_token, *self._host_written)
+            parents, path = draft.parents.numpy(), verification.path.numpy()
+        COMMIT[self.backend](*(tensor.numpy() for tensor in verified), path, draft.lengths.numpy(), parents,
+                             draft.proposer.numpy(), hidden.numpy(), self._host_room[1], self.end_token, *self._host_written)
 
     def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:
         """What a commit on a device reads of the draft and the state, and what it writes."""
-        return Rows(draft.origin, hidden, self.limits, self.end_token, *self._written)
+        return Rows(draft.proposer, hidden, self.limits, self.end_token, *self._written)
 
     def start(self, row: int, *, limit: int, draft_tokens: int, temperature: float, top_k: int, top_p: float,
               seed: int) -> None:
@@ -221,21 +224,21 @@ class DecodeState:
         stale memory past `lengths`. limit is at most the capacity, draft_tokens at most max_draft."""
         if limit > self.capacity or draft_tokens > self.max_draft:
             raise ValueError(f"limit {limit} and {draft_tokens} drafts in a state of {self.capacity} and {self.max_draft}")
-        _tokens, _origin, lengths, finished, *counters = self._host_written
+        _tokens, _proposer, lengths, finished, *counters = self._host_written
         for counter in counters:
             counter[row] = 0
         lengths[row], finished[row] = 1, False
         self.limits[row], self.draft_tokens[row], self.seeds[row] = limit, draft_tokens, seed
         self.temperature[row], self.top_k[row], self.top_p[row] = temperature, top_k, top_p
-        self._look_at_laws()
+        self._look_at_distributions()
 
     def stop(self, row: int) -> None:
         """Leave a row idle: it counts as finished and greedy until it is started again."""
         self.finished[row] = True
         self.temperature[row], self.top_k[row], self.top_p[row] = 0, 0, 1
-        self._look_at_laws()
+        self._look_at_distributions()
 
-    def _look_at_laws(self) -> None:
+    def _look_at_distributions(self) -> None:
         self.greedy = not any(self.temperature.tolist())
         self.cuts = any(self.top_k.tolist()) or min(self.top_p.tolist()) < 1
 

@@ -14,7 +14,7 @@ class DecodeStats:
 
     steps: (row, round) pairs in which a row was running. drafted, tested, accepted: ids; tested stops at the first
     rejection. emitted: ids. tested_at and accepted_at [K] are per place in the draft.
-    covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verdict, commit,
+    covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verification, commit,
     host), total. Rounds captured on a device are not told apart: all of them count as other. rounds: passes of the target;
     places: rows that were there in them, running or not. A single request of many has neither of the two. lossy: the policy
     under which what was emitted need not be the target's own (state.lossy); "" is lossless.
@@ -30,8 +30,8 @@ class DecodeStats:
     tested_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    rounds: int = 0
-    places: int = 0
+    passes: int = 0
+    slots: int = 0
     lossy: str = ""
 
     @property
@@ -60,22 +60,22 @@ class DecodeStats:
         return self.emitted / decoding if decoding > 0 else 0.0
 
     @property
-    def row_utilisation(self) -> float:
+    def slot_utilisation(self) -> float:
         """Running rows over rows and rounds."""
-        return self.steps / self.places if self.places else 0.0
+        return self.steps / self.slots if self.slots else 0.0
 
     @classmethod
     def of(cls, state: DecodeState, row: int) -> DecodeStats:
         """The counts of a row's request."""
         tested_at, accepted_at = state.tested_at[row].tolist(), state.accepted_at[row].tolist()
         return cls(
-            requests=1, steps=int(state.rounds[row]), covered=int(state.covered[row]), drafted=int(state.drafted[row]),
+            requests=1, steps=int(state.num_steps[row]), covered=int(state.covered[row]), drafted=int(state.drafted[row]),
             tested=sum(tested_at), accepted=sum(accepted_at), emitted=int(state.lengths[row]) - 1, tested_at=tested_at,
             accepted_at=accepted_at, lossy=state.lossy)
 
     def merge(self, other: DecodeStats) -> None:
         """Add what other requests cost and gained."""
-        for name in ("requests", "steps", "covered", "drafted", "tested", "accepted", "emitted", "rounds", "places"):
+        for name in ("requests", "steps", "covered", "drafted", "tested", "accepted", "emitted", "passes", "slots"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("tested_at", "accepted_at"):
             pairs = zip_longest(getattr(self, name), getattr(other, name), fillvalue=0)
@@ -95,5 +95,5 @@ class DecodeStats:
     def as_dict(self) -> dict:
         """Counts, seconds and rates, ready for JSON."""
         rates = ("acceptance_rate", "draft_acceptance_rate", "coverage", "tokens_per_step", "tokens_per_second",
-                 "row_utilisation")
+                 "slot_utilisation")
         return asdict(self) | {name: getattr(self, name) for name in rates}

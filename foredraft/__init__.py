@@ -17,12 +17,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "foredraft.engine.generate",
-    "DecodeConfig": "foredraft.engine.config",
+    "DecodeConfig": "foredraft.engine.params",
     "DecodeStats": "foredraft.engine.stats",
     "Model": "foredraft.engine.generate",
     "Output": "foredraft.engine.generate",
-    "Request": "foredraft.engine.requests",
-    "Result": "foredraft.engine.requests",
+    "Request": "foredraft.engine.runtime.requests",
+    "Result": "foredraft.engine.runtime.requests",
     "NgramModel": "foredraft.ngram_native.model",
     "UserError": "foredraft.errors",
 }

@@ -202,7 +202,7 @@ def _find_best(packed, shorter, best, best_probability):
 def _scan(packed, shorter, node):
     """The argmax of a context's whole distribution."""
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, _, strict, _ = packed
-    law = unigrams.astype(np.float64)
+    distribution = unigrams.astype(np.float64)
     path = np.empty(16, np.int64)
     depth = 0
     while True:
@@ -213,9 +213,9 @@ def _scan(packed, shorter, node):
         node = shorter[node]
     for i in range(depth - 1, -1, -1):
         context = path[i]
-        law *= backoffs[context]
+        distribution *= backoffs[context]
         for child in range(first_child[context], first_child[context + 1]):
             at = child - vocab_size
-            law[ids[at]] = codes[np.int64(probabilities[at])] if codes.shape[0] else probabilities[at]
-    word = np.argmax(law)
-    return word, law[word]
+            distribution[ids[at]] = codes[np.int64(probabilities[at])] if codes.shape[0] else probabilities[at]
+    word = np.argmax(distribution)
+    return word, distribution[word]

@@ -10,10 +10,10 @@ import numpy as np
 from foredraft.errors import UserError
 from foredraft.ngram_native import query
 from foredraft.ngram_native.count import MAX_ORDER, Counts, count, merge
-from foredraft.ngram_native.counter import KIND as COUNTS_KIND
-from foredraft.ngram_native.counter import open_counts, save_counts
+from foredraft.ngram_native.counts_file import KIND as COUNTS_KIND
+from foredraft.ngram_native.counts_file import open_counts, save_counts
+from foredraft.ngram_native.fastllm_text import read_original, write_original
 from foredraft.ngram_native.files import has_magic
-from foredraft.ngram_native.original import read_original, write_original
 from foredraft.ngram_native.smooth import SMOOTHINGS, fit
 from foredraft.ngram_native.table import Table
 

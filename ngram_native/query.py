@@ -23,12 +23,12 @@ def draft_reference(table: Table, text: list[int], allowed: int, end_token: int,
     """The contract by the whole distribution at every id."""
     proposed, reach, tokens = [], 1.0, 1.0
     while len(proposed) < allowed and end_token not in proposed[-1:]:
-        law = distribution(table, np.array(text + proposed))
-        reach *= law.max()
+        distribution = distribution(table, np.array(text + proposed))
+        reach *= distribution.max()
         if reach * (1 + cost * len(proposed)) <= cost * tokens:
             break
         tokens += reach
-        proposed.append(int(law.argmax()))
+        proposed.append(int(distribution.argmax()))
     return proposed
 
 
@@ -56,9 +56,9 @@ def score(table: Table, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 def distribution(table: Table, context: np.ndarray) -> np.ndarray:
     """p(. | context) as [V] float64."""
-    law = np.empty(table.vocab_size)
-    law_loop(table.packed, np.asarray(context, np.int64), law)
-    return law
+    distribution = np.empty(table.vocab_size)
+    warp_loop(table.packed, np.asarray(context, np.int64), distribution)
+    return distribution
 
 
 def draft(
@@ -138,25 +138,25 @@ def _score_loop(packed, tokens, starts, out):
 
 
 @njit(cache=True, nogil=True)
-def law_loop(packed, context, law):
-    """p(. | context) into law [V] float64."""
+def warp_loop(packed, context, distribution):
+    """p(. | context) into distribution [V] float64."""
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, order, strict, _ = packed
     end = len(context)
     longest = min(order - 1, end)
-    law[:] = unigrams
+    distribution[:] = unigrams
     for size in range(longest if strict else 1, longest + 1):
         if size == 0:
             break
         node = walk(ids, first_child, vocab_size, context, end - size, end)
         if strict:
-            law[:] = 1 / vocab_size
+            distribution[:] = 1 / vocab_size
         if node < 0:
             # Suffixes of nodes are nodes: a longer context cannot be there either.
             break
-        law *= backoffs[node]
+        distribution *= backoffs[node]
         for child in range(np.int64(first_child[node]) - vocab_size, np.int64(first_child[node + 1]) - vocab_size):
             value = probabilities[child]
-            law[ids[child]] = codes[np.int64(value)] if codes.shape[0] else value
+            distribution[ids[child]] = codes[np.int64(value)] if codes.shape[0] else value
 
 
 @njit(cache=True, nogil=True)
@@ -175,22 +175,22 @@ def likeliest(packed, text, end):
     return np.int64(top), np.float64(unigrams[top])
 
 
-def log_laws(table: Table, texts: np.ndarray, lengths: np.ndarray, logits: np.ndarray, largest: np.ndarray) -> None:
+def log_distributions(table: Table, texts: np.ndarray, lengths: np.ndarray, logits: np.ndarray, largest: np.ndarray) -> None:
     """log p(. | text) of every row into logits [B, V] float32, and the largest p into largest [B] float64.
 
     texts [B, L] int64, of which row b has its first lengths[b].
     """
-    _log_laws_loop(table.packed, texts, lengths, logits, largest)
+    _log_distributions_loop(table.packed, texts, lengths, logits, largest)
 
 
 @njit(cache=True, nogil=True)
-def _log_laws_loop(packed, texts, lengths, logits, largest):
-    law = np.empty(packed[8])
+def _log_distributions_loop(packed, texts, lengths, logits, largest):
+    distribution = np.empty(packed[8])
     for row in range(len(texts)):
-        law_loop(packed, texts[row, : lengths[row]], law)
-        largest[row] = law.max()
-        for word in range(len(law)):
-            logits[row, word] = np.log(law[word])
+        warp_loop(packed, texts[row, : lengths[row]], distribution)
+        largest[row] = distribution.max()
+        for word in range(len(distribution)):
+            logits[row, word] = np.log(distribution[word])
 
 
 @njit(cache=True, nogil=True)

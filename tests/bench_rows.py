@@ -20,7 +20,7 @@ def interval(value: float) -> dict:
 
 def acceptance(alpha: float, K: int) -> dict:
     return {"rounds": 100, "drafted": 100 * K, "tested": 60 * K, "accepted": 40 * K, "rate": alpha, "per_drafted": alpha / 2,
-            "tokens_per_round": 1 + alpha * K / 2, "coverage": 0.9, "at": [alpha - 0.03 * place for place in range(K)]}
+            "tokens_per_step": 1 + alpha * K / 2, "coverage": 0.9, "at": [alpha - 0.03 * place for place in range(K)]}
 
 
 def run_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01-01T00:00:00+00:00", speed: float = 1000.0,
@@ -81,11 +81,11 @@ def steps_row() -> dict:
 
 
 def theory_row() -> dict:
-    from foredraft.bench.theory import judged
+    from foredraft.bench.studies.theory import verified
 
     row = drafter_row("lookup", None, Ks=(1, 2, 3))
     return row | {"kind": "theory", "drafter": {"name": "lookup", "kind": "lookup"},
-                  "figures": [judged(figures) for figures in row["figures"]]}
+                  "figures": [verified(figures) for figures in row["figures"]]}
 
 
 def throughput_row() -> dict:
@@ -136,7 +136,7 @@ def methods_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "202
     for drafter, K, times, other in (("plain", 0, 1.0, 0), ("lookup", 5, 2.0, 0), ("lookup", "auto", 2.1, 0),
                                      ("runs/lstm", 3, 1.5, 0), ("runs/lstm", "auto", 9.0, 2), ("auto", "auto", 2.2, 0)):
         made = {"geometry": "flan-t5-xl", "machine": "h200", "round": {"source": 512}, "draft_tokens": 8,
-                "tokens_per_round": 3.0, "plain_us": 900.0, "draft_us": 10.0, "pass_us": 950.0, "tokens_per_second": 3000.0,
+                "tokens_per_step": 3.0, "plain_us": 900.0, "draft_us": 10.0, "pass_us": 950.0, "tokens_per_second": 3000.0,
                 "speed_up": 1.3 + times}
         rows.append(common | {
             "drafter": drafter, "draft_tokens": K, "verification": "token", "absent": None, "differ": other, "tokens": 900,

@@ -113,7 +113,7 @@ def real_data() -> Path:
 class FakeModel:
     """Stands in for engine.generate.Model where only its door matters: it copies the source, as fast as a list can be.
 
-    Its drafter's name decides the law: "wrong" changes one token of each long output, "none" drafts nothing, any other
+    Its drafter's name decides the distribution: "wrong" changes one token of each long output, "none" drafts nothing, any other
     drafts two tokens a round, the second of which is accepted every other time.
     """
 
@@ -141,8 +141,8 @@ class FakeModel:
     def generate(self, inputs, *, max_new_tokens=128, draft_tokens=5, do_sample=False, temperature=1.0, top_k=0,
                  top_p=1.0, seed=None, stop_strings=None, streamer=None, batch_size=8, max_source=None, kv_memory=None,
                  verification="token", big_little=None):
-        from foredraft.engine.config import DecodeConfig
         from foredraft.engine.generate import Output
+        from foredraft.engine.params import DecodeConfig
 
         DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed, (), batch_size)
         out = Output()
@@ -153,7 +153,7 @@ class FakeModel:
             drafted = self.drafter.name != "none"
             out.token_ids.append(ids)
             out.texts.append(self.tokenizer.decode(ids, skip_special_tokens=True))
-            out.origins.append([int(drafted and place % 3 != 2) for place in range(len(ids))])
+            out.proposers.append([int(drafted and place % 3 != 2) for place in range(len(ids))])
             out.stats.steps += len(ids)
             out.stats.emitted += len(ids)
             if drafted:
@@ -196,7 +196,7 @@ def command(monkeypatch, capsys):
     import io
     import sys
 
-    from foredraft import cli
+    from foredraft.cli import main as cli
 
     def run(*arguments, stdin: bytes = b""):
         monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])

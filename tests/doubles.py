@@ -9,16 +9,16 @@ import numba
 import numpy as np
 import torch
 
-from foredraft.engine.decode import decode
-from foredraft.engine.sampling import dense_draft, sample_into
-from foredraft.engine.state import ORIGINS, DecodeState, Draft
-from foredraft.kernels.branch import children_loop
-from foredraft.kernels.law import law_reference
-from foredraft.kernels.shortlist import Shortlist
+from foredraft.engine.loop import decode
+from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.kernels.drafting.tree_children import children_loop
+from foredraft.kernels.drafting.vocabulary_head import Shortlist
+from foredraft.kernels.sampling.top_k_top_p import warp_reference
+from foredraft.ngram_native.prompt_lookup.source_index import SuffixIndex
 from foredraft.ngram_native.query import COST
-from foredraft.ngram_native.suffix import SuffixIndex
 
-# of tiny trained drafters, by kind (engine/draft_models.py)
+# of tiny trained drafters, by kind (engine/drafters/trained.py)
 SIZES = {
     "lstm": dict(hidden_size=24, num_layers=2, d_kv=12, d_ff=20),
     "cnn": dict(hidden_size=20, dilations=(1, 3), d_kv=12, d_ff=20),
@@ -78,14 +78,14 @@ class ScriptedDrafter:
         pass
 
     def draft(self, state: DecodeState) -> Draft:
-        draft = Draft.empty(state.rows, state.max_draft, state.tokens.device)
+        draft = Draft.empty(state.batch_size, state.max_draft, state.tokens.device)
         for row, room in enumerate(state.allowed().tolist()):
             length = int(state.lengths[row])
             ids = self.truth[row][length - 1 : length - 1 + min(room, self.lengths(row, self.round))]
             for i, token in enumerate(ids):
                 draft.tokens[row, i] = (token + 1) % self.vocabulary if self.wrong(row, length + i) else token
             draft.lengths[row] = len(ids)
-            draft.origin[row] = 1
+            draft.proposer[row] = 1
         self.round += 1
         return draft
 
@@ -116,7 +116,7 @@ class TableDrafter:
 
 @functools.cache
 def tree_loop(children):
-    """A compiled loop that drafts trees for all rows of a TreeTableDrafter, with `children` of kernels/branch.py."""
+    """A compiled loop that drafts trees for all rows of a TreeTableDrafter, with `children` of kernels/drafting/tree_children.py."""
 
     @numba.njit
     def loop(table, tokens, lengths, allowed, ids, tree, temperature, top_k, seeds, drafted, parents, counts, logits, lse):
@@ -156,7 +156,7 @@ class TreeTableDrafter:
                              np.zeros((1, 0), np.int64))
 
     def draft(self, state: DecodeState) -> Draft:
-        B, K, V = state.rows, state.max_draft, self.table.shape[-1]
+        B, K, V = state.batch_size, state.max_draft, self.table.shape[-1]
         draft = Draft.empty(B, K)
         draft.logits, draft.lse = torch.full((B, K, V), torch.nan), torch.zeros(B, K, dtype=torch.float64)
         draft.dense, draft.parents = state.temperature > 0, torch.zeros_like(draft.tokens)
@@ -185,9 +185,9 @@ def make_state(rows: int, new_tokens: int | list[int], draft_tokens: int | list[
 
 def admit(target, drafter, state, sources) -> list[torch.Tensor]:
     """A source for every row of the state; the encoder's outputs."""
-    target.reserve(state.rows, state.capacity, state.max_draft, max(len(source) for source in sources))
-    encoded = target.admit(range(state.rows), sources)
-    drafter.admit(range(state.rows), sources, encoded)
+    target.reserve(state.batch_size, state.capacity, state.max_draft, max(len(source) for source in sources))
+    encoded = target.admit(range(state.batch_size), sources)
+    drafter.admit(range(state.batch_size), sources, encoded)
     return encoded
 
 
@@ -196,7 +196,7 @@ def decoded(target, drafter, state, sources) -> list[list[int]]:
     """The ids of every row, without the start token."""
     admit(target, drafter, state, sources)
     decode(state, target, drafter)
-    return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.rows)]
+    return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.batch_size)]
 
 
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float, int]:
@@ -207,14 +207,14 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float
 
 def second_id_chi_square(target, counts: torch.Tensor, *, temperature: float, top_k: int = 0,
                          top_p: float = 1.0) -> tuple[float, int]:
-    """Second sampled ids of an admitted source against their law by forward passes of the target, the first summed out."""
+    """Second sampled ids of an admitted source against their distribution by forward passes of the target, the first summed out."""
     V = len(counts)
 
     def exact(tokens, positions):
         logits = target.logits(target.decode(tokens, positions))[:, -1].numpy()
         weights = torch.zeros(len(logits), V)
         for row, out in zip(logits, weights.numpy(), strict=True):
-            out /= law_reference(row, temperature, top_k, top_p, out)
+            out /= warp_reference(row, temperature, top_k, top_p, out)
         return weights.double()
 
     first = exact(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))[0]
@@ -232,7 +232,7 @@ def second_id_chi_square(target, counts: torch.Tensor, *, temperature: float, to
 
 def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
                      backend: str | None = None, block: bool = False, device: str = "cpu") -> tuple[float, int]:
-    """The first two sampled tokens against their exact joint law; K = 2, laws that depend on the position.
+    """The first two sampled tokens against their exact joint distribution; K = 2, distributions that depend on the position.
 
     drafter "adversarial" drafts from the negated logits, "close" from slightly disturbed ones. block: verified as blocks.
     """
@@ -268,13 +268,13 @@ class Copier:
             self.rows[row].release(0)
 
     def draft(self, state: DecodeState) -> Draft:
-        draft, allowed = Draft.empty(state.rows, state.max_draft), state.allowed()
-        draft.origin.fill_(ORIGINS.index("lookup"))
+        draft, allowed = Draft.empty(state.batch_size, state.max_draft), state.allowed()
+        draft.proposer.fill_(PROPOSERS.index("lookup"))
         for row in (~state.finished).nonzero()[:, 0].tolist():
             one = slice(row, row + 1)
             self.rows[row].propose(
                 state.tokens[one].numpy(), state.lengths[one].numpy(), allowed[one].numpy(), state.end_token,
-                draft.tokens[one].numpy(), draft.lengths[one].numpy(), draft.origin[one].numpy(), self.cost, self.table)
+                draft.tokens[one].numpy(), draft.lengths[one].numpy(), draft.proposer[one].numpy(), self.cost, self.table)
         return draft
 
 

@@ -12,19 +12,34 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ROOMS = ("engine", "kernels", "ngram_native", "train", "bench")
-# every room may raise from the one and write with the other
-LEAVES = ("errors", "resident", "whole")
-# what a room may import of ours besides itself
+# files that every room may import
+LEAVES = {"foredraft.errors", "foredraft.memory", "foredraft.atomic_write", "foredraft.embedded"}
+# what the files of a folder may import of ours: prefixes of dotted names; the longest folder that matches decides
 ALLOWED = {
-    "kernels": set(),
-    "ngram_native": set(),
-    "engine": {"kernels", "ngram_native"},
-    "train": {"engine", "kernels", "ngram_native", "assets"},
-    "bench": {"engine", "kernels", "ngram_native", "train", "assets"},
+    "kernels/core": ["kernels.core"],
+    "kernels/step": ["kernels.core", "kernels.step"],
+    "kernels/sampling": ["kernels.core", "kernels.sampling"],
+    "kernels/model": ["kernels.core", "kernels.model"],
+    "kernels/verify": ["kernels.core", "kernels.step", "kernels.sampling", "kernels.verify"],
+    "kernels/drafting": ["kernels.core", "kernels.step", "kernels.sampling", "kernels.model", "kernels.drafting"],
+    "ngram_native": ["ngram_native"],
+    "engine": ["engine.params", "engine.protocols", "engine.loop", "engine.state", "engine.verify", "engine.stats", "kernels"],
+    "engine/models": ["engine.models", "kernels"],
+    "engine/sampling": ["engine.sampling", "engine.state", "kernels"],
+    "engine/draft_length": ["engine.draft_length", "engine.protocols", "engine.params", "engine.state", "kernels"],
+    "engine/drafters": ["engine.drafters", "engine.loop", "engine.draft_length", "engine.models", "engine.sampling", "engine.protocols",
+                        "engine.params", "engine.state", "kernels", "ngram_native"],
+    "engine/runtime": ["engine.runtime", "engine.sampling", "engine.protocols", "engine.params", "engine.loop",
+                       "engine.state", "engine.verify", "engine.stats", "engine.models", "kernels"],
+    "train": ["train", "engine", "kernels", "ngram_native"],
+    "bench": ["bench", "train", "engine", "kernels", "ngram_native"],
 }
+# sees everything below it
+FREE = {"engine/generate.py"}
 TRANSFORMERS = {
-    "engine/t5_weights.py", "engine/draft_t5.py", "engine/draft_lstm.py", "engine/draft_cnn.py", "bench/methods.py",
-    "bench/peers.py", "bench/gpu_peers.py", "bench/ct2.py",
+    "engine/models/t5_weights.py", "engine/drafters/neural/t5_drafter.py", "engine/drafters/neural/lstm.py",
+    "engine/drafters/neural/cnn.py", "bench/harness/methods.py", "bench/harness/step_peers.py",
+    "bench/gpu/transformers_peer.py", "bench/harness/ctranslate2_peer.py",
 }
 
 
@@ -41,18 +56,24 @@ def imports(source: str) -> list[str]:
 
 def complaint(path: str, name: str) -> str | None:
     """Why the file at `path` (relative to the checkout) may not import `name`; None if it may."""
-    room, (top, *rest) = path.split("/")[0], name.split(".")
+    room, top = path.split("/")[0], name.split(".")[0]
     if top in ("", *ROOMS, "tests"):
         return f"{name}: import it as foredraft.*"
     if top == "transformers":
         free = room in ("train", "tests") or path in TRANSFORMERS
         return None if free else "transformers has its own few files"
-    if top != "foredraft" or room in ("foredraft", "tests") or path.startswith("bench/test_"):
+    if top != "foredraft" or room in ("foredraft", "tests") or path in FREE or Path(path).name.startswith("test_"):
         return None
-    part = rest[0] if rest else ""
-    if part in (*LEAVES, room) or part in ALLOWED[room]:
+    folder = max((folder for folder in ALLOWED if path.startswith(folder + "/")), key=len)
+    inner = name.removeprefix("foredraft.")
+    if any(name == leaf or name.startswith(leaf + ".") for leaf in LEAVES):
         return None
-    return f"{room} may not import foredraft.{part}"
+    if any(inner == prefix or inner.startswith(prefix + ".") for prefix in ALLOWED[folder]):
+        if "drafters.cuda" in inner and path.startswith("engine/") and "drafters/cuda/" not in path and not path.endswith(
+                "drafters/registry.py"):
+            return "only the registry imports drafters of a device"
+        return None
+    return f"{folder} may not import {name}"
 
 
 def sources() -> list[Path]:
@@ -68,13 +89,13 @@ def test_import_directions():
 
 
 @pytest.mark.parametrize(("path", "line"), [
-    ("kernels/norm.py", "from foredraft.engine.state import Draft"),
-    ("engine/t5.py", "import foredraft.bench.cases"),
-    ("engine/t5.py", "def f():\n    from transformers import T5Config"),
-    ("engine/t5.py", "from foredraft import load"),
-    ("train/data.py", "from kernels import norm"),
-    ("bench/cases.py", "from . import methods"),
-    ("foredraft/cli.py", "import engine"),
+    ("kernels/model/norm.py", "from foredraft.engine.state import Draft"),
+    ("engine/models/t5.py", "import foredraft.bench.harness.cases"),
+    ("engine/models/t5.py", "def f():\n    from transformers import T5Config"),
+    ("engine/models/t5.py", "from foredraft import load"),
+    ("train/data/pairs.py", "from kernels import norm"),
+    ("bench/harness/cases.py", "from . import methods"),
+    ("foredraft/cli/main.py", "import engine"),
 ])
 def test_the_rules_catch(path, line):
     assert any(complaint(path, name) for name in imports(line))
@@ -157,7 +178,7 @@ def test_beside_the_hub_package_as_an_editable_install(site, tmp_path):
 
 def test_importing_foredraft_is_light():
     script = (
-        "import sys, foredraft, foredraft.cli\n"
+        "import sys, foredraft, foredraft.cli.main\n"
         "print([name for name in ('torch', 'transformers', 'triton', 'numba') if name in sys.modules])"
     )
     assert run(script, site=CHECKOUT, cwd=CHECKOUT).strip() == "[]"

@@ -6,8 +6,8 @@ import json
 import pytest
 
 import foredraft
-from foredraft.engine.generate import EMBEDDED_TARGET
-from foredraft.engine.state import ORIGINS
+from foredraft import embedded
+from foredraft.engine.state import PROPOSERS
 
 pytestmark = pytest.mark.realdata
 
@@ -25,18 +25,18 @@ def model():
 
 @pytest.mark.parametrize("drafter", ["lookup", "ngram"])
 @pytest.mark.parametrize(
-    "law", [dict(), dict(do_sample=True, seed=5), dict(do_sample=True, seed=6, temperature=0.7, top_p=0.9)])
-def test_drafts_change_nothing(model, articles, drafter, law):
-    plain = model.generate(articles, max_new_tokens=48, batch_size=4, **law)
+    "distribution", [dict(), dict(do_sample=True, seed=5), dict(do_sample=True, seed=6, temperature=0.7, top_p=0.9)])
+def test_drafts_change_nothing(model, articles, drafter, distribution):
+    plain = model.generate(articles, max_new_tokens=48, batch_size=4, **distribution)
     for K, size in ((1, 5), (5, 1), (8, 12)):
-        fast = model.with_drafter(drafter).generate(articles, max_new_tokens=48, draft_tokens=K, batch_size=size, **law)
+        fast = model.with_drafter(drafter).generate(articles, max_new_tokens=48, draft_tokens=K, batch_size=size, **distribution)
         assert fast.token_ids == plain.token_ids
         assert fast.stats.accepted > 0 and fast.stats.steps < plain.stats.steps
 
 
 def test_lookup_copies_from_the_article(model, articles):
     out = model.with_drafter("lookup").generate(articles, max_new_tokens=48)
-    copied = sum(o == ORIGINS.index("lookup") for row in out.origins for o in row)
+    copied = sum(o == PROPOSERS.index("lookup") for row in out.proposers for o in row)
     assert copied == out.stats.accepted > 0.2 * out.stats.emitted
 
 
@@ -44,7 +44,7 @@ def test_greedy_equals_transformers(model, articles):
     import torch
     from transformers import T5ForConditionalGeneration
 
-    theirs = T5ForConditionalGeneration.from_pretrained(EMBEDDED_TARGET, dtype=torch.float32).eval()
+    theirs = T5ForConditionalGeneration.from_pretrained(embedded.TARGET, dtype=torch.float32).eval()
     limit = model.source_limit
     for article in articles[:4]:
         ids = model.tokenizer.encode(article).ids

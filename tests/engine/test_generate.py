@@ -19,12 +19,12 @@ def test_speculation_changes_nothing_but_the_steps(model):
     plain = model.with_drafter(None).generate(TEXTS, max_new_tokens=40)
     fast = model.generate(TEXTS, max_new_tokens=40, draft_tokens=6, batch_size=3)
     assert fast.token_ids == plain.token_ids and fast.texts == plain.texts
-    assert [len(ids) for ids in fast.origins] == [len(ids) for ids in fast.token_ids]
+    assert [len(ids) for ids in fast.proposers] == [len(ids) for ids in fast.token_ids]
     assert plain.stats.steps == plain.stats.emitted == 160 and plain.stats.drafted == 0
     # random weights repeat themselves, so some drafts are accepted; how many means nothing
     assert 0 < fast.stats.accepted <= fast.stats.tested <= fast.stats.drafted
     assert fast.stats.steps == fast.stats.emitted - fast.stats.accepted
-    assert sum(o > 0 for row in fast.origins for o in row) == fast.stats.accepted
+    assert sum(o > 0 for row in fast.proposers for o in row) == fast.stats.accepted
 
 
 def test_seeded_sampling_is_reproducible_and_independent_of_batch_and_drafts(model):
@@ -85,7 +85,7 @@ def test_stop_strings_cut_inside_a_draft_as_plain_decoding_would(model, K):
         for ids, whole in zip(out.token_ids, free, strict=True):
             ends = [i for i in range(1, 41) if stop in model.tokenizer.decode(whole[:i])]
             assert ids == whole[: ends[0] if ends else 40]
-        assert out.stats.accepted == sum(o > 0 for row in out.origins for o in row)
+        assert out.stats.accepted == sum(o > 0 for row in out.proposers for o in row)
         assert out.stats.emitted == sum(len(ids) for ids in out.token_ids)
 
 

@@ -1,4 +1,4 @@
-"""Deliberately broken verdicts: the laws of test_decode.py must catch every one of them."""
+"""Deliberately broken verifications: the distributions of test_decode.py must catch every one of them."""
 
 import types
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 from doubles import ScriptedDrafter, TableTarget, joint_chi_square, make_state
 
-from foredraft.engine import judge
-from foredraft.engine.decode import decode
-from foredraft.engine.draft_none import NoDrafter
-from foredraft.kernels import accept
+from foredraft.engine import verify as verification
+from foredraft.engine.drafters.none import NoDrafter
+from foredraft.engine.loop import decode
+from foredraft.kernels.verify import accept
 
 SAMPLED = {
-    "the residual is the target's law": ("rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
+    "the residual is the target's distribution": ("rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
     "q is left out of the test": ("start, i) * q <= p[token]", "start, i) <= p[token]"),
     "draft and coin share their noise": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, 1, start, i)"),
-    "the law comes from the row before": ("law_loop(logits[row],", "law_loop(logits[max(row - 1, 0)],"),
+    "the distribution comes from the row before": ("warp_loop(logits[row],", "warp_loop(logits[max(row - 1, 0)],"),
     "the noise forgets the round": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, ACCEPT, 0, i)"),
 }
 GREEDY = {
@@ -38,14 +38,14 @@ def mutate(old: str, new: str) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_a_broken_sampled_verdict_fails_the_chi_square(name, monkeypatch):
-    monkeypatch.setattr(judge, "ACCEPT_SAMPLED", mutate(*SAMPLED[name]).ACCEPT_SAMPLED)
+def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch):
+    monkeypatch.setattr(verification, "ACCEPT_SAMPLED", mutate(*SAMPLED[name]).ACCEPT_SAMPLED)
     values = [joint_chi_square(drafter, trials=60_000) for drafter in ("adversarial", "close")]
     assert any(value > freedom + 10 * (2 * freedom) ** 0.5 for value, freedom in values)
 
 
 @pytest.mark.parametrize("name", GREEDY)
-def test_a_broken_greedy_verdict_changes_the_output(name, monkeypatch):
+def test_a_broken_greedy_verification_changes_the_output(name, monkeypatch):
     table = torch.randn(30, 20, 20, generator=torch.Generator().manual_seed(1))
     plain = make_state(2, 20, 0, 20, end_token=-1)
     decode(plain, TableTarget(table), NoDrafter())
@@ -57,5 +57,5 @@ def test_a_broken_greedy_verdict_changes_the_output(name, monkeypatch):
         return state.tokens[:, 1:21].tolist()
 
     assert speculative() == truth
-    monkeypatch.setattr(judge, "ACCEPT_GREEDY", mutate(*GREEDY[name]).ACCEPT_GREEDY)
+    monkeypatch.setattr(verification, "ACCEPT_GREEDY", mutate(*GREEDY[name]).ACCEPT_GREEDY)
     assert speculative() != truth

@@ -37,11 +37,11 @@ def test_equals_the_exact_model(order, smoothing, discount):
     table = fitted(sequences, order, smoothing=smoothing, discount=discount)
     counts = count_reference(sequences, order)
     for context in contexts(order)[::5]:
-        law = distribution(table, context)
+        distribution = distribution(table, context)
         gram = tuple(context.tolist())
         exact = [probability_reference(counts, order, V, smoothing, gram, word, discount) for word in range(V)]
-        np.testing.assert_allclose(law, exact, rtol=0, atol=2e-7)
-        assert [probability(table, context, word) for word in range(V)] == pytest.approx(law.tolist(), abs=1e-12)
+        np.testing.assert_allclose(distribution, exact, rtol=0, atol=2e-7)
+        assert [probability(table, context, word) for word in range(V)] == pytest.approx(distribution.tolist(), abs=1e-12)
 
 
 def test_kneser_ney_by_hand():
@@ -57,7 +57,7 @@ def test_kneser_ney_by_hand():
     assert probability(table, np.array([], np.int64), 3) == pytest.approx(15.5 / 63)
     assert probability(table, np.array([2]), 3) == pytest.approx(1 / 4 + 15.5 / 126)
     assert probability(table, np.array([0]), 2) == pytest.approx(1 / 2 + 6.5 / 189)
-    # 5 was never seen: it backs off to the uniform law, not to zero.
+    # 5 was never seen: it backs off to the uniform distribution, not to zero.
     assert probability(table, np.array([5]), 5) == pytest.approx(2 / 63)
 
 
@@ -81,8 +81,8 @@ def test_pruning_keeps_normalisation_and_closure(order, options):
     assert sum(table.sizes) < sum(whole.sizes)
     assert table.nbytes <= options.get("max_bytes", whole.nbytes)
     for context in contexts(order):
-        law = distribution(table, context)
-        assert law.sum() == pytest.approx(1, abs=1e-6) and (law > 0).all()
+        distribution = distribution(table, context)
+        assert distribution.sum() == pytest.approx(1, abs=1e-6) and (distribution > 0).all()
     grams = node_ids(table)
     assert all(gram[1:] in grams and gram[:-1] in grams for gram in grams if len(gram) > 1)
 
@@ -102,9 +102,9 @@ def test_best_is_the_argmax(order, options):
     table = fitted(corpus(3, 100), order, **options)
     grams = [(word,) for word in range(V)]
     for node in range(len(table.best)):
-        law = distribution(table, np.array(grams[node]))
-        assert table.best[node] == law.argmax()
-        assert table.values("best_probability")[node] == pytest.approx(law.max(), abs=1e-6, rel=5e-4 * table.quantised)
+        distribution = distribution(table, np.array(grams[node]))
+        assert table.best[node] == distribution.argmax()
+        assert table.values("best_probability")[node] == pytest.approx(distribution.max(), abs=1e-6, rel=5e-4 * table.quantised)
         children = range(table.first_child[node], table.first_child[node + 1])
         grams += [(*grams[node], int(table.ids[child - V])) for child in children]
 
@@ -113,8 +113,8 @@ def test_best_is_the_argmax(order, options):
 def test_no_id_is_impossible(quantise):
     """A context that one id nearly always follows keeps mass for the others, with codes too."""
     table = fitted([[0, 2, 3, 1]] * 5000 + [[0, 2, 4, 1]], 3, discount=0.01, quantise=quantise)
-    law = distribution(table, np.array([0, 2]))
-    assert law.min() > 0 and law.sum() == pytest.approx(1, abs=1e-6)
+    distribution = distribution(table, np.array([0, 2]))
+    assert distribution.min() > 0 and distribution.sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_a_budget_is_used():

@@ -11,7 +11,6 @@ import pytest
 from foredraft.errors import UserError
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.files import ALIGNMENT
-from foredraft.ngram_native.query import distribution
 from foredraft.ngram_native.smooth import fit
 from foredraft.ngram_native.table import KIND, Table, codebook, encode, verify, vocabulary_fingerprint
 
@@ -101,13 +100,13 @@ def test_damaged_page_is_found_by_verify(path):
 
 
 def test_version_1_opens():
-    """A file that the first format's own code wrote, with the laws that it gave."""
+    """A file that the first format's own code wrote, with the distributions that it gave."""
     folder = Path(__file__).parent
     known = json.loads((folder / "version1.json").read_text())
     table = Table.open(folder / "version1.ngram")
     assert verify(folder / "version1.ngram") > 0 and table.tokenizer == "abc" and table.best.tolist() == known["best"]
-    for context, law in zip(known["contexts"], known["laws"], strict=True):
-        np.testing.assert_allclose(distribution(table, np.array(context, np.int64)), law, atol=3e-7)
+    for context, distribution in zip(known["contexts"], known["distributions"], strict=True):
+        np.testing.assert_allclose(distribution(table, np.array(context, np.int64)), distribution, atol=3e-7)
 
 
 def test_codes_are_close_and_keep_zero_and_one():

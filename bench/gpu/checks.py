@@ -1,0 +1,250 @@
+"""Is it right on this GPU? Kernels against their references at full size, and bf16 greedy decoding bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from foredraft.bench.gpu.rounding_bounds import BFLOAT16, attended, rounding, unsigned
+from foredraft.bench.gpu.sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
+from foredraft.engine.drafters.neural.lstm import LSTMConfig
+from foredraft.engine.models.t5_weights import T5Config
+from foredraft.kernels.core.pdl_triton import OVERLAPPED
+from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION
+from foredraft.kernels.drafting.lstm_cell_triton import CELL, MIX
+from foredraft.kernels.drafting.vocabulary_head_triton import LIST_CHOOSE, LIST_LOGITS, List, Pointed
+from foredraft.kernels.model.cross_attention_triton import FUSED_CROSS_ATTENTION, PAGE, work_size
+from foredraft.kernels.model.embed_triton import CLOSE, EMBED
+from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
+from foredraft.kernels.model.lm_head_triton import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
+from foredraft.kernels.model.self_attention_triton import FUSED_SELF_ATTENTION
+
+# Of a value of size 1 that gates made of such sums in float32: a gate is off by no more than its sum, of thousands of terms.
+GATED = 2.0**-10
+
+
+class _Case:
+    """Draws arguments on the device and compares a kernel's outputs with its reference's, computed on the CPU."""
+
+    def __init__(self, sizes: Sizes):
+        self.device, self.generator = sizes.device, torch.Generator(sizes.device).manual_seed(1)
+
+    def draw(self, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return (torch.randn(shape, device=self.device, generator=self.generator) * scale).to(dtype)
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.full(shape, float("nan"), dtype=dtype, device=self.device)
+
+    def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = (), *, terms: int = 0,
+                keys: int = 0) -> dict:
+        """`worst`: the largest error over what is allowed (bounds.py): the rounding of sums of so many `terms`; of weights
+        of so many `keys`, where arguments are queries, keys, values and so on; else of what passed gates, GATED, or a
+        bfloat16's neighbour."""
+        host = [_on_cpu(a) for a in arguments]
+        wanted = [output.cpu().clone() for output in outputs]
+        magnitudes = [unsigned(want) for want in wanted]
+        kernels["triton"](*arguments, *outputs, *work)
+        kernels["reference"](*host, *wanted)
+        pairs = zip(wanted, magnitudes, strict=True)
+        if terms:
+            kernels["reference"](*map(unsigned, host), *magnitudes)
+            bounds = [rounding(terms, *pair) for pair in pairs]
+        elif keys:
+            q, k, v, *rest = host
+            kernels["reference"](q, k, v.abs(), *rest, *magnitudes)
+            bounds = [attended(q, k, keys, *pair) for pair in pairs]
+        else:
+            bounds = [(BFLOAT16 if want.dtype == torch.bfloat16 else GATED) * (1 + want.float().abs()) for want in wanted]
+        found = [output.cpu() for output in outputs]
+        # 0 of 0 is no number, and no error
+        worst = max(float(((a.float() - b.float()).abs() / bound).nan_to_num(0).max())
+                    for a, b, bound in zip(found, wanted, bounds, strict=True))
+        same_holes = all(torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf())
+                         for a, b in zip(found, wanted, strict=True))
+        return {"check": name, "worst": worst, "passed": same_holes and worst <= 1}
+
+
+def _on_cpu(value: object) -> object:
+    """A tensor there, and a tuple of them, by the same name; all else as it is."""
+    if isinstance(value, tuple):
+        return type(value)(*map(_on_cpu, value))
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def check_kernels(sizes: Sizes) -> Iterator[dict]:
+    """Every kernel of a target's pass at the width of `sizes.checked`, six rows of each of three requests, one of them
+    unread."""
+    c, case = random_target(sizes, sizes.checked, layers=1).config, _Case(sizes)
+    C, H, D, F, V, B, R = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size, 3, 6
+    M = B * R
+    positions = torch.arange(POSITION, POSITION + R, device=case.device).repeat(B, 1)
+    positions[1, 3:], positions[2] = -1, -1
+    x = case.draw(M, C, dtype=torch.float32)
+    squares = torch.zeros(M, -(-C // 16), device=case.device)
+    squares[:, 0] = x.square().sum(1)
+    y = x.bfloat16()
+    T = POSITION + R + 3
+    yield case.compare("qkv", QKV, (y, squares, case.draw(3 * H * D, C, scale=C**-0.5), 1e-6, positions),
+                       (case.empty(M, H, D), case.empty(B, H, T, D), case.empty(B, H, T, D)), terms=C)
+    yield case.compare("project", PROJECT, (y, squares, case.draw(H * D, C, scale=C**-0.5), 1e-6), (case.empty(M, H * D),),
+                       terms=C)
+    gate = case.draw(2 * F if c.gated else F, C, scale=C**-0.5)
+    yield case.compare("gate", GATE, (y, squares, gate, 1e-6, c.activation, c.gated), (case.empty(M, F),), terms=C)
+    added, sums = x.clone(), case.empty(M, -(-C // 16), dtype=torch.float32)
+    yield case.compare("add", ADD, (case.draw(M, F), case.draw(C, F, scale=F**-0.5), torch.ones(C, device=case.device)),
+                       (added, case.empty(M, C), sums), terms=F)
+    exact = added.double().square().unflatten(1, (-1, 16)).sum(2)
+    apart = (sums - exact).abs() / rounding(16, sums, exact)
+    yield {"check": "add: its squares are those of what it wrote", "worst": float(apart.max()),
+           "passed": bool((apart <= 1).all())}
+    # the attentions' references are loops: few heads
+    few = min(H, 2)
+    visible = torch.ones(R, R, dtype=torch.int8, device=case.device).tril().repeat(B, 1, 1)
+    q = case.draw(M, few, D)
+    yield case.compare("self-attention", FUSED_SELF_ATTENTION, (
+        q, case.draw(B, few, T, D, scale=0.3), case.draw(B, few, T, D), positions, visible,
+        case.draw(few, T, dtype=torch.float32)), (case.empty(M, few * D),), keys=T)
+    pages = -(-sizes.source // PAGE)
+    table = torch.randperm(B * pages, device=case.device, generator=case.generator).view(B, pages)
+    lengths = torch.tensor([sizes.source, 1, min(65, sizes.source)], device=case.device)
+    work = (case.empty(work_size(B, R, few, pages, D), dtype=torch.float32),
+            torch.zeros(B * few, dtype=torch.int32, device=case.device))
+    yield case.compare("cross-attention", FUSED_CROSS_ATTENTION, (
+        q, case.draw(B * pages, few, PAGE, D, scale=0.3), case.draw(B * pages, few, PAGE, D), table, lengths),
+        (case.empty(M, few * D),), work, keys=sizes.source)
+    norm = 0.5 + torch.rand(C, device=case.device, generator=case.generator)
+    tokens = torch.randint(V, (B, R), device=case.device, generator=case.generator)
+    yield case.compare("embedding", EMBED, (tokens, positions, None, case.draw(V, C), norm), (
+        torch.full((B, R, R), -77, dtype=torch.int8, device=case.device), case.empty(M, C, dtype=torch.float32),
+        case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)), terms=16)
+    yield case.compare("closing norm", CLOSE, (x, squares, norm, 1e-6, 0.5),
+                       (case.empty(M, C, dtype=torch.float32), case.empty(M, C)), terms=C)
+    head = case.draw(V, C, scale=C**-0.5)
+    logits = case.empty(M, V, dtype=torch.float32)
+    yield case.compare("logits", FUSED_LOGITS, (y, head), (logits,), terms=C)
+    parts = -(-V // WIDTH)
+    chosen = torch.zeros(M, dtype=torch.int64, device=case.device)
+    arrived = torch.zeros(-(-M // 16), dtype=torch.int32, device=case.device)
+    FUSED_CHOOSE["triton"](y, head, chosen, case.empty(M, parts, dtype=torch.float32),
+                           torch.zeros(M, parts, dtype=torch.int32, device=case.device), arrived)
+    yield {"check": "choice is the logits' argmax", "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
+
+
+def check_drafters(sizes: Sizes) -> Iterator[dict]:
+    """The kernels of neural drafters at the width of `sizes.checked` and the sizes that they have by default, three requests
+    of which one is not read."""
+    c, d, case = T5Config.from_dict(sizes.geometries[sizes.checked], sizes.checked), LSTMConfig, _Case(sizes)
+    C, V, U, F, B, T = c.d_model, c.vocab_size, d.hidden_size, d.d_ff, 3, POSITION + 1
+    at = torch.tensor([POSITION, 1, -1], device=case.device)
+    tokens = torch.randint(V, (B, T), device=case.device, generator=case.generator)
+    embedding, lengths = case.draw(V, C), torch.full_like(at, POSITION - 1)
+    cell = case.draw(4 * U, C, scale=C**-0.5), case.draw(4 * U, U, scale=U**-0.5), case.draw(4 * U, dtype=torch.float32)
+    # states before the place that is read are given, and the one there is written
+    h, states = case.draw(B, T, U, scale=0.5), case.draw(B, T, U, dtype=torch.float32)
+    yield case.compare("recurrent cell", CELL, (tokens[:, 0], at, embedding, *cell), (h, states))
+    yield case.compare("mixed inputs", MIX, (
+        at.clamp(min=0), h, case.draw(B, F), embedding, tokens, lengths, tokens[:, :2].contiguous(),
+        case.draw(F + 1, U, scale=U**-0.5), case.draw(F + 1, F, scale=F**-0.5), case.draw(1, F + 1, C, scale=C**-0.5),
+        case.draw(F + 1, dtype=torch.float32), 1.0), (case.empty(B, F), case.empty(B, dtype=torch.float32)), terms=U + F + C)
+    below, above = case.draw(B, T, U).float(), case.empty(B, T, U, dtype=torch.float32)
+    yield case.compare("convolution", CONVOLUTION, (
+        at, below, case.draw(3, 2 * U, U, scale=U**-0.5), case.draw(2 * U, dtype=torch.float32), 4), (above,))
+    # ids that the source holds are its own, each at one of its places
+    S, few = min(sizes.source, V // 4), min(1024, V // 2)
+    ids = torch.randperm(V, device=case.device, generator=case.generator)
+    source, counts = ids[:S].sort().values.repeat(B, 1), torch.full_like(at, S)
+    listed = List(ids[S // 2 :][:few], source, counts, torch.zeros(B, few, dtype=torch.int8, device=case.device))
+    listed.left_out[:, : S - S // 2] = 1
+    scores, ones = case.draw(B, S, dtype=torch.float32), torch.ones(B, device=case.device)
+    pointed = Pointed(source, counts, scores, scores.amax(1), ones * S, 3 * ones)
+    y, logits = case.draw(B, C, scale=C**-0.5), torch.full((B, V), float("-inf"), device=case.device)
+    yield case.compare("listed logits", LIST_LOGITS, (y, embedding, listed, pointed), (logits,), terms=C + S)
+    parts = -(-few // WIDTH) + -(-S // WIDTH)
+    chosen = torch.zeros(B, dtype=torch.int64, device=case.device)
+    LIST_CHOOSE["triton"](y, embedding, listed, pointed, chosen, case.empty(B * parts, dtype=torch.float32),
+                          torch.zeros(B * parts, dtype=torch.int32, device=case.device), chosen.new_zeros(1).int())
+    yield {"check": "choice is the listed logits' argmax", "passed": bool((chosen == logits.argmax(1)).all())}
+
+
+def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
+    """One token at a time and all alone, or K + 1 at a time and among other requests: the same bits in bf16."""
+    target = random_target(sizes, sizes.checked, layers)
+    R, largest = sizes.draft_tokens + 1, sizes.batches[-1]
+    tokens = torch.randint(3, target.config.vocab_size, (largest, 2 * R), device=target.device)
+    source = sizes.source
+
+    def run(rows: int, reads: int) -> tuple[Tensor, Tensor]:
+        fill_caches(target, largest, source, 2 * R)
+        # the same caches for every run: filled for the largest batch, of which the first rows are used
+        hidden, chosen = [], []
+        for start in range(0, 2 * R, reads):
+            places = torch.arange(POSITION + start, POSITION + start + reads, device=target.device).repeat(rows, 1)
+            out = target.decode(tokens[:rows, start : start + reads].contiguous(), places)
+            hidden.append(out[:1].clone())
+            chosen.append(target.choose(out)[:1].clone())
+        return torch.cat(hidden, 1), torch.cat(chosen, 1)
+
+    plain = run(1, 1)
+    for rows, reads in ((1, R), (1, 2), (largest, 1), (largest, R)):
+        found = run(rows, reads)
+        yield {"check": f"bf16 bits: {reads} rows a pass, batch {rows}, against one row alone",
+               "passed": all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))}
+    fill_caches(target, largest, source, 2 * R)
+    short, places = min(50, source), torch.arange(POSITION, POSITION + R, device=target.device).repeat(largest, 1)
+    target.buffers["sources"].fill_(short)
+    found = []
+    for longest in (short, source):
+        target.reserve(largest, POSITION + 2 * R, 2 * R - 1, longest)
+        found.append(target.decode(tokens[:, :R].contiguous(), places).clone())
+    yield {"check": "bf16 bits of a short source, launched for its own pages and for a long one's",
+           "passed": torch.equal(*found)}
+    if can_overlap(sizes):
+        target.launch = OVERLAPPED
+        yield {"check": "bf16 bits with launches that overlap",
+               "passed": all(torch.equal(a, b) for a, b in zip(plain, run(largest, R), strict=True))}
+
+
+def check_model(sizes: Sizes) -> Iterator[dict]:
+    """The embedded model on this device: fp32 tokens are the CPU's, and so is what its LSTM drafts, by how much of it stands
+    (a wrong draft changes no token); bf16 tokens with drafts are those without."""
+    from foredraft.bench.harness.cases import sample_texts
+    from foredraft.engine.generate import load
+
+    texts = [text for _, text in sample_texts()[: sizes.texts]]
+    plain = load(drafter=None, weights="fp32").generate(texts, max_new_tokens=sizes.new_tokens, draft_tokens=0)
+    options = dict(max_new_tokens=sizes.new_tokens, batch_size=4)
+    found = load(drafter="lookup", device=sizes.device, weights="fp32").generate(texts, **options)
+    differ = sum(a != b for a, b in zip(plain.token_ids, found.token_ids, strict=True))
+    yield {"check": f"fp32 with drafts: texts of {len(texts)} that differ from the CPU's", "differ": differ,
+           "passed": differ <= len(texts) // 10}
+    there, here = (load(drafter="lstm", device=device, weights="fp32").generate(texts, **options).stats
+                   for device in (sizes.device, "cpu"))
+    apart = abs(there.acceptance_rate - here.acceptance_rate)
+    yield {"check": "fp32 drafts of the LSTM: share accepted here and on the CPU", "worst": apart,
+           "passed": apart < 0.02 and here.acceptance_rate > 0}
+    model = load(drafter="lookup", device=sizes.device, dtype=sizes.dtype, weights="bf16")
+    for sampled in (False, True):
+        outputs = [(model if K else model.with_drafter(None)).generate(
+            texts, draft_tokens=K, do_sample=sampled, seed=3, batch_size=batch, max_new_tokens=sizes.new_tokens).token_ids
+            for K, batch in ((0, 1), (0, 4), (1, 4), (sizes.draft_tokens, 1), (sizes.draft_tokens, 4))]
+        yield {"check": f"bf16 {'seeded sampling' if sampled else 'greedy'} with drafts and in batches equals plain, alone",
+               "passed": all(ids == outputs[0] for ids in outputs)}
+
+
+def compare_library(sizes: Sizes) -> Iterator[dict]:
+    """The library's product against ours: may one row and six rows share their bits there, and which is faster?"""
+    for geometry, config in sizes.geometries.items():
+        C, F = config["d_model"], config["d_ff"]
+        case = _Case(sizes)
+        for N, K in ((3 * config["num_heads"] * config["d_kv"], C), (C, F)):
+            weight, x = case.draw(N, K, scale=K**-0.5), case.draw(16, K)
+            whole = torch.nn.functional.linear(x, weight)
+            same = all(torch.equal(torch.nn.functional.linear(x[:n], weight), whole[:n]) for n in (1, 2, 6))
+            six, squares = x[:6].contiguous(), torch.ones(6, -(-K // 16), device=sizes.device)
+            out = case.empty(6, N)
+            ours = seconds(sizes, lambda w=weight, x=six, s=squares, o=out: PROJECT["triton"](x, s, w, 1e-6, o))
+            library = seconds(sizes, lambda w=weight, x=six: torch.nn.functional.linear(x, w))
+            yield {"geometry": geometry, "shape": [N, K], "library_same_bits": same,
+                   "ours_us": sorted(ours)[len(ours) // 2] * 1e6, "library_us": sorted(library)[len(library) // 2] * 1e6}

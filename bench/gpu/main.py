@@ -1,0 +1,272 @@
+"""Everything there is to know of a GPU machine, in one call: `bash bench/gpu.sh`.
+
+Each section runs in a process of its own under a time budget, and writes its rows as they come: a section that fails, or
+runs out of time, loses no other's and none of its own that were ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from foredraft import embedded
+from foredraft.bench.gpu.goals import verified
+from foredraft.bench.gpu.sizes import Sizes
+from foredraft.engine.generate import check_device
+from foredraft.errors import UserError
+
+# Seconds for everything: a machine is lent for ten minutes.
+TOTAL = 570
+
+
+@dataclass(frozen=True)
+class Section:
+    """`run(sizes, known)` yields rows; `known` holds the rows of the sections before it by name."""
+
+    seconds: int
+    run: Callable[[Sizes, dict[str, list[dict]]], Iterator[dict]]
+
+
+def _compile(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import precompile as gpu_compile
+
+    yield from gpu_compile.compile_all(sizes, SECTIONS["compile"].seconds - 5)
+
+
+def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import checks as gpu_checks
+
+    for check in (gpu_checks.check_kernels, gpu_checks.check_drafters, gpu_checks.check_bits, gpu_checks.check_model):
+        try:
+            yield from check(sizes)
+        except Exception as error:  # a failed check must not hide the others
+            yield {"check": check.__name__, "passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def _distribution(sizes: Sizes, known: dict) -> Iterator[dict]:
+    """The tests that hold on a GPU too (chi-square and its mutants among them), with the kernels compiled for it: most of
+    the time goes into compiling, so they share all processors, or without pytest's plug-in for that a process a file."""
+    # cut off a little before this section is, so that what was said until then is not lost
+    ends = time.monotonic() + SECTIONS["distribution"].seconds - 5
+    files, spread = gpu_tests(), ["-n", str(os.cpu_count())] if find_spec("xdist") else []
+    with ExitStack() as stack:
+        running = []
+        for together in [files] if spread else [[file] for file in files]:
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            # pyproject.toml's own options name a plug-in that the machine may not have
+            command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", *together, "-m", "gpu",
+                       "-k", "not compiled_for", "-p", "no:cacheprovider", *spread]
+            running.append((together, said, subprocess.Popen(
+                command, env=os.environ | {"TRITON_INTERPRET": "0"}, stdout=said, stderr=subprocess.STDOUT)))
+        for together, said, child in running:
+            try:
+                code = child.wait(timeout=max(ends - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                code = child.wait()
+            said.seek(0)
+            yield {"check": f"pytest -m gpu {' '.join(together)}", "passed": code == 0, "said": said.read()[-1500:]}
+
+
+def gpu_tests() -> list[str]:
+    """Their files alone: other files may import what the machine has not."""
+    return [str(file) for file in sorted(Path("tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
+
+
+def _bandwidth(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import times as gpu_times
+
+    yield from gpu_times.measure_bandwidth(sizes)
+
+
+def _steps(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import times as gpu_times
+
+    yield from gpu_times.measure_steps(sizes, known.get("bandwidth", []))
+
+
+def _rounds(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import times as gpu_times
+
+    yield from gpu_times.measure_rounds(sizes)
+
+
+def _verification(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import verification_peers as gpu_verification
+
+    yield from gpu_verification.check_verification(sizes.device)
+    yield from gpu_verification.measure_verification(sizes, copy_bandwidth(known))
+
+
+def _family(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import times as gpu_times
+
+    yield from gpu_times.measure_family(sizes)
+
+
+def _drafters(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import device_drafters as gpu_drafters
+
+    yield from gpu_drafters.measure_drafters(sizes)
+
+
+def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import checks as gpu_checks
+
+    yield from gpu_checks.compare_library(sizes)
+
+
+def _peers(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import transformers_peer as gpu_peers
+
+    yield from gpu_peers.measure_peers(sizes)
+
+
+def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
+    from foredraft.bench.gpu import times as gpu_times
+
+    accepted = [row["tokens_per_step"] for row in known.get("family", []) if row["method"] == "lookup"]
+    yield from gpu_times.model_xl(sizes, known.get("bandwidth", []), accepted[0] if accepted else 1.0,
+                                  known.get("steps", []), known.get("rounds", []))
+
+
+# In order of worth; those before "peers" leave it 80 seconds even where each takes all of its own.
+SECTIONS = {
+    "compile": Section(70, _compile), "checks": Section(110, _checks), "distribution": Section(80, _distribution),
+    "bandwidth": Section(15, _bandwidth), "steps": Section(90, _steps), "verification": Section(40, _verification),
+    "rounds": Section(40, _rounds), "family": Section(35, _family), "model": Section(10, _model),
+    "peers": Section(180, _peers), "library": Section(20, _library), "drafters": Section(80, _drafters),
+}
+
+
+def copy_bandwidth(known: dict[str, list[dict]]) -> float | None:
+    """GB/s as measured."""
+    rows = known.get("bandwidth") or []
+    return rows[0]["copy_gb_s"] if rows else None
+
+
+def read_rows(out: Path) -> dict[str, list[dict]]:
+    files = {name: out / f"{name}.jsonl" for name in SECTIONS}
+    return {name: [json.loads(line) for line in file.read_text().splitlines()]
+            for name, file in files.items() if file.exists()}
+
+
+def run_section(name: str, out: Path, sizes: Sizes) -> None:
+    """Run one section here and append its rows to OUT/NAME.jsonl as they come."""
+    known = read_rows(out)
+    with open(out / f"{name}.jsonl", "w") as file:
+        for row in SECTIONS[name].run(sizes, known):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{name}: {json.dumps(row)}", flush=True)
+
+
+def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
+    """Run sections one after another, each in a process of its own; what happened to each, in seconds and words."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        # of an earlier run, on a machine that may have been another
+        (out / f"{name}.jsonl").unlink(missing_ok=True)
+    began, ends = time.monotonic(), {}
+    for name in names:
+        left = min(SECTIONS[name].seconds, TOTAL - (time.monotonic() - began))
+        if left < 5:
+            ends[name] = {"ended": "no time was left", "seconds": 0.0}
+            continue
+        start = time.monotonic()
+        command = [sys.executable, "-m", "foredraft.bench.gpu.main", "--section", name, "--out", str(out), *extra]
+        child = subprocess.Popen(command, start_new_session=True)
+        try:
+            code = child.wait(timeout=left)
+            ended = "done" if code == 0 else f"failed with code {code}"
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.wait()
+            ended = f"cut off after {left:.0f} s"
+        ends[name] = {"ended": ended, "seconds": round(time.monotonic() - start, 1)}
+        print(f"== {name}: {ended} ({ends[name]['seconds']} s)", flush=True)
+    return ends
+
+
+def show(rows: dict[str, list[dict]], ends: dict) -> None:
+    """A table a section, then the checks' failures, and last the goals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=150)
+    for name, found in rows.items():
+        if not found:
+            continue
+        columns = list(dict.fromkeys(key for row in found for key in row if key not in ("said", "error", "parts")))
+        table = Table(title=f"{name} ({ends.get(name, {}).get('ended', '?')})", title_justify="left")
+        for column in columns:
+            table.add_column(column)
+        for row in found:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        console.print(table)
+    for name, found in rows.items():
+        for row in found:
+            if row.get("passed") is False:
+                console.print(f"FAILED {name}: {row['check']}: {row.get('error') or row.get('said', '')}", markup=False)
+    for name, end in ends.items():
+        if end["ended"] != "done":
+            console.print(f"{name}: {end['ended']}", markup=False)
+    table = Table(title="goals", title_justify="left")
+    for column in ("goal", "bound", "found", "met"):
+        table.add_column(column)
+    for row in verified(rows):
+        met = {True: "yes", False: "NO", None: "not measured"}[row["met"]]
+        table.add_row(row["goal"], f"{'<=' if row['at_most'] else '>='} {_cell(row['bound'])}", _cell(row["found"]), met)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        value = value.get("median")
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check and time foredraft on a GPU; the last line is JSON.")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results/gpu")))
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas between")
+    parser.add_argument("--section", choices=list(SECTIONS), help="run this one in this process")
+    parser.add_argument("--drafters", type=Path, default=embedded.LSTM.parent,
+                        help="a folder of trained drafters' folders; without one, untrained ones are timed")
+    options = parser.parse_args()
+    if options.section:
+        run_section(options.section, options.out, Sizes(drafters=str(options.drafters)))
+        return
+    try:
+        check_device("cuda")
+    except UserError as error:
+        print(f"bench/gpu.sh: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    names = options.sections.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise SystemExit(f"--sections: no section called {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
+    ends = run_all(options.out, names, ("--drafters", str(options.drafters)))
+    rows = read_rows(options.out)
+    machine = (rows.get("bandwidth") or [{}])[0].get("device")
+    temporary = options.out / "gpu.json.part"
+    temporary.write_text(json.dumps({"machine": machine, "goals": verified(rows), "sections": ends, "rows": rows}))
+    temporary.replace(options.out / "gpu.json")
+    show(rows, ends)
+    # not all rows again: they would push the tables out of sight
+    print(json.dumps({"machine": machine, "json": str(options.out / "gpu.json"), "goals": verified(rows)}))
+
+
+if __name__ == "__main__":
+    main()

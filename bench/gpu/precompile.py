@@ -1,0 +1,71 @@
+"""Compiles what gpu.py's sections will launch, many kernels at a time: one by one they would take the sections' minutes.
+
+Triton keeps machine code on the disk, where the sections find it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from foredraft.bench.gpu.sizes import Sizes, can_overlap, fill_caches, one_pass, passes, random_target
+from foredraft.bench.gpu.times import start_rounds
+from foredraft.bench.gpu.verification_peers import CASES, VOCABULARY, Case
+from foredraft.engine.loop import step
+from foredraft.kernels.core.pdl_triton import OVERLAPPED
+
+
+def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
+    """By name, what a process launches once: the passes of a geometry, its rounds, the verifications of a draft's length."""
+    return {f"passes of {geometry}": lambda geometry=geometry: _passes(sizes, geometry) for geometry in sizes.geometries} | {
+        f"rounds of {geometry}": lambda geometry=geometry: _rounds(sizes, geometry) for geometry in sizes.large} | {
+        f"verifications of {K}": lambda K=K: _verifications(sizes, K, V) for K in sorted({K for _, K in CASES})}
+
+
+@torch.inference_mode()
+def _passes(sizes: Sizes, geometry: str) -> None:
+    # the layers launch the same kernels
+    target = random_target(sizes, geometry, layers=1)
+    for rows, reads in passes(sizes, geometry):
+        fill_caches(target, rows, sizes.source, max(*sizes.reads, sizes.draft_tokens + 1))
+        for launch in ({}, OVERLAPPED) if rows == 1 and can_overlap(sizes) else ({},):
+            target.launch = launch
+            one_pass(target, rows, reads)()
+
+
+@torch.inference_mode()
+def _rounds(sizes: Sizes, geometry: str) -> None:
+    target = random_target(sizes, geometry, layers=1)
+    for rows in sizes.batches:
+        for K in (0, sizes.draft_tokens):
+            drafter, fresh = start_rounds(sizes, target, rows, K)
+            step(fresh(), target, drafter)
+
+
+def _verifications(sizes: Sizes, K: int, V: int) -> None:
+    # one row, an even number of rows, and a multiple of 16 are compiled apart
+    for B in (1, 2, 16):
+        for dense in (False, True):
+            Case(sizes.device, B, K, V, dense, 2).ours()
+
+
+def compile_all(sizes: Sizes, seconds: float) -> Iterator[dict]:
+    """A process a job, all at once, cut off after `seconds`; what is left is compiled where it is needed."""
+    began = time.monotonic()
+    running = {name: subprocess.Popen([sys.executable, "-m", "foredraft.bench.gpu.precompile", name]) for name in jobs(sizes)}
+    for name, child in running.items():
+        try:
+            ended = "done" if child.wait(timeout=max(began + seconds - time.monotonic(), 0.1)) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            ended = "cut off"
+        yield {"job": name, "ended": ended, "seconds": round(time.monotonic() - began, 1)}
+
+
+if __name__ == "__main__":
+    jobs(Sizes())[sys.argv[1]]()

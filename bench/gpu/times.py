@@ -1,0 +1,197 @@
+"""How fast is it on this GPU: bandwidth, plain passes, rounds, the embedded family from end to end, and transformers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from foredraft.bench.gpu.roofline import MACHINES, Machine, Round, config_of, machine_of, predict, table
+from foredraft.bench.gpu.sizes import (
+    POSITION,
+    Sizes,
+    can_overlap,
+    captured,
+    fill_caches,
+    microseconds,
+    one_pass,
+    passes,
+    random_target,
+    seconds,
+)
+from foredraft.bench.harness.steps import spread
+from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup
+from foredraft.engine.drafters.none import NoDrafter
+from foredraft.engine.loop import decode
+from foredraft.engine.models.t5_cuda import T5Cuda
+from foredraft.engine.protocols import Drafter
+from foredraft.engine.runtime.cuda_graphs import CapturedSteps
+from foredraft.engine.state import DecodeState
+from foredraft.kernels.core.pdl_triton import OVERLAPPED
+
+
+def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
+    """GB/s read plus written by a copy far larger than the caches."""
+    a = torch.ones(sizes.megabytes * 250_000, device=sizes.device)
+    b = torch.empty_like(a)
+    taken = spread(seconds(sizes, lambda: b.copy_(a)))["median"]
+    name = torch.cuda.get_device_name() if sizes.device != "cpu" else "cpu"
+    yield {"device": name, "copy_gb_s": 2 * a.nbytes / taken / 1e9}
+
+
+def modelled_on(bandwidth: Sequence[dict]) -> tuple[str, Machine]:
+    """What passes are modelled on, and its name, from measure_bandwidth's rows: without any, an H200 as its maker says."""
+    if not bandwidth:
+        return "H200, the maker's figures", MACHINES["h200"]
+    machine = machine_of(bandwidth[0]["device"], bandwidth[0]["copy_gb_s"])
+    return bandwidth[0]["device"] + ("" if machine.rate else ", arithmetic left out"), machine
+
+
+def measure_steps(sizes: Sizes, bandwidth: Sequence[dict]) -> Iterator[dict]:
+    """A pass and the choice after it, captured: by rows read for one request, then by batch. Plain decoding, no drafts:
+    acceptance on random weights means nothing. `bandwidth`: measure_bandwidth's rows; `share`: the bytes' time at it over
+    the pass's, None without one."""
+    R, (name, machine) = sizes.draft_tokens + 1, modelled_on(bandwidth)
+    for geometry in sizes.geometries:
+        target = random_target(sizes, geometry)
+        plain = {}
+        for rows, reads in passes(sizes, geometry):
+            fill_caches(target, rows, sizes.source, max(*sizes.reads, R))
+            with torch.inference_mode():
+                run = one_pass(target, rows, reads)
+                taken = {"us": microseconds(seconds(sizes, captured(sizes, run)))}
+                if rows == 1 and reads in (1, R):
+                    taken["eager_us"] = microseconds(seconds(sizes, run))
+                if rows == 1 and can_overlap(sizes):
+                    target.launch = OVERLAPPED
+                    taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
+                    target.launch = {}
+            expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"), machine)
+            median = taken["us"]["median"]
+            plain.setdefault(rows, median)
+            yield {"geometry": geometry, "batch": rows, "reads": reads, "bytes": expected["bytes"],
+                   "modelled_us": expected["us"], "modelled_on": name,
+                   "share": expected["bytes_us"] / median if bandwidth else None, "v": median / plain[rows], **taken}
+        del target
+        if sizes.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def _state(sizes: Sizes, rows: int, K: int, width: int) -> DecodeState:
+    def column(value: float) -> torch.Tensor:
+        return torch.full((rows,), value, device=sizes.device)
+
+    return DecodeState(
+        limits=column(sizes.new_tokens + 1), draft_tokens=column(K), temperature=column(0.0), top_k=column(0),
+        top_p=column(1.0), seeds=torch.arange(rows, device=sizes.device), start_token=0, end_token=-1, width=width)
+
+
+def measure_rounds(sizes: Sizes) -> Iterator[dict]:
+    """Whole rounds by the engine's own loops, plain and with drafts of lookup, captured and eager, and what they add to the
+    passes of target and drafter alone. Texts of random weights loop, so that there are drafts: `drafted` in a round."""
+    for geometry in sizes.large:
+        target = random_target(sizes, geometry)
+        for rows in sizes.batches:
+            for K in (0, sizes.draft_tokens):
+                with torch.inference_mode():
+                    found = _time_rounds(sizes, target, rows, K)
+                yield {"geometry": geometry, "batch": rows, "draft_tokens": K, **found}
+
+
+def start_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> tuple[Drafter, Callable[[], DecodeState]]:
+    """A drafter, and what makes a fresh state that it has admitted the requests of."""
+    fill_caches(target, rows, sizes.source, max(K + 1, sizes.new_tokens - POSITION + 2))
+    drafter = DeviceLookup(sizes.device) if K else NoDrafter()
+    sources = list(torch.randint(3, target.config.vocab_size, (rows, sizes.source)))
+
+    def fresh() -> DecodeState:
+        drafter.admit(range(rows), sources, sources)
+        return _state(sizes, rows, K, target.config.d_model)
+
+    return drafter, fresh
+
+
+def _time_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> dict:
+    graphs, (drafter, fresh), taken = CapturedSteps(), start_rounds(sizes, target, rows, K), {}
+
+    def alone(run: Callable[[], object]) -> float:
+        return spread(seconds(sizes, captured(sizes, run)))["median"]
+
+    halfway = fresh()
+    halfway.lengths.fill_(sizes.new_tokens // 2 + 1)
+    one, many = alone(one_pass(target, rows, K + 1)), 10
+    # many in a graph, whose own launch would cost more than one of them
+    drafting = alone(lambda: [drafter.draft(halfway) for _ in range(many)]) / many if K else 0.0
+    for name in ("captured", "eager") if sizes.device != "cpu" else ("eager",):
+        times = []
+        for _ in range(4):
+            state = fresh()
+            # the device is done with what was admitted
+            state.lengths.tolist()
+            start = time.perf_counter()
+            if name == "captured":
+                state = graphs.decode(state, target, drafter)
+            else:
+                decode(state, target, drafter)
+            rounds = int(state.num_steps.max())
+            # of captured ones another is queued before the host sees the end
+            times.append((time.perf_counter() - start) / (rounds + (name == "captured")))
+        # the first decode compiles and captures
+        taken[name] = spread(times[1:])["median"]
+    whole = taken.get("captured", taken["eager"])
+    return {"pass_us": one * 1e6, "draft_us": drafting * 1e6, **{f"{name}_us": value * 1e6 for name, value in taken.items()},
+            "drafted": float(state.drafted.sum() / state.num_steps.sum()), "added_us": (whole - one - drafting) * 1e6,
+            "overhead": whole / (one + drafting) - 1}
+
+
+def measure_family(sizes: Sizes) -> Iterator[dict]:
+    """The embedded target with its real acceptance: decoding tokens a second and tokens a round, by drafter and batch.
+
+    The methods take turns; a method whose tokens differ from plain decoding's has no speed-up.
+    """
+    from foredraft.bench.harness.cases import sample_texts
+    from foredraft.engine.generate import load
+
+    texts = [text for _, text in sample_texts()[: sizes.texts]]
+    model = load(drafter="lookup", device=sizes.device, dtype=sizes.dtype, weights="bf16")
+    methods = {"plain": (model.with_drafter(None), 0), "lookup": (model, sizes.draft_tokens),
+               "ngram": (model.with_drafter("ngram"), sizes.draft_tokens)}
+    for batch in sizes.batches:
+        inputs = (texts * -(-batch // len(texts)))[: max(batch, len(texts))]
+        outputs, rates = {}, {name: [] for name in methods}
+        for turn in range(1 + min(3, sizes.repeats)):
+            for name, (engine, K) in methods.items():
+                out = engine.generate(inputs, max_new_tokens=2 * sizes.new_tokens, draft_tokens=K, batch_size=batch)
+                outputs[name] = out
+                if turn:
+                    rates[name].append(out.stats.tokens_per_second)
+        for name, out in outputs.items():
+            same = out.token_ids == outputs["plain"].token_ids
+            rate = spread(rates[name])["median"]
+            yield {"batch": batch, "method": name, "tokens_per_second": rate, "same_tokens": same,
+                   "speed_up": rate / spread(rates["plain"])["median"] if same else None,
+                   "tokens_per_step": out.stats.tokens_per_step, "accepted_over_tested": out.stats.acceptance_rate}
+
+
+def model_xl(sizes: Sizes, bandwidth: Sequence[dict], tokens_per_step: float, steps: Sequence[dict] = (),
+             rounds: Sequence[dict] = (), geometry: str = "flan-t5-xl") -> Iterator[dict]:
+    """FLAN-T5-XL's tokens a second MODELLED from the embedded family's acceptance, by two costs of a round.
+
+    measured_us: the pass of K + 1 tokens that measure_steps took (`steps`), and what measure_rounds found that a draft takes
+    and a round of such adds (`rounds`); None where one of the two is missing. us: all of it counted, of bytes, arithmetic
+    and launches, on the machine that `bandwidth` tells of.
+    """
+    config_of(geometry)
+    (name, machine), K = modelled_on(bandwidth), sizes.draft_tokens
+    for row in table(geometry, machine, [Round(rows, K, sizes.source) for rows in sizes.batches], tokens_per_step):
+        batch = row["round"]["batch_size"]
+        passes = [step["us"]["median"] for step in steps
+                  if (step["geometry"], step["batch"], step["reads"]) == (geometry, batch, K + 1)]
+        around = [one["draft_us"] + max(one["added_us"], 0.0) for one in rounds
+                  if (one["geometry"], one["batch"], one["draft_tokens"]) == (geometry, batch, K)]
+        measured = passes[0] + around[0] if passes and around else None
+        yield {key: row[key] for key in ("geometry", "us", "plain_us", "v", "launches", "bytes", "tokens_per_step",
+                                            "tokens_per_second", "plain_tokens_per_second")} | {
+            "batch": batch, "modelled": True, "modelled_on": name, "measured_us": measured,
+            "measured_tokens_per_second": batch * tokens_per_step / measured * 1e6 if measured else None}

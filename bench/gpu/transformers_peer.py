@@ -1,0 +1,57 @@
+"""transformers on a GPU at a real model's sizes, random weights: eager, and with a static cache and torch.compile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from foredraft.bench.gpu.sizes import Sizes, microseconds
+from foredraft.bench.harness.steps import random_source
+
+# The arguments of `generate` that choose one.
+ENGINES = {"eager": {}, "static + compile": {"cache_implementation": "static"}}
+
+
+def measure_peers(sizes: Sizes) -> Iterator[dict]:
+    """transformers on the same sizes in bf16, microseconds a token: of one request, eager and with a static cache and
+    torch.compile; then, at the large sizes, of larger batches, eager alone, for each batch would compile for long."""
+    one = [(geometry, sizes.batches[:1], ENGINES) for geometry in sizes.geometries]
+    for geometry, batches, engines in one + [(geometry, sizes.batches[1:], ("eager",)) for geometry in sizes.large]:
+        model = _model(sizes, geometry)
+        for name in engines:
+            for rows in batches:
+                known = {"geometry": geometry, "engine": f"transformers {name}", "batch": rows}
+                yield known | _peer(sizes, model, rows, ENGINES[name])
+        del model
+
+
+def _model(sizes: Sizes, geometry: str):
+    from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+
+    with torch.device(sizes.device):
+        model = T5ForConditionalGeneration(T5Config(**sizes.geometries[geometry])).to(torch.bfloat16).eval()
+    model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
+    return model
+
+
+def _peer(sizes: Sizes, model, rows: int, options: dict) -> dict:
+    vocabulary = model.config.vocab_size
+    ids = torch.tensor([random_source(sizes.source, vocabulary)] * rows, device=sizes.device)
+
+    @torch.inference_mode()
+    def run(tokens: int) -> float:
+        start = time.perf_counter()
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+                             do_sample=False, **options)
+        assert out[0, 1:].tolist()
+        return time.perf_counter() - start
+
+    short, long = sizes.new_tokens // 4, sizes.new_tokens
+    try:
+        run(long), run(short)
+        taken = [(run(long) - run(short)) / (long - short) for _ in range(3)]
+    except Exception as error:  # whatever another library raises is the reason to report
+        return {"absent": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+    return {"us": microseconds(taken)}

@@ -1,0 +1,72 @@
+"""What a method takes before its first token: loading, latency, memory; each in a process of its own.
+
+    python -m foredraft.bench.harness.footprint '{"method": ..., "target": ..., "settings": {...}, "source": [...]}'
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+from foredraft.bench.harness.methods import OURS, Absent, build
+from foredraft.bench.harness.settings import Settings
+from foredraft.memory import resident_bytes
+
+TIMES, LONGEST = 5, 300
+
+
+def measure(name: str, model, settings: Settings, source: Sequence[int]) -> dict | None:
+    """What the method takes in a process of its own; None if that fails or takes over 5 minutes.
+
+    load_seconds: of the method's libraries and weights. first_token_ms: encoding and one token of `source`, the median of 5
+    after one. peak_bytes: the most resident memory of the process, libraries included, or on a GPU the most of its memory
+    that torch held (None where the system does not tell).
+    """
+    wanted = {"method": name, "target": str(model.path), "dtype": model.dtype, "weights": model.describe()["weights"],
+              "settings": asdict(settings), "source": list(source)}
+    try:
+        done = subprocess.run([sys.executable, "-m", "foredraft.bench.harness.footprint", json.dumps(wanted)], capture_output=True,
+                              text=True, timeout=LONGEST, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_bytes(device: str) -> int | None:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return resident_bytes(peak=True)
+
+
+def main(wanted: dict) -> dict:
+    settings = replace(Settings(**wanted["settings"]), batch_size=1, max_new_tokens=1)
+    start = time.perf_counter()
+    if wanted["method"].partition(":")[0] in OURS:
+        from foredraft.engine.generate import load
+
+        model = load(wanted["target"], None, device=settings.device, dtype=wanted["dtype"], weights=wanted["weights"])
+    else:
+        model = SimpleNamespace(path=Path(wanted["target"]), dtype=wanted["dtype"])
+    method = build(wanted["method"], model, settings)
+    loaded, times = time.perf_counter() - start, []
+    for _ in range(TIMES + 1):
+        start = time.perf_counter()
+        output = method.run([wanted["source"]], 0)
+        times.append(output.wall if output.wall is not None else time.perf_counter() - start)
+    return {"load_seconds": loaded, "first_token_ms": median(times[1:]) * 1e3, "peak_bytes": peak_bytes(settings.device)}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(main(json.loads(sys.argv[1]))))
+    except Absent as reason:
+        sys.exit(str(reason))

@@ -1,0 +1,69 @@
+"""The machine a bench ran on, with the bandwidth it really had at that time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads
+from foredraft.kernels.core.gemm_microkernel import LANES
+from foredraft.kernels.model.linear import linear_loop
+
+
+def describe(device: str = "cpu") -> dict:
+    """Processor, cores, threads, versions and the read bandwidth in GB/s, measured now on `device`."""
+    import torch
+
+    on_gpu = str(device).startswith("cuda")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "read_gb_s": round(read_bandwidth(device), 1),
+    }
+
+
+def file_name(machine: dict) -> str:
+    """A file name stem for this kind of machine: its processor or its GPU, and the cores."""
+    words = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", words.lower())).strip("-")
+
+
+def read_bandwidth(device: str = "cpu", megabytes: int = 256, times: int = 5) -> float:
+    """GB/s of the best of `times` reads of an array far larger than the caches: a sum over it and, on a CPU, also a
+    matrix-vector product with it by our own kernel, which asks for memory sooner than a library's sum."""
+    import torch
+
+    array = torch.ones(megabytes * 250_000, device=device)
+    # reading the sum back waits for the device
+    reads = [lambda: array.sum().item()]
+    if array.device.type == "cpu" and HAS_NUMBA:
+        inputs = 4096
+        weight = array[: array.numel() // (inputs * LANES) * inputs * LANES].view(-1, inputs, LANES).numpy()
+        x, out = np.ones((1, inputs), np.float32), np.empty((1, len(weight) * LANES), np.float32)
+        reads.append(lambda: linear_loop(x, weight, out, get_num_threads()))
+    best = float("inf")
+    for read in reads:
+        for _ in range(times + 1):
+            start = time.perf_counter()
+            read()
+            best = min(best, time.perf_counter() - start)
+    return array.numel() * 4 / best / 1e9
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

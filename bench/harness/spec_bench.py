@@ -1,0 +1,78 @@
+"""Answers in the format of Spec-Bench (Xia et al. 2024), which its own scripts read, and its way to sum them up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from foredraft.bench.harness.measure import Sample, Samples
+from foredraft.engine.state import PROPOSERS
+
+CATEGORY = "summarization"
+TARGET = PROPOSERS.index("target")
+
+
+def accept_lengths(sample: Sample) -> list[int]:
+    """Ids emitted by each round of one request, in order. A round ends with the target's own id, or with the text's end.
+
+    Without proposers, of a method that does not speculate: one id a round.
+    """
+    if sample.proposers is None:
+        return [1] * sample.tokens
+    lengths, open_round = [], 0
+    for proposer in sample.proposers[0][: sample.tokens]:
+        open_round += 1
+        if proposer == TARGET:
+            lengths.append(open_round)
+            open_round = 0
+    return lengths + [open_round] * (open_round > 0)
+
+
+def answers(method: str, passed: Sequence[Sample], tokenizer, names: Sequence[str]) -> list[dict]:
+    """A line for each article of one pass; `passed`: its samples, one article each."""
+    lines = []
+    for number, (sample, name) in enumerate(zip(passed, names, strict=True), 1):
+        lengths = accept_lengths(sample)
+        text = tokenizer.decode(sample.rows[0], skip_special_tokens=True)
+        choice = {"index": 0, "turns": [text], "decoding_steps": [len(lengths)], "new_tokens": [sample.tokens],
+                  "wall_time": [sample.seconds], "accept_lengths": lengths}
+        lines.append({"question_id": number, "category": CATEGORY, "answer_id": _digest(method, name), "model_id": method,
+                      "choices": [choice], "tstamp": time.time()})
+    return lines
+
+
+def write(folder: Path, method: str, samples: Samples, tokenizer, names: Sequence[str]) -> None:
+    """FOLDER/run_1/METHOD.jsonl and so on, a file a pass: what Spec-Bench calls model_answer."""
+    for number, passed in enumerate(samples, 1):
+        path = folder / f"run_{number}" / f"{method.replace('/', '_').replace(':', '-')}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in answers(method, passed, tokenizer, names)))
+        partial.replace(path)
+
+
+def summary(samples: Samples, plain: Samples, rounds: bool = True) -> dict[str, float | None]:
+    """Spec-Bench's figures: mean accepted tokens over rounds (None for a method that does not tell its rounds); tokens a
+    second, the mean over articles of each one's own speed, encoding included; its ratio to plain decoding's; mean and sample
+    deviation over the passes."""
+    def speeds(passed: Sequence[Sample]) -> float:
+        return float(np.mean([sample.tokens / sample.seconds for sample in passed]))
+
+    ours, theirs = np.array([speeds(one) for one in samples]), np.array([speeds(one) for one in plain])
+    lengths = [length for one in samples for sample in one for length in accept_lengths(sample)]
+
+    def deviation(values: np.ndarray) -> float:
+        return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+    return {"mean_accepted_tokens": float(np.mean(lengths)) if rounds else None, "tokens_per_second": float(ours.mean()),
+            "tokens_per_second_deviation": deviation(ours), "speed_up": float((ours / theirs).mean()),
+            "speed_up_deviation": deviation(ours / theirs)}
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:22]

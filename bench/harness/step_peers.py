@@ -1,0 +1,114 @@
+"""Other engines decoding plainly from the same checkpoint: seconds a token, by the difference of two lengths.
+
+Every peer is a function of a checkpoint folder that returns `run(source ids, tokens)`, which decodes exactly so many
+tokens greedily past any end token, or raises methods.Absent with the reason why it cannot run here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from foredraft.bench.harness.interleave import orders, wait_until_idle
+from foredraft.bench.harness.methods import Absent, static_compiled
+from foredraft.bench.harness.steps import spread
+
+Run = Callable[[Sequence[int], int], list[int]]
+
+
+def _foredraft(weights: str):
+    def build(folder: Path) -> Run:
+        from foredraft.engine.generate import load
+
+        model = load(folder, drafter=None, weights=weights)
+        model.target.end_token = -1
+        return lambda source, tokens: model.generate([list(source)], max_new_tokens=tokens).token_ids[0]
+
+    return build
+
+
+def _transformers(compiled: bool):
+    def build(folder: Path) -> Run:
+        import torch
+        from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+        from transformers import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+        extra = static_compiled() if compiled else {}
+        model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
+
+        @torch.inference_mode()
+        def run(source: Sequence[int], tokens: int) -> list[int]:
+            ids = torch.tensor([list(source)])
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, **extra)
+            return out[0, 1:].tolist()
+
+        return run
+
+    return build
+
+
+def _ctranslate2(compute_type: str):
+    def build(folder: Path) -> Run:
+        from foredraft.bench.harness.ctranslate2_peer import Translator
+
+        translator = Translator(folder, compute_type)
+        return lambda source, tokens: translator([source], tokens, shortest=tokens)[0]
+
+    return build
+
+
+PEERS: dict[str, Callable[[Path], Run]] = {
+    "foredraft-fp32": _foredraft("fp32"),
+    "foredraft-bf16": _foredraft("bf16"),
+    "foredraft-int8": _foredraft("int8"),
+    "transformers": _transformers(False),
+    "transformers-compiled": _transformers(True),
+    "ctranslate2-fp32": _ctranslate2("float32"),
+    "ctranslate2-int8": _ctranslate2("int8"),
+}
+
+
+def seconds_per_token(run: Run, source: Sequence[int], short: int, long: int) -> float:
+    """(time of `long` tokens - time of `short` ones) / their difference: encoding and set-up drop out."""
+    times = []
+    for tokens in (short, long):
+        start = time.perf_counter()
+        run(source, tokens)
+        times.append(time.perf_counter() - start)
+    return (times[1] - times[0]) / (long - short)
+
+
+def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], short: int, long: int,
+                  repeats: int) -> dict[str, dict]:
+    """Milliseconds a token of each engine, in turns, over the first engine's, and how many tokens differ from its own.
+
+    An engine that cannot run, or breaks, has its reason under "absent".
+    """
+    runs, found, tokens = {}, {}, {}
+    for name in names:
+        try:
+            runs[name] = PEERS[name](folder)
+            tokens[name] = runs[name](source, long)
+        except Absent as reason:
+            found[name] = {"absent": str(reason)}
+        except Exception as error:  # whatever another library raises is the reason to report
+            found[name] = {"absent": f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+            runs.pop(name, None)
+    taken = {name: [] for name in runs}
+    turns = orders(list(runs), seed=0)
+    for _ in range(repeats):
+        for name in next(turns):
+            wait_until_idle()
+            taken[name].append(seconds_per_token(runs[name], source, short, long))
+    first = next(iter(taken), None)
+    for name, values in taken.items():
+        found[name] = {
+            "ms": {key: value * 1e3 for key, value in spread(values).items()},
+            "over_first": spread(values)["median"] / spread(taken[first])["median"],
+            "differ": sum(a != b for a, b in zip(tokens[name], tokens[first], strict=False)),
+        }
+    return {name: found[name] for name in names}

@@ -1,0 +1,196 @@
+"""What one decode step costs: by rows, by part, against the bytes it must read, and against other engines.
+
+Plain decoding on random weights: no drafts, for acceptance on random weights means nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from foredraft.bench.harness import machine
+from foredraft.bench.harness.interleave import wait_until_idle
+from foredraft.engine.models.t5 import T5
+from foredraft.engine.models.t5_weights import T5Config, T5Weights, load_weights
+from foredraft.kernels.core.backend import get_num_threads
+from foredraft.kernels.model.attention import cross_attention_loop
+from foredraft.kernels.model.linear import inputs_of, linear_loop
+from foredraft.kernels.model.lm_head import CHOOSE
+
+# The decoder position at which steps are timed: the middle of a summary.
+POSITION = 32
+# Memory that is no mapped file, before and after loading, in a process that did nothing else.
+GROWTH = """
+import sys
+from pathlib import Path
+from foredraft.engine.models.t5_weights import load_weights
+
+def anonymous():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+before = anonymous()
+weights = load_weights(Path(sys.argv[1]), weights=sys.argv[2])
+print(anonymous() - before)
+"""
+MATRICES = ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out")
+
+
+def random_source(length: int, vocabulary: int = 32000) -> list[int]:
+    ids = np.random.default_rng(1).integers(3, vocabulary, length - 1)
+    return [*ids.tolist(), 1]
+
+
+def step_bytes(target: T5, source: int, position: int = POSITION) -> dict[str, int]:
+    """What one step must read: decoder matrices and norms, head, cross and self keys and values of a request."""
+    w, c = target.weights, target.config
+    row = c.num_decoder_layers * c.num_heads * c.d_kv * 2 * 4
+    layers = sum(getattr(w, name).nbytes for name in MATRICES) + w.norms.nbytes + w.final_norm.nbytes
+    return {"layers": layers, "head": w.head.nbytes, "cross": source * row, "self": position * row}
+
+
+def step(target: T5, rows: int) -> Callable[[], None]:
+    """A function that decodes `rows` tokens of one admitted request and chooses the next ones."""
+    tokens = torch.arange(10, 10 + rows)[None].contiguous()
+    positions = torch.arange(POSITION, POSITION + rows)[None].contiguous()
+
+    def run() -> None:
+        target.choose(target.decode(tokens, positions))
+
+    return run
+
+
+def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
+    """The step's large parts by themselves, each over all layers, from the kernels that the step calls."""
+    w, cache, threads = target.weights, target.cache, get_num_threads()
+    c = target.config
+    inputs = {name: np.ones((rows, inputs_of(getattr(w, name))), np.float32) for name in MATRICES}
+    outputs = {name: np.empty((rows, getattr(w, name).shape[1] * 16), np.float32) for name in MATRICES}
+    q = np.ones((rows, c.num_heads, c.d_kv), np.float32)
+    batch, seen = np.zeros(rows, np.int64), np.empty_like(q)
+    hidden = np.ones((1, rows, c.d_model), np.float32)
+    positions, chosen = np.zeros((1, rows), np.int64), np.zeros((1, rows), np.int64)
+
+    def matrices() -> None:
+        for layer in range(c.num_decoder_layers):
+            for name in MATRICES:
+                linear_loop(inputs[name], getattr(w, name)[layer], outputs[name], threads)
+
+    def cross() -> None:
+        for layer in range(c.num_decoder_layers):
+            cross_attention_loop(q, batch, cache.pages_k[layer], cache.pages_v[layer], cache.table, cache.sources, seen,
+                                 threads)
+
+    def head() -> None:
+        CHOOSE["numba"](hidden, positions, w.head, c.vocab_size, c.head_scale, chosen)
+
+    return {"matrices": matrices, "cross-attention": cross, "head and argmax": head}
+
+
+def admit(target: T5, source: Sequence[int], rows: int) -> None:
+    """Encode one request and put keys and values of finite size into the slots that the timed step sees."""
+    with torch.inference_mode():
+        target.reserve(1, POSITION + rows, rows, len(source))
+        target.admit([0], [torch.tensor(source)])
+        for position in range(POSITION):
+            target.decode(torch.tensor([[position + 5]]), torch.tensor([[position]]))
+
+
+def timed(cases: Mapping[str, Callable[[], None]], repeats: int, inner: int = 5) -> dict[str, list[float]]:
+    """Seconds of each case, `repeats` times the mean of `inner` calls; the cases take turns, after one call
+    untimed and each when the last one's threads have gone to sleep."""
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for run in cases.values():
+        run()
+    for repeat in range(repeats):
+        names = list(cases)
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            wait_until_idle()
+            start = time.perf_counter()
+            for _ in range(inner):
+                cases[name]()
+            taken[name].append((time.perf_counter() - start) / inner)
+    return taken
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [20, 50, 80])
+    return {"median": float(middle), "p20": float(low), "p80": float(high)}
+
+
+def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]:
+    """The target with its weights so stored; the bytes of its tensors, and what a fresh process grew by to load them
+    (None where the system does not tell)."""
+    grown = None
+    if Path("/proc/self/status").is_file():
+        command = [sys.executable, "-c", GROWTH, str(folder), stored]
+        grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    weights = load_weights(folder, weights=stored)
+    return T5(weights), {"loaded_bytes": grown, "weight_bytes": _tensor_bytes(weights)}
+
+
+def _tensor_bytes(weights: T5Weights) -> int:
+    arrays = [value for value in vars(weights).values() if isinstance(value, np.ndarray | torch.Tensor)]
+    layers = [tensor for layer in weights.encoder for tensor in vars(layer).values()]
+    return sum(tensor.nbytes for tensor in [*arrays, *layers, *weights.cross_kv])
+
+
+def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) -> dict:
+    """Milliseconds a step by rows and by part, v(rows) over one row, the byte floor and the step's share of it."""
+    ids = random_source(source, target.config.vocab_size - 200)
+    admit(target, ids, max(rows))
+    bandwidth = []
+    cases: dict[str, Callable[[], None]] = {f"rows {n}": step(target, n) for n in rows}
+    for n in sorted({1, min(6, max(rows))}):
+        cases |= {f"{name} {n}": run for name, run in parts(target, n, source).items()}
+    cases["encode"] = lambda: target.encode(torch.tensor(ids))
+    with torch.inference_mode():
+        taken: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(repeats):
+            bandwidth.append(machine.read_bandwidth(times=2))
+            for name, values in timed(cases, 1).items():
+                taken[name] += values
+    steps = {n: spread(taken[f"rows {n}"]) for n in rows}
+    read = float(np.median(bandwidth))
+    volume = step_bytes(target, source)
+    floor = sum(volume.values()) / read / 1e9
+    one = steps[rows[0]]["median"]
+    return {
+        "read_gb_s": read, "bytes": volume, "floor_ms": floor * 1e3,
+        "step_ms": {str(n): {key: value * 1e3 for key, value in steps[n].items()} for n in rows},
+        "over_floor": one / floor,
+        "v": {str(n): steps[n]["median"] / one for n in rows},
+        "parts_ms": {name: float(np.median(values)) * 1e3 for name, values in taken.items() if not name.startswith("rows")},
+        "encoder": encoder_floor(target, source, float(np.median(taken["encode"]))),
+    }
+
+
+def encoder_floor(target: T5, source: int, seconds: float) -> dict[str, float]:
+    """FLOPs of encoding, and the rate of a large matrix product measured now."""
+    flops, rate = encoder_flops(target.config, source), product_rate(target.config, source)
+    return {"gflop": flops / 1e9, "gflop_s": rate / 1e9, "ms": seconds * 1e3, "share_of_floor": flops / rate / seconds}
+
+
+def encoder_flops(c: T5Config, source: int) -> int:
+    """Of the encoder over S source positions."""
+    inner = c.num_heads * c.d_kv
+    weights = c.num_layers * (4 * inner + (3 if c.gated else 2) * c.d_ff) * c.d_model
+    return 2 * source * weights + c.num_layers * 4 * source * source * inner
+
+
+def product_rate(c: T5Config, rows: int) -> float:
+    """FLOP/s of this machine in one large matrix product of the library, [rows, C] by [C, F], now."""
+    a, b = torch.ones(rows, c.d_model), torch.ones(c.d_ff, c.d_model)
+    rates = []
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        rates.append(2 * rows * c.d_model * c.d_ff / (time.perf_counter() - start))
+    return float(np.percentile(rates, 80))

@@ -1,0 +1,75 @@
+"""Two runs of `make bench` held against each other, in units of a calibration that ran in the same processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from foredraft.bench.report.collection import place
+from foredraft.errors import UserError
+
+CALIBRATION = "calibration"
+# half way, by ratio, from no change to the 1.5 that must never pass
+LIMIT = 1.5**0.5
+
+
+class Run(NamedTuple):
+    """Seconds of each case's fastest round, and of the fastest calibration."""
+
+    seconds: dict[str, float]
+    unit: float
+
+
+def read_runs(path: Path) -> list[Run]:
+    """A file of pytest-benchmark, or a folder of them, searched through.
+
+    UserError: nothing there, another file, a case without its calibration.
+    """
+    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no .json file; `make bench` writes them")
+    return [read_run(file) for file in files]
+
+
+def read_run(file: Path) -> Run:
+    try:
+        cases = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+        return Run({one["fullname"]: one["stats"]["min"] for one in cases},
+                   min(one["extra_info"][CALIBRATION] for one in cases))
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: no run of `make bench` with calibrations ({why}); run it again") from None
+
+
+def compare(before: Sequence[Run], after: Sequence[Run], limit: float = LIMIT) -> list[dict]:
+    """A row for each case, the largest change first: its cost on either side, `change` after over before, and `verification`:
+    slower or faster by more than `limit`, same, or new or gone for a case of one side only.
+
+    A cost is the least seconds of a side over its least calibration: on a slower machine both grow, and whatever else runs
+    only ever adds to either. The runs of a side come from one machine.
+    """
+    names = dict.fromkeys(name for run in (*before, *after) for name in run.seconds)
+    units = [min(run.unit for run in runs) for runs in (before, after)]
+    rows = []
+    for name in names:
+        old, new = ([run.seconds[name] / unit for run in runs if name in run.seconds]
+                    for runs, unit in zip((before, after), units, strict=True))
+        if not old or not new:
+            rows.append({"case": name, "before": None, "after": None, "change": None, "verification": "new" if new else "gone"})
+            continue
+        change = min(new) / min(old)
+        verification = "slower" if change > limit else "faster" if change < 1 / limit else "same"
+        rows.append({"case": name, "before": min(old), "after": min(new), "change": change, "verification": verification})
+    return sorted(rows, key=lambda row: -(row["change"] or 0))
+
+
+def said(rows: Sequence[dict]) -> str:
+    """Markdown of the records of `foredraft bench regression`, a sentence each; empty without any."""
+    return "\n".join(
+        f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms "
+        f"({row['timed_again']} timed again, changes {row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}); "
+        f"slowed {row['slow']:g} times, {len(row['missed'])} missed ({row['seeded']['least']:.2f} to "
+        f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}), {place(row)}:\n\n```\n{row['command']}\n```\n"
+        for row in rows)

@@ -1,0 +1,351 @@
+"""Charts of records, drawn once with matplotlib and saved twice: as PNG, and as SVG whose colours a page's theme sets."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from foredraft.bench.harness.machine import file_name
+from foredraft.bench.harness.methods import REFERENCE
+from foredraft.bench.report.collection import place
+
+# Roles and their colours on a light ground; in SVG each becomes the CSS variable of its name.
+PALETTE = {
+    "ink": "#1d2329", "muted": "#69737f", "rule": "#d8dde3", "accent": "#0d7a6f", "soft": "#8fc7bf", "bar": "#93a0ad",
+    "pale": "#c9d1d9", "ground": "#fdfdfb",
+}
+INK, MUTED, RULE, ACCENT, SOFT, BAR, PALE, GROUND = PALETTE.values()
+# CSS pixels: about a phone's column, so that type keeps its size there; two beside each other on a desktop
+WIDTH = 390
+PHASES = {"encode": PALE, "draft": ACCENT, "verify": BAR, "other": RULE}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`name`: the file's stem; `title` and `note` stand beside the drawing; `rows`: the records it shows."""
+
+    name: str
+    title: str
+    note: str
+    figure: object
+    rows: Sequence[dict]
+
+
+def blank(height: int, across: int = 1, down: int = 1, **options):
+    """A figure of WIDTH x height CSS pixels and its axes [down, across], set in our own type."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {"font.size": 11, "text.color": INK, "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "xtick.color": MUTED,
+             "ytick.color": MUTED, "xtick.labelcolor": MUTED, "ytick.labelcolor": INK, "axes.spines.top": False,
+             "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+             "axes.labelsize": 10, "xtick.labelsize": 10, "ytick.labelsize": 10, "axes.facecolor": GROUND,
+             "figure.facecolor": GROUND, "xtick.major.size": 3, "ytick.major.size": 0, "lines.linewidth": 1.8}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.06)
+        axes = figure.subplots(down, across, squeeze=False, **options)
+    return figure, axes
+
+
+def save_png(chart: Chart, path: Path, facts: dict[str, str] | None = None) -> None:
+    """Write the chart, with `facts` as text chunks of the file."""
+    import matplotlib
+
+    partial = path.with_name(f".{path.name}")
+    with matplotlib.rc_context({"savefig.facecolor": GROUND}):
+        chart.figure.savefig(partial, format="png", dpi=144, metadata={"Software": None, **(facts or {})})
+    partial.replace(path)
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an <svg> element: real text in the page's type, colours by role, ids of its own."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "foredraft"}):
+        chart.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawn = text.getvalue()
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg"):], flags=re.S)
+    for role, colour in PALETTE.items():
+        drawn = drawn.replace(colour, f"var(--{role})")
+    drawn = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{chart.name}-", drawn)
+    label = escape(f"{chart.title}. {chart.note}", quote=True)
+    opening = (rf'<svg role="img" aria-label="{label}" viewBox="\1" xmlns="http://www.w3.org/2000/svg" '
+               r'xmlns:xlink="http://www.w3.org/1999/xlink">')
+    return re.sub(r'<svg .*?viewBox="([^"]*)".*?>', opening, drawn, count=1, flags=re.S)
+
+
+def setting(run: Sequence[dict]) -> str:
+    row = run[0]
+    gpu = f", {row['machine']['gpu']}" if row["machine"]["gpu"] else ""
+    return f"T={row['temperature']:g}, B={row['batch_size']}, K={row['draft_tokens']}{gpu}"
+
+
+def _stem(run: Sequence[dict]) -> str:
+    row = run[0]
+    return f"{file_name(row['machine'])}-T{row['temperature']:g}-B{row['batch_size']}-K{row['draft_tokens']}"
+
+
+def _where(run: Sequence[dict]) -> str:
+    row = run[0]
+    return f"{row['data']['articles']} articles of {row['data']['name']}, {place(row)}."
+
+
+def ran(run: Sequence[dict]) -> list[dict]:
+    return [row for row in run if row["absent"] is None]
+
+
+def speeds(run: Sequence[dict]) -> Chart:
+    """Decoding speed of every method of one comparison, with the speed-up over plain decoding where tokens are equal."""
+    rows = ran(run)
+    figure, ((axes,),) = blank(46 + 24 * len(rows))
+    values = [row["tokens_per_second"]["median"] for row in rows]
+    # pale: another's engine, which tells no DecodeStats
+    colours = [PALE if row["acceptance"] is None else BAR if row["method"] == REFERENCE else ACCENT for row in rows]
+    bars = axes.barh([row["method"] for row in rows], values, color=colours, height=0.66)
+    for row, bar in zip(rows, bars, strict=True):
+        said = "other tokens" if row["differ"] else "" if row["speed_up"] is None else f"{row['speed_up']['median']:.2f}x"
+        text = f"{bar.get_width():,.0f}" + (f" · {said}" if said and row["method"] != REFERENCE else "")
+        axes.annotate(text, (bar.get_width(), bar.get_y() + bar.get_height() / 2), (5, 0), textcoords="offset points",
+                      va="center", fontsize=10, color=MUTED if row["differ"] else INK, zorder=4,
+                      bbox=dict(facecolor=GROUND, edgecolor="none", pad=0.8))
+    axes.axvline(values[[row["method"] for row in rows].index(REFERENCE)], color=MUTED, linewidth=1, linestyle=(0, (3, 3)),
+                 zorder=3)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(values) * 1.4)
+    axes.set_xlabel("tokens a second, decoding")
+    axes.xaxis.set_major_locator(_few())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.spines["left"].set_visible(False)
+    return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}", _where(run), figure, run)
+
+
+def time_split(run: Sequence[dict]) -> Chart | None:
+    """Milliseconds an article by phase, of the methods that tell them."""
+    rows = [row for row in ran(run) if row["seconds"]["other"] is not None]
+    if not rows:
+        return None
+    figure, ((axes,),) = blank(66 + 26 * len(rows))
+    names, left = [row["method"] for row in rows], [0.0] * len(rows)
+    for phase, colour in PHASES.items():
+        widths = [row["seconds"][phase] * 1e3 / row["data"]["articles"] for row in rows]
+        bars = axes.barh(names, widths, left=left, color=colour, height=0.66)
+        middle = bars[0].get_x() + bars[0].get_width() / 2
+        if widths[0] > 0.06 * max(row["seconds"]["total"] for row in rows) * 1e3 / rows[0]["data"]["articles"]:
+            axes.text(middle, -0.62, phase, ha="center", fontsize=10, color=MUTED)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for line, (row, total) in enumerate(zip(rows, left, strict=True)):
+        axes.text(total, line, f" {total:.1f} ms", va="center", fontsize=10, color=INK)
+        if least := row.get("floor"):
+            ends = [least[part] * 1e3 / row["data"]["articles"] for part in ("encode", "total")]
+            axes.vlines(ends, line - 0.33, line + 0.33, color=INK, linewidth=1.2)
+    axes.set_ylim(len(rows) - 0.5, -0.95)
+    axes.set_xlim(0, max(left) * 1.2)
+    axes.set_xlabel("milliseconds an article")
+    axes.xaxis.set_major_locator(_few())
+    axes.spines["left"].set_visible(False)
+    return Chart(f"time-{_stem(run)}", f"Time an article at {setting(run)}", _where(run), figure, rows)
+
+
+def batches(runs: Sequence[Sequence[dict]]) -> list[Chart]:
+    """A chart for each machine and K of which there are several batch sizes."""
+    groups: dict[tuple[str, int], list[Sequence[dict]]] = {}
+    for run in runs:
+        groups.setdefault((file_name(run[0]["machine"]), run[0]["draft_tokens"]), []).append(run)
+    charts = [_batches(f"batch-{machine}-K{K}", group) for (machine, K), group in groups.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
+    """Tokens a second by batch size, plain and with drafts, at each temperature; None with one batch size only."""
+    lines: dict[tuple[float, str], list[tuple[int, float]]] = {}
+    for run in runs:
+        for row in ran(run):
+            if row["acceptance"] is not None:
+                lines.setdefault((row["temperature"], row["method"]), []).append(
+                    (row["batch_size"], row["tokens_per_second"]["median"]))
+    temperatures = sorted({temperature for (temperature, _), points in lines.items() if len(points) > 1})
+    if not temperatures:
+        return None
+    figure, (panels,) = blank(230, across=len(temperatures), sharey=True)
+    # one scale for all panels, known before the first name is placed
+    panels[0].set_ylim(0, max(value for points in lines.values() for _, value in points) * 1.08)
+    for axes, temperature in zip(panels, temperatures, strict=True):
+        known = {method: sorted(points) for (at, method), points in lines.items() if at == temperature and len(points) > 1}
+        for method, points in known.items():
+            sizes, values = zip(*points, strict=True)
+            axes.plot(sizes, values, color=MUTED if method == REFERENCE else ACCENT, marker="o", markersize=4)
+        labels(axes, {method: points[-1] for method, points in known.items()},
+               {method: MUTED if method == REFERENCE else ACCENT for method in known})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({size for points in known.values() for size, _ in points}))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_title(f"T={temperature:g}", loc="left", color=INK)
+        axes.set_xlabel("batch size")
+        axes.margins(x=0.4)
+        axes.yaxis.set_major_locator(_few())
+    panels[0].set_ylabel("tokens a second")
+    return Chart(name, "By batch size", "Decoding speed; drafts gain less where a batch already shares each read.",
+                 figure, [row for run in runs for row in run])
+
+
+def token_time(steps: Sequence[dict]) -> Chart | None:
+    """A plain step by part, over the time that reading its bytes would take at the bandwidth measured beside it."""
+    bars = [(f"{row['geometry']}, {stored}", figures) for row in steps for stored, figures in row["weights"].items()]
+    if not bars:
+        return None
+    figure, ((axes,),) = blank(74 + 24 * len(bars))
+    parts = {"matrices": ACCENT, "cross-attention": SOFT, "head and argmax": BAR}
+    for number, (_, found) in enumerate(bars):
+        step, left = found["step_ms"]["1"]["median"], 0.0
+        widths = {name: found["parts_ms"][f"{name} 1"] / found["floor_ms"] for name in parts}
+        widths["rest"] = max(0.0, step / found["floor_ms"] - sum(widths.values()))
+        for name, width in widths.items():
+            axes.barh(number, width, left=left, height=0.66, color=parts.get(name, PALE), label=None if number else name)
+            left += width
+        axes.text(left, number, f" {step:.1f} ms", va="center", fontsize=10, color=INK)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=10, labelcolor=MUTED, handlelength=0.8,
+                  handletextpad=0.4, columnspacing=1.2)
+    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, max(f["step_ms"]["1"]["median"] / f["floor_ms"] for _, f in bars) * 1.25)
+    axes.set_xlabel("times its floor (dashed): bytes over measured bandwidth")
+    axes.spines["left"].set_visible(False)
+    return Chart("token-time", "Where a token's time goes",
+                 "One plain step at real models' sizes, random weights; each part timed alone, the rest is what joins them.",
+                 figure, steps)
+
+
+def encoding(steps: Sequence[dict]) -> Chart | None:
+    """The encoder's time over the time that its arithmetic would take at the rate of a large product measured beside it."""
+    bars = {row["geometry"]: next(iter(row["weights"].values()))["encoder"] for row in steps}
+    if not bars:
+        return None
+    figure, ((axes,),) = blank(56 + 24 * len(bars))
+    for number, found in enumerate(bars.values()):
+        width = 1 / found["share_of_floor"]
+        axes.barh(number, width, height=0.66, color=BAR)
+        axes.text(width, number, f" {found['ms']:.0f} ms", va="center", fontsize=10, color=INK)
+    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, max(1 / found["share_of_floor"] for found in bars.values()) * 1.25)
+    axes.set_xlabel("times its floor (dashed): FLOP over the measured rate")
+    axes.spines["left"].set_visible(False)
+    return Chart("encode-time", f"Encoding {steps[0]['source_tokens']} source tokens",
+                 "One request.", figure, steps)
+
+
+def scale(row: dict, number: int) -> list[Chart]:
+    """Milliseconds and memory an article against articles, source length and output length; resident memory against
+    articles."""
+    charts = []
+    said = f"{place(row)}, batch size {row['batch_size']}, drafter {row['drafter']['name']}"
+    for axis, what in (("articles", "articles decoded"), ("source", "source tokens"), ("output", "output tokens")):
+        points = row["curves"].get(axis, ())
+        if len(points) < 2:
+            continue
+        figure, axes = blank(300, down=2, sharex=True)
+        (times,), (sizes_of,) = axes
+        sizes = [point["size"] for point in points]
+        times.plot(sizes, [point["ms_per_article"] for point in points], color=ACCENT, marker="o", markersize=4)
+        times.set_ylabel("ms an article")
+        known = [(point["size"], point["bytes_per_article"] / 1e6) for point in points if point["bytes_per_article"]]
+        if known:
+            sizes_of.plot(*zip(*known, strict=True), color=INK, marker="o", markersize=4)
+        sizes_of.set_ylabel("MB an article")
+        sizes_of.set_xscale("log", base=2)
+        sizes_of.set_xticks(sizes)
+        sizes_of.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        sizes_of.minorticks_off()
+        sizes_of.set_xlabel(what)
+        for panel in (times, sizes_of):
+            panel.set_ylim(0)
+            panel.yaxis.set_major_locator(_few())
+            panel.grid(axis="y", color=RULE, linewidth=0.7)
+            panel.set_axisbelow(True)
+        charts.append(Chart(f"scale-{number}-{axis}", f"Time and memory by {what}",
+                            f"{said}. Memory: the peak over the loaded model, shared among the articles.", figure, [row]))
+    if memory := row.get("memory"):
+        figure, ((axes,),) = blank(210)
+        axes.plot(memory["articles"], [value / 1e6 for value in memory["rss"]], color=ACCENT)
+        axes.set_xlabel("articles decoded")
+        axes.set_ylabel("resident memory, MB")
+        axes.set_ylim(0, max(memory["rss"]) / 1e6 * 1.15)
+        axes.yaxis.set_major_locator(_few())
+        note = ("{said}. Slope {slope:+.0f} bytes an article (95 % interval {low:+.0f} to {high:+.0f}), fitted after the "
+                "first fifth.").format(said=said, **memory["slope"])
+        charts.append(Chart(f"memory-{number}", f"Memory over {memory['articles'][-1]:,} articles", note, figure, [row]))
+    return charts
+
+
+def alarm(row: dict, number: int) -> Chart:
+    """Every case's change in unchanged runs and in the slowed one, beside the limit of the alarm."""
+    lines = {"unchanged": [change for case in row["cases"] for change in case["unchanged"]],
+             f"slowed {row['slow']:g} times": [case["seeded"] for case in row["cases"]]}
+    figure, ((axes,),) = blank(130)
+    for line, (values, colour) in enumerate(zip(lines.values(), (BAR, ACCENT), strict=True)):
+        axes.scatter(values, [line] * len(values), s=200, marker="|", color=colour, linewidth=1.2)
+    axes.axvline(row["limit"], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_yticks(range(len(lines)), list(lines))
+    axes.set_ylim(1.6, -0.6)
+    axes.set_xlabel("times the cost of the runs before")
+    axes.spines["left"].set_visible(False)
+    note = (f"{place(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} false "
+            f"alarms, {row['timed_again']} timed again; slowed: {len(row['missed'])} missed.")
+    return Chart(f"alarm-{number}", "Changes that raise the alarm", note, figure, [row])
+
+
+def throughput(row: dict, number: int) -> Chart | None:
+    """Articles a second by batch size, of every engine that gave plain decoding's tokens; None without two sizes."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for one in row["rows"]:
+        if one["differ"] == 0:
+            lines.setdefault(one["engine"], []).append((one["batch_size"], one["articles_per_second"]["median"]))
+    if not any(len(points) > 1 for points in lines.values()):
+        return None
+    figure, ((axes,),) = blank(250)
+    ours = next(iter(lines))
+    colours = {engine: ACCENT if engine == ours else MUTED for engine in lines}
+    for engine, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), color=colours[engine], marker="o", markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({size for points in lines.values() for size, _ in points}))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylim(0)
+    # room for the names at the lines' ends
+    axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
+    labels(axes, {engine: max(points) for engine, points in lines.items()}, colours)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("articles a second")
+    axes.yaxis.set_major_locator(_few())
+    name = row["geometry"] or row["target"]["model"]
+    return Chart(f"throughput-{number}", f"Many articles: {name}, drafter {row['drafter']}",
+                 "Encoding included; engines whose tokens differ are left out.", figure, [row])
+
+
+def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+    """Name lines at their ends, moved apart where they would cover each other."""
+    if not ends:
+        return
+    gap, last = 0.075 * axes.get_ylim()[1], float("-inf")
+    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        last = max(y, last + gap)
+        axes.annotate(f" {name}", (x, y), (x, last), fontsize=10, va="center", color=colours[name])
+
+
+def _few():
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4, integer=False)
+
+
+def sources(charts: Sequence[Chart]) -> list[tuple[str, str, str]]:
+    """(command, machine, time) behind charts, each once."""
+    return list(dict.fromkeys((row["command"], place(row), row["time"][:10]) for chart in charts for row in chart.rows))

@@ -1,0 +1,190 @@
+"""All records of a folder, sorted by what they measure: what pages, tables and pictures are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foredraft.bench.harness.cases import SAMPLE_TEXTS
+from foredraft.errors import UserError
+
+BASELINE = "baseline"
+# A comparison's rows bear no kind; `foredraft eval` writes eval, `foredraft matrix` the same and how it was trained.
+RUN, DRAFTERS = "run", ("eval", "matrix")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The newest record of everything.
+
+    runs: a comparison each, its rows in order, by machine, temperature, batch size and K, on real articles only. methods:
+    the same of `foredraft bench methods`, by machine, temperature and batch size.
+    drafters: rows of `foredraft eval` and `foredraft matrix` by drafter, method and seed. steps: rows of `foredraft bench
+    steps` by geometry. theory, scale, throughput, regression: rows of these commands. spec_bench: of the suite of that name.
+    all: every row that says which command made it.
+    """
+
+    runs: list[list[dict]] = field(default_factory=list)
+    methods: list[list[dict]] = field(default_factory=list)
+    drafters: list[dict] = field(default_factory=list)
+    steps: list[dict] = field(default_factory=list)
+    theory: list[dict] = field(default_factory=list)
+    scale: list[dict] = field(default_factory=list)
+    throughput: list[dict] = field(default_factory=list)
+    spec_bench: list[dict] = field(default_factory=list)
+    regression: list[dict] = field(default_factory=list)
+    all: list[dict] = field(default_factory=list)
+
+
+def collect(path: Path) -> Collection:
+    """Read a record file, or every .jsonl file in a folder.
+
+    UserError: nothing there, a line that is no JSON object.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no .jsonl record; run foredraft bench run --data FILE.jsonl first")
+    rows = [row for file in files for row in read_objects(file)]
+    kinds: dict[str, list[dict]] = {}
+    for row in rows:
+        if "command" in row and "machine" in row:
+            kinds.setdefault(row.get("kind", RUN), []).append(row)
+
+    def newest(kind: str, key: Callable[[dict], tuple]) -> list[dict]:
+        return list(latest(kinds.get(kind, ()), lambda row: (place(row), *key(row))).values())
+
+    evaluated = latest([row for kind in DRAFTERS for row in kinds.get(kind, ())],
+                       lambda row: (place(row), row["target"]["hash"], row["data"]["name"], *trained(row)))
+    return Collection(
+        latest_groups(kinds.get(RUN, ()), "temperature", "batch_size", "draft_tokens"),
+        latest_groups(kinds.get("methods", ()), "temperature", "batch_size"),
+        list(evaluated.values()),
+        newest("steps", lambda row: (row["geometry"], row["source_tokens"])),
+        newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),
+        newest("scale", lambda row: (row["target"]["hash"],)),
+        newest("throughput", lambda row: (row["target"]["hash"], row["drafter"], row["data"]["name"])),
+        newest("spec-bench", lambda row: (row["target"]["hash"], row["data"]["name"], row["draft_tokens"])),
+        newest("regression", lambda row: ()),
+        [row for kind in kinds.values() for row in kind])
+
+
+def read_objects(path: Path) -> list[dict]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: no JSON object; restore it or delete the line")
+        rows.append(row)
+    return rows
+
+
+def place(row: dict) -> str:
+    """The machine of a row, in words."""
+    machine = row["machine"]
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return machine.get("gpu") or f"{machine['cpu']}, {threads}"
+
+
+def trained(row: dict) -> tuple[str, str | None, int]:
+    """(drafter, training method or None, seed) of a row of `foredraft eval` or `foredraft matrix`."""
+    training = row.get("training") or {}
+    return training.get("drafter", row["drafter"]["kind"]), training.get("method"), training.get("seed", 0)
+
+
+def latest(rows: Sequence[dict], key: Callable[[dict], tuple]) -> dict[tuple, dict]:
+    """The newest row of every key, keys in order of their first row."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        if key(row) not in found or row["time"] >= found[key(row)]["time"]:
+            found[key(row)] = row
+    return found
+
+
+def latest_groups(rows: Sequence[dict], *setting: str) -> list[list[dict]]:
+    """The newest comparison of every machine and setting on real articles, in that order."""
+    newest: dict[tuple, list[dict]] = {}
+    for row in rows:
+        key = (place(row), *(row[name] for name in setting))
+        if row["data"]["name"] == SAMPLE_TEXTS:
+            continue
+        known = newest.get(key)
+        if known is None or row["time"] > known[0]["time"]:
+            newest[key] = [row]
+        elif row["time"] == known[0]["time"]:
+            known.append(row)
+    return [newest[key] for key in sorted(newest)]
+
+
+def untrained(rows: Sequence[dict]) -> dict[str, dict]:
+    """Rows of drafters that were not trained here, by what they are called: lookup, a checkpoint's name."""
+    return {row["drafter"].get("path") or row["drafter"]["kind"]: row for row in rows if trained(row)[1] is None}
+
+
+def by_method(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
+    """Rows by drafter and training method (BASELINE first), one for every seed; those of no training are left out."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for row in rows:
+        drafter, method, _ = trained(row)
+        if method is not None:
+            found.setdefault(drafter, {}).setdefault(method, []).append(row)
+    return {drafter: dict(sorted(methods.items(), key=lambda item: (item[0] != BASELINE, item[0])))
+            for drafter, methods in sorted(found.items())}
+
+
+def side_by_side(methods: dict[str, list[dict]], *names: str) -> list[list[dict]]:
+    """The rows of these methods, those of them that there are, of the seeds that all of them have: only then do their means
+    differ by the method alone."""
+    known = [methods[name] for name in names if name in methods]
+    shared = set.intersection(*({trained(row)[2] for row in rows} for rows in known)) if known else set()
+    return [[row for row in rows if trained(row)[2] in shared] for rows in known]
+
+
+def figures_at(row: dict, temperature: float) -> dict | None:
+    return next((figures for figures in row["figures"] if figures["temperature"] == temperature), None)
+
+
+def alpha(figures: dict) -> float | None:
+    return figures["alpha"]["value"]
+
+
+def tokens_per_step(figures: dict) -> float | None:
+    """Of the K with the highest measured speed-up."""
+    best = fastest(figures)
+    return best["acceptance"]["tokens_per_step"] if best else None
+
+
+def speed_up(figures: dict) -> float | None:
+    """The highest decode speed-up over its K."""
+    best = fastest(figures)
+    return best["speed_up"]["median"] if best else None
+
+
+def fastest(figures: dict) -> dict | None:
+    """The row of the K with the highest measured speed-up; None where no tokens were equal."""
+    known = [one for one in figures["rows"] if "speed_up" in one]
+    return max(known, key=lambda one: one["speed_up"]["median"], default=None)
+
+
+def values(rows: Sequence[dict], temperature: float, value: Callable[[dict], float | None]) -> list[float]:
+    """A value of the figures at a temperature, of every seed that has it."""
+    found = [figures_at(row, temperature) for row in rows]
+    return [number for figures in found if figures is not None and (number := value(figures)) is not None]
+
+
+def mean(rows: Sequence[dict], temperature: float, value: Callable[[dict], float | None]) -> float | None:
+    """The mean of `values`; None without any."""
+    found = values(rows, temperature, value)
+    return sum(found) / len(found) if found else None
+
+
+def best_distilled(methods: dict[str, list[dict]], temperature: float,
+                   value: Callable[[dict], float | None] = alpha) -> str | None:
+    """The method, other than the baseline, of the highest mean value; None without any."""
+    means = {name: found for name, rows in methods.items()
+             if name != BASELINE and (found := mean(rows, temperature, value)) is not None}
+    return max(means, key=lambda name: means[name], default=None)

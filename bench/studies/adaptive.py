@@ -1,0 +1,106 @@
+"""Draft lengths that adapt against fixed ones and against plain decoding, with useful drafters and with a useless one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from foredraft.bench.harness import measure
+from foredraft.bench.harness.methods import drafting_method
+from foredraft.bench.harness.settings import Settings
+from foredraft.engine.draft_length.adaptive_drafter import WIDEST
+from foredraft.engine.params import AUTO
+from foredraft.engine.protocols import Drafter
+from foredraft.engine.state import DecodeState, Draft
+
+PLAIN, BLOCK, ORACLE = "plain", "auto, block", "oracle"
+
+
+class Wrong:
+    """Another drafter's drafts and their cost, each id changed to its neighbour: point masses that hardly ever stand."""
+
+    point_masses = True
+
+    def __init__(self, drafter: Drafter, vocab_size: int):
+        self.drafter, self.vocab_size, self.name = drafter, vocab_size, drafter.name
+        self.admit, self.release = drafter.admit, drafter.release
+
+    def draft(self, state: DecodeState) -> Draft:
+        drafted = self.drafter.draft(state)
+        return Draft((drafted.tokens + 1) % self.vocab_size, drafted.lengths, drafted.dense & False, drafted.proposer)
+
+
+def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_tokens: Sequence[int],
+            on_batch: Callable[[], None] = lambda: None) -> list[dict]:
+    """A row for plain decoding, for every K, for "auto", and above temperature 0 with sampled drafts for blocks; where there
+    are K, one for the oracle too.
+
+    `speed_up`: measure.speed_up of decoding over plain decoding. `differ`: articles whose ids are not plain decoding's; None
+    where sampled drafts have noise of their own. Rows of "auto" say in `of_best` and `of_oracle` how their ids a second
+    compare with the best K's and the oracle's. settings.draft_tokens is not read.
+    """
+    fixed = sorted({*draft_tokens, WIDEST}) if draft_tokens else []
+    methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
+    methods |= {str(K): drafting_method(model, settings, K) for K in (*fixed, AUTO)}
+    dense = settings.do_sample and not getattr(model.drafter, "point_masses", False)
+    if dense:
+        methods[BLOCK] = drafting_method(model, settings, AUTO, verification="block")
+    samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
+    rows = []
+    for name, taken in samples.items():
+        found = measure.acceptance(taken)
+        rows.append({
+            "draft_tokens": name, "speed_up": measure.speed_up(samples[PLAIN], taken, with_encoding=False),
+            "tokens_per_second": measure.tokens_per_second(taken, with_encoding=False),
+            "tokens_per_step": found["tokens_per_step"], "drafted_per_step": found["drafted"] / found["rounds"],
+            "rate": found["rate"], "seconds": measure.seconds(taken),
+            "differ": None if dense and name != PLAIN else measure.differing(samples[PLAIN], taken)})
+    if fixed:
+        rows.append(oracle(samples[PLAIN], {K: samples[str(K)] for K in fixed}, settings.batch_size))
+        rates = {row["draft_tokens"]: row["tokens_per_second"]["median"] for row in rows}
+        for row in rows:
+            if row["draft_tokens"] in (AUTO, BLOCK):
+                row["of_best"] = rates[row["draft_tokens"]] / max(rates[str(K)] for K in fixed)
+                row["of_oracle"] = rates[row["draft_tokens"]] / rates[ORACLE]
+    return rows
+
+
+def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size: int) -> dict:
+    """Each round drafts as many ids as are going to stand, or none where plain rounds are cheaper: acceptances of the
+    widest K's run, costs fitted to all runs.
+
+    `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. In a batch calls and their
+    longest drafts are shared, by how much is not known: each is taken to be all rows', so that the figure is an upper bound.
+    """
+    known = _counts(plain)
+    base = known["verify"] / known["rounds"]
+    runs = [_counts(samples) for samples in fixed.values()]
+    further = np.array([run["drafted"] / run["rounds"] for run in runs])
+    dearer = np.array([run["verify"] / run["rounds"] - base for run in runs])
+    row = max(float(further @ dearer / (further @ further)), 0.0) if further.any() else 0.0
+    calls = np.array([(run["draft"] / run["rounds"], run["drafted"] / max(run["covered"], 1)) for run in runs])
+    each, call = np.polyfit(calls[:, 1], calls[:, 0], 1) if len(np.unique(calls[:, 1])) > 1 else (0.0, calls[:, 0].mean())
+    each, call = max(float(each), 0.0), max(float(call), 0.0)
+    trace = runs[-1]
+    # rounds in which so many drafts stood, and what it costs to emit these by a draft or by plain rounds
+    at = np.array([*trace["accepted_at"], 0], float)
+    found, standing = at[:-1] - at[1:], np.arange(1, len(at))
+    drafts, plainly = (call + standing * each) / batch_size + standing * row, standing * base / batch_size
+    seconds = trace["rounds"] * base + float(found @ np.minimum(drafts, plainly))
+    drafted, undrafted = (float(found @ (standing * which)) for which in (drafts < plainly, drafts >= plainly))
+    steps = trace["steps"] + undrafted
+    rate = trace["emitted"] / seconds
+    over = rate / measure.tokens_per_second(plain, with_encoding=False)["median"]
+    return {"draft_tokens": ORACLE, "tokens_per_second": {"median": rate}, "speed_up": {"median": over}, "rate": 1.0,
+            "tokens_per_step": trace["emitted"] / steps, "drafted_per_step": drafted / steps,
+            "costs": {"round": base * 1e3, "row": row * 1e3, "call": call * 1e3, "each": each * 1e3}, "differ": None}
+
+
+def _counts(samples: measure.Samples) -> dict:
+    """Of one pass: rounds of the batch, row rounds (steps), ids, and the seconds of drafts and of all else but encoding."""
+    stats, spent = [sample.stats for sample in samples[0]], measure.seconds(samples)
+    names = ("passes", "steps", "covered", "drafted", "emitted")
+    counts = {name: sum(getattr(one, name) for one in stats) for name in names}
+    return counts | {"accepted_at": np.sum([one.accepted_at for one in stats], axis=0).tolist(), "draft": spent["draft"],
+                     "verify": spent["verify"] + spent["other"]}

@@ -1,0 +1,166 @@
+"""A draft length that adapts: a drafter around any other that settles, row by row and round by round, how much it drafts.
+
+Its costs are measured as it goes (kernels/drafting/draft_length_costs.py): the seconds of whole rounds, by running rows and rows read, and of the
+drafter's calls. So drafts answer to the load: the more rows share a pass, the dearer a further row of it, down to no drafts
+at all. A round in which no row drafts calls no drafter and is a plain round. A few rounds after one are like it, unless a
+row comes: to choose and to learn takes time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foredraft.engine.draft_length.lazy_admission import Admissions
+from foredraft.engine.protocols import Drafter
+from foredraft.engine.state import DecodeState, Draft
+from foredraft.kernels.drafting.draft_length_costs import CREDIT, UNIT, learn_numba, new_memory, pace_numba, trim_numba
+
+# The widest draft.
+WIDEST = 12
+# The widest that takes no measure of anything (first_draft).
+FIRST_WIDTH = 6
+# How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
+# tells good drafts from bad: that the last ones were bad says little about the next. Where a request knows only itself, a
+# useless drafter must show soon.
+OWN, OWN_CONFIDENT, OWN_ALONE = 10.0, 30.0, 3.0
+
+
+class AdaptiveDrafter:
+    """Wraps `drafter`; a state's `draft_tokens` are what it writes. What they say when a row begins is its widest draft.
+    Whoever runs rounds calls `end_step` after each, before rows are handed over; nothing is learned otherwise.
+
+    What was learned is kept between requests, for each number of rows and for greedy and sampled batches apart. Outputs of
+    point masses do not depend on it. Above temperature 0 a drafter without `point_masses` draws its drafts: another width
+    is another, equally lossless, output, so that with `repeatable` widths then depend on the request and the number of rows
+    of the batch alone, by costs that are fixed.
+
+    A `confident` drafter ends drafts by its own confidence, at the costs that the state is told. A sampled row that is alone
+    is first offered what the drafter's `first_draft` has, if it has one. clock: seconds.
+    """
+
+    def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):
+        self.drafter, self.name, self.repeatable, self._clock = drafter, drafter.name, False, clock
+        self._admissions = Admissions(drafter)
+        self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
+        self._rows = np.zeros((0, 3))
+        self._state: DecodeState | None = None
+        self._admitted: set[int] = set()
+        # rounds still to come that are neither chosen nor learned from; whether this is one
+        self._rest, self._rests = 0, False
+        one, none, rows, memory = np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 3)), new_memory(1, 1)
+        pace_numba(one, one, np.ones(1, bool), none, none, rows, *memory, OWN, False)
+        trim_numba(none, rows, *memory, OWN, one)
+        learn_numba(none, none, none, none, none, 0.0, 0.0, rows, *memory, False)
+
+    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        self._admissions.admit(rows, sources, encoded)
+        self._reserve(max(rows) + 1)
+        # what a row's `draft_tokens` then says is the widest draft of its request
+        self._admitted.update(rows)
+
+    def release(self, rows: Sequence[int]) -> None:
+        self._admissions.release(rows)
+
+    def draft(self, state: DecodeState) -> Draft:
+        self._began, self._paused, self._drafting = self._clock(), 0.0, 0.0
+        if self._state is not state:
+            self._enter(state)
+        if self._is_greedy is not state.greedy:
+            self._turn(state)
+        if self._admitted:
+            if self._is_fixed:
+                self._memory[0][:, 2] -= self._rest
+            started = list(self._admitted)
+            self._rows[started] = 0
+            self._widest[started] = self._widths[started]
+            self._admitted.clear()
+            self._rest = 0
+            # the first round of most rows reads keys and values that no cache holds yet
+            self._began = None if 2 * len(started) > len(self._widths) else self._began
+        if self._is_offered and (draft := self._first(state)) is not None:
+            return draft
+        self._rests = self._rest > 0
+        if self._rests:
+            self._rest -= 1
+        else:
+            price, each, self._drafts, self._rest = pace_numba(
+                *self._views, self._widths, self._widest, *self._memory, self._own, self._is_fixed)
+            state.costs = min(price, 1.0), each
+        if not self._drafts:
+            self._drafted = self._read = self._nothing
+            return self._none
+        since = self._clock()
+        self._admissions.show()
+        shown = self._clock()
+        draft = self.drafter.draft(state)
+        self._drafting = self._clock() - shown
+        # a source is no part of a round, but of what a probe costs, which has just taken all credit
+        self._paused += shown - since
+        clock = self._memory[-1]
+        if clock[CREDIT] == 0 < clock[UNIT]:
+            clock[CREDIT] -= (shown - since) / clock[UNIT]
+        if self._is_fixed and state.batch_size == 1:
+            # nothing more to learn or to mend: to ask for an array that is not in a cache takes as long as some kernels
+            self._drafted = self._read = self._nothing
+            return draft
+        self._drafted = self._read = draft.lengths.numpy()
+        if state.greedy or draft.logits is None:
+            # a drafter that ends a draft by itself knows a row's price, not where the pass's steps are
+            if len(self._read) > 1 or self._read[0] != self._widths[0]:
+                self._drafted = self._drafted.copy()
+                trim_numba(self._drafted, *self._memory, self._own, self._read)
+        elif not self._read.all():
+            # a row without a draft draws as in a round where nobody drafts, whoever drafts beside it
+            draft.dense = torch.from_numpy(draft.dense.numpy() & (self._read > 0))
+        return draft
+
+    def _first(self, state: DecodeState) -> Draft | None:
+        """The drafter's `first_draft`, if it has one: that round is neither chosen nor learned from."""
+        self._widths[0], own = min(self._widest[0], FIRST_WIDTH), self._widths[0]
+        draft = self._admissions.show().first_draft(state)
+        if draft is None or draft.lengths[0] == 0:
+            self._widths[0] = own
+            return None
+        self._widths[0], self._drafts, self._rests = 0, False, True
+        return draft
+
+    def end_step(self) -> None:
+        """Learn from the round that began with the last `draft`."""
+        if not self._drafts and (self._rests or self._is_fixed):
+            return
+        seconds = 0.0 if self._began is None else self._clock() - self._began - self._paused
+        learn_numba(*self._verified, self._drafted, self._read, self._widths, seconds, self._drafting, *self._memory,
+                    self._is_fixed)
+
+    def _reserve(self, rows: int) -> None:
+        if rows > len(self._rows):
+            self._rows = np.concatenate((self._rows, np.zeros((rows - len(self._rows), 3))))
+
+    def _turn(self, state: DecodeState) -> None:
+        """Take up what is known of batches of this distribution; one may turn from greedy to sampled where rows come and go."""
+        B, K = state.batch_size, state.max_draft
+        key = B, K, state.greedy
+        if key not in self._memories:
+            self._memories[key] = new_memory(B, K)
+        self._memory = self._rows[:B], *self._memories[key]
+        self._is_fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
+        self._own = OWN_ALONE if self._is_fixed else OWN_CONFIDENT if getattr(self.drafter, "confident", False) else OWN
+        self._is_offered = B == 1 and not state.greedy and hasattr(self.drafter, "first_draft")
+        self._is_greedy, self._rest = state.greedy, 0
+        self._rows[:, 2] = 0
+
+    def _enter(self, state: DecodeState) -> None:
+        """Start on a state: views of its tensors."""
+        self._reserve(state.batch_size)
+        self._views = tuple(tensor.numpy() for tensor in (state.lengths, state.limits, state.finished))
+        self._verified = state.host.last_tested, state.host.last_accepted
+        self._widths, self._nothing = state.draft_tokens.numpy(), np.zeros(state.batch_size, np.int64)
+        self._widest = np.zeros(state.batch_size, np.int64)
+        self._admitted = set(range(state.batch_size))
+        self._none, self._drafted, self._read = Draft.empty(state.batch_size, 0), self._nothing, self._nothing
+        self._state, self._is_greedy = state, None

@@ -1,0 +1,87 @@
+"""The cascade: several drafters in an order, of which each row takes, every round, the first with enough to say.
+
+Meant for a copy of the source where a long one is certain, else a neural drafter, else a table: a drafter is asked only for
+the rows that those before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foredraft.engine.draft_length.lazy_admission import Admissions
+from foredraft.engine.protocols import Drafter
+from foredraft.engine.state import DecodeState, Draft
+
+# Ids that a draft of point masses must have to be taken before the next drafter is asked. Drafters that stop where the next
+# id does not pay reach it only where they are sure.
+LONG = 3
+
+
+class CascadeDrafter:
+    """Asks `drafters` in turn. A draft shorter than `long`, or than the row may draft, waits, and is taken if nobody has
+    more.
+
+    Lossless at every temperature: only point masses are ever passed over. A sampled draft, even one cut short by its own end
+    token, is kept: to drop what was drawn for what it is would bend the distribution.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter], long: int = LONG):
+        self.drafters, self.long = list(drafters), long
+        self._admissions = [Admissions(drafter) for drafter in drafters]
+        self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
+        self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
+        self.confident = any(getattr(drafter, "confident", False) for drafter in self.drafters)
+
+    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        for admissions in self._admissions:
+            admissions.admit(rows, sources, encoded)
+
+    def release(self, rows: Sequence[int]) -> None:
+        for admissions in self._admissions:
+            admissions.release(rows)
+
+    def turns(self, state: DecodeState) -> Sequence[Admissions]:
+        """Who is asked, in turn."""
+        return self._admissions
+
+    def draft(self, state: DecodeState) -> Draft:
+        turns = self.turns(state)
+        if len(turns) == 1:
+            # nobody to settle with, which takes longer than a copy
+            return turns[0].show().draft(state)
+        allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
+        wanted, waiting = widths.copy(), allowed > 0
+        # each row takes the draft in which it stands; a later one may take its place
+        taken: Draft | None = None
+        try:
+            for admissions in turns:
+                if taken is not None and not waiting.any():
+                    break
+                widths[~waiting] = 0
+                draft = admissions.show().draft(state)
+                lengths = draft.lengths.numpy()
+                drawn = draft.dense.numpy() & (lengths > 0)
+                if taken is None:
+                    taken, kept = draft, lengths
+                elif (better := waiting & (drawn | (lengths > kept))).any():
+                    _move(draft, taken, torch.from_numpy(better))
+                waiting &= ~(drawn | (kept >= np.minimum(allowed, self.long)))
+        finally:
+            widths[:] = wanted
+        return taken
+
+
+def _move(draft: Draft, into: Draft, rows: Tensor) -> None:
+    """Put the given rows [B] bool of a draft in the place of another's."""
+    for name in ("tokens", "lengths", "dense", "proposer"):
+        getattr(into, name)[rows] = getattr(draft, name)[rows]
+    if draft.logits is None:
+        return
+    if into.logits is None:
+        into.logits, into.lse = draft.logits, draft.lse
+    else:
+        into.logits[rows], into.lse[rows] = draft.logits[rows], draft.lse[rows]

@@ -1,0 +1,245 @@
+"""What the trained drafters share: the torch module's base, its files, and the target's tables it may live on.
+
+For a trainer, every DraftModel (draft_lstm.py, draft_cnn.py, draft_t5.py, draft_head.py) has
+
+    model = LSTMModel.from_target(target_folder, hidden_size=128)    sizes by the names of its config
+    model(input_ids [B, T], encoder_output [B, S, C], source_mask [B, S], source_ids [B, S]) -> logits [B, T, V]
+    model(..., scored=mask [B, T] bool)                              -> logits [N, V] of the N scored places, row by row
+    model.save(folder);  LSTMModel.load(folder, target_folder)       config.json + model.safetensors
+
+    model(..., features=[B, T, C])                                   -> where `reads_features`: the target's states there too
+
+causal in T: input_ids are the ids read, from the start token on; logits [:, t] are the distribution of what follows input_ids
+[:, : t + 1], over the whole vocabulary. encoder_output is the TARGET's. Padding (source_mask 0) is not seen.
+With `shared_embeddings` the target's embedding and head are frozen buffers that are no part of the state dict.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foredraft.atomic_write import write_atomic
+from foredraft.engine.models.checkpoint import StoredTensors, weights_hash
+from foredraft.engine.models.t5_weights import T5Config, T5Weights
+from foredraft.errors import UserError
+from foredraft.kernels.model.linear import pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftConfig:
+    """The entries that every drafter's config.json has; C = d_model is the target's width, its encoder's output.
+
+    target_hash: weights_hash of the target it was made for. draft_vocab: how many of the most frequent ids it may draft
+    beside those of the source; 0 is all. Training always uses all of them.
+    """
+
+    vocab_size: int
+    d_model: int
+    head_scale: float
+    start_token: int
+    end_token: int
+    pad_token: int
+    target: str
+    target_hash: str
+    shared_embeddings: bool = True
+    draft_vocab: int = 0
+
+
+class DraftModel(nn.Module):
+    """A drafter's network. `embedding`, `head` [V, C]: the target's tables, or parameters of its own."""
+
+    model_type: ClassVar[str]
+    config_class: ClassVar[type[DraftConfig]]
+    reads_features: ClassVar[bool] = False
+
+    def __init__(self, config: DraftConfig, tables: tuple[Tensor, Tensor] | None = None):
+        """`tables`: the target's embedding and head, float32 (one tensor where they are tied); None leaves them zero."""
+        super().__init__()
+        self.config = config
+        V, C = config.vocab_size, config.d_model
+        if tables is None:
+            blank = torch.zeros(V, C) if not config.shared_embeddings else torch.zeros(0, C)
+            tables = (blank, blank)
+        if config.shared_embeddings:
+            self.register_buffer("embedding", tables[0], persistent=False)
+            self.register_buffer("head", tables[1], persistent=False)
+        else:
+            self.embedding = nn.Parameter(tables[0].clone())
+            self.head = self.embedding if tables[1] is tables[0] else nn.Parameter(tables[1].clone())
+        # the ids of a restricted head, most frequent first
+        self.register_buffer("draft_ids", torch.zeros(config.draft_vocab, dtype=torch.int64))
+
+    def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
+                scored: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: DraftConfig, target: str | Path) -> DraftModel:
+        """Randomly initialised over the tables of a target's folder."""
+        return cls(config, read_tables(target, config))
+
+    @classmethod
+    def from_target(cls, target: str | Path, **sizes: Any) -> DraftModel:
+        """A new drafter for a target's folder; `sizes` are entries of the config. Draws from torch's generator."""
+        known = {field.name for field in fields(cls.config_class)}
+        for name in sizes:
+            if name not in known:
+                raise UserError(f"{cls.model_type} has no size {name!r}; it has {', '.join(sorted(known))}")
+        model = cls.from_config(cls.config_class(**target_entries(target) | sizes), target)
+        model.initialise()
+        return model
+
+    def initialise(self) -> None:
+        """Better than random, from the tables; called once by from_target."""
+
+    def restrict(self, ids: Tensor) -> None:
+        """Draft only these ids [n] int64, most frequent first, and those of the source (`draft_vocab`)."""
+        self.config = type(self.config)(**asdict(self.config) | {"draft_vocab": len(ids)})
+        self.draft_ids = ids.to(self.draft_ids)
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write config.json and model.safetensors (floats as `dtype`); each file appears whole."""
+        entries = {"architectures": [type(self).__name__], "model_type": self.model_type, **asdict(self.config)}
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                   for name, tensor in self.state_dict().items() if name != "head" or self.head is not self.embedding}
+        save_files(folder, entries, tensors)
+
+    @classmethod
+    def load(cls, folder: str | Path, target: str | Path, with_tables: bool = True) -> DraftModel:
+        """Read a saved drafter over the tables of its target's folder. UserError: another target, vocabulary or kind.
+
+        with_tables False leaves shared tables away, where they are at hand in another form.
+        """
+        folder = Path(folder)
+        config = cls.config_class(**read_entries(folder, cls.config_class, cls.model_type))
+        check_target(folder, config, target)
+        model = cls(config, read_tables(target, config) if config.shared_embeddings and with_tables else None)
+        model.load_tensors(folder)
+        return model
+
+    def load_tensors(self, folder: Path) -> None:
+        """Fill the parameters from model.safetensors; names and shapes must be config.json's."""
+        with StoredTensors(folder) as stored, torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                if name == "head" and self.head is self.embedding:
+                    continue
+                found = stored.raw(name) if name in stored.where else None
+                if found is None or found.shape != tensor.shape:
+                    what = "is missing" if found is None else f"is {tuple(found.shape)}"
+                    raise UserError(f"{folder}: tensor {name} {what}, config.json says {tuple(tensor.shape)}")
+                tensor.copy_(found)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a drafter embeds with and ends in, as the engine holds it: embedding [V, C] float32 or bfloat16 bits, head
+    packed as in kernels/model/linear.py in any storage."""
+
+    embedding: np.ndarray
+    head: np.ndarray
+
+    @classmethod
+    def of(cls, model: DraftModel, weights: T5Weights) -> Tables:
+        """The target's, or the model's own in float32."""
+        if model.config.shared_embeddings:
+            return cls(weights.embedding, weights.head)
+        return cls(model.embedding.detach().numpy(), pack(model.head.detach().numpy()))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[S, C] float32."""
+        if self.embedding.dtype == np.uint16:
+            return torch.from_numpy(self.embedding.view(np.int16)).view(torch.bfloat16)[ids].float()
+        return torch.from_numpy(self.embedding)[ids]
+
+
+def stored_as(folder: Path, target: T5Weights) -> str:
+    """How the engine stores a drafter's own matrices: int8 beside an int8 target, else as the file holds them."""
+    if target.stored == "int8":
+        return "int8"
+    with StoredTensors(folder) as tensors:
+        return "bf16" if any(tensors.raw(name).dtype == torch.bfloat16 for name in tensors.where) else "fp32"
+
+
+def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Rows of root mean square 1, without a weight."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+
+
+def earlier(x: Tensor, steps: int) -> Tensor:
+    """x [B, T, ...] moved to `steps` places later, zeros where nothing was."""
+    return torch.cat((x.new_zeros(x.shape[0], steps, *x.shape[2:]), x), 1)[:, : x.shape[1]]
+
+
+def read_tables(target: str | Path, config: DraftConfig) -> tuple[Tensor, Tensor]:
+    """Embedding and head [V, C] float32 of a target's folder; one tensor when they are tied."""
+    with StoredTensors(target) as tensors:
+        name = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
+        embedding = tensors.matrix(name, torch.float32)
+        head = tensors.matrix("lm_head.weight", torch.float32) if "lm_head.weight" in tensors.where else embedding
+    if tuple(embedding.shape) != (config.vocab_size, config.d_model):
+        raise UserError(f"{target}: {name} is {tuple(embedding.shape)}, the drafter needs "
+                        f"({config.vocab_size}, {config.d_model})")
+    return embedding, head
+
+
+def target_entries(target: str | Path) -> dict[str, Any]:
+    """The config entries that a target's folder decides."""
+    folder = Path(target)
+    c = T5Config.from_json(folder / "config.json")
+    return {"vocab_size": c.vocab_size, "d_model": c.d_model, "head_scale": c.head_scale, "start_token": c.start_token,
+            "end_token": c.end_token, "pad_token": c.pad_token, "target": folder.resolve().name,
+            "target_hash": weights_hash(folder)}
+
+
+def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
+    """UserError unless the drafter in `folder` was made for the target in the folder `target`, as far as it must be."""
+    c = T5Config.from_json(Path(target) / "config.json")
+    for what, ours, its in (("vocabulary", config.vocab_size, c.vocab_size), ("width", config.d_model, c.d_model)):
+        if ours != its:
+            raise UserError(f"{folder}: made for a target of {what} {ours}, {target} has {its}; train one for this target")
+    if config.shared_embeddings and (found := weights_hash(target)) != config.target_hash:
+        raise UserError(f"{folder}: shares the embeddings of {config.target} ({config.target_hash}), {target} is {found}; "
+                        "train one for this target")
+
+
+def read_entries(folder: Path, kind: type[DraftConfig], model_type: str) -> dict[str, Any]:
+    """The entries of config.json that `kind` knows, checked to be all there."""
+    entries = read_json(folder)
+    if entries.get("model_type") != model_type:
+        raise UserError(f"{folder}: model_type is {entries.get('model_type')!r}, not {model_type!r}; give its own kind")
+    known = [field.name for field in fields(kind)]
+    missing = [name for name in known if name not in entries]
+    if missing:
+        raise UserError(f"{folder / 'config.json'}: key {missing[0]!r} is missing; save the drafter again")
+    return {name: tuple(entries[name]) if isinstance(entries[name], list) else entries[name] for name in known}
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: config.json is missing; give a drafter's directory") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); copy the drafter again") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"{path}: holds no JSON object; copy the drafter again")
+    return entries
+
+
+def save_files(folder: str | Path, entries: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """config.json and model.safetensors, each under a temporary name, flushed to the disk and renamed."""
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, data in (("model.safetensors", save(contiguous, {"format": "pt"})),
+                       ("config.json", (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())):
+        write_atomic(folder / name, data)

@@ -1,0 +1,118 @@
+"""The n-gram drafter: argmax chains of a trained table, or draws from it.
+
+By default drafts are point masses at every temperature: they are verified without the drafter's probabilities
+(foredraft.engine.verify), so seeded output equals plain sampling. With `sampled`, rows above temperature 0 draw from the
+table's distribution and report it, which keeps the target's distribution exactly, with noise of its own. The table and its file are described
+in foredraft.ngram_native.table, the chains in
+foredraft.ngram_native.query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.errors import UserError
+from foredraft.ngram_native import query
+from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.table import Table, vocabulary_fingerprint
+
+
+def open_table(path: str | Path, vocab_size: int | None = None, tokenizer: Any = None) -> Table:
+    """Map a table file and check that it speaks the target's ids.
+
+    vocab_size: the target's V. tokenizer: anything with get_vocab(); None leaves that check out.
+    """
+    table = Table.open(path)
+    if vocab_size is not None and table.vocab_size != vocab_size:
+        raise UserError(f"{path}: the table has {table.vocab_size} ids, the target {vocab_size}; fit one for it")
+    if tokenizer is not None and table.tokenizer not in (None, vocabulary_fingerprint(tokenizer.get_vocab())):
+        raise UserError(f"{path}: the table was fitted with another tokenizer; fit one with the target's")
+    return table
+
+
+class NgramDrafter:
+    """Proposes, for each row, the likeliest chain after its last N - 1 ids, until the next id would not pay.
+
+    cost: what a further drafted token costs the target, as a share of a step, where the state does not know it; it decides
+    where a chain ends (foredraft.ngram_native.query). The drafter keeps nothing per request.
+    """
+
+    name = "ngram"
+    confident = True
+
+    def __init__(self, table: Table, cost: float = COST, sampled: bool = False):
+        if not 0 <= cost <= 1:
+            raise UserError(f"cost must lie in 0..1, got {cost}; it is a share of a step")
+        self.table, self.cost, self.sampled = table, cost, sampled
+        self.point_masses = not sampled
+        self._warm_up()
+
+    @classmethod
+    def open(cls, path: str | Path, vocab_size: int | None = None, tokenizer: Any = None,
+             cost: float = COST, sampled: bool = False) -> NgramDrafter:
+        """Map a table file that speaks the target's ids (open_table)."""
+        return cls(open_table(path, vocab_size, tokenizer), cost, sampled)
+
+    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        pass
+
+    def release(self, rows: Sequence[int]) -> None:
+        pass
+
+    def draft(self, state: DecodeState) -> Draft:
+        """One compiled call for the whole batch, on the state's own memory; point masses unless `sampled`."""
+        if self.sampled and not state.greedy:
+            return self._sample(state)
+        draft = Draft.empty(state.batch_size, state.max_draft)
+        draft.proposer.numpy()[:] = PROPOSERS.index("ngram")
+        query.draft(
+            self.table, state.host.tokens, state.host.lengths, state.allowed().numpy(), state.end_token,
+            self._cost(state), draft.tokens.numpy(), draft.lengths.numpy(),
+        )  # fmt: skip
+        return draft
+
+    def _sample(self, state: DecodeState) -> Draft:
+        """Draws from the table's distribution. Whether to draw the next id is settled by its distribution, never by the id drawn."""
+        draft, cost = dense_draft(state, self.table.vocab_size), self._cost(state)
+        draft.proposer.fill_(PROPOSERS.index("ngram"))
+        B, K, known = state.batch_size, state.max_draft, self.table.order - 1
+        lengths = torch.clamp(state.lengths, max=known)
+        # the last N - 1 ids of every row, and room behind them
+        places = (state.lengths - lengths)[:, None] + torch.arange(known)
+        texts = torch.zeros(B, known + K, dtype=torch.int64)
+        texts[:, :known] = state.tokens.gather(1, places.clamp(max=state.tokens.shape[1] - 1))
+        logits, largest = torch.zeros(B, self.table.vocab_size), torch.zeros(B, dtype=torch.float64)
+        allowed, reach = state.allowed(), torch.ones(B, dtype=torch.float64)
+        expected, running = torch.ones(B, dtype=torch.float64), torch.ones(B, dtype=torch.bool)
+        for place in range(K):
+            query.log_distributions(self.table, texts.numpy(), lengths.numpy(), logits.numpy(), largest.numpy())
+            reach *= largest
+            running &= (place < allowed) & (reach * (1 + cost * place) > cost * expected)
+            if not bool(running.any()):
+                break
+            expected += reach
+            tokens = sample_into(draft, place, logits, state)
+            draft.lengths += running
+            texts.scatter_(1, lengths[:, None], tokens[:, None])
+            lengths += 1
+            running &= tokens != state.end_token
+        return draft
+
+    def _cost(self, state: DecodeState) -> float:
+        return self.cost if state.costs is None else state.costs[0]
+
+    def _warm_up(self) -> None:
+        """Compile, or read the compiled code, for this table's integer types before the first request."""
+        one = np.ones(1, np.int64)
+        query.draft(
+            self.table, np.zeros((1, 2), np.int64), one, one, 1, self.cost,
+            np.zeros((1, 1), np.int64), np.zeros(1, np.int64),
+        )  # fmt: skip

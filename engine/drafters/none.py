@@ -1,0 +1,30 @@
+"""The drafter that proposes nothing: plain decoding through the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from foredraft.engine.state import DecodeState, Draft
+
+
+class NoDrafter:
+    """Keeps one empty Draft for every state: a round makes nothing."""
+
+    name, point_masses = "none", True
+
+    def __init__(self):
+        self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()
+
+    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        pass
+
+    def release(self, rows: Sequence[int]) -> None:
+        pass
+
+    def draft(self, state: DecodeState) -> Draft:
+        if state not in self.drafts:
+            self.drafts[state] = Draft.empty(state.batch_size, state.max_draft, state.tokens.device)
+        return self.drafts[state]

@@ -1,0 +1,126 @@
+"""Pointer attention of the recurrent drafters (engine/drafters/neural/copy_module.py): where in its source a row stands, and what follows.
+
+    query        [n, Q] float32             [state ; the latest ids' normed embeddings, the last one first]
+    mixed        [n, U + H D + C] float32   [state ; room for the context ; normed embedding of the last id]
+    rows         [n] int64                  which sequence each is
+    weights      Pointer, packed as in linear.py: query [HD/16, Q, 16], inner [F/16, U + H D + C, 16], outer [C/16, F, 16],
+                 biases float32, gain [U + H D + C], gain_bias [1] float32
+    source       Source: pages_k, pages_v, table, sources as in attention.py
+    out          [n, C] float32             outer(relu(inner(mixed)))
+    copied       [n, S] float32             gain >= 0 times the weights of head 0 over the source, 0 past its end
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.gemm_microkernel import LANES, tile_blocks
+from foredraft.kernels.model.attention import PAGE, cross_attention_reference, read_page, softmax_loop
+from foredraft.kernels.model.linear import linear_loop, linear_reference
+
+
+class Pointer(NamedTuple):
+    query: np.ndarray
+    query_bias: np.ndarray
+    inner: np.ndarray
+    inner_bias: np.ndarray
+    outer: np.ndarray
+    gain: np.ndarray
+    gain_bias: np.ndarray
+
+
+class Source(NamedTuple):
+    pages_k: np.ndarray
+    pages_v: np.ndarray
+    table: np.ndarray
+    sources: np.ndarray
+
+
+def pointer_reference(query, mixed, rows, weights, source, out, copied) -> None:
+    n, C = out.shape
+    H, D = source.pages_k.shape[1], source.pages_k.shape[3]
+    U = mixed.shape[1] - H * D - C
+    q = (linear_reference(query, weights.query, H * D) + weights.query_bias).reshape(n, H, D)
+    mixed[:, U : U + H * D] = cross_attention_reference(q, rows, *source).reshape(n, H * D)
+    copied[:] = 0
+    for i, b in enumerate(rows):
+        S = int(source.sources[b])
+        pages = [read_page(source.pages_k[page], source.pages_v[page])[0] for page in source.table[b, : -(-S // PAGE)]]
+        scores = (np.concatenate(pages)[:S, 0].astype(np.float64) @ q[i, 0]).tolist()
+        exponentials = [math.exp(score - max(scores)) for score in scores]
+        raised = float(mixed[i].astype(np.float64) @ weights.gain) + float(weights.gain_bias[0])
+        gain = max(raised, 0.0) + math.log1p(math.exp(-abs(raised)))
+        copied[i, :S] = [gain * e / sum(exponentials) for e in exponentials]
+    inner = linear_reference(mixed, weights.inner, len(weights.inner_bias)) + weights.inner_bias
+    out[:] = linear_reference(np.maximum(inner, 0).astype(np.float32), weights.outer, C)
+
+
+@njit(fastmath={"reassoc", "contract"})
+def _gain(mixed, gain, bias):
+    total = np.float32(0.0)
+    for j in range(mixed.shape[0]):
+        total += mixed[j] * gain[j]
+    raised = np.float64(total + bias)
+    return np.float32(max(raised, 0.0) + np.log1p(np.exp(-abs(raised))))
+
+
+@njit()
+def _attend(q, rows, source, context, copied):
+    n, H, D = q.shape
+    wide = source.pages_v.shape[2] * LANES
+    scores = np.empty(source.table.shape[1] * PAGE, np.float32)
+    part = np.empty(wide, np.float32)
+    for i in range(n):
+        S = source.sources[rows[i]]
+        pages = source.table[rows[i]]
+        for h in range(H):
+            q_at = q.ctypes.data + (i * H + h) * D * 4
+            for start in range(0, S, PAGE):
+                keys = source.pages_k[pages[start // PAGE], h]
+                tile_blocks(q_at, D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4, PAGE, 1,
+                            PAGE // LANES)
+            scale = np.float32(1.0) / softmax_loop(scores[:S])
+            for s in range(S):
+                scores[s] *= scale
+            if h == 0:
+                copied[i, :S] = scores[:S]
+                copied[i, S:] = np.float32(0.0)
+            seen = context[i, h * D : (h + 1) * D]
+            seen[:] = np.float32(0.0)
+            for start in range(0, S, PAGE):
+                values = source.pages_v[pages[start // PAGE], h]
+                tile_blocks(scores.ctypes.data + start * 4, PAGE, values, values.ctypes.data, PAGE * LANES,
+                            min(PAGE, S - start), part.ctypes.data, wide, 1, source.pages_v.shape[2])
+                for d in range(D):
+                    seen[d] += part[d]
+
+
+@njit()
+def pointer_loop(query, mixed, rows, weights, source, out, copied, threads):
+    n, C = out.shape
+    H, D = source.pages_k.shape[1], source.pages_k.shape[3]
+    U = mixed.shape[1] - H * D - C
+    q = np.empty((n, H, D), np.float32)
+    flat = q.reshape(n, H * D)
+    linear_loop(query, weights.query, flat, threads)
+    for i in range(n):
+        flat[i] += weights.query_bias
+    _attend(q, rows, source, mixed[:, U : U + H * D], copied)
+    inner = np.empty((n, weights.inner_bias.shape[0]), np.float32)
+    linear_loop(mixed, weights.inner, inner, threads)
+    for i in range(n):
+        for f in range(inner.shape[1]):
+            inner[i, f] = max(inner[i, f] + weights.inner_bias[f], np.float32(0.0))
+        copied[i] *= _gain(mixed[i], weights.gain, weights.gain_bias[0])
+    linear_loop(inner, weights.outer, out, threads)
+
+
+def pointer_numba(query, mixed, rows, weights, source, out, copied) -> None:
+    pointer_loop(query, mixed, rows, weights, source, out, copied, get_num_threads())
+
+
+POINTER = {"reference": pointer_reference, "numba": pointer_numba}

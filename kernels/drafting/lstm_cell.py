@@ -1,0 +1,90 @@
+"""One step of a stacked LSTM (Hochreiter and Schmidhuber 1997) for the rows that read an id, states kept by slot.
+
+    x             [n, C] float32            what the rows read
+    rows, at      [n] int64                 sequence and slot of each
+    above         [B, T] int64              the slot that each slot follows, -1 before the start (recurrent.py)
+    first         [4U/16, C + U, 16]        packed as in linear.py, over [x ; h]; gates in torch's order i, f, g, o
+    rest          [L-1, 4U/16, 2U, 16]      the layers above
+    first_bias    [4U], rest_bias [L-1, 4U] float32
+    h, c          [B, T, L, U] float32      read at the slot above (zeros before the start), written
+
+A state kept by slot costs nothing to go back to: a rejected id is overwritten.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.exp import HIGHEST, exp32
+from foredraft.kernels.model.linear import linear_loop, linear_reference
+
+_ONE, _TWO = np.float32(1.0), np.float32(2.0)
+
+
+def lstm_reference(x, rows, at, above, first, first_bias, rest, rest_bias, h, c) -> None:
+    L, U = h.shape[2:]
+    for i, (b, t) in enumerate(zip(rows, at, strict=True)):
+        below = x[i]
+        for layer in range(L):
+            weight, bias = (first, first_bias) if layer == 0 else (rest[layer - 1], rest_bias[layer - 1])
+            h_before, c_before = (s[b, above[b, t], layer] if above[b, t] >= 0 else np.zeros(U, np.float32) for s in (h, c))
+            gates = linear_reference(np.concatenate((below, h_before))[None], weight, 4 * U)[0] + bias
+            for u in range(U):
+                i_gate, f_gate, o_gate = (1 / (1 + math.exp(-float(gates[g * U + u]))) for g in (0, 1, 3))
+                c[b, t, layer, u] = f_gate * c_before[u] + i_gate * math.tanh(float(gates[2 * U + u]))
+                h[b, t, layer, u] = o_gate * math.tanh(float(c[b, t, layer, u]))
+            below = h[b, t, layer]
+
+
+@njit(error_model="numpy")
+def sigmoid32(x):
+    return _ONE / (_ONE + exp32(min(-x, HIGHEST)))
+
+
+@njit(error_model="numpy")
+def _tanh32(x):
+    return _ONE - _TWO / (_ONE + exp32(min(_TWO * x, HIGHEST)))
+
+
+@njit()
+def _gate(gates, bias, c_before, h, c):
+    U = h.shape[0]
+    for u in range(U):
+        kept = sigmoid32(gates[U + u] + bias[U + u]) * c_before[u]
+        c[u] = kept + sigmoid32(gates[u] + bias[u]) * _tanh32(gates[2 * U + u] + bias[2 * U + u])
+        h[u] = sigmoid32(gates[3 * U + u] + bias[3 * U + u]) * _tanh32(c[u])
+
+
+@njit()
+def lstm_loop(x, rows, at, above, first, first_bias, rest, rest_bias, h, c, threads):
+    n, C = x.shape
+    L, U = h.shape[2], h.shape[3]
+    gates = np.empty((n, 4 * U), np.float32)
+    zeros = np.zeros(U, np.float32)
+    for layer in range(L):
+        width = C if layer == 0 else U
+        joined = np.zeros((n, width + U), np.float32)
+        for i in range(n):
+            b, t = rows[i], at[i]
+            joined[i, :width] = x[i] if layer == 0 else h[b, t, layer - 1]
+            if above[b, t] >= 0:
+                joined[i, width:] = h[b, above[b, t], layer]
+        if layer == 0:
+            linear_loop(joined, first, gates, threads)
+        else:
+            linear_loop(joined, rest[layer - 1], gates, threads)
+        for i in range(n):
+            b, t = rows[i], at[i]
+            before = above[b, t]
+            _gate(gates[i], first_bias if layer == 0 else rest_bias[layer - 1],
+                  c[b, before, layer] if before >= 0 else zeros, h[b, t, layer], c[b, t, layer])
+
+
+def lstm_numba(x, rows, at, above, first, first_bias, rest, rest_bias, h, c) -> None:
+    lstm_loop(x, rows, at, above, first, first_bias, rest, rest_bias, h, c, get_num_threads())
+
+
+LSTM = {"reference": lstm_reference, "numba": lstm_numba}

@@ -1,0 +1,101 @@
+"""Where a decoder pass begins and ends on a GPU: embedded rows in, normed rows out.
+
+    tokens, positions  [B, R] int64       positions -1: not read, its row is zeros; tokens of any stride over B
+    parents            [B, R] int64       the row that each row follows, -1 for row 0; None: a chain
+    embedding          [V, C]             bf16 or float32
+    visible            [B, R, R] int8     out: 1 where row r may see row j, itself and its ancestors
+    x, y, squares                         as in fused_linear.py, norm [C] float32 being the first norm's weight
+    hidden             [N, C] float32     out of `close`: norm(x) with the last norm's weight, of all rows or of the last of
+                                          every M/N; and y [N, C], now scale * hidden for the head: scale float, C^-0.5 where
+                                          it is tied to the embedding (T5 v1.0)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.pdl_triton import await_inputs
+
+
+@jit
+def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, squares, tokens_stride, R: tl.constexpr,
+                  R_UP: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr,
+                  CHAIN: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    m = tl.program_id(0).to(tl.int64)
+    position, token = tl.load(positions + m), tl.load(tokens + m // R * tokens_stride + m % R)
+    c = tl.arange(0, C_UP)
+    # a row that is not read holds a valid id too (engine/state.py)
+    values = tl.load(embedding + token * C + c, mask=c < C, other=0.0).to(tl.float32)
+    values = tl.where(position >= 0, values, 0.0)
+    tl.store(x + m * C + c, values, mask=c < C)
+    tl.store(y + m * C + c, (values * tl.load(norm + c, mask=c < C, other=0.0)).to(y.dtype.element_ty), mask=c < C)
+    tile = tl.arange(0, TILES_UP)
+    tl.store(squares + m * TILES + tile, tl.where(tile == 0, tl.sum(values * values), 0.0), mask=tile < TILES)
+    j = tl.arange(0, R_UP)
+    r = m % R
+    if CHAIN:
+        seen = (j <= r).to(tl.int8)
+    else:
+        seen = (j == r).to(tl.int8)
+        ancestor = r
+        for _ in range(R - 1):
+            # row 0 has no parent: it is its own ancestor once more
+            ancestor = tl.maximum(tl.load(parents + m // R * R + ancestor), 0)
+            seen = tl.where(j == ancestor, 1, seen).to(tl.int8)
+    tl.store(visible + m * R + j, seen, mask=j < R)
+
+
+@jit
+def _close_kernel(x, squares, norm, hidden, y, epsilon, scale, EVERY: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr,
+                  TILES: tl.constexpr, TILES_UP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    m = tl.program_id(0).to(tl.int64)
+    row = m * EVERY + (EVERY - 1)
+    c, tile = tl.arange(0, C_UP), tl.arange(0, TILES_UP)
+    total = tl.sum(tl.load(squares + row * TILES + tile, mask=tile < TILES, other=0.0))
+    values = tl.load(x + row * C + c, mask=c < C, other=0.0) / tl.sqrt(total / C + epsilon)
+    values = values * tl.load(norm + c, mask=c < C, other=0.0)
+    tl.store(hidden + m * C + c, values, mask=c < C)
+    tl.store(y + m * C + c, (values * scale).to(y.dtype.element_ty), mask=c < C)
+
+
+def embed_triton(tokens: Tensor, positions: Tensor, parents: Tensor | None, embedding: Tensor, norm: Tensor, visible: Tensor,
+                 x: Tensor, y: Tensor, squares: Tensor, **launch) -> None:
+    (M, C), R = x.shape, tokens.shape[1]
+    _embed_kernel[(M,)](tokens, positions, positions if parents is None else parents, embedding, norm, visible, x, y,
+                        squares, tokens.stride(0), R=R, R_UP=power_of_2(R), C=C, C_UP=power_of_2(C), TILES=squares.shape[1],
+                        TILES_UP=power_of_2(squares.shape[1]), CHAIN=parents is None, num_warps=4, **launch)
+
+
+def close_triton(x: Tensor, squares: Tensor, norm: Tensor, epsilon: float, scale: float, hidden: Tensor, y: Tensor,
+                 **launch) -> None:
+    (M, C), N = x.shape, hidden.shape[0]
+    _close_kernel[(N,)](x, squares, norm, hidden, y, epsilon, scale, EVERY=M // N, C=C, C_UP=power_of_2(C),
+                        TILES=squares.shape[1], TILES_UP=power_of_2(squares.shape[1]), num_warps=4, **launch)
+
+
+def embed_reference(tokens, positions, parents, embedding, norm, visible, x, y, squares) -> None:
+    B, R = tokens.shape
+    visible.zero_()
+    squares.zero_()
+    for b in range(B):
+        for r in range(R):
+            row = r
+            while row >= 0:
+                visible[b, r, row] = 1
+                row = row - 1 if parents is None else int(parents[b, row])
+            values = embedding[tokens[b, r]].float() * (positions[b, r] >= 0)
+            x[b * R + r], y[b * R + r], squares[b * R + r, 0] = values, values * norm, values.square().sum()
+
+
+def close_reference(x, squares, norm, epsilon, scale, hidden, y) -> None:
+    every = len(x) // len(hidden)
+    x, squares = x[every - 1 :: every], squares[every - 1 :: every]
+    hidden[:] = x.double() / (squares.double().sum(1, keepdim=True) / x.shape[1] + epsilon).sqrt() * norm
+    y[:] = hidden * scale
+
+
+EMBED = {"reference": embed_reference, "triton": embed_triton}
+CLOSE = {"reference": close_reference, "triton": close_triton}

@@ -1,0 +1,216 @@
+"""Skinny linear: a few rows against a big weight that is streamed once.
+
+    x       [M, K] float32    rows of activations
+    weight  [N/16, K, 16]     `pack` of an [N, K] matrix: float32, or bfloat16 bits as uint16; N padded with zeros
+            [N/16, K + 4, 16] `quantize` of one: int8, and in the last 64 bytes of a block its 16 float32 scales
+    out     [M, N] float32    x @ W.T, accumulated in float32
+
+Sixteen outputs are accumulated side by side, each over k = 0..K-1 in order with one fused multiply-add a step, so a
+row's bits depend neither on how many rows share the pass nor on the batch: speculative greedy equals plain greedy.
+`linear_argmax` returns the index of each row's largest output (the lowest one on ties) and never writes the outputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foredraft.kernels.core.argmax import argmax_loop
+from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads, njit, prange
+from foredraft.kernels.core.gemm_microkernel import LANES, tile_blocks
+
+# int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
+SCALE_ROWS = 4
+# Outputs whose scores stay in the first-level cache until they have been looked at.
+CHUNK_BLOCKS = 32
+# Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
+# costs a time slice.
+THREAD_WORK = 500_000
+
+
+def pack(weight: np.ndarray) -> np.ndarray:
+    """[N, K] float32, or uint16 bits of bfloat16, to [ceil(N / 16), K, 16], zero rows added at the end."""
+    N, K = weight.shape
+    blocks = -(-N // LANES)
+    padded = weight
+    if N % LANES:
+        padded = np.zeros((blocks * LANES, K), weight.dtype)
+        padded[:N] = weight
+    return np.ascontiguousarray(padded.reshape(blocks, LANES, K).transpose(0, 2, 1))
+
+
+def unpack(packed: np.ndarray, outputs: int) -> np.ndarray:
+    """The inverse of `pack`: [N/16, K, 16] to [N, K] with N = outputs."""
+    blocks, K, _ = packed.shape
+    return np.ascontiguousarray(packed.transpose(0, 2, 1)).reshape(blocks * LANES, K)[:outputs]
+
+
+def quantize(weight: np.ndarray) -> np.ndarray:
+    """[N, K] float32 to int8 blocks [ceil(N / 16), K + 4, 16]: symmetric, a scale of max|w| / 127 for each output."""
+    N, K = weight.shape
+    blocks = -(-N // LANES)
+    scale = np.ones(blocks * LANES, np.float32)
+    largest = np.abs(weight).max(1)
+    scale[:N] = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    packed = np.empty((blocks, K + SCALE_ROWS, LANES), np.int8)
+    packed[:, :K] = pack(np.rint(weight / scale[:N, None]).astype(np.int8))
+    packed[:, K:] = scale.view(np.int8).reshape(blocks, SCALE_ROWS, LANES)
+    return packed
+
+
+def widen(packed: np.ndarray) -> np.ndarray:
+    """The float32 that packed weights stand for; float32 is returned as it is."""
+    if packed.dtype == np.uint16:
+        return (packed.astype(np.uint32) << 16).view(np.float32)
+    if packed.dtype == np.int8:
+        scale = np.ascontiguousarray(packed[:, -SCALE_ROWS:]).reshape(len(packed), -1).view(np.float32)
+        return packed[:, :-SCALE_ROWS] * scale[:, None]
+    return packed
+
+
+@njit()
+def inputs_of(packed):
+    """K of packed or quantised weights [..., N/16, rows, 16]."""
+    return packed.shape[-2] - (SCALE_ROWS if packed.itemsize == 1 else 0)
+
+
+def linear_reference(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
+    W = unpack(widen(weight), outputs).astype(np.float64)
+    return np.array([[sum(float(a) * float(b) for a, b in zip(row, w, strict=True)) for w in W] for row in x], np.float32)
+
+
+def linear_argmax_reference(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
+    return np.array([int(np.argmax(row)) for row in linear_reference(x, weight, outputs)], np.int64)
+
+
+@njit()
+def _span(x, weight, first, last, out, out_offset):
+    """out[:, out_offset + 16 i :][:16] = x @ block (first + i), for blocks first..last-1; out has room for all 16."""
+    M, K = x.shape
+    w_stride = weight.shape[1] * LANES
+    w_at = weight.ctypes.data + first * w_stride * weight.itemsize
+    tile_blocks(x.ctypes.data, x.strides[0] // 4, weight, w_at, w_stride, K, out.ctypes.data + out_offset * 4,
+                out.strides[0] // 4, M, last - first)
+
+
+@njit()
+def linear_serial(x, weight, out, first, last):
+    """Blocks first..last-1 of the outputs, by one thread, for use inside other kernels."""
+    N = out.shape[1]
+    whole = min(last, N // LANES)
+    if whole > first:
+        _span(x, weight, first, whole, out, first * LANES)
+    if last > whole:
+        ragged = np.empty((x.shape[0], LANES), np.float32)
+        _span(x, weight, whole, whole + 1, ragged, 0)
+        out[:, whole * LANES :] = ragged[:, : N - whole * LANES]
+
+
+@njit(parallel=True)
+def _linear_threads(x, weight, out, threads):
+    blocks = weight.shape[0]
+    for thread in prange(threads):
+        linear_serial(x, weight, out, blocks * thread // threads, blocks * (thread + 1) // threads)
+
+
+@njit()
+def linear_loop(x, weight, out, threads):
+    """Compiled linear for use inside other kernels; every thread streams its own contiguous run of blocks."""
+    if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
+        linear_serial(x, weight, out, 0, weight.shape[0])
+    else:
+        _linear_threads(x, weight, out, threads)
+
+
+@njit()
+def _rows_serial(x, weight, at, out, first, last):
+    N = out.shape[1]
+    # a row is written once, where it belongs: fresh memory would cost a page fault every 4 kB
+    scores = np.empty((x.shape[0], CHUNK_BLOCKS * LANES), np.float32)
+    for start in range(first, last, CHUNK_BLOCKS):
+        stop = min(start + CHUNK_BLOCKS, last)
+        _span(x, weight, start, stop, scores, 0)
+        begin, end = start * LANES, min(stop * LANES, N)
+        for m in range(x.shape[0]):
+            out[at[m], begin:end] = scores[m, : end - begin]
+
+
+@njit(parallel=True)
+def _rows_threads(x, weight, at, out, threads):
+    blocks = weight.shape[0]
+    for thread in prange(threads):
+        _rows_serial(x, weight, at, out, blocks * thread // threads, blocks * (thread + 1) // threads)
+
+
+@njit()
+def linear_rows_loop(x, weight, at, out, threads):
+    """linear_loop, each row m to out[at[m]]; at [M] int64."""
+    if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
+        _rows_serial(x, weight, at, out, 0, weight.shape[0])
+    else:
+        _rows_threads(x, weight, at, out, threads)
+
+
+@njit()
+def _argmax_serial(x, weight, outputs, first, last, best, best_at):
+    M = x.shape[0]
+    scores = np.empty((M, CHUNK_BLOCKS * LANES), np.float32)
+    for start in range(first, last, CHUNK_BLOCKS):
+        stop = min(start + CHUNK_BLOCKS, last)
+        _span(x, weight, start, stop, scores, 0)
+        width = min(stop * LANES, outputs) - start * LANES
+        for m in range(M):
+            at = argmax_loop(scores[m, :width])
+            if scores[m, at] > best[m]:
+                best[m] = scores[m, at]
+                best_at[m] = start * LANES + at
+
+
+@njit(parallel=True)
+def _argmax_threads(x, weight, outputs, best, best_at, threads):
+    blocks = weight.shape[0]
+    for thread in prange(threads):
+        _argmax_serial(x, weight, outputs, blocks * thread // threads, blocks * (thread + 1) // threads,
+                       best[thread], best_at[thread])
+
+
+@njit()
+def linear_argmax_loop(x, weight, outputs, out, threads):
+    M = x.shape[0]
+    best = np.full((threads, M), -np.inf, np.float32)
+    best_at = np.zeros((threads, M), np.int64)
+    if threads == 1 or M * x.shape[1] * outputs < THREAD_WORK:
+        _argmax_serial(x, weight, outputs, 0, weight.shape[0], best[0], best_at[0])
+    else:
+        _argmax_threads(x, weight, outputs, best, best_at, threads)
+    for m in range(M):
+        winner = 0
+        for thread in range(1, threads):
+            if best[thread, m] > best[winner, m]:
+                winner = thread
+        out[m] = best_at[winner, m]
+
+
+def linear_numba(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
+    out = np.empty((x.shape[0], outputs), np.float32)
+    linear_loop(x, weight, out, get_num_threads())
+    return out
+
+
+def linear_argmax_numba(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
+    out = np.empty(x.shape[0], np.int64)
+    linear_argmax_loop(x, weight, outputs, out, get_num_threads())
+    return out
+
+
+LINEAR = {"reference": linear_reference, "numba": linear_numba}
+LINEAR_ARGMAX = {"reference": linear_argmax_reference, "numba": linear_argmax_numba}
+
+
+def linear(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
+    """out [M, N] float32 by the fastest implementation present."""
+    return LINEAR["numba" if HAS_NUMBA else "reference"](x, weight, outputs)
+
+
+def linear_argmax(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
+    """[M] int64: the index of each row's largest output, by the fastest implementation present."""
+    return LINEAR_ARGMAX["numba" if HAS_NUMBA else "reference"](x, weight, outputs)

@@ -1,0 +1,221 @@
+"""Projections of decoder rows on a GPU, with what stands before and after them in the same launch.
+
+    x        [M, C] float32            residual stream of M = B R rows
+    y        [M, C]                    x * weight of the norm that comes next, in the type of the weights (bf16 or float32)
+    squares  [M, ceil(C/16)] float32   sums of x^2 whose total over a row is |x|^2; so that
+    norm(x)  = y / sqrt(sum(squares) / C + epsilon), the division being left to the reader's output
+
+    qkv      weight [3HD, C] -> q [M, H, D], and k, v [B, H, T, D] in slots positions[b, 0] + r (positions [B, R]; -1: none)
+    project  weight [N, C] -> out [M, N] = norm(x) @ weight.T
+    gate     weight [F or 2F, C] -> out [M, F], activate.py's nonlinearity of norm(x) @ weight.T
+    add      inputs [M, K], weight [C, K], norm [C] -> x += inputs @ weight.T in place, and the y and squares that go with it
+
+A program makes 16 outputs of 16 rows. Their sums run over K in four interleaved ways, each in order, added at the end: the
+order depends neither on how many rows share a pass nor on the batch, so that one row and K + 1 rows give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.model.activation import activate_reference
+
+# Outputs of a program: narrow, so that one request's step fills the machine; a tensor core's smallest tile.
+WIDTH = 16
+# A program reads WAYS * STEP columns at a time; each way is a chain of its own, or the latency of one would be the time.
+WAYS, STEP = 4, 64
+
+
+@jit
+def weigh(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+          STEP: tl.constexpr):
+    """[16, N] float32 = x[rows] @ weight[outputs].T over K columns, x rounded to the type of the weight."""
+    way, step = tl.arange(0, WAYS), tl.arange(0, STEP)
+    sums = tl.zeros((WAYS, 16, N), tl.float32)
+    for start in range(0, K, WAYS * STEP):
+        k = start + way[:, None] * STEP + step[None, :]
+        a = tl.load(x + rows[None, :, None] * K + k[:, None, :], mask=is_row[None, :, None] & (k < K)[:, None, :], other=0.0)
+        w = tl.load(weight + outputs[None, :, None] * K + k[:, None, :],
+                    mask=is_output[None, :, None] & (k < K)[:, None, :], other=0.0)
+        sums = tl.dot(a.to(w.dtype), tl.permute(w, (0, 2, 1)), sums, input_precision="ieee")
+    return tl.sum(sums, 0)
+
+
+@jit
+def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr):
+    """[16] float32: what norm(x) is over y."""
+    tile = tl.arange(0, TILES_UP)
+    mask = is_row[:, None] & (tile < TILES)[None, :]
+    parts = tl.load(squares + rows[:, None] * TILES + tile[None, :], mask=mask, other=0.0)
+    return 1.0 / tl.sqrt(tl.sum(parts, 1) / C + epsilon)
+
+
+@jit
+def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+                TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+                STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    is_row = rows < M
+    pieces: tl.constexpr = (D + N - 1) // N
+    part, head = tl.program_id(1) // (H * pieces), tl.program_id(1) // pieces % H
+    d = tl.program_id(1) % pieces * N + tl.arange(0, N)
+    outputs = ((part * H + head) * D + d).to(tl.int64)
+    sums = weigh(y, weight, rows, is_row, outputs, d < D, C, N, WAYS, STEP)
+    sums = sums * norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
+    if part == 0:
+        tl.store(q + (rows[:, None] * H + head) * D + d[None, :], sums.to(q.dtype.element_ty),
+                 mask=is_row[:, None] & (d < D)[None, :])
+    else:
+        b = rows // R
+        base = tl.load(positions + b * R, mask=is_row, other=-1)
+        is_read = is_row & (tl.load(positions + rows, mask=is_row, other=-1) >= 0)
+        at = ((b * H + head) * T + base + rows % R)[:, None] * D + d[None, :]
+        mask = is_read[:, None] & (d < D)[None, :]
+        if part == 1:
+            tl.store(k + at, sums.to(k.dtype.element_ty), mask=mask)
+        else:
+            tl.store(v + at, sums.to(v.dtype.element_ty), mask=mask)
+
+
+@jit
+def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr,
+                    TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr,
+                    OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    is_row = rows < M
+    outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    sums = weigh(y, weight, rows, is_row, outputs, outputs < N_ALL, C, N, WAYS, STEP)
+    sums = sums * norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
+    tl.store(out + rows[:, None] * N_ALL + outputs[None, :], sums.to(out.dtype.element_ty),
+             mask=is_row[:, None] & (outputs < N_ALL)[None, :])
+
+
+@jit
+def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.constexpr, ACTIVATION: tl.constexpr,
+                 GATED: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+                 STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    is_row = rows < M
+    outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    scale = norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
+    a = weigh(y, weight, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale
+    if ACTIVATION == 0:
+        a = tl.maximum(a, 0.0)
+    elif ACTIVATION == 1:
+        # (1 + tanh u) / 2 is the logistic function of 2u
+        a = a * tl.sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))
+    elif ACTIVATION == 2:
+        a = 0.5 * a * (1.0 + tl.erf(a * 0.7071067811865476))
+    else:
+        a = a * tl.sigmoid(a)
+    if GATED:
+        a = a * (weigh(y, weight + F * C, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale)
+    tl.store(out + rows[:, None] * F + outputs[None, :], a.to(out.dtype.element_ty),
+             mask=is_row[:, None] & (outputs < F)[None, :])
+
+
+@jit
+def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
+                N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    is_row = rows < M
+    outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    mask = is_row[:, None] & (outputs < C)[None, :]
+    at = rows[:, None] * C + outputs[None, :]
+    before = tl.load(x + at, mask=mask, other=0.0)
+    scale = tl.load(norm + outputs, mask=outputs < C, other=0.0)
+    after = before + weigh(inputs, weight, rows, is_row, outputs, outputs < C, K, N, WAYS, STEP)
+    tl.store(x + at, after, mask=mask)
+    tl.store(y + at, (after * scale[None, :]).to(y.dtype.element_ty), mask=mask)
+    tl.store(squares + rows * TILES + tl.program_id(1), tl.sum(tl.where(mask, after * after, 0.0), 1), mask=is_row)
+
+
+def tiling(weight: Tensor) -> dict[str, int]:
+    """Options of a launch: loads far enough ahead to cover memory's latency, within a multiprocessor's shared memory.
+
+    float32 has no exact tensor core: it multiplies in registers, which take half the columns.
+    """
+    narrow = weight.dtype == torch.bfloat16
+    return {"WAYS": WAYS, "STEP": STEP if narrow else STEP // 2, "num_warps": WAYS, "num_stages": 4 if narrow else 2}
+
+
+def _norm_sizes(squares: Tensor) -> dict[str, int]:
+    return {"TILES": squares.shape[1], "TILES_UP": power_of_2(squares.shape[1])}
+
+
+def _tiles(rows: int, outputs: int) -> tuple[int, int]:
+    """The grid: row tiles stand side by side, so that they share what the second-level cache holds of the weight."""
+    return -(-rows // 16), -(-outputs // WIDTH)
+
+
+def qkv_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, positions: Tensor, q: Tensor, k: Tensor,
+               v: Tensor, **launch) -> None:
+    M, H, D = q.shape
+    grid = (-(-M // 16), 3 * H * -(-D // WIDTH))
+    _qkv_kernel[grid](y, squares, weight, positions, q, k, v, M, k.shape[2], epsilon, positions.shape[1], H=H, D=D,
+                      C=y.shape[1], N=WIDTH, **_norm_sizes(squares), **tiling(weight), **launch)
+
+
+def project_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, out: Tensor, **launch) -> None:
+    M, N = out.shape
+    _project_kernel[_tiles(M, N)](y, squares, weight, out, M, epsilon, N_ALL=N, C=y.shape[1], N=WIDTH,
+                                  **_norm_sizes(squares), **tiling(weight), **launch)
+
+
+def gate_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, activation: int, gated: bool,
+                out: Tensor, **launch) -> None:
+    M, F = out.shape
+    _gate_kernel[_tiles(M, F)](y, squares, weight, out, M, epsilon, F=F, C=y.shape[1], ACTIVATION=activation, GATED=gated,
+                               N=WIDTH, **_norm_sizes(squares), **tiling(weight), **launch)
+
+
+def add_triton(inputs: Tensor, weight: Tensor, norm: Tensor, x: Tensor, y: Tensor, squares: Tensor, **launch) -> None:
+    M, C = x.shape
+    _add_kernel[_tiles(M, C)](inputs, weight, norm, x, y, squares, M, C=C, K=weight.shape[1], TILES=squares.shape[1],
+                              N=WIDTH, **tiling(weight), **launch)
+
+
+def _normed(y: Tensor, squares: Tensor, epsilon: float) -> Tensor:
+    return y.double() / (squares.double().sum(1, keepdim=True) / y.shape[1] + epsilon).sqrt()
+
+
+def qkv_reference(y, squares, weight, epsilon, positions, q, k, v) -> None:
+    M, H, D = q.shape
+    R = positions.shape[1]
+    mixed = (_normed(y, squares, epsilon) @ weight.double().T).view(M, 3, H, D)
+    q[:] = mixed[:, 0]
+    for m in range(M):
+        b, r = m // R, m % R
+        if positions[b, r] >= 0:
+            k[b, :, positions[b, 0] + r] = mixed[m, 1].to(k.dtype)
+            v[b, :, positions[b, 0] + r] = mixed[m, 2].to(v.dtype)
+
+
+def project_reference(y, squares, weight, epsilon, out) -> None:
+    out[:] = _normed(y, squares, epsilon) @ weight.double().T
+
+
+def gate_reference(y, squares, weight, epsilon, activation, gated, out) -> None:
+    active = torch.empty(out.shape, dtype=torch.float64)
+    activate_reference((_normed(y, squares, epsilon) @ weight.double().T).numpy(), active.numpy(), activation, gated)
+    out[:] = active
+
+
+def add_reference(inputs, weight, norm, x, y, squares) -> None:
+    x += (inputs.double() @ weight.double().T).float()
+    y[:] = x * norm
+    for tile in range(squares.shape[1]):
+        squares[:, tile] = x[:, tile * WIDTH : (tile + 1) * WIDTH].square().sum(1)
+
+
+QKV = {"reference": qkv_reference, "triton": qkv_triton}
+PROJECT = {"reference": project_reference, "triton": project_triton}
+GATE = {"reference": gate_reference, "triton": gate_triton}
+ADD = {"reference": add_reference, "triton": add_triton}

@@ -1,0 +1,106 @@
+"""The language-model head on a GPU.
+
+    y        [M, C]             the decoder's output, scaled, in the type of the weight (fused_embed.py, `close`)
+    weight   [V, C]             bf16 or float32
+    logits   [M, V] float32     y @ weight.T; or, without writing them,
+    chosen   [M] int64          the argmax, the lowest id on ties
+    work     float32, ids int32 M ceil(V/32) or more of each: the parts' maxima
+    arrived  [ceil(M/16)] or more int32    zeros, and zeros again afterwards
+
+A program makes 32 logits of 16 rows as fused_linear.py does; the last to arrive picks the largest of the parts'.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.model.linear_triton import tiling, weigh
+
+WIDTH = 32
+TOGETHER = 128
+
+
+@jit
+def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+                   STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    scores = weigh(y, weight, rows, rows < M, ids, ids < V, C, N, WAYS, STEP)
+    tl.store(logits + rows[:, None] * V + ids[None, :], scores, mask=(rows < M)[:, None] & (ids < V)[None, :])
+
+
+@jit
+def largest_part(work, work_ids, rows, is_row, parts, V: tl.constexpr, TOGETHER: tl.constexpr):
+    """The id of the largest of a row's parts, [16] int32, the lowest on ties."""
+    top = tl.full((16,), float("-inf"), tl.float32)
+    top_id = tl.full((16,), V, tl.int32)
+    for first in range(0, parts, TOGETHER):
+        part = first + tl.arange(0, TOGETHER)
+        mask = is_row[:, None] & (part < parts)[None, :]
+        at = rows[:, None] * parts + part[None, :]
+        values = tl.load(work + at, mask=mask, other=float("-inf"), cache_modifier=".cg")
+        ids = tl.load(work_ids + at, mask=mask, other=V, cache_modifier=".cg")
+        best = tl.max(values, 1)
+        best_id = tl.min(tl.where(values == best[:, None], ids, V), 1)
+        top_id = tl.where(best > top, best_id, tl.where(best == top, tl.minimum(best_id, top_id), top_id))
+        top = tl.maximum(top, best)
+    return top_id
+
+
+@jit
+def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexpr, C: tl.constexpr,
+                   N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
+                   OVERLAP: tl.constexpr = False):
+    await_inputs(OVERLAP)
+    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    is_row = rows < M
+    ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    parts: tl.constexpr = (V + N - 1) // N
+    scores = weigh(y, weight, rows, is_row, ids, ids < V, C, N, WAYS, STEP)
+    scores = tl.where((ids < V)[None, :], scores, float("-inf"))
+    best = tl.max(scores, 1)
+    best_id = tl.min(tl.where(scores == best[:, None], ids.to(tl.int32)[None, :], V), 1)
+    tl.store(work + rows * parts + tl.program_id(1), best, mask=is_row)
+    tl.store(work_ids + rows * parts + tl.program_id(1), best_id, mask=is_row)
+    # every thread's stores come before the arrival, and the last one's loads after it
+    tl.debug_barrier()
+    if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == parts - 1:
+        tl.debug_barrier()
+        tl.store(chosen + rows, largest_part(work, work_ids, rows, is_row, parts, V, TOGETHER).to(tl.int64), mask=is_row)
+        tl.store(arrived + tl.program_id(0), 0)
+
+
+def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor, **launch) -> None:
+    M, V = logits.shape
+    _logits_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, logits, M, V=V, C=weight.shape[1], N=WIDTH,
+                                                  **head_tiling(weight), **launch)
+
+
+def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, ids: Tensor,
+                        arrived: Tensor, **launch) -> None:
+    (M,), (V, C) = chosen.shape, weight.shape
+    _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, ids, arrived, M, V=V, C=C, N=WIDTH,
+                                                  TOGETHER=TOGETHER, **head_tiling(weight), **launch)
+
+
+def head_tiling(weight: Tensor) -> dict[str, int]:
+    return tiling(weight) | {"num_stages": 3 if weight.dtype == torch.bfloat16 else 2}
+
+
+def fused_logits_reference(y, weight, logits) -> None:
+    logits[:] = y.double() @ weight.double().T
+
+
+def fused_choose_reference(y, weight, chosen, work=None, ids=None, arrived=None) -> None:
+    logits = torch.empty(y.shape[0], weight.shape[0])
+    fused_logits_reference(y, weight, logits)
+    for m, row in enumerate(logits.tolist()):
+        chosen[m] = row.index(max(row))
+
+
+FUSED_LOGITS = {"reference": fused_logits_reference, "triton": fused_logits_triton}
+FUSED_CHOOSE = {"reference": fused_choose_reference, "triton": fused_choose_triton}

@@ -1,0 +1,95 @@
+"""Whole rounds compiled for absent machines: all of their launches, and each of them fits."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from typer.testing import CliRunner
+
+from foredraft.bench.gpu.compiled_kernels import fits, round_of
+from foredraft.bench.gpu.roofline import Round
+from foredraft.cli.main import app
+from foredraft.engine.params import MAX_DRAFT_TOKENS
+from foredraft.errors import UserError
+from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
+from foredraft.kernels.core.triton_compile import Cost, costs
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+PASS = {"_inputs_kernel", "_embed_kernel", "_qkv_kernel", "_self_attention_kernel", "_add_kernel", "_project_kernel",
+        "_cross_attention_kernel", "_gate_kernel", "_close_kernel"}
+GREEDY, SAMPLED = PASS | {"_choose_kernel", "_greedy_kernel"}, PASS | {"_logits_kernel", "_accept_kernel"}
+POINTED = {"_begin_kernel", "_mix_kernel", "_list_kernel", "_end_kernel"}
+# geometry, round, stored: what each of a round's kernels can be
+ROUNDS = {
+    "greedy": ("flan-t5-xl", Round(8, 5, position=128), "bf16"),
+    "sampled": ("flan-t5-xl", Round(1, 5, position=128, sampled=True, cuts=True, drafter="t5shallow"), "bf16"),
+    "recurrent": ("flan-t5-base", Round(8, 3, position=128, sampled=True, drafter="lstm"), "bf16"),
+    "convolution": ("flan-t5-large", Round(128, 3, position=128, drafter="cnn"), "bf16"),
+    "table": ("t5-small", Round(128, 8, position=128, drafter="lookup+ngram"), "bf16"),
+    "plain": ("flan-t5-small", Round(1, 0, position=128, sampled=True, drafter="none"), "fp32"),
+    "trees": ("flan-t5-base", Round(8, 5, position=128, sampled=True, drafter="tree"), "bf16"),
+    "wide": ("flan-t5-xl", Round(1, 5, position=128, sampled=True, cuts=True, drafter="ngram"), "fp32"),
+    "longest": ("flan-t5-xl", Round(8, MAX_DRAFT_TOKENS, position=128, sampled=True, cuts=True, drafter="lookup"), "bf16"),
+    "longest trees": ("flan-t5-base", Round(8, MAX_DRAFT_TOKENS, position=128, sampled=True, drafter="tree"), "bf16"),
+}
+# the kernels of each, and as how many codes: one for each type and alignment that they meet
+KERNELS = {
+    "greedy": (GREEDY | {"_lookup_kernel"}, 13),
+    "sampled": (SAMPLED | {"_begin_kernel", "_list_kernel", "_cut_kernel", "_sample_kernel", "_end_kernel"}, 34),
+    "recurrent": (SAMPLED | POINTED | {"_cell_kernel", "_sample_kernel"}, 29),
+    "convolution": (GREEDY | POINTED | {"_convolution_kernel"}, 32),
+    "table": (GREEDY | {"_lookup_kernel"}, 13),
+    "plain": (SAMPLED, 12),
+    "trees": (SAMPLED | {"_commit_kernel"}, 13),
+    "wide": (SAMPLED | {"_chain_kernel", "_cut_kernel"}, 14),
+    "longest": (SAMPLED | {"_lookup_kernel", "_cut_kernel"}, 14),
+    "longest trees": (SAMPLED | {"_commit_kernel"}, 13),
+}
+
+
+def recorded(name):
+    return lambda: round_of(*ROUNDS[name])()
+
+
+greedy, sampled, recurrent, convolution, table, plain, trees, wide, longest, longest_trees = map(recorded, ROUNDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROUNDS)
+def test_every_launch_of_a_round_compiles_and_fits(name):
+    found, (kernels, codes) = costs(f"{__file__}:{name.replace(' ', '_')}"), KERNELS[name]
+    assert {cost.kernel for cost in found} == kernels and len(found) == 3 * codes, Counter(cost.kernel for cost in found)
+    assert all(fits(cost) and cost.spills <= 64 for cost in found), [
+        cost for cost in found if not fits(cost) or cost.spills > 64]
+
+
+def test_a_kernel_too_large_does_not_fit():
+    assert fits(Cost("k", "sm_80", 255, 163 * 1024, 0, 1, 4))
+    assert not fits(Cost("k", "sm_80", 255, 164 * 1024, 0, 1, 4)) and not fits(Cost("k", "sm_90", 256, 0, 0, 1, 4))
+
+
+def test_the_command_lists_what_kernels_take():
+    command = [sys.executable, "-m", "foredraft", "bench", "compiled", "--geometry", "flan-t5-small", "--machines", "sm_90",
+               "--only", "close"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {
+        "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert done.returncode == 0, done.stderr
+    *said, last = done.stdout.splitlines()
+    (row,) = json.loads(last)["compiled"]
+    assert row["kernel"] == "_close_kernel" and row["registers"] > 0 and row["fits"] and "registers" in said[0]
+
+
+def test_what_it_does_not_know_is_refused_in_a_line():
+    cases = [(["--machines", "sm_10"], "not known"), (["--weights", "int8"], "one of fp32, bf16")]
+    if is_interpreted():
+        cases.append(([], "leave TRITON_INTERPRET unset"))
+    for options, message in cases:
+        done = CliRunner().invoke(app, ["bench", "compiled", *options])
+        assert isinstance(done.exception, UserError) and message in str(done.exception)
+    with pytest.raises(UserError, match="one of none, lookup"):
+        round_of("flan-t5-small", Round(drafter="head"))
+    with pytest.raises(UserError, match="geometry 'gpt' is not known"):
+        round_of("gpt", Round())

@@ -1,0 +1,254 @@
+"""Neural drafters on a device, by Triton's interpreter: the CPU drafters' drafts and distributions, in rounds without a wait."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
+
+import foredraft
+from foredraft.engine.drafters.cuda.draft_buffers import Turn, Turns
+from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DeviceLists
+from foredraft.engine.drafters.cuda.recurrent_cuda import own_bytes
+from foredraft.engine.drafters.none import NoDrafter
+from foredraft.engine.drafters.registry.cuda import recurrent_cuda as draft_device_recurrent
+from foredraft.engine.drafters.registry.cuda import t5_drafter_cuda as draft_device_t5
+from foredraft.engine.drafters.trained import model_class, open_drafter
+from foredraft.engine.generate import Model
+from foredraft.engine.loop import decode, step
+from foredraft.engine.models import t5_cuda_weights as cuda_weights
+from foredraft.engine.models.t5 import T5
+from foredraft.engine.models.t5_cuda import T5Cuda
+from foredraft.engine.models.t5_cuda_weights import STORED, load_cuda_weights
+from foredraft.engine.models.t5_weights import load_weights
+from foredraft.engine.runtime import static_batches as fixed_batches
+from foredraft.engine.runtime.cuda_graphs import CapturedSteps
+from foredraft.errors import UserError
+from foredraft.kernels.core.backend import is_interpreted
+
+if is_interpreted():
+    from launches import Launches
+pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
+SOURCES = [torch.tensor([5, 9, 33, 5, 9, 40, 1]), torch.tensor([7, 8] * 35 + [1])]
+
+
+def saved(kind, restricted, folder, out):
+    torch.manual_seed(1)
+    model = model_class(kind).from_target(folder, **SIZES[kind]).eval()
+    if restricted:
+        model.restrict(torch.randperm(100, generator=torch.Generator().manual_seed(2))[:restricted])
+    model.save(out)
+    return out
+
+
+def pair_of(kind, restricted, folder, out):
+    """(target, its drafter) on the CPU and on a device, of the same files."""
+    saved(kind, restricted, folder, out)
+    targets = T5(load_weights(folder)), T5Cuda(load_cuda_weights(folder, "cpu"))
+    return [(target, open_drafter(out, target.weights, folder, None)) for target in targets]
+
+
+@pytest.fixture(params=["t5shallow", "lstm", "cnn"])
+def pair(request, tiny_checkpoints, tmp_path):
+    return pair_of(request.param, 40, tiny_checkpoints["v1.1"], tmp_path)
+
+
+def admit(target, drafter, state):
+    target.reserve(state.batch_size, state.capacity, state.max_draft, max(map(len, SOURCES)))
+    drafter.admit(range(state.batch_size), SOURCES, target.admit(range(state.batch_size), SOURCES))
+
+
+@torch.inference_mode()
+def test_greedy_rounds_are_the_compiled_one_s(pair):
+    """Drafts right and wrong, rows that draft less, a limit inside a draft, an end token that a draft may hold."""
+    truth = None
+    outputs = []
+    for (target, drafter), backend in zip(pair, ("numba", "triton"), strict=True):
+        if truth is None:
+            plain = make_state(2, 6, 0, 32, end_token=-1)
+            admit(target, NoDrafter(), plain)
+            decode(plain, target, NoDrafter())
+            truth = plain.tokens[0, 1:7].tolist()
+        state = make_state(2, [6, 4], [2, 1], 32, end_token=truth[4], backend=backend)
+        admit(target, drafter, state)
+        decode(state, target, drafter)
+        outputs.append((state.tokens[:, :7], state.lengths, state.proposer[:, :7], state.num_steps, state.drafted,
+                        state.tested_at, state.accepted_at))
+    for a, b in zip(*outputs, strict=True):
+        assert torch.equal(a, b)
+    assert outputs[1][0][0, 1 : int(outputs[1][1][0])].tolist() == truth[: truth.index(truth[4]) + 1]
+    assert int(outputs[0][-2].sum()) > 0
+
+
+@torch.inference_mode()
+def test_sampled_distributions_are_the_compiled_one_s(pair):
+    """q of every drafted id, given the same ids before it; drawn ids have one."""
+    (target, host), (device_target, device) = pair
+    distribution = dict(temperature=[0.0, 0.7], top_k=9)
+    state = make_state(2, 12, 2, 32, end_token=-1, backend="triton", **distribution)
+    twin = make_state(2, 12, 2, 32, end_token=-1, **distribution)
+    admit(device_target, device, state)
+    admit(target, host, twin)
+    compared = 0
+    for _ in range(2):
+        ours, theirs = device.draft(state), host.draft(twin)
+        assert ours.lengths.tolist() == theirs.lengths.tolist() and ours.dense.tolist() == theirs.dense.tolist()
+        for row in range(2):
+            for place in range(int(ours.lengths[row])):
+                if not ours.dense[row]:
+                    assert ours.tokens[row, place] == theirs.tokens[row, place]
+                    continue
+                q, p = ((d.logits[row, place].double() - d.lse[row, place]).exp() for d in (ours, theirs))
+                torch.testing.assert_close(q, p, atol=2e-5, rtol=1e-3)
+                assert q[ours.tokens[row, place]] > 0
+                compared += 1
+                if ours.tokens[row, place] != theirs.tokens[row, place]:
+                    break
+        step(state, device_target, device)
+        for name in ("tokens", "lengths", "finished"):
+            getattr(twin, name).copy_(getattr(state, name))
+    assert compared > 1
+
+
+@torch.inference_mode()
+def test_a_round_neither_waits_nor_makes_anything(pair):
+    target, drafter = pair[1]
+    state = make_state(2, 12, 2, 32, end_token=-1, temperature=[0.0, 1.0], backend="triton")
+    admit(target, drafter, state)
+    step(state, target, drafter)
+    generation = drafter.generation
+    with Launches() as seen:
+        step(state, target, drafter)
+    assert seen.operations == [] and seen.waits == [] and seen.bytes == 0 and drafter.generation == generation
+    assert seen.kernels[0] == "_begin_kernel" and seen.kernels.count("_end_kernel") == 1
+
+
+class Lister:
+    """Drafts by a head over lists alone, from the same outputs in every row."""
+
+    name = "lister"
+
+    def __init__(self, head, ids, y):
+        self.lists, self.turns, self.y = DeviceLists(head, ids, copies=False), Turns(len(head), 3), y
+
+    def draft(self, state):
+        turn = self.turns.of(state)
+        turn.begin(state)
+        self.lists.draft_into(turn.draft, 0, self.y.expand(state.batch_size, -1).contiguous(), state)
+        return turn.end(state)
+
+
+@torch.inference_mode()
+def test_sampled_tokens_follow_the_target_whatever_a_list_leaves_out():
+    """The first token's distribution, drafted from another one over half of the ids."""
+    rows, V = 640, 16
+    draw = torch.Generator().manual_seed(7)
+    table, head = torch.randn(2, V, V, generator=draw), torch.randn(V, 16, generator=draw)
+    drafter = Lister(head, torch.tensor([9, 2, 5, 11]), 0.3 * torch.randn(1, 16, generator=draw))
+    drafter.lists.reserve(rows, 8)
+    for row in range(rows):
+        drafter.lists.admit(row, torch.tensor([3, 5, 3, 14]))
+    state = make_state(rows, 2, 1, V, end_token=-1, temperature=1.0, backend="triton")
+    step(state, TableTarget(table), drafter)
+    counts = torch.bincount(state.tokens[:, 1], minlength=V)
+    value, freedom = chi_square(counts, torch.softmax(table[0, 0].double(), -1))
+    assert value < freedom + 10 * (2 * freedom) ** 0.5 and 0 < int(state.accepted_at.sum()) < rows
+    assert set(drafter.turns.of(state).draft.tokens[:, 0].tolist()) == {9, 2, 5, 11, 3, 14}
+
+
+@torch.inference_mode()
+def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
+    drafts = []
+    pair = pair_of("t5small", 0, tiny_checkpoints["v1.0"], tmp_path)
+    for (target, drafter), backend in zip(pair, ("numba", "triton"), strict=True):
+        state = make_state(2, 9, 2, 32, end_token=-1, backend=backend)
+        admit(target, drafter, state)
+        drafts.append(drafter.draft(state))
+    assert torch.equal(drafts[0].tokens, drafts[1].tokens) and drafts[1].lengths.tolist() == [2, 2]
+
+
+def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_model_path, tmp_path, monkeypatch):
+    """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
+    forgotten."""
+    monkeypatch.setattr(draft_device_recurrent, "POSITIONS", 4)
+    for module in (draft_device_recurrent, fixed_batches):
+        monkeypatch.setattr(module, "SLOTS", 2)
+    folder = saved("lstm", 40, tiny_model_path, tmp_path)
+    plain = foredraft.load(tiny_model_path, drafter=None)
+    device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), plain.tokenizer, folder, tiny_model_path, "float32")
+    device.graphs = CapturedSteps(FakeCapture())
+    assert device.drafter.name == "lstm"
+    for new_tokens in (3, 5):
+        generation = device.drafter.generation
+        wanted, found = (model.generate(["w5 w9 w33 w5"], max_new_tokens=new_tokens, draft_tokens=2)
+                         for model in (plain, device))
+        assert found.token_ids == wanted.token_ids and found.stats.drafted > 0
+        assert device.drafter.generation > generation
+
+
+def free(monkeypatch, size):
+    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: size)
+
+
+def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(monkeypatch):
+    state = make_state(2, 12, 3, 32, temperature=[0.0, 1.0], backend="triton")
+    draft = Turn(state, 500, 3).draft
+    taken = draft.logits.nbytes + draft.lse.nbytes
+    free(monkeypatch, taken)
+    Turn(state, 500, 3)
+    free(monkeypatch, taken - 1)
+    with pytest.raises(UserError, match="the distributions of 3 drafts for 2 rows need .* lower batch_size or draft_tokens"):
+        Turn(state, 500, 3)
+    # greedy rows have none
+    Turn(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
+
+
+def test_lists_take_what_was_counted_and_one_refused_leaves_them_as_they_were(monkeypatch):
+    lists = DeviceLists(torch.randn(500, 16), torch.arange(40), copies=True)
+    lists.reserve(3, 70)
+    held, generation = dict(lists.buffers), lists.generation
+    taken = sum(buffer.nbytes for buffer in held.values())
+    free(monkeypatch, 0)
+    with pytest.raises(UserError, match="the drafter's lists and distributions for 9 rows of 128 source tokens need .* lower batch"):
+        lists.reserve(9, 70)
+    assert lists.buffers == held and lists.generation == generation and lists.rows == 3
+    # what is there is given back first
+    fresh = DeviceLists(torch.randn(500, 16), torch.arange(40), copies=True)
+    free(monkeypatch, taken)
+    fresh.reserve(3, 70)
+    free(monkeypatch, 0)
+    fresh._grow(3, 128)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "cnn"])
+@pytest.mark.parametrize("stored", STORED)
+def test_a_recurrent_drafter_takes_no_more_than_was_counted(kind, stored, tiny_checkpoints, tmp_path, monkeypatch):
+    folder = tiny_checkpoints["v1.1"]
+    target = load_cuda_weights(folder, "cpu", weights=stored)
+    model = model_class(kind).load(saved(kind, 40, folder, tmp_path), folder, with_tables=False)
+    counted, drafter = own_bytes(model, STORED[stored]), open_drafter(tmp_path, target, folder, None)
+    own = [drafter.query, drafter.inner, drafter.outer, *(drafter.cells if kind == "lstm" else drafter.layers)]
+    own = [tensor for group in own for tensor in group if isinstance(tensor, torch.Tensor)]
+    own += [] if kind == "lstm" else [tensor for tensor in drafter.enter if tensor is not None]
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in [*own, *drafter.pointer.parameters()]}
+    assert 0.6 * counted < sum(held.values()) <= counted
+    free(monkeypatch, counted - 1)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *arguments: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match=f"the {kind} drafter's weights need .* or a smaller drafter"):
+        open_drafter(tmp_path, target, folder, None)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_drafters_that_do_not_fit_are_not_loaded(shared, tiny_checkpoints, tmp_path, monkeypatch):
+    folder = tiny_checkpoints["v1.1"]
+    target, folders = load_cuda_weights(folder, "cpu"), {}
+    for kind in ("t5shallow", "lstm"):
+        torch.manual_seed(1)
+        folders[kind] = tmp_path / kind
+        model_class(kind).from_target(folder, **SIZES[kind], shared_embeddings=shared).save(folders[kind])
+    free(monkeypatch, 100)
+    monkeypatch.setattr(draft_device_t5, "assemble", lambda *arguments: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match="t5shallow's weights need .* or a smaller drafter"):
+        open_drafter(folders["t5shallow"], target, folder, None)
+    with pytest.raises(UserError, match="weights need" if shared else "lstm's embedding and head need .* dtype='bfloat16'"):
+        open_drafter(folders["lstm"], target, folder, None)

@@ -1,0 +1,166 @@
+"""model.stream and model.generate on any number of requests: order, laziness, per-request parameters, errors, cancelling."""
+
+import random
+
+import pytest
+
+import foredraft
+from foredraft.engine.runtime.requests import Request
+from foredraft.errors import UserError
+
+TEXTS = [f"w{5 + i} w9 w{30 + i} " * (1 + i % 7) for i in range(23)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    model = foredraft.load(tiny_model_path, drafter="lookup")
+    model.target.end_token = -1  # random weights end too early to see anything
+    return model
+
+
+def test_a_list_of_any_length_is_what_each_text_gives_alone(model):
+    options = dict(max_new_tokens=12, do_sample=True, temperature=0.8)
+    out = model.generate(TEXTS, batch_size=4, seed=list(range(23)), **options)
+    alone = [model.generate(text, seed=[seed], **options).token_ids[0] for seed, text in enumerate(TEXTS)]
+    assert out.token_ids == alone and out.stats.requests == 23
+    assert out.stats.slots == out.stats.passes * 4 and 0.5 < out.stats.slot_utilisation <= 1
+    assert out.stats.emitted == sum(map(len, alone)) == 23 * 12
+    assert abs(sum(out.stats.seconds[part] for part in ("encode", "draft", "verify", "other"))
+               - out.stats.seconds["total"]) < 1e-6
+    assert model.generate([]).token_ids == []
+    one = model.generate("w5 w9", max_new_tokens=3)
+    assert [r.token_ids for r in model.stream("w5 w9", max_new_tokens=3)] == one.token_ids
+
+
+def test_results_come_as_they_end_or_in_order(model):
+    requests = [Request(text, id=f"a{i}", max_new_tokens=1 + (7 * i) % 11) for i, text in enumerate(TEXTS)]
+    ended = list(model.stream(requests, max_new_tokens=11, batch_size=5))
+    ordered = list(model.stream(iter(requests), max_new_tokens=11, batch_size=5, in_order=True))
+    assert [r.index for r in ordered] == list(range(23)) != [r.index for r in ended]
+    assert sorted((r.index, r.id, r.token_ids) for r in ended) == [(r.index, r.id, r.token_ids) for r in ordered]
+    assert [len(r.token_ids) for r in ordered] == [1 + (7 * i) % 11 for i in range(23)]
+    assert [r.text for r in ordered] == [model.tokenizer.decode(r.token_ids) for r in ordered]
+
+
+def test_requests_bring_their_own_parameters(model):
+    own = [dict(draft_tokens=0), dict(do_sample=True, temperature=0.7, top_k=9, seed=4), dict(stop_strings="w9"),
+           dict(max_new_tokens=3), dict(do_sample=True, top_p=0.5, seed=-8)]
+    results = list(model.stream([Request(TEXTS[6], **options) for options in own], max_new_tokens=20, in_order=True))
+    for options, result in zip(own, results, strict=True):
+        options = dict(max_new_tokens=20) | options
+        if "seed" in options:
+            options["seed"] = [options["seed"]]
+        assert model.generate(TEXTS[6], **options).token_ids == [result.token_ids]
+    assert len({tuple(ids) for ids in model.generate([TEXTS[6]] * 2, seed=1, do_sample=True).token_ids}) == 2
+
+
+def test_requests_are_read_as_there_is_room(model):
+    read = []
+
+    def endless():
+        for i in range(10**9):
+            read.append(i)
+            yield TEXTS[i % 23]
+
+    with model.stream(endless(), max_new_tokens=4, batch_size=3) as stream:
+        for done, _ in enumerate(stream, 1):
+            assert len(read) <= done + 3 + 3 + 3
+            if done == 30:
+                break
+    assert model.target.cache.pool.free == model.target.cache.pool.pages
+    assert list(stream) == []
+    assert len(model.generate(TEXTS[:2], max_new_tokens=3).texts) == 2
+
+
+def test_a_request_that_fails_is_a_result_and_the_others_go_on(model):
+    bad = ["w5", "   ", Request([3, 100], id="x"), Request("w6", max_new_tokens=99), Request("w7", top_p=2.0), "w8 " * 30,
+           Request(5), Request("w5", seed=2**63), "w9"]
+    results = list(model.stream(bad, max_new_tokens=5, max_source=20, truncation=False, in_order=True))
+    assert [r.finish_reason == "error" for r in results] == [False] + [True] * 7 + [False]
+    assert [r.index for r in results] == list(range(9)) and results[2].id == "x"
+    for result, match in zip(results[1:8], ("is empty", "outside 0..99", "max_new_tokens is 99", "top_p is 2.0",
+                                            "input 6 has 31 tokens, the limit is 20", "input 7 is neither a text nor",
+                                            "input 8 has seed 9223372036854775808"), strict=True):
+        assert match in str(result.error) and result.token_ids == []
+    cut = list(model.stream(bad[5:6], max_new_tokens=5, max_source=20))[0]
+    assert cut.error is None and "were cut" in cut.warnings[0]
+    # thousands of them do not pile up
+    stream = model.stream([""] * 5000 + ["w5"], max_new_tokens=2)
+    assert next(stream).index == 0 and len(stream._ready) == 0
+    assert sum(result.error is None for result in stream) == 1
+
+
+def test_cancelling(model):
+    stream = model.stream([Request(text, id=i * 10) for i, text in enumerate(TEXTS)], max_new_tokens=30, batch_size=2,
+                          in_order=True)
+    assert not stream.cancel(0)
+    assert next(stream).id == 0
+    assert stream.cancel(20) and stream.cancel(30) and not stream.cancel(20) and not stream.cancel("never")
+    results = list(stream)
+    assert [r.id for r in results] == [i * 10 for i in range(1, 23)]
+    assert [r.id for r in results if r.finish_reason == "cancelled"] == [20, 30]
+    # those two had not begun
+    assert stream.stats.requests == 21
+
+
+@pytest.mark.parametrize("draft_tokens", [4, "auto"])
+def test_any_mix_of_requests_in_any_order_is_what_each_gives_alone(model, draft_tokens):
+    """Distributions, seeds, K, limits and stop strings of their own; arrivals at random, some cancelled while they run or wait."""
+    draw = random.Random(3)
+    distributions = (dict(), dict(do_sample=True, temperature=0.6), dict(do_sample=True, top_k=9), dict(do_sample=True, top_p=0.7))
+    requests = []
+    for i in range(60):
+        own = draw.choice(distributions) | dict(seed=draw.randrange(2**40), draft_tokens=draw.randint(0, 4),
+                                       max_new_tokens=draw.randint(1, 20))
+        if draw.random() < 0.4:
+            own["stop_strings"] = [f"w{draw.randint(3, 99)}" for _ in range(20)]
+        requests.append(Request(draw.choice(TEXTS), id=i, **own))
+    draw.shuffle(requests)
+    results = {}
+    with model.stream(iter(requests), max_new_tokens=20, draft_tokens=draft_tokens, batch_size=3) as stream:
+        for result in stream:
+            results[result.id] = result
+            if draw.random() < 0.15:
+                stream.cancel(draw.randrange(60))
+    assert sorted(results) == list(range(60))
+    cancelled = sum(result.finish_reason == "cancelled" for result in results.values())
+    stopped = sum(result.finish_reason == "stop" for result in results.values())
+    assert 0 < cancelled < 20 and stopped > 5
+    for request in requests:
+        own = {name: getattr(request, name) for name in ("do_sample", "temperature", "top_k", "top_p", "stop_strings")}
+        own = {name: value for name, value in own.items() if value is not None}
+        alone = model.generate(request.input, draft_tokens=0, max_new_tokens=request.max_new_tokens, seed=[request.seed],
+                               **own).token_ids[0]
+        result = results[request.id]
+        if result.finish_reason == "cancelled":
+            alone = alone[: len(result.token_ids)]
+        assert result.token_ids == alone and result.error is None
+
+
+def test_a_streams_model_is_its_own_until_it_ends(model):
+    stream = model.stream(TEXTS, max_new_tokens=5, batch_size=2)
+    next(stream)
+    with pytest.raises(UserError, match="still running"):
+        model.generate("w5")
+    with pytest.raises(UserError, match="still running"):
+        next(model.with_drafter(None).stream(["w5"]))
+    del stream
+    assert model.generate("w5", max_new_tokens=2).texts
+
+    def broken():
+        yield "w5"
+        raise RuntimeError("the reader broke")
+
+    with pytest.raises(RuntimeError, match="the reader broke"):
+        list(model.stream(broken(), max_new_tokens=3))
+    assert model.generate("w5", max_new_tokens=2).texts
+
+
+def test_memory(model):
+    with pytest.raises(UserError, match=r"kv_memory is 0\.0 MB; a single request"):
+        model.generate(TEXTS, kv_memory=20_000)
+    truth = model.generate(TEXTS, max_new_tokens=9).token_ids
+    assert model.generate(TEXTS, max_new_tokens=9, kv_memory=150_000).token_ids == truth
+    assert model.target.cache.nbytes() <= 150_000
+    with pytest.raises(UserError, match="kv_memory is 0"):
+        model.generate(TEXTS, kv_memory=0)

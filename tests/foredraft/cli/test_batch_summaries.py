@@ -1,0 +1,187 @@
+"""foredraft summarize --input --output, on a tiny target."""
+
+import gzip
+import json
+import re
+
+import pytest
+
+import foredraft
+from foredraft.cli import batch_summaries as summaries
+from foredraft.cli.journal import Journal
+from foredraft.engine.params import DecodeConfig
+from foredraft.errors import UserError
+
+N = 17
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    model = foredraft.load(tiny_model_path, drafter="lookup")
+    model.target.end_token = -1
+    return model
+
+
+@pytest.fixture
+def summarize(command, model, monkeypatch, tmp_path):
+    """summarize(*options): exit code, stdout, stderr of a run from articles.jsonl to out.jsonl."""
+    monkeypatch.setattr(foredraft, "load", lambda *_args, **_options: model, raising=False)
+
+    def run(*options, source="articles.jsonl"):
+        return command("summarize", "--input", tmp_path / source, "--output", tmp_path / "out.jsonl",
+                       "--max-new-tokens", "7", "--batch-size", "3", *options)
+
+    return run
+
+
+def texts():
+    return [" ".join(f"w{3 + (5 * i + j) % 90}" for j in range(3 + 5 * (i % 4))) for i in range(N)]
+
+
+@pytest.fixture
+def articles(tmp_path):
+    path = tmp_path / "articles.jsonl"
+    path.write_text("".join(json.dumps({"id": f"a{i}", "article": text}) + "\n" for i, text in enumerate(texts())))
+    return path
+
+
+def written(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def expected(model, **options):
+    out = model.generate(texts(), max_new_tokens=7, **options)
+    return [{"id": f"a{i}", "index": i, "summary": text, "tokens": len(ids)}
+            for i, (text, ids) in enumerate(zip(out.texts, out.token_ids, strict=True))]
+
+
+def test_every_article_once_in_order_or_as_they_end(summarize, articles, model, tmp_path):
+    code, out, err = summarize("--in-order", "--json", "--stats")
+    assert code == 0 and written(tmp_path) == expected(model)
+    last = json.loads(out)
+    assert (last["articles"], last["failed"], last["stats"]["emitted"]) == (N, 0, 7 * N)
+    assert "17 articles summarised" in err and "tokens a second" in err
+    # articles done, time left, rates, acceptance
+    assert re.search(r"17/17 \[\d\d:\d\d<\d\d:\d\d, .*/s, [\d,]+ tokens/s, \d+% of drafts accepted\]", err)
+    (tmp_path / "out.jsonl").unlink()
+    with gzip.open(tmp_path / "articles.jsonl.gz", "wb") as file:
+        file.write(articles.read_bytes())
+    assert summarize(source="articles.jsonl.gz")[0] == 0
+    assert sorted(written(tmp_path), key=lambda row: row["index"]) == expected(model)
+
+
+def test_an_interrupted_run_goes_on_without_loss_or_repeat(summarize, articles, model, tmp_path, monkeypatch):
+    sampling = ("--temperature", "0.8", "--seed", "4")
+    assert summarize(*sampling)[0] == 0
+    truth = sorted(written(tmp_path), key=lambda row: row["index"])
+    (tmp_path / "out.jsonl").unlink()
+    append, times = Journal.append, []
+
+    def stopping(journal, row):
+        if len(times) == 5:
+            raise KeyboardInterrupt
+        times.append(row)
+        append(journal, row)
+
+    monkeypatch.setattr(Journal, "append", stopping)
+    code, _, err = summarize(*sampling)
+    assert code == 1 and "interrupted; the same command goes on" in err and len(written(tmp_path)) == 5
+    monkeypatch.setattr(Journal, "append", append)
+    with open(tmp_path / "out.jsonl", "a") as file:
+        file.write('{"id": "a16", "index": 16, "summ')
+    code, _, err = summarize(*sampling)
+    assert code == 0 and "12 articles summarised, 5 were there before" in err
+    assert sorted(written(tmp_path), key=lambda row: row["index"]) == truth
+    before = (tmp_path / "out.jsonl").read_bytes()
+    assert summarize(*sampling)[0] == 0 and (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_bad_articles_are_named_and_the_others_go_on(summarize, model, tmp_path):
+    lines = [b'{"id": "ok", "article": "w5 w9"}', b'{"id": "long", "article": "' + b"w5 " * 30 + b'"}', b"",
+             b'{"id": "empty", "article": "  "}', b'{"id": "none"}', b'{"article": "w7', b'{"article": "caf\xe9"}', b"[3]",
+             b'{"article": "w8"}']
+    (tmp_path / "articles.jsonl").write_bytes(b"\n".join(lines))
+    code, _, err = summarize("--strict", "--max-source", "20")
+    assert code == 1
+    for line, name, why in ((2, "long", "line 2 has 31 tokens, the limit is 20"), (4, "empty", "no text under 'article'"),
+                            (5, "none", "no text under 'article'"), (6, 5, "not JSON"), (7, 6, "not JSON"),
+                            (8, 7, "not a JSON object")):
+        assert f"articles.jsonl, line {line}, id {name}: {why}" in err
+    assert "2 articles summarised, 0 were there before, 6 failed" in err
+    assert sorted((row["id"], row["index"]) for row in written(tmp_path) if row["id"] != "ok") == [(8, 8)]
+    code, _, err = summarize("--max-source", "20")
+    assert code == 1 and "1 articles summarised, 2 were there before, 5 failed, 1 were cut" in err
+
+
+def test_a_cut_archive_is_named_and_what_can_be_read_is_done(summarize, articles, tmp_path):
+    whole = gzip.compress(articles.read_bytes(), mtime=0)
+    (tmp_path / "articles.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    code, _, err = summarize(source="articles.jsonl.gz")
+    assert code == 1 and "unreadable from here on" in err and len(written(tmp_path)) > 0
+
+
+def test_a_full_disk_stops_cleanly(articles, model, tmp_path):
+    with pytest.raises(UserError, match="/dev/full: no space left on device"):
+        summaries.summarise_file(model, articles, summaries.Path("/dev/full"), in_order=False, truncation=True, seed=None,
+                                 progress=False, max_new_tokens=3)
+    assert not model.target.cache.is_lent
+
+
+def test_a_run_goes_on_with_the_settings_it_was_begun_with(summarize, articles, model, tmp_path):
+    output, settings = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
+    sampling = ("--temperature", "0.8", "--seed", "4", "--top-k", "20")
+    assert summarize(*sampling)[0] == 0
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(lines[:6]))
+    for others, was, now in (
+            (("--temperature", "0.7", "--seed", "4", "--top-k", "20"), "with --temperature 0.8", "with --temperature 0.7"),
+            ((), "with --temperature 0.8", "with --temperature 0"),
+            ((*sampling[:4], "--top-k", "0"), "with --top-k 20", "without --top-k"),
+            ((*sampling, "--top-p", "0.5"), "without --top-p", "with --top-p 0.5"),
+            ((*sampling[:3], "5", *sampling[4:]), "with --seed 4", "with --seed 5"),
+            ((*sampling[:2], *sampling[4:]), "with --seed 4", "without --seed"),
+            ((*sampling, "--max-source", "9"), "without --max-source", "with --max-source 9"),
+            ((*sampling, "--max-new-tokens", "6"), "with --max-new-tokens 7", "with --max-new-tokens 6")):
+        code, _, err = summarize(*others)
+        assert code == 2 and f"out.jsonl: was begun {was}, this run is {now}; go on with" in err
+    assert len(written(tmp_path)) == 6
+    # what decides no token may change: drafts of point masses, rows, memory
+    assert summarize(*sampling, "--draft-tokens", "auto", "--batch-size", "2", "--in-order")[0] == 0
+    assert sorted(output.read_text().splitlines(keepends=True)) == sorted(lines)
+    settings.write_text("half a li")
+    code, _, err = summarize(*sampling)
+    assert code == 2 and "out.jsonl.settings.json: not the settings of an earlier run" in err
+    settings.unlink()
+    assert "taken to be of this run's settings" in summarize(*sampling)[2] and settings.is_file()
+    # an output that is begun anew may have others
+    output.unlink()
+    assert summarize()[0] == 0 and json.loads(settings.read_text())["--temperature"] == 0
+    assert list(tmp_path.glob(".out*")) == []
+
+
+def test_drawn_drafts_are_settings_too(model):
+    def of(drafter, **options):
+        one = model.with_drafter(drafter)
+        found = summaries.settings_of(one, DecodeConfig(**dict(do_sample=True, seed=1) | options))
+        return {name for name, value in found.items() if value is not None}
+
+    class Drawn:
+        name = "drawn"
+
+    plain = of("lookup")
+    assert of(None) == of(Drawn(), seed=None) | {"--seed"} == of(Drawn(), do_sample=False) | {"--seed"} == plain
+    assert of(Drawn()) - plain == {"--drafter", "--draft-tokens", "--verification"}
+    assert of(Drawn(), draft_tokens="auto") - of(Drawn()) == {"--batch-size"}
+
+
+def test_refusals(summarize, articles, command, tmp_path):
+    for options in (("--input", articles), ("--output", articles), (articles, "--input", articles, "--output", articles)):
+        code, _, err = command("summarize", *options)
+        assert code == 2 and "give FILEs, or --input FILE.jsonl with --output" in err
+    assert "gone.jsonl: no such file" in summarize(source="gone.jsonl")[2]
+    (tmp_path / "out.jsonl").write_text('{"id": "other", "index": 2, "summary": ""}\n')
+    code, _, err = summarize()
+    assert code == 2 and "holds id other for line 3 of" in err
+    (tmp_path / "out.jsonl").unlink()
+    (tmp_path / "out.jsonl").symlink_to(articles)
+    assert "is the input" in summarize()[2]

@@ -1,0 +1,40 @@
+"""Compiled kernels where nothing can be kept, and with more or fewer threads than the machine has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[3]
+SUM = """
+import numpy as np
+from foredraft.kernels.core import backend
+from foredraft.kernels.model.linear import linear_loop, pack
+x = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
+out = np.empty((3, 70), np.float32)
+linear_loop(x, pack(np.random.default_rng(1).standard_normal((70, 40)).astype(np.float32)), out, backend.get_num_threads())
+print(backend.get_num_threads(), backend.is_compiled(), out.tobytes().hex())
+"""
+
+
+def run(**environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
+    done = subprocess.run([sys.executable, "-c", SUM], env=kept | environment, capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+def test_without_a_place_to_keep_code_it_is_compiled_each_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    kept = run(XDG_CACHE_HOME=str(tmp_path))
+    assert kept[1] == "True"
+    assert run(XDG_CACHE_HOME=str(tmp_path / "file"))[1:] == ["False", kept[2]]
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_any_number_of_threads_gives_the_same_bits(threads, tmp_path):
+    found = run(NUMBA_NUM_THREADS=str(threads), XDG_CACHE_HOME=str(tmp_path))
+    assert found[0] == str(threads)
+    assert found[2] == run(XDG_CACHE_HOME=str(tmp_path))[2]

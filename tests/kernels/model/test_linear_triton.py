@@ -1,0 +1,119 @@
+"""The fused projections against their reference, and one reduction order whatever shares a pass."""
+
+import pytest
+import torch
+
+from foredraft.bench.gpu.rounding_bounds import rounding, unsigned
+from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.triton_compile import costs
+from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+
+
+def rows_of(M, C, dtype, seed=0):
+    """x, y, squares as the kernel before would leave them."""
+    x = torch.randn(M, C, generator=torch.Generator().manual_seed(seed))
+    squares = torch.zeros(M, -(-C // 16))
+    squares[:, -1] = x.square().sum(1)
+    return x, x.to(dtype), squares
+
+
+def weight_of(N, K, dtype, seed=1):
+    return (torch.randn(N, K, generator=torch.Generator().manual_seed(seed)) / K**0.5).to(dtype)
+
+
+def check(kernels, terms, poisoned, *arguments, into=()):
+    """Triton's outputs, which are the reference's up to the rounding of sums of so many terms: in copies of `into` and in
+    NaN-poisoned buffers."""
+    results = []
+    for name, sign in (("reference", lambda value: value), ("reference", unsigned), ("triton", lambda value: value)):
+        outputs = [torch.full(shape, float("nan"), dtype=dtype) for shape, dtype in poisoned]
+        outputs = [*(sign(tensor.clone()) for tensor in into), *outputs]
+        kernels[name](*map(sign, arguments), *outputs)
+        results.append(outputs)
+    for wanted, magnitude, found in zip(*results, strict=True):
+        assert torch.equal(found.isnan(), wanted.isnan())
+        over = (found.float() - wanted.float()).abs() - rounding(terms, wanted, magnitude)
+        assert not (over > 0).any(), over.nan_to_num(0).max()
+    return results[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("M", "C", "N"), [(1, 16, 16), (5, 40, 24), (18, 272, 33)])
+def test_project(M, C, N, dtype):
+    _, y, squares = rows_of(M, C, dtype)
+    check(PROJECT, C, [((M, N), dtype)], y, squares, weight_of(N, C, dtype), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", range(4))
+@pytest.mark.parametrize("gated", [True, False])
+def test_gate(activation, gated, dtype):
+    M, C, F = 7, 40, 24
+    _, y, squares = rows_of(M, C, dtype)
+    weight = weight_of(2 * F if gated else F, C, dtype)
+    check(GATE, C, [((M, F), dtype)], y, squares, weight, 1e-6, activation, gated)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("M", "C", "K"), [(1, 16, 16), (5, 40, 24), (18, 33, 272)])
+def test_add(M, C, K, dtype):
+    x, _, _ = rows_of(M, C, dtype)
+    inputs, norm = rows_of(M, K, dtype, seed=2)[1], torch.rand(C) + 0.5
+    shapes = [((M, C), dtype), ((M, -(-C // 16)), torch.float32)]
+    added, _, squares = check(ADD, K, shapes, inputs, weight_of(C, K, dtype), norm, into=[x])
+    exact = torch.nn.functional.pad(added.double().square(), (0, -C % 16)).unflatten(1, (-1, 16)).sum(2)
+    assert ((squares - exact).abs() <= rounding(16, squares, exact)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_qkv_writes_the_slots_of_rows_that_are_read(dtype):
+    B, R, H, D, C, T = 3, 6, 3, 24, 40, 20
+    _, y, squares = rows_of(B * R, C, dtype)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [9, 10, 11, -1, -1, -1], [-1] * 6])
+    shapes = [((B * R, H, D), dtype), ((B, H, T, D), dtype), ((B, H, T, D), dtype)]
+    found = check(QKV, C, shapes, y, squares, weight_of(3 * H * D, C, dtype), 1e-6, positions)
+    assert found[1][1, :, 11].isfinite().all() and found[1][1, :, 12:].isnan().all() and found[2][2].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_alone_and_among_others(dtype):
+    M, C, N = 37, 272, 48
+    _, y, squares = rows_of(M, C, dtype)
+    weight = weight_of(N, C, dtype)
+    whole = torch.empty(M, N, dtype=dtype)
+    PROJECT["triton"](y, squares, weight, 1e-6, whole)
+    for first, last in ((0, 1), (17, 18), (30, 36)):
+        part = torch.empty(last - first, N, dtype=dtype)
+        PROJECT["triton"](y[first:last].contiguous(), squares[first:last].contiguous(), weight, 1e-6, part)
+        assert torch.equal(part, whole[first:last])
+
+
+def launches_of(C, H, F):
+    """Of the four kernels at a model's width, heads and feed-forward width, six rows of one request."""
+    M, D, bf16 = 6, 64, torch.bfloat16
+    y, squares = torch.empty(M, C, dtype=bf16), torch.empty(M, C // 16)
+    q, k = torch.empty(M, H, D, dtype=bf16), torch.empty(1, H, 160, D, dtype=bf16)
+    QKV["triton"](y, squares, torch.empty(3 * H * D, C, dtype=bf16), 1e-6, torch.zeros(1, M, dtype=torch.int64), q, k, k)
+    PROJECT["triton"](y, squares, torch.empty(H * D, C, dtype=bf16), 1e-6, torch.empty(M, H * D, dtype=bf16))
+    active = torch.empty(M, F, dtype=bf16)
+    GATE["triton"](y, squares, torch.empty(2 * F, C, dtype=bf16), 1e-6, 1, True, active)
+    ADD["triton"](active, torch.empty(C, F, dtype=bf16), torch.empty(C), torch.empty(M, C), y, squares)
+
+
+def xl():
+    launches_of(2048, 32, 5120)
+
+
+def small_base_large():
+    for sizes in ((512, 6, 1024), (768, 12, 2048), (1024, 16, 2816)):
+        launches_of(*sizes)
+
+
+@pytest.mark.parametrize(("sizes", "models"), [("xl", 1), pytest.param("small_base_large", 3, marks=pytest.mark.slow)])
+def test_the_machine_code_fits_and_does_not_spill(sizes, models):
+    found = costs(f"{__file__}:{sizes}")
+    assert [cost.kernel for cost in found[::3]] == ["_qkv_kernel", "_project_kernel", "_gate_kernel", "_add_kernel"] * models
+    for cost in found:
+        assert cost.spills == 0 and cost.shared <= {"sm_80": 163, "sm_90": 227, "gfx942": 64}[cost.target] * 1024, cost

@@ -1,0 +1,290 @@
+"""Verifications in Triton: the reference's draws, numba's rounds, what they cost compiled."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from doubles import ScriptedDrafter, TableDrafter, TableTarget, make_state
+from verification_cases import case, verifications
+
+from foredraft.engine.loop import decode
+from foredraft.engine.params import MAX_DRAFT_TOKENS
+from foredraft.kernels.core import split_softmax_triton as draw
+from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.split_softmax_triton import make_scratch
+from foredraft.kernels.core.triton_compile import costs
+from foredraft.kernels.sampling.top_k_top_p_triton import cut_triton
+from foredraft.kernels.step.commit import commit_triton
+from foredraft.kernels.verify import accept_triton as verification
+from foredraft.kernels.verify.accept import accept_greedy_reference, accept_reference
+from foredraft.kernels.verify.accept_triton import Rows, accept_greedy_triton, accept_sampled_triton
+from foredraft.kernels.verify.block import block_reference
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
+DEVICE = "cpu" if is_interpreted() else "cuda"
+SIZES = [(1, 1, 2), (5, 3, 16), (9, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128), (6, 0, 50)]
+
+
+def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> Rows:
+    """A state's tensors with nothing in them."""
+    def zeros(*shape, dtype=torch.int64):
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    return Rows(zeros(B, K, dtype=torch.uint8), zeros(B, K + 1, C, dtype=dtype), zeros(B) + T, 1, zeros(B, T + 1),
+                zeros(B, T + 1, dtype=torch.uint8), zeros(B), zeros(B, dtype=torch.bool), zeros(B, C, dtype=torch.float32),
+                zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B), zeros(B))
+
+
+def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32, block=False):
+    """verifications() of accept_sampled_triton: everything it may not read is NaN, and so is its scratch."""
+    logits, tokens, lengths, parents, dense, draft_logits, lse, temperature, top_k, top_p, seeds, starts = (
+        torch.from_numpy(np.ascontiguousarray(item)).to(DEVICE) for item in arguments)
+    logits, rows = logits.to(dtype), make_rows(B, K)._replace(lengths=starts)
+    if finished is not None:
+        rows = rows._replace(finished=torch.from_numpy(finished).to(DEVICE))
+    logits[torch.arange(K + 1, device=DEVICE) > lengths[:, None]] = torch.nan
+    logits[rows.finished] = torch.nan
+    scratch = make_scratch(B, K + 1, logits.shape[2], DEVICE)
+    for tensor in scratch[:3]:
+        tensor.fill_(torch.nan if tensor.dtype.is_floating_point else -(2**31))
+    out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
+    drafts = (draft_logits, lse) if len(draft_logits) else (None, None)
+    cuts = (None, None)
+    if bool(((top_k > 0) | (top_p < 1)).any()):
+        cuts = torch.full((B, K + 1), torch.nan, device=DEVICE), torch.full((B, K + 1), -9, dtype=torch.int32, device=DEVICE)
+        cut_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
+    for _ in range(2):  # the tickets are as they were
+        accept_sampled_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, *cuts, seeds,
+                       rows, *out, scratch, False, block)
+    tokens, counts, path = (tensor.cpu() for tensor in out)
+    return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
+
+
+def plain_distributions(arguments):
+    """Without top-k and top-p."""
+    arguments[8][:], arguments[9][:] = 0, 1.0
+    return arguments
+
+
+@pytest.fixture(params=["rows together", "one row a program"])
+def tiles(request, monkeypatch):
+    """A device takes one batch row a program; the interpreter takes them together."""
+    if request.param == "one row a program":
+        monkeypatch.setattr(verification, "tile_rows", lambda B, weight: 1)
+
+
+@pytest.fixture
+def many_splits(monkeypatch):
+    """Splits and sums that a vocabulary of 16 already fills."""
+    for module, name, size in ((draw, "SUB", 2), (draw, "SPLIT", 4), (verification, "CHUNK", 4)):
+        monkeypatch.setattr(module, name, size)
+
+
+@pytest.mark.parametrize("B, K, V", SIZES)
+def test_equals_the_reference_draw_for_draw(B, K, V, tiles):
+    arguments = plain_distributions(case(B, K, V))
+    assert on_device(arguments, B, K) == verifications(accept_reference, arguments, B, K)
+
+
+@pytest.mark.parametrize("B, K, V", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_k_and_top_p(B, K, V, dtype):
+    """Of p; q's are in the distribution that a draft reports."""
+    arguments = case(B, K, V)
+    arguments[0] = torch.from_numpy(arguments[0]).to(dtype).float().numpy()
+    assert on_device(arguments, B, K, dtype=dtype) == verifications(accept_reference, arguments, B, K)
+
+
+BLOCKS = [(40, 3, 16), (30, 5, 100), (12, 7, 33), (3, 2, 8193), (2, 2, 32128), (1, 1, 2), (6, 0, 50)]
+
+
+@pytest.mark.parametrize("B, K, V", BLOCKS)
+@pytest.mark.parametrize("cut", [False, True])
+def test_blocks_equal_the_reference_draw_for_draw(B, K, V, cut, tiles):
+    """Beside rows of point masses and greedy ones; what may not be read of the drafts is NaN, too."""
+    arguments = case(B, K, V) if cut else plain_distributions(case(B, K, V))
+    for unread in (5, 6):
+        arguments[unread][np.arange(K) >= arguments[2][:, None]] = np.nan
+        arguments[unread][~arguments[4]] = np.nan
+    with np.errstate(invalid="ignore"):
+        expected = verifications(block_reference, arguments, B, K)
+    assert on_device(arguments, B, K, block=True) == expected
+
+
+def test_blocks_of_many_lengths_are_weighed(many_splits):
+    """The length that stands is found among all, and is not token by token's."""
+    arguments = plain_distributions(case(80, 6, 16, seed=8))
+    arguments[2][:], arguments[7][:], arguments[4][:] = 6, 1.0, True
+    expected = verifications(block_reference, arguments, 80, 6)
+    assert on_device(arguments, 80, 6, block=True) == expected
+    assert {len(tokens) for tokens, _ in expected} == set(range(1, 8))
+    assert expected != verifications(accept_reference, arguments, 80, 6)
+
+
+@pytest.mark.parametrize("K", [20, MAX_DRAFT_TOKENS])
+@pytest.mark.parametrize("block", [False, True])
+def test_long_drafts_stand_as_the_reference_says(K, block):
+    """More rows than are drawn together: point masses, dense and greedy rows, most of which stand far into the draft."""
+    B, V, R = 8, 50, K + 1
+    arguments = plain_distributions(case(B, K, V, seed=K))
+    logits, tokens, lengths, _, dense, distributions, lse, temperature, *cuts, seeds, starts = arguments
+    lengths[:] = K - np.arange(B) % 3
+    temperature[:] = [1, 0.7, 0, 1, 0.7, 1, 0, 1]
+    dense[:] = [1, 1, 0, 0, 0, 1, 0, 1]
+    # what each row draws by itself, as drafts of which one is another id
+    alone = [np.zeros((B * R, 0), int), np.zeros(B * R, int), np.zeros((B * R, 0), int), np.zeros(B * R, bool),
+             np.zeros((B * R, 0, V), np.float32), np.zeros((B * R, 0))]
+    each = [np.repeat(column, R) for column in (temperature, *cuts, seeds, starts)]
+    each[-1] = (starts[:, None] + np.arange(R)).ravel()
+    drawn = verifications(accept_reference, [logits.reshape(B * R, 1, V), *alone, *each], B * R, 0)
+    tokens[:] = np.array([ids for ids, _ in drawn]).reshape(B, R)[:, :K]
+    falls = np.arange(B), (8 * np.arange(B) + 4) % K
+    tokens[falls] = (tokens[falls] + 1) % V
+    # distributions that are the target's, but where the wrong id is nearly certain
+    distributions[:] = logits[:, :K] / np.where(temperature > 0, temperature, 1)[:, None, None]
+    distributions[*falls, tokens[falls]] += 20
+    lse[:] = np.log(np.exp(distributions.astype(np.float64)).sum(-1))
+    expected = verifications(block_reference if block else accept_reference, arguments, B, K)
+    assert on_device(arguments, B, K, block=block) == expected
+    assert {len(ids) > 16 for ids, _ in expected} == {True, False}
+
+
+@pytest.mark.parametrize("V", [15, 16, 100])
+def test_many_splits(V, many_splits):
+    arguments = plain_distributions(case(30, 2, V, seed=1))
+    assert on_device(arguments, 30, 2) == verifications(accept_reference, arguments, 30, 2)
+
+
+def test_bfloat16_logits():
+    arguments = plain_distributions(case(20, 3, 1000, seed=2))
+    arguments[0] = torch.from_numpy(arguments[0]).bfloat16().float().numpy()
+    assert on_device(arguments, 20, 3, dtype=torch.bfloat16) == verifications(accept_reference, arguments, 20, 3)
+
+
+def test_no_distribution_is_needed_for_point_masses():
+    arguments = plain_distributions(case(30, 3, 20, seed=3))
+    arguments[4] = np.zeros(30, bool)
+    expected = verifications(accept_reference, arguments, 30, 3)
+    arguments[5], arguments[6] = np.empty((0, 0, 0), np.float32), np.empty((0, 0))
+    assert on_device(arguments, 30, 3) == expected
+
+
+def test_masked_logits_are_never_drawn(many_splits):
+    """-inf over whole splits, and a draft distribution equal to the target's: its residual has no mass."""
+    arguments = plain_distributions(case(60, 2, 16, seed=4))
+    arguments[0][:, :, 4:12] = -np.inf
+    arguments[1] %= 4
+    arguments[0][:, :, 15] = -np.inf
+    arguments[5] = arguments[0][:, :2] / np.where(arguments[7] > 0, arguments[7], 1)[:, None, None]
+    with np.errstate(divide="ignore"):
+        arguments[6] = np.log(np.exp(arguments[5].astype(np.float64)).sum(-1))
+    found = on_device(arguments, 60, 2)
+    assert found == verifications(accept_reference, arguments, 60, 2)
+    assert not {token for tokens, _ in found for token in tokens} & {*range(4, 12), 15}
+
+
+def test_finished_rows_are_not_read():
+    arguments, finished = plain_distributions(case(9, 2, 50, seed=5)), np.arange(9) % 3 == 0
+    found, expected = on_device(arguments, 9, 2, finished=finished), verifications(accept_reference, arguments, 9, 2)
+    assert [found[b] for b in range(9) if not finished[b]] == [expected[b] for b in range(9) if not finished[b]]
+
+
+TREE = np.array([0, 0, 1, 2, 4])
+
+
+@pytest.mark.parametrize("tree", [TREE, np.arange(40) // 2])
+def test_trees(tree, tiles):
+    """Sampled and greedy rows; few ids, so that branches are met."""
+    B, K = 60 if verification.tile_rows(60, 1) > 1 else 8, len(tree)
+    arguments = plain_distributions(case(B, K, 3, seed=6))
+    arguments[2][:] = K
+    arguments[3], arguments[4] = np.tile(tree, (B, 1)), np.zeros(B, bool)
+    arguments[5], arguments[6] = np.empty((0, 0, 0), np.float32), np.empty((0, 0))
+    expected = verifications(accept_reference, arguments, B, K)
+    assert on_device(arguments, B, K, tree=True) == expected
+    assert any(len(path) > 2 and path[1] == 2 for _, path in expected)
+    assert K < 16 or B < 60 or any(path[-1] > 16 for _, path in expected)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize("B, K", [(1, 0), (1, 1), (50, 5), (9, 40)])
+def test_greedy_equals_the_reference(B, K, tree, tiles):
+    random = np.random.default_rng(7)
+    parents = (TREE[:K] if K <= 5 else np.arange(K) // 2) if tree else np.arange(K)
+    arguments = [random.integers(0, 3, (B, K + 1)), random.integers(0, 3, (B, K)), random.integers(0, K + 1, B),
+                 np.tile(parents, (B, 1))]
+    chosen, tokens, lengths, parents = (torch.from_numpy(item).to(DEVICE) for item in arguments)
+    out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
+    accept_greedy_triton(chosen, tokens, lengths, parents if tree else None, make_rows(B, K), *out, False)
+    tokens, counts, path = (tensor.cpu() for tensor in out)
+    found = [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
+    assert found == verifications(accept_greedy_reference, arguments, B, K)
+
+
+WRITTEN = ("tokens", "proposer", "lengths", "finished", "hidden", "rounds", "covered", "drafted", "tested_at", "accepted_at")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="numba's half lies on the CPU")
+@pytest.mark.parametrize("temperature", [0.0, 1.0, [0.0, 0.7, 1.0, 1.3, 1.0, 0.0]])
+@pytest.mark.parametrize("dense", [False, True, "block"])
+def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
+    """Ends, limits, finished rows, counters: verification and commit in one launch, round by round until all have finished."""
+    V, B = 20, 6
+    table = torch.randn(30, V, V, generator=torch.Generator().manual_seed(9))
+    disturbed = table + torch.randn(30, V, V, generator=torch.Generator().manual_seed(10))
+
+    def run(backend):
+        states = []
+        state = make_state(B, [12, 3, 9, 10, 12, 1], [3, 4, 4, 2, 4, 0], V, temperature=temperature, end_token=7,
+                           backend=backend)
+        state.block = dense == "block"
+        drafter = TableDrafter(disturbed) if dense else ScriptedDrafter(
+            truth, lambda row, at: (row + at) % 4 == 1, lambda row, round_: (row + round_) % 6, V)
+        decode(state, TableTarget(table, 7), drafter,
+               lambda state: states.append({name: getattr(state, name).clone() for name in WRITTEN}))
+        return states
+
+    truth = torch.randint(0, V, (B, 25), generator=torch.Generator().manual_seed(11)).tolist()
+    numba, triton = run("numba"), run("triton")
+    assert len(triton) > 2
+    for ours, theirs in zip(triton, numba, strict=True):
+        for name in WRITTEN:
+            # column T of tokens and proposer is nobody's
+            a, b = (item[name][:, :-1] if name in ("tokens", "proposer") else item[name] for item in (ours, theirs))
+            assert torch.equal(a, b), name
+
+
+def verifications_at_real_sizes(kind="float32", dense=False, cut=False, block=False, tree=False, K=5):
+    """A sampled round's: its logits are float32; those of bench/gpu/verification_peers.py bfloat16."""
+    B, V, device = 8, 32128, "cpu"
+    rows = make_rows(B, K, C=2048, T=128, device=device)
+    ids, counts, temperature = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64), torch.empty(B)
+    distributions = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64)) if dense else (None, None)
+    cuts = (torch.empty(B, K + 1), torch.empty(B, K + 1, dtype=torch.int32)) if cut else (None, None)
+    logits, parents = torch.empty(B, K + 1, V, dtype=getattr(torch, kind)), ids if tree else None
+    accept_sampled_triton(logits, ids, counts, parents, counts > 0, *distributions, temperature, *cuts, counts, rows, ids, counts, ids,
+                   make_scratch(B, K + 1, V, device), not tree, block)
+    accept_greedy_triton(ids, ids, counts, parents, rows, ids, counts, ids, not tree)
+    if tree:
+        commit_triton(ids, counts, ids, counts, ids, *rows)
+
+
+point_masses, bfloat16, trees = (
+    partial(verifications_at_real_sizes, **kinds) for kinds in (dict(cut=True), dict(kind="bfloat16"), dict(tree=True)))
+dense_drafts, block_drafts = (partial(verifications_at_real_sizes, dense=True, cut=True, block=block) for block in (False, True))
+longest_drafts, longest_blocks = (
+    partial(verifications_at_real_sizes, dense=True, cut=True, block=block, K=MAX_DRAFT_TOKENS) for block in (False, True))
+longest_trees = partial(verifications_at_real_sizes, tree=True, K=MAX_DRAFT_TOKENS)
+# a thread's registers: two programs of eight warps share a multiprocessor of 65,536, where blocks are weighed or drafts are
+# long one has it alone
+COMPILED = {"point_masses": 128, "bfloat16": 128, "trees": 128, "dense_drafts": 128, "block_drafts": 192,
+            "longest_drafts": 255, "longest_blocks": 255, "longest_trees": 255}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_for_three_machines(name):
+    found, most = costs(f"{__file__}:{name}"), COMPILED[name]
+    names = ["_accept_kernel", "_greedy_kernel"] + ["_commit_kernel"] * ("trees" in name)
+    assert [cost.kernel for cost in found[::3]] == names
+    assert all(cost.registers <= most and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found

@@ -1,0 +1,78 @@
+"""Block verification: backends agree, the distribution holds over whole generations, no less is accepted than token by token."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from doubles import TableDrafter, TableTarget, chi_square, make_state
+from verification_cases import case, verifications
+
+from foredraft.engine import verify as verification
+from foredraft.engine.loop import decode
+from foredraft.kernels.verify import block
+from foredraft.kernels.verify.accept import accept_numba
+from foredraft.kernels.verify.block import block_numba, block_reference
+
+MUTANTS = {
+    "the noise forgets the round": ("uniform(seed, ACCEPT, start, standing - 1)", "uniform(seed, ACCEPT, 0, standing - 1)"),
+    "the rest is a single token's": ("np.float32(whole[standing] / totals[standing])", "np.float32(1.0 / totals[standing])"),
+    "a block stands by its last coin alone": ("u * (mass + 1.0 - whole[standing]) <= mass", "u <= whole[standing]"),
+}
+
+
+@pytest.mark.parametrize("B, K, V", [(1, 1, 2), (40, 3, 16), (30, 5, 100), (3, 7, 8193), (2, 2, 32128)])
+def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
+    arguments = case(B, K, V)
+    assert verifications(block_numba, arguments, B, K) == verifications(block_reference, arguments, B, K)
+
+
+def test_point_masses_and_greedy_rows_are_verified_token_by_token():
+    arguments = case(60, 4, 20, seed=2)
+    arguments[4] = np.zeros(60, bool)
+    assert verifications(block_numba, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
+    arguments = case(60, 4, 20, seed=3)
+    arguments[7], arguments[4] = np.zeros(60, np.float32), np.ones(60, bool)
+    assert verifications(block_numba, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
+
+
+def rounds(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int = 4000, K: int = 3):
+    """Whole generations of three ids from distributions that depend on the place: chi-square of their joint distribution, its degrees of
+    freedom, and accepted ids and rounds of every trial."""
+    generator = torch.Generator().manual_seed(7)
+    table = torch.randn(5, V, V, generator=generator)
+    q = -table if drafter == "adversarial" else table + torch.randn(5, V, V, generator=generator)
+    counts, accepted = torch.zeros(V**3, dtype=torch.int64), []
+    for start in range(0, trials, rows):
+        state = make_state(rows, 4, K, V, temperature=1.0, seeds=range(start, start + rows), end_token=-1)
+        state.block = blocks
+        decode(state, TableTarget(table), TableDrafter(q))
+        counts += torch.bincount((state.tokens[:, 1] * V + state.tokens[:, 2]) * V + state.tokens[:, 3], minlength=V**3)
+        accepted.append(state.accepted_at.sum(1).double() / state.num_steps)
+    first, *distributions = (torch.softmax(table[place].double(), -1) for place in range(3))
+    joint = first[0][:, None, None] * distributions[0][:, :, None] * distributions[1][None]
+    return *chi_square(counts, joint.reshape(-1)), torch.cat(accepted)
+
+
+@pytest.mark.parametrize("drafter", ["adversarial", "close"])
+def test_whole_generations_follow_the_target_and_accept_no_less(drafter):
+    value, freedom, accepted = rounds(drafter, 60_000)
+    assert value < freedom + 10 * (2 * freedom) ** 0.5
+    _, _, others = rounds(drafter, 60_000, blocks=False)
+    error = float((accepted.var() + others.var()) / len(accepted)) ** 0.5
+    assert accepted.mean() > others.mean() - 3 * error
+    if drafter == "close":
+        assert accepted.mean() > others.mean() + 3 * error
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_block_fails_the_chi_square(name, monkeypatch):
+    old, new = MUTANTS[name]
+    text = open(block.__file__).read()
+    assert old in text, f"the mutant's line is gone: {old}"
+    module = types.ModuleType("mutant")
+    text = text.replace(old, new).replace("@njit(parallel=True)", "@njit()").replace("@njit(", "@njit(cache=False, ")
+    exec(compile(text, "mutant", "exec"), module.__dict__)
+    monkeypatch.setattr(verification, "BLOCK", module.BLOCK)
+    found = [rounds(drafter, 20_000) for drafter in ("adversarial", "close")]
+    assert any(value > freedom + 10 * (2 * freedom) ** 0.5 for value, freedom, _ in found)

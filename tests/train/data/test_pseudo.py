@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foredraft.errors import UserError
+from foredraft.train.data import pseudo as module
+from foredraft.train.data.pseudo import Engine, Order, article_id, pseudo
+from foredraft.train.data.shards import read_pseudo
+
+N = 14
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """14 articles of words, one of them twice."""
+    file = tmp_path_factory.mktemp("data") / "articles.jsonl"
+    texts = [" ".join(f"w{3 + (5 * i + j) % 90}" for j in range(6 + i)) for i in range(N)]
+    file.write_text("".join(json.dumps({"article": text}) + "\n" for text in [*texts, texts[2]]))
+    return file
+
+
+def make(data, out, model, workers=1, **order):
+    settings = {"shard_size": 4, "max_new_tokens": 6, **order}
+    return pseudo(data, out, Order(**settings), Engine(str(model), batch_size=3), workers, progress=False)
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("pseudo-*"))}
+
+
+@pytest.fixture(scope="module")
+def sampled(data, tiny_model_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pseudo")
+    manifest = make(data, out, tiny_model_path, temperature=1.0, samples_per_article=2, seed=3)
+    assert (manifest["articles"], manifest["shards"]) == (N, 4)
+    return out
+
+
+def test_records_pair_the_targets_own_summaries_with_their_sources(sampled, data, tiny_model_path):
+    from foredraft.engine.generate import load
+
+    records = list(read_pseudo(sampled))
+    texts = [json.loads(line)["article"] for line in data.read_text().splitlines()][:N]
+    assert [(r["id"], r["sample"]) for r in records] == [(article_id(text), i) for text in texts for i in (0, 1)]
+    assert len({(r["id"], tuple(r["target_ids"])) for r in records}) > N  # two samples differ
+    model = load(tiny_model_path, None)
+    for record in records:
+        assert record["source_ids"] == model.tokenizer.encode(record["article"]).ids
+        assert record["highlights"] == model.tokenizer.decode(record["target_ids"], skip_special_tokens=True)
+        assert 1 <= len(record["target_ids"]) <= 6 and 1 not in record["target_ids"][:-1]
+
+
+def test_greedy_records_are_the_targets_greedy_output(data, tiny_model_path, tmp_path):
+    from foredraft.engine.generate import load
+
+    make(data, tmp_path, tiny_model_path)
+    records = list(read_pseudo(tmp_path))
+    plain = load(tiny_model_path, None).generate([r["article"] for r in records], max_new_tokens=6, draft_tokens=0)
+    assert [r["target_ids"] for r in records] == plain.token_ids
+
+
+def test_an_interrupted_run_goes_on_without_loss_or_repeat(sampled, data, tiny_model_path, tmp_path, monkeypatch):
+    write, done = module.write_shard, []
+
+    def stopping(records, path):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path)
+        write(records, path)
+
+    options = {"temperature": 1.0, "samples_per_article": 2, "seed": 3}
+    monkeypatch.setattr(module, "write_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make(data, tmp_path, tiny_model_path, **options)
+    assert len(shards(tmp_path)) == 2
+    monkeypatch.setattr(module, "write_shard", write)
+    before = {path: path.stat().st_mtime_ns for path in done}
+    make(data, tmp_path, tiny_model_path, **options)
+    assert shards(tmp_path) == shards(sampled)
+    assert {path: path.stat().st_mtime_ns for path in done} == before
+
+
+# a process that dies in the middle of its second shard
+_DYING = """
+import os, signal, sys
+from foredraft.train.data import pseudo as module
+data, out, model = sys.argv[1:]
+write, done = module.write_shard, []
+def dying(records, path):
+    if done:
+        open(str(path.with_name(f".{path.name}.half")), "w").write("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(path)
+    write(records, path)
+module.write_shard = dying
+order = module.Order(1.0, 2, 3, 6, None, 4)
+module.pseudo(data, out, order, module.Engine(model, batch_size=3), progress=False)
+"""
+
+
+def test_a_killed_process_leaves_its_shards_to_the_others(sampled, data, tiny_model_path, tmp_path):
+    checkout = Path(__file__).resolve().parents[3]
+    dead = subprocess.run([sys.executable, "-c", _DYING, data, tmp_path, tiny_model_path],
+                          env=os.environ | {"PYTHONPATH": str(checkout)}, cwd=tmp_path)
+    assert dead.returncode == -signal.SIGKILL and len(shards(tmp_path)) == 1
+    make(data, tmp_path, tiny_model_path, temperature=1.0, samples_per_article=2, seed=3)
+    assert shards(tmp_path) == shards(sampled)
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_records(sampled, data, tiny_model_path, tmp_path):
+    make(data, tmp_path, tiny_model_path, workers=2, temperature=1.0, samples_per_article=2, seed=3)
+    assert shards(tmp_path) == shards(sampled)
+
+
+def test_parquet_holds_the_same_records(sampled, data, tiny_model_path, tmp_path):
+    pytest.importorskip("pyarrow")
+    make(data, tmp_path, tiny_model_path, format="parquet", temperature=1.0, samples_per_article=2, seed=3)
+    assert list(read_pseudo(tmp_path)) == list(read_pseudo(sampled))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(data, tiny_model_path, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith("pseudo-00001.jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="no space left"):
+        make(data, tmp_path, tiny_model_path)
+    assert list(shards(tmp_path)) == ["pseudo-00000.jsonl"]
+    assert not list(tmp_path.glob(".pseudo*[0-9]"))
+
+
+def test_a_broken_line_is_named_before_anything_is_computed(tiny_model_path, tmp_path):
+    broken = tmp_path / "half.jsonl"
+    broken.write_text('{"article": "w3 w4"}\n{"article": "w5')
+    with pytest.raises(UserError, match="half.jsonl, line 2: not JSON"):
+        make(broken, tmp_path / "out", tiny_model_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_or_another_target_do_not_mix(sampled, data, tiny_model_path):
+    with pytest.raises(UserError, match="begun with seed 3, not 4"):
+        make(data, sampled, tiny_model_path, temperature=1.0, samples_per_article=2, seed=4)
+
+
+def test_bad_orders(data, tmp_path, tiny_checkpoints):
+    with pytest.raises(UserError, match="would repeat one summary"):
+        Order(samples_per_article=2)
+    with pytest.raises(UserError, match="--format csv"):
+        Order(format="csv")
+    with pytest.raises(UserError, match="tokenizer.json is missing"):
+        make(data, tmp_path / "a", tiny_checkpoints["v1.0"])
+    with pytest.raises(UserError, match="no pseudo-dataset here"):
+        list(read_pseudo(tmp_path / "nothing"))
+    half = tmp_path / "pseudo-00000.jsonl"
+    half.write_text('{"id": "a", "sample": 0, "source_ids": [3], "target_ids": [4]}\n{"id": "b"')
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        list(read_pseudo(tmp_path))

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from foredraft.engine.drafters.trained import kind_of
+from foredraft.errors import UserError
+from foredraft.train.data.drafter_data import DrafterDataset, collate_drafter, pad_rows, read_drafter_data
+from foredraft.train.data.heldout import held_articles
+from foredraft.train.data.pairs import IGNORE
+from foredraft.train.data.pseudo import Engine, Order, pseudo
+from foredraft.train.drafter.distillation_methods import METHODS, Distillation
+from foredraft.train.drafter.train_drafter import DrafterRecipe, new_drafter, train_drafter
+from foredraft.train.drafter.training_context import TargetKit
+from foredraft.train.target.history import read_history
+
+TINY = {
+    "lstm": (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
+    "cnn": (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16), ("dilations", (1, 2))),
+    "head": (("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
+    "t5small": (("num_layers", 1), ("num_decoder_layers", 1)),
+    "t5shallow": (("layers", (0,)),),
+}
+RECIPE = DrafterRecipe(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
+                       sample_tokens=8, sizes=TINY["lstm"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_model_path, tmp_path_factory):
+    """A kit of the tiny target, 12 articles with human and own summaries, held-out ones; the folder."""
+    folder = tmp_path_factory.mktemp("world")
+    for name, count, first in (("train", 12, 0), ("validation", 4, 40)):
+        lines = []
+        for i in range(first, first + count):
+            words = [f"w{3 + (7 * i + j) % 90}" for j in range(10 + i % 5)]
+            lines.append(json.dumps({"article": " ".join(words), "highlights": " ".join(words[: 3 + i % 4])}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    pseudo(folder / "train.jsonl", folder / "own", Order(max_new_tokens=8), Engine(str(tiny_model_path)), progress=False)
+    kit = TargetKit(tiny_model_path, folder / "cache")
+    articles = read_drafter_data(folder / "train.jsonl", folder / "own", kit.tokenizer, 16, 10)
+    held = held_articles(kit, folder / "validation.jsonl", 4, 16, 8)
+    return kit, articles, held, folder
+
+
+def train(world, out, **changes):
+    kit, articles, held, _ = world
+    options = {"evaluate_every": 2, "save_every": 2, "log_every": 1, "progress": False}
+    options |= {name: changes.pop(name) for name in ("resume", "evaluate_every", "save_every", "keep") if name in changes}
+    return train_drafter(kit, articles, held, out, replace(RECIPE, **changes), **options)
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [float(entry["loss"]) for entry in log(folder) if "loss" in entry]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_an_lstm(world, tmp_path, name):
+    figures = train(world, tmp_path, method=Distillation(distill_method=name, kd_temp=2), steps=2)
+    assert 0 < figures["alpha"] < 1 and kind_of(tmp_path) == "lstm"
+    assert all(torch.isfinite(torch.tensor(losses(tmp_path))))
+
+
+@pytest.mark.parametrize("drafter", ["cnn", "head", "t5small", "t5shallow"])
+def test_every_drafter_trains_on_its_own_samples(world, tmp_path, drafter):
+    method = Distillation(distill_method="on_policy_GKD", lmbda=1.0, kd_temp=1)
+    figures = train(world, tmp_path, drafter=drafter, sizes=TINY[drafter], method=method, steps=2)
+    assert figures["best_step"] == 2 and kind_of(tmp_path) == drafter
+
+
+def test_distillation_raises_alpha_and_the_best_checkpoint_is_kept(world, tmp_path):
+    method = Distillation(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
+    figures = train(world, tmp_path, method=method, steps=30, evaluate_every=10, save_every=10, keep=1)
+    alphas = {entry["step"]: entry["eval_alpha"] for entry in log(tmp_path) if "eval_alpha" in entry}
+    best = max(alphas, key=alphas.get)
+    assert alphas[30] > 0.3 and figures["alpha"] == alphas[best] and figures["best_step"] == best
+    kept, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / f"checkpoint-{best}"))
+    assert all(torch.equal(kept[name], whole[name]) for name in whole)
+    run = read_history(tmp_path)[0]
+    assert run["target_hash"] == world[0].hash and run["recipe"]["method"]["divergence"] == "fkl"
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_path, monkeypatch):
+    method = Distillation(distill_method="on_policy_GKD", kd_temp=1)
+    train(world, tmp_path / "whole", method=method, steps=6)
+    seen, get = [], DrafterDataset.__getitem__
+
+    def interrupting(self, index):
+        seen.append(index)
+        if len(seen) == 14:  # inside the second epoch
+            signal.raise_signal(signal.SIGTERM)
+        return get(self, index)
+
+    monkeypatch.setattr(DrafterDataset, "__getitem__", interrupting)
+    assert train(world, tmp_path / "cut", method=method, steps=6) is None
+    monkeypatch.setattr(DrafterDataset, "__getitem__", get)
+    train(world, tmp_path / "cut", method=method, steps=6, resume=True)
+    whole, resumed = (load_file(tmp_path / name / "checkpoint-6" / "model.safetensors") for name in ("whole", "cut"))
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+
+
+def test_a_head_learns_its_targets_states(world, tmp_path):
+    """The distance to them falls, after one prediction and after three."""
+    kit, articles, _, _ = world
+    method = Distillation(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
+    batch = collate_drafter([DrafterDataset(articles)[0, i] for i in range(4)])
+    read, labels = pad_rows(batch["own"])
+    inputs = (read, kit.encoded(articles).rows([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
+    hidden, scored = kit.teacher.hidden(*inputs), labels != IGNORE
+
+    def apart(model):
+        found = model.passes(*inputs, batch["source_ids"], hidden, 3)
+        return [float((states[scored] - hidden[scored]).abs().mean()) for states, _ in found]
+
+    recipe = dict(drafter="head", sizes=TINY["head"], method=method, steps=30, evaluate_every=30, save_every=30)
+    figures = train(world, tmp_path, **recipe)
+    before = new_drafter(replace(RECIPE, drafter="head", sizes=TINY["head"]), kit.folder)
+    after = type(before).load(tmp_path, kit.folder)
+    with torch.no_grad():
+        assert all(now < 0.9 * then for now, then in zip(apart(after), apart(before), strict=True))
+    assert figures["alpha"] > 0.25
+
+
+def test_accumulation_does_not_change_the_update(world, tmp_path):
+    method = Distillation(distill_method="Supervised_KD", kd_temp=2)
+    for accumulation in (1, 2):
+        train(world, tmp_path / str(accumulation), method=method, accumulation=accumulation)
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), abs=1e-5)
+
+
+def test_the_teachers_kept_logits_stand_for_the_teacher(world, tmp_path):
+    """All 100 ids kept: the loss is the teacher's own."""
+    base = Distillation(loss=0, distill_method="f_Distill", divergence="rkl", kd_temp=2)
+    for name, method in (("live", base), ("kept", replace(base, teacher_logits=100))):
+        train(world, tmp_path / name, method=method, steps=2)
+    assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "live"), rel=2e-2)
+
+
+@pytest.mark.parametrize("drafter", ["lstm", "head"])
+def test_alpha_while_training_is_the_engines(world, tmp_path, drafter):
+    """Teacher forcing of the module against the compiled drafter's drafts, prefix by prefix."""
+    from foredraft.bench.harness.alpha import alpha_tv
+    from foredraft.engine.generate import load
+
+    kit, _, held, _ = world
+    train(world, tmp_path, steps=2, drafter=drafter, sizes=TINY[drafter])
+    entry = next(entry for entry in log(tmp_path) if "eval_alpha_T0" in entry)
+    model = load(kit.folder, tmp_path)
+    for temperature, articles in held.items():
+        outputs = [own[0].tolist() for own in articles.own]
+        ours = alpha_tv(model, [source.tolist() for source in articles.sources], outputs, temperature)
+        assert entry[f"eval_alpha_T{temperature:g}"] == pytest.approx(ours, abs=1e-3)
+
+
+_TWO = """
+import sys, torch
+from foredraft.train.drafter.train_drafter import *
+from foredraft.train.drafter.training_context import TargetKit
+from foredraft.train.data.drafter_data import read_drafter_data
+from foredraft.train.data.heldout import held_articles
+torch.set_num_threads(1)
+target, folder, out, method = sys.argv[1:]
+kit = TargetKit(target, folder + "/cache")
+articles = read_drafter_data(folder + "/train.jsonl", folder + "/own", kit.tokenizer, 16, 10)
+held = held_articles(kit, folder + "/validation.jsonl", 4, 16, 8)
+recipe = DrafterRecipe(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
+    sizes=(("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
+    method=Distillation(distill_method=method, kd_temp=2))
+train_drafter(kit, articles, held, out, recipe, 2, 2, log_every=1, progress=False)
+"""
+
+
+def test_two_processes_lose_what_one_loses(world, tmp_path):
+    kit, _, _, folder = world
+    script = tmp_path / "two.py"
+    script.write_text(_TWO)
+    checkout = Path(__file__).resolve().parents[3]
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    done = subprocess.run([*launch, str(script), str(kit.folder), str(folder), str(tmp_path / "two"), "Supervised_KD"],
+                          env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(world, tmp_path / "one", method=Distillation(distill_method="Supervised_KD", kd_temp=2))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"resume": True}, "without --resume"),
+    ({"init": "nowhere"}, "--init nowhere"),
+    ({"batch_size": 5, "accumulation": 2}, "give a multiple of 2"),
+    ({"batch_size": 16}, "12 articles are fewer"),
+    ({"sizes": (("depth", 3),)}, "no size 'depth'"),
+])
+def test_bad_input_is_one_line(world, tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        train(world, tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_summaries_are_told_at_the_start(world, tmp_path):
+    kit, articles, held, folder = world
+    for method, own, complaint in ((Distillation(), False, "--pseudo-dataset-path"), (Distillation(), True, "--data")):
+        lacking = replace(articles, own=[[]] * 12) if not own else replace(articles, gold=[None] * 12)
+        with pytest.raises(UserError, match=complaint):
+            train_drafter(kit, lacking, held, tmp_path, replace(RECIPE, method=method))
+
+
+def test_a_start_of_another_kind_or_target_is_refused(world, tmp_path, tiny_checkpoints):
+    kit = world[0]
+    new_drafter(RECIPE, kit.folder).save(tmp_path)
+    with pytest.raises(UserError, match="holds a lstm drafter, not cnn"):
+        new_drafter(replace(RECIPE, drafter="cnn", init=str(tmp_path)), kit.folder)
+    with pytest.raises(UserError, match="shares the embeddings"):
+        new_drafter(replace(RECIPE, init=str(tmp_path)), tiny_checkpoints["v1.0"])
+    with pytest.raises(UserError, match="tokenizer.json is missing"):
+        TargetKit(tiny_checkpoints["v1.0"], tmp_path)

@@ -1,0 +1,80 @@
+"""Several processes of one machine on one pseudo-dataset, and the progress that is shown for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from foredraft.errors import UserError
+from foredraft.train.data import pseudo
+
+
+class Bar:
+    """Summaries done of all, ids a second, time left, on stderr."""
+
+    def __init__(self, total: int, done: int, show: bool):
+        self.bar = tqdm(total=total, initial=done, desc="summaries", unit="", disable=not show, smoothing=0.05)
+        self.ids, self.began = 0, time.perf_counter()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.bar.close()
+
+    def add(self, summaries: int, ids: int) -> None:
+        self.ids += ids
+        self.bar.set_postfix_str(f"{self.ids / (time.perf_counter() - self.began):,.0f} tokens/s", refresh=False)
+        self.bar.update(summaries)
+
+
+def run_processes(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Engine, shards: int, workers: int,
+                  on_done: pseudo.OnDone) -> None:
+    """Work with `workers` processes; what one leaves behind when it dies, the others do."""
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    arguments = (str(data), str(out), order, engine, shards, workers, reports)
+    running = [context.Process(target=_process, args=arguments, daemon=True) for _ in range(workers)]
+    for process in running:
+        process.start()
+    complaint = None
+    try:
+        while any(process.is_alive() for process in running) or not reports.empty():
+            try:
+                report = reports.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if isinstance(report, str):
+                complaint = report
+            else:
+                on_done(*report)
+    finally:
+        for process in running:
+            process.terminate()
+            process.join()
+    if complaint is not None:
+        raise UserError(complaint)
+    if missing := pseudo.missing_shards(out, order, shards):
+        raise UserError(f"{out}: every worker was killed, {len(missing)} shards are missing; run the same command again")
+
+
+def _process(data: str, out: str, order: pseudo.Order, engine: pseudo.Engine, shards: int, workers: int, reports) -> None:
+    import torch
+
+    from foredraft.kernels.core.backend import HAS_NUMBA
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    if HAS_NUMBA:
+        import numba
+
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        pseudo.work(data, Path(out), order, engine, shards, lambda *report: reports.put(report))
+    except UserError as error:
+        reports.put(str(error))

@@ -1,0 +1,170 @@
+"""The whole matrix: every drafter, by itself and by every method, on the same articles in the same steps.
+
+A run lives in a folder of its own and is skipped once it is finished, continued if it was interrupted. Several processes
+may share a matrix: a run belongs to whoever locks its folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from foredraft.atomic_write import write_atomic
+from foredraft.errors import UserError
+from foredraft.train.data.drafter_data import Articles
+from foredraft.train.drafter.distillation_methods import METHODS
+from foredraft.train.drafter.train_drafter import DrafterRecipe, train_drafter
+from foredraft.train.drafter.training_context import TargetKit
+from foredraft.train.target.history import machine
+
+DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
+KNOWN = (*DRAFTERS, "head")
+BASELINE = "baseline"
+RESULT = "result.json"
+
+# What each drafter starts from and how fast it learns; shared by its baseline and its distilled twins.
+LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "head": 1e-3, "t5small": 5e-4, "t5shallow": 5e-4}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs: drafters x (baseline, methods) x seeds, `recipe` with their settings in place."""
+
+    drafters: tuple[str, ...] = DRAFTERS
+    methods: tuple[str, ...] = (BASELINE, *METHODS)
+    seeds: tuple[int, ...] = (0,)
+    recipe: DrafterRecipe = DrafterRecipe()
+    sizes: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()  # by drafter
+    steps: tuple[tuple[str, int], ...] = ()  # by drafter, where not the recipe's
+    learning_rate: float | None = None  # for all; None: LEARNING_RATES
+    evaluate_every: int = 100
+    ngram_order: int = 4
+
+    def __post_init__(self):
+        for flag, given, known in (("--drafters", self.drafters, KNOWN),
+                                   ("--methods", self.methods, (BASELINE, *METHODS))):
+            for name in given:
+                if name not in known:
+                    raise UserError(f"{flag}: {name} is not known; use {', '.join(known)}")
+
+        for name, _ in self.steps:
+            if name not in LEARNING_RATES:
+                raise UserError(f"--steps-of: {name} takes no steps; use {', '.join(LEARNING_RATES)}")
+
+    def runs(self) -> list[tuple[str, str, int]]:
+        """(drafter, method, seed); the baselines first, so that a stopped matrix has something to compare with. An n-gram
+        table counts summaries: human ones, or the target's (Seq_KD)."""
+        return [(drafter, method, seed) for seed in self.seeds for method in self.methods for drafter in self.drafters
+                if drafter != "ngram" or (method in (BASELINE, "Seq_KD") and seed == self.seeds[0])]
+
+    def recipe_of(self, drafter: str, method: str, seed: int) -> DrafterRecipe:
+        """A baseline is cross-entropy on the human summaries; a method is its own term alone, in as many steps on as many
+        articles, so that the two read equally much."""
+        base = self.recipe.method
+        steps = dict(self.steps).get(drafter, self.recipe.steps)
+        if method == BASELINE:
+            distillation = replace(base, loss=1.0, kd_loss=0.0)
+        else:
+            distillation = replace(base, loss=0.0, kd_loss=1.0, distill_method=method)
+        return replace(self.recipe, drafter=drafter, method=distillation, seed=seed, sizes=dict(self.sizes).get(drafter, ()),
+                       steps=steps, warmup_steps=min(self.recipe.warmup_steps, steps),
+                       decay_steps=self.recipe.decay_steps * steps // self.recipe.steps,
+                       learning_rate=self.learning_rate or LEARNING_RATES[drafter])
+
+
+def run_folder(out: Path, drafter: str, method: str, seed: int) -> Path:
+    return out / "runs" / f"{drafter}-{method}-s{seed}"
+
+
+def result_of(folder: Path) -> dict | None:
+    path = folder / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def train_matrix(plan: Plan, kit: TargetKit, articles: Articles, held: dict[float, Articles], out: Path,
+                 say: Callable[[str], None] = print) -> tuple[list[dict], list[str]]:
+    """Train what is not yet trained; returns the results of all finished runs, and what failed, a line each.
+
+    A run that fails does not end the others. UserError: a finished run was made with other settings.
+    """
+    wanted, failures = plan.runs(), []
+    for number, (drafter, method, seed) in enumerate(wanted, 1):
+        folder = run_folder(out, drafter, method, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            recipe = None if drafter == "ngram" else asdict(plan.recipe_of(drafter, method, seed))
+            described = json.loads(json.dumps({
+                "drafter": drafter, "method": method, "seed": seed, "target_hash": kit.hash, "articles": len(articles),
+                "recipe": recipe or {"order": plan.ngram_order}}))
+            if (known := result_of(folder)) is not None:
+                if any(known.get(name) != value for name, value in described.items()):
+                    raise UserError(f"{folder}: was trained with other settings or for another target; give another --out, "
+                                    "or delete it")
+                continue
+            say(f"[{number}/{len(wanted)}] {folder.name}")
+            try:
+                figures = _run(plan, kit, articles, held, folder, drafter, method, seed)
+            except Exception as error:  # one broken run must not cost the others
+                failures.append(f"{folder.name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                say(f"    failed: {failures[-1]}")
+                continue
+            if figures is None:
+                raise KeyboardInterrupt
+            (folder / "error.txt").unlink(missing_ok=True)
+            write_atomic(folder / RESULT, json.dumps(described | {"figures": figures, "machine": machine()}, indent=1) + "\n")
+            say(f"    {figures}")
+    found = [result_of(run_folder(out, *run)) for run in wanted]
+    return [result for result in found if result is not None], failures
+
+
+def _run(plan: Plan, kit: TargetKit, articles: Articles, held: dict[float, Articles], folder: Path, drafter: str,
+         method: str, seed: int) -> dict | None:
+    if drafter == "ngram":
+        return _fit_ngram(plan, kit, articles, folder, method)
+    resume = any(folder.glob("checkpoint-*"))
+    every = plan.evaluate_every
+    return train_drafter(kit, articles, held, folder, plan.recipe_of(drafter, method, seed), every, every, keep=1,
+                         resume=resume, progress=False)
+
+
+def _fit_ngram(plan: Plan, kit: TargetKit, articles: Articles, folder: Path, method: str) -> dict:
+    """A table of the human summaries, or of as many of the target's own: the first of each article."""
+    from foredraft.train.drafter.fit_ngram import fit_ngram
+
+    rows = articles.gold if method == BASELINE else [own[0] for own in articles.own]
+    texts = folder / "summaries.jsonl"
+    with open(texts, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"highlights": kit.tokenizer.decode(row.tolist())}) + "\n")
+    fitted = fit_ngram([texts], folder / f"{folder.name}.ngram", kit.folder, order=plan.ngram_order, progress=False)
+    texts.unlink()
+    return {"texts": fitted.texts, "tokens": fitted.tokens}
+
+
+def learning_curves(out: Path) -> dict[str, list[dict]]:
+    """alpha on the validation articles by step, of every neural run in `out` that was evaluated, by its folder's name."""
+    curves = {}
+    for log in sorted((out / "runs").glob("*/log.jsonl")):
+        entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        # a resumed run may have evaluated a step twice: the last one counts
+        points = {entry["step"]: {"step": entry["step"]} | {
+            name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_alpha_T")}
+            for entry in entries if "eval_alpha" in entry}
+        if points:
+            curves[log.parent.name] = [points[step] for step in sorted(points)]
+    return curves
+
+
+def checkpoint_of(result: dict, out: Path) -> Path:
+    """What `--ckpt_path` of foredraft eval calls a finished run: a folder, or an n-gram table's file."""
+    folder = run_folder(out, result["drafter"], result["method"], result["seed"])
+    return folder / f"{folder.name}.ngram" if result["drafter"] == "ngram" else folder

@@ -1,0 +1,45 @@
+"""alpha of a drafter's module while it trains: on the target's own output, both distributions by one teacher-forced pass each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foredraft.train.data.drafter_data import collate_drafter, pad_rows
+from foredraft.train.data.pairs import IGNORE
+
+
+@torch.no_grad()
+def overlaps(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """sum_x min(p, q) [N] for logits [N, V] of both; at temperature 0 whether their argmaxes agree."""
+    if temperature == 0:
+        return (student.argmax(-1) == teacher.argmax(-1)).float()
+    p, q = (torch.softmax(logits.float() / temperature, -1) for logits in (teacher, student))
+    return torch.minimum(p, q).sum(-1)
+
+
+@torch.no_grad()
+def own_distributions(model, kit, articles, temperature: float, batch_size: int = 8) -> float:
+    """E[sum_x min(p, q)] over every prefix of the articles' first own summaries (Leviathan et al. 2023, Corollary 3.6)."""
+    total = places = 0.0
+    encodings = kit.encoded(articles)
+    numbers = [i for i in range(len(articles)) if articles.own[i]]
+    numbers.sort(key=lambda i: len(articles.own[i][0]))
+    for first in range(0, len(numbers), batch_size):
+        part = numbers[first : first + batch_size]
+        batch = collate_drafter([{"article": i, "source": articles.sources[i], "gold": None, "own": articles.own[i][0],
+                                  "coin": 0.0} for i in part])
+        input_ids, labels = pad_rows(batch["own"], kit.engine.start_token)
+        scored = labels != IGNORE
+        source_ids, mask = batch["source_ids"], batch["source_mask"]
+        if encodings is None:
+            encoded = kit.teacher.encode(source_ids.to(kit.device), mask.to(kit.device))
+        else:
+            encoded = encodings.rows(part, source_ids.shape[1])
+        inputs = [x.to(kit.device) for x in (input_ids, encoded, mask, source_ids, scored)]
+        hidden = kit.teacher.hidden(*inputs[:3])
+        student = model(*inputs[:4], scored=inputs[4], **({"features": hidden} if model.reads_features else {}))
+        teacher = kit.teacher.score(hidden[inputs[4]])
+        total += float(overlaps(student, teacher, temperature).sum())
+        places += int(scored.sum())
+    return total / places

@@ -1,0 +1,54 @@
+"""A target as its drafters' trainings need it: engine, teacher, tokenizer, encoder outputs, made once and shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foredraft.engine.models.checkpoint import weights_hash
+from foredraft.engine.models.t5 import T5
+from foredraft.engine.models.t5_weights import load_tokenizer, load_weights
+from foredraft.errors import UserError
+from foredraft.train.data.drafter_data import Articles
+from foredraft.train.data.encoder_outputs import EncodedSources, encode_sources
+from foredraft.train.drafter.teacher import Teacher
+
+
+class TargetKit:
+    """A target as its drafters' trainings need it; each part is made at its first use and shared by all runs."""
+
+    def __init__(self, folder: str | Path, cache: str | Path, device: str = "cpu", keep_encodings: bool = True):
+        self.folder, self.cache, self.device, self.keep_encodings = Path(folder), Path(cache), device, keep_encodings
+        self.hash = weights_hash(folder)
+        self.tokenizer = load_tokenizer(self.folder)
+        if self.tokenizer is None:
+            raise UserError(f"{folder}: tokenizer.json is missing, so summaries cannot be read; put it beside config.json")
+        self._weights = self._engine = self._teacher = None
+        self._encoded: dict[int, EncodedSources] = {}
+
+    @property
+    def source_limit(self) -> int:
+        """Source ids that the checkpoint says it takes, else 512."""
+        return self.weights.config.source_limit or 512
+
+    @property
+    def weights(self):
+        self._weights = self._weights or load_weights(self.folder)
+        return self._weights
+
+    @property
+    def engine(self) -> T5:
+        self._engine = self._engine or T5(self.weights)
+        return self._engine
+
+    @property
+    def teacher(self) -> Teacher:
+        self._teacher = self._teacher or Teacher(self.folder, self.device)
+        return self._teacher
+
+    def encoded(self, articles: Articles) -> EncodedSources | None:
+        """Encoder outputs of the articles from the disk; None when they are not to be kept."""
+        if not self.keep_encodings:
+            return None
+        if id(articles) not in self._encoded:
+            self._encoded[id(articles)] = encode_sources(self.cache, self.engine, self.hash, articles.sources)
+        return self._encoded[id(articles)]

@@ -1,0 +1,214 @@
+"""Training of a T5 target on article/summary pairs, from scratch or from a checkpoint, on transformers' Seq2SeqTrainer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
+from transformers.trainer_utils import get_last_checkpoint
+
+from foredraft.errors import UserError
+from foredraft.train.data.extracts import mix_extracts
+from foredraft.train.data.pairs import LengthGroups, PairDataset, collate, find_split, fingerprint, load_pairs
+from foredraft.train.target.copy_init import copy_init
+from foredraft.train.target.export import export_target, read_tokenizer
+from foredraft.train.target.history import describe_run, record_run
+from foredraft.train.target.target_losses import repetition_loss, target_loss
+from foredraft.train.target.target_metrics import span_accuracy, summary_figures
+from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a target's weights, besides its data."""
+
+    init: str = "copy"
+    steps: int = 5000
+    warmup_steps: int = 100
+    decay_steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 4e-4
+    embedding_scale: float = 1.0  # learning rate of the embeddings over that of the rest
+    unlikelihood: float = 0.0
+    sequence_unlikelihood: float = 0.0
+    sequence_every: int = 8
+    span_every: int = 16
+    extracts: float = 0.0  # share of the summaries replaced by extracts of the article
+    max_source: int = 256
+    max_target: int = 104
+    width: int = 256
+    layers: int = 3
+    heads: int = 4
+    feed_forward: int = 640
+    dropout: float = 0.0
+    seed: int = 0
+    bf16: bool = False
+    lowercase: bool = False  # the tokenizer lower-cases its input
+
+
+def new_target(recipe: Recipe) -> T5ForConditionalGeneration:
+    """A model in fp32: a fresh one with the copy circuit or random weights, or the checkpoint that ``init`` names."""
+    model = _initial(recipe)
+    # T5 has no position limit of its own; this records how long a source it was trained on
+    model.config.n_positions = recipe.max_source
+    fuse_gelu(model)
+    return model
+
+
+def _initial(recipe: Recipe) -> T5ForConditionalGeneration:
+    if recipe.init not in ("copy", "random"):
+        if not (Path(recipe.init) / "config.json").is_file():
+            raise UserError(f"--init {recipe.init}: neither 'copy' nor 'random' nor a checkpoint directory")
+        return T5ForConditionalGeneration.from_pretrained(recipe.init, dtype=torch.float32)
+    torch.manual_seed(recipe.seed)
+    config = T5Config(
+        vocab_size=32128,
+        d_model=recipe.width,
+        d_kv=64,
+        d_ff=recipe.feed_forward,
+        num_layers=recipe.layers,
+        num_decoder_layers=recipe.layers,
+        num_heads=recipe.heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=True,
+        dropout_rate=recipe.dropout,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config)
+    if recipe.init == "copy":
+        copy_init(model, recipe.seed)
+    return model
+
+
+class TargetTrainer(RunTrainer, Seq2SeqTrainer):
+    """Seq2SeqTrainer with the loss, order and probes of a target."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        recipe = self.recipe
+        loss = target_loss(model, inputs, recipe.bf16, recipe.unlikelihood if model.training else 0.0)
+        if model.training and recipe.sequence_unlikelihood and self.state.global_step % recipe.sequence_every == 0:
+            penalty = repetition_loss(model, inputs, recipe.max_target, recipe.bf16)
+            loss = loss + recipe.sequence_unlikelihood * penalty
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def create_optimizer(self, model=None):
+        model = model or self.model
+        embedding = model.get_input_embeddings().weight
+        rest = [parameter for parameter in model.parameters() if parameter is not embedding]
+        rate = self.args.learning_rate
+        groups = [{"params": rest}, {"params": [embedding], "lr": rate * self.recipe.embedding_scale}]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        pairs = (train_dataset or self.train_dataset).pairs
+        return LengthGroups(np.diff(pairs.target_starts), self.recipe.batch_size, self.recipe.seed)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
+        # a data loader draws from the global generator: looking must not change what dropout does next
+        with torch.random.fork_rng():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        extra = {f"{metric_key_prefix}_span_top1": round(span_accuracy(self.model, self.eval_dataset.pairs, 64), 4)}
+        self.log(extra)
+        return {**metrics, **extra}
+
+
+def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: Recipe) -> Path:
+    """The pair file with a share of its summaries replaced, made once and kept in ``cache``."""
+    if pairs.suffix == ".npz":
+        raise UserError(f"{pairs}: holds ids; extracts are chosen from text, so give a .jsonl or .jsonl.gz")
+    name = fingerprint(pairs, tokenizer, recipe.max_source, recipe.max_target)[:16]
+    mixed = cache / f"extracts-{recipe.extracts:g}-{recipe.seed}-{name}.jsonl.gz"
+    if not mixed.is_file():
+        mix_extracts(pairs, mixed, tokenizer, recipe.extracts, recipe.max_source, recipe.max_target, recipe.seed)
+    return mixed
+
+
+def train_target(
+    data: str | Path,
+    out: str | Path,
+    tokenizer_path: str | Path,
+    recipe: Recipe,
+    validation: str | Path | None = None,
+    evaluate_every: int = 500,
+    evaluate_examples: int = 64,
+    log_every: int = 50,
+    save_every: int = 500,
+    keep: int = 3,
+    resume: bool = False,
+    limit: int | None = None,
+) -> bool:
+    """Train, and export to ``out`` when done; False when SIGINT or SIGTERM came first, which leaves a checkpoint.
+
+    ``data`` is a pair file or a folder with ``train`` and ``validation`` splits. ``resume`` continues from the newest
+    checkpoint in ``out``.
+    """
+    out = Path(out)
+    tokenizer = read_tokenizer(tokenizer_path, recipe.lowercase)
+    folder = Path(data).is_dir()
+    train_file = find_split(data, "train") if folder else Path(data)
+    validation = validation or (find_split(data, "validation") if folder else None)
+    if validation is None:
+        raise UserError("--data is a single file: name a second one with --validation")
+    limits = recipe.max_source, recipe.max_target
+    mixed = _with_extracts(train_file, out / "cache", tokenizer, recipe) if recipe.extracts else train_file
+    train = load_pairs(mixed, tokenizer, *limits, cache=out / "cache")
+    held = load_pairs(validation, tokenizer, *limits, cache=out / "cache").head(evaluate_examples)
+    if limit is not None:
+        train = train.head(limit)
+    checkpoint = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
+    if resume and checkpoint is None:
+        raise UserError(f"{out}: no checkpoint-N to resume from; start without --resume")
+
+    model = new_target(recipe)
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(out),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=32,
+        learning_rate=recipe.learning_rate,
+        max_grad_norm=1.0,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        eval_strategy="steps",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=keep,
+        logging_steps=log_every,
+        predict_with_generate=True,
+        generation_max_length=recipe.max_target + 1,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+    )
+    trainer = TargetTrainer(
+        recipe,
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=PairDataset(train, recipe.span_every, recipe.seed),
+        eval_dataset=PairDataset(held),
+        compute_metrics=lambda prediction: summary_figures(prediction.predictions, prediction.label_ids, tokenizer),
+        callbacks=[watch := Watch(out / "log.jsonl")],
+    )
+    first_step = checkpoint_step(checkpoint)
+    if first_step >= recipe.steps:
+        # trained to the end, but perhaps cut off before the export
+        export_target(T5ForConditionalGeneration.from_pretrained(checkpoint), tokenizer, out)
+        return True
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    data = [
+        {"file": Path(path).name, "pairs": len(pairs), "fingerprint": pairs.fingerprint}
+        for path, pairs in ((train_file, train), (validation, held))
+    ]
+    record_run(out, describe_run(recipe, data, first_step, trainer.state.global_step, time.monotonic() - started))
+    if watch.stopping:
+        return False
+    export_target(model, tokenizer, out)
+    return True
