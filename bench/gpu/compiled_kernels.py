@@ -14,15 +14,15 @@ from torch import Tensor
 from foredraft import embedded
 from foredraft.bench.gpu.roofline import LISTED, Round, config_of
 from foredraft.bench.harness.geometry import GEOMETRIES
-from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup, DeviceNgram
-from foredraft.engine.drafters.cuda.recurrent_cuda import DeviceCNN, DeviceLSTM
-from foredraft.engine.drafters.cuda.t5_drafter_cuda import DeviceT5
+from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda
+from foredraft.engine.drafters.cuda.recurrent_cuda import CNNDrafterCuda, LSTMDrafterCuda
+from foredraft.engine.drafters.cuda.t5_drafter_cuda import T5DrafterCuda
 from foredraft.engine.drafters.neural.cnn import CNNConfig, CNNModel
 from foredraft.engine.drafters.neural.lstm import LSTMConfig, LSTMModel
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import step
 from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import STORED, CudaWeights, assemble
+from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, assemble
 from foredraft.engine.models.t5_weights import T5Config
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft
@@ -62,7 +62,7 @@ def fits(cost: Cost) -> bool:
     return cost.registers <= registers and cost.shared <= shared
 
 
-def _weights(geometry: str, stored: str) -> CudaWeights:
+def _weights(geometry: str, stored: str) -> T5WeightsCuda:
     config_of(geometry)
     config = T5Config.from_dict(GEOMETRIES[geometry] | {"num_layers": 1, "num_decoder_layers": 1}, geometry)
     nothing = torch.zeros(())
@@ -79,28 +79,28 @@ class _Tree:
         return draft
 
 
-def _drafter(geometry: str, r: Round, stored: str, target: CudaWeights) -> Drafter:
+def _drafter(geometry: str, r: Round, stored: str, target: T5WeightsCuda) -> Drafter:
     if r.drafter == "none":
         return NoDrafter()
     if r.drafter == "tree":
         return _Tree()
     if r.drafter == "ngram":
-        return DeviceNgram(Table.open(embedded.NGRAM), "cpu")
+        return NgramDrafterCuda(Table.open(embedded.NGRAM), "cpu")
     if r.drafter.startswith("lookup"):
-        drafter = DeviceLookup("cpu", table=Table.open(embedded.NGRAM) if "ngram" in r.drafter else None)
+        drafter = LookupDrafterCuda("cpu", table=Table.open(embedded.NGRAM) if "ngram" in r.drafter else None)
         drafter.reserve(r.batch_size, r.source)
         return drafter
     if r.drafter == "t5shallow":
-        drafter = DeviceT5(_weights(geometry, stored), torch.arange(LISTED))
+        drafter = T5DrafterCuda(_weights(geometry, stored), torch.arange(LISTED))
         drafter.t5.reserve(r.batch_size, r.position, 1, r.source)
         drafter.lists.reserve(r.batch_size, r.source)
         return drafter
     sizes = dict(vocab_size=target.config.vocab_size, d_model=target.config.d_model, head_scale=1.0, start_token=0,
                  end_token=1, pad_token=0, target="", target_hash="")
     if r.drafter == "lstm":
-        drafter = DeviceLSTM(LSTMModel(LSTMConfig(**sizes)), target.embedding, target.head, stored)
+        drafter = LSTMDrafterCuda(LSTMModel(LSTMConfig(**sizes)), target.embedding, target.head, stored)
     else:
-        drafter = DeviceCNN(CNNModel(CNNConfig(**sizes)), target.embedding, target.head, stored)
+        drafter = CNNDrafterCuda(CNNModel(CNNConfig(**sizes)), target.embedding, target.head, stored)
     drafter.reserve(r.batch_size, r.source)
     return drafter
 

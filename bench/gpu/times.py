@@ -21,7 +21,7 @@ from foredraft.bench.gpu.sizes import (
     seconds,
 )
 from foredraft.bench.harness.steps import spread
-from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup
+from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import decode
 from foredraft.engine.models.t5_cuda import T5Cuda
@@ -102,7 +102,7 @@ def measure_rounds(sizes: Sizes) -> Iterator[dict]:
 def start_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> tuple[Drafter, Callable[[], DecodeState]]:
     """A drafter, and what makes a fresh state that it has admitted the requests of."""
     fill_caches(target, rows, sizes.source, max(K + 1, sizes.new_tokens - POSITION + 2))
-    drafter = DeviceLookup(sizes.device) if K else NoDrafter()
+    drafter = LookupDrafterCuda(sizes.device) if K else NoDrafter()
     sources = list(torch.randint(3, target.config.vocab_size, (rows, sizes.source)))
 
     def fresh() -> DecodeState:

@@ -13,7 +13,7 @@ from foredraft.bench.gpu.roofline import DRAFTERS, DRAWS, LISTED, MACHINES, Mach
 from foredraft.bench.harness.settings import Settings
 from foredraft.engine.drafters.cascade import CascadeDrafter
 from foredraft.engine.drafters.layer_skip import SelfDrafter
-from foredraft.engine.drafters.neural.eagle_head import HeadConfig, HeadDrafter
+from foredraft.engine.drafters.neural.eagle_head import EagleConfig, EagleDrafter
 from foredraft.engine.drafters.neural.lstm import LSTMDrafter
 from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Drafter
 from foredraft.engine.drafters.staged import StagedDrafter
@@ -62,7 +62,7 @@ def draft_parts(drafter: Drafter, c: T5Config, r: Round, trace: dict) -> list[Pa
         return [*passes, *draft_parts(drafter.drafter, c, r, trace), _distributions(c, r)]
     if isinstance(drafter, SelfDrafter):
         return [*_self(drafter, c, r), _distributions(c, r)]
-    if isinstance(drafter, HeadDrafter):
+    if isinstance(drafter, EagleDrafter):
         return [_head(c, r), _distributions(c, r)]
     if isinstance(drafter, LSTMDrafter | ShallowT5Drafter):
         return _modelled("lstm" if isinstance(drafter, LSTMDrafter) else "t5shallow", c, r)
@@ -99,7 +99,7 @@ def _self(drafter: SelfDrafter, c: T5Config, r: Round) -> list[Part]:
 
 def _head(c: T5Config, r: Round) -> Part:
     """One layer on the target's states: an LSTM's pointer without its cell."""
-    sizes = {name: field.default for name, field in HeadConfig.__dataclass_fields__.items()}
+    sizes = {name: field.default for name, field in EagleConfig.__dataclass_fields__.items()}
     B, C, K, F = r.batch_size, c.d_model, r.draft_tokens, sizes["d_ff"]
     inner = sizes["num_heads"] * sizes["d_kv"]
     weights = inner * 4 * C + F * (2 * C + inner) + C * F

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from foredraft.engine.drafters.neural.draft_vocabulary import Shortlists, distributions_of
+from foredraft.engine.drafters.neural.draft_vocabulary import DraftVocabulary, distributions_of
 from foredraft.engine.drafters.skip_mask import GOAL, THRESHOLD, SkipSet, format_skip, parse_skip
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
@@ -34,7 +34,7 @@ class SelfDrafter:
             raise UserError(f"the exit's goal {goal} and threshold {threshold} are probabilities; give numbers from 0 to 1")
         self.target, self.kept, self.start = target, kept, threshold
         self.backend = target.backend
-        self.lists = Shortlists(target.weights.head, target.config.vocab_size, ids, copies=False)
+        self.lists = DraftVocabulary(target.weights.head, target.config.vocab_size, ids, copies=False)
         self.exit = Exit(float(goal), np.full(1, float(threshold)), np.full(1, float(goal)), np.zeros(0, np.int64),
                          np.zeros(0, np.int64))
 

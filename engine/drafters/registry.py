@@ -8,7 +8,7 @@ from typing import Any
 from foredraft import embedded
 from foredraft.engine.drafters.auto import AutoDrafter
 from foredraft.engine.drafters.cascade import CascadeDrafter
-from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup, DeviceNgram
+from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda
 from foredraft.engine.drafters.layer_skip import SelfDrafter
 from foredraft.engine.drafters.lookup import HISTORY, LookupDrafter
 from foredraft.engine.drafters.ngram import NgramDrafter, open_table
@@ -56,15 +56,15 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
     target = model.weights
     if kind in ("lookup", "lookup+history") and not path:
         if device != "cpu":
-            return DeviceLookup(device)
+            return LookupDrafterCuda(device)
         return LookupDrafter(history=HISTORY if kind != "lookup" else 0)
     if kind == "ngram":
         drafter = NgramDrafter.open(path or embedded.NGRAM, vocab_size=target.config.vocab_size, tokenizer=tokenizer)
-        return drafter if device == "cpu" else DeviceNgram(drafter.table, device, drafter.cost)
+        return drafter if device == "cpu" else NgramDrafterCuda(drafter.table, device, drafter.cost)
     if kind in ("lookup+ngram", "lookup+history+ngram"):
         table = open_table(path or embedded.NGRAM, target.config.vocab_size, tokenizer)
         if device != "cpu":
-            return DeviceLookup(device, table=table)
+            return LookupDrafterCuda(device, table=table)
         return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
     if kind == "self" and path:
         return SelfDrafter.open(path, model, target_folder)
@@ -78,7 +78,7 @@ def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_f
 def _auto(paths: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
     """What there is for this target: the embedded table and LSTM for that which they were made for."""
     if device != "cpu":
-        return DeviceLookup(device)
+        return LookupDrafterCuda(device)
     table = None
     try:
         trained = [open_drafter(embedded.LSTM, model.weights, target_folder, tokenizer)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foredraft.engine.drafters.neural.drafter_module import read_json
-from foredraft.engine.models.t5_cuda_weights import CudaWeights
+from foredraft.engine.models.t5_cuda_weights import T5WeightsCuda
 from foredraft.engine.models.t5_weights import T5Weights
 from foredraft.engine.protocols import Drafter
 from foredraft.errors import UserError
@@ -17,16 +17,16 @@ from foredraft.errors import UserError
 KINDS = {
     "lstm": ("neural.lstm", "LSTMModel", "LSTMDrafter"),
     "cnn": ("neural.cnn", "CNNModel", "CNNDrafter"),
-    "head": ("neural.eagle_head", "HeadModel", "HeadDrafter"),
+    "head": ("neural.eagle_head", "EagleModel", "EagleDrafter"),
     "t5small": ("neural.t5_drafter", "T5Model", "T5Drafter"),
     "t5shallow": ("neural.t5_drafter", "ShallowT5Model", "ShallowT5Drafter"),
 }
 # Their Drafters on a device.
 ON_DEVICES = {
-    "lstm": ("cuda.recurrent_cuda", "DeviceLSTM"),
-    "cnn": ("cuda.recurrent_cuda", "DeviceCNN"),
-    "t5small": ("cuda.t5_drafter_cuda", "DeviceT5"),
-    "t5shallow": ("cuda.t5_drafter_cuda", "DeviceShallowT5"),
+    "lstm": ("cuda.recurrent_cuda", "LSTMDrafterCuda"),
+    "cnn": ("cuda.recurrent_cuda", "CNNDrafterCuda"),
+    "t5small": ("cuda.t5_drafter_cuda", "T5DrafterCuda"),
+    "t5shallow": ("cuda.t5_drafter_cuda", "ShallowT5DrafterCuda"),
 }
 
 
@@ -54,7 +54,7 @@ def kind_of(folder: str | Path) -> str:
     raise UserError(f"{folder}: model_type {found!r} is no drafter; give a T5 checkpoint or what `foredraft train` wrote")
 
 
-def open_drafter(folder: Path, target: T5Weights | CudaWeights, target_folder: Path, tokenizer: Any) -> Drafter:
+def open_drafter(folder: Path, target: T5Weights | T5WeightsCuda, target_folder: Path, tokenizer: Any) -> Drafter:
     """The Drafter of any kind in a folder, for a target: its weights, its folder, its tokenizer or None; where the target's
     weights lie."""
     kind = kind_of(folder)

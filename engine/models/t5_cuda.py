@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foredraft.engine.models.relative_position import relative_bucket
-from foredraft.engine.models.t5_cuda_encoder import CudaEncoder
-from foredraft.engine.models.t5_cuda_weights import STORED, CudaWeights, Layout, check_memory, free_bytes, layout_bytes
+from foredraft.engine.models.t5_cuda_encoder import T5EncoderCuda
+from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, Layout, check_memory, free_bytes, layout_bytes
 from foredraft.kernels.core.pdl_triton import OVERLAPPED
 from foredraft.kernels.model.cross_attention_triton import FUSED_CROSS_ATTENTION, PAGE, page_bucket, work_size
 from foredraft.kernels.model.embed_triton import CLOSE, EMBED
@@ -37,10 +37,10 @@ class T5Cuda:
     `overlap`: launches overlap (kernels/core/pdl_triton.py), where the device can.
     """
 
-    def __init__(self, weights: CudaWeights, backend: str = "triton", overlap: bool = False):
+    def __init__(self, weights: T5WeightsCuda, backend: str = "triton", overlap: bool = False):
         self.weights, self.config, self.device, self.backend = weights, weights.config, weights.device, backend
         self.start_token, self.end_token = self.config.start_token, self.config.end_token
-        self.encoder = CudaEncoder(weights)
+        self.encoder = T5EncoderCuda(weights)
         self.launch = OVERLAPPED if overlap else {}
         self.kind = STORED[weights.stored]
         self.generation, self.buffers = 0, {}

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foredraft.engine.models.relative_position import relative_bucket
-from foredraft.engine.models.t5_cuda_weights import CudaWeights
+from foredraft.engine.models.t5_cuda_weights import T5WeightsCuda
 from foredraft.kernels.model.activation import ACTIVATIONS
 
 _NONLINEAR = {"relu": F.relu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu, "silu": F.silu}
 
 
-class CudaEncoder:
+class T5EncoderCuda:
     """Reads a source by its own length, never padded; the residual stream stays in float32, where `wo` fits."""
 
-    def __init__(self, weights: CudaWeights):
+    def __init__(self, weights: T5WeightsCuda):
         self.weights, self.config = weights, weights.config
         self._nonlinear = _NONLINEAR[ACTIVATIONS[self.config.activation]]
 

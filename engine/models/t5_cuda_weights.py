@@ -21,7 +21,7 @@ STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
-class CudaWeights:
+class T5WeightsCuda:
     """`dtype`: of embedding, encoder and cross_kv; `stored`, a key of STORED: of the decoder's matrices and the head.
 
     embedding, head [V, C] (one tensor where tied and of one type); enc_qkv [Le, 3HD, C], enc_out [Le, C, HD],
@@ -51,7 +51,7 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool, own_tables: bool = True) -> Layout:
-    """Name -> shape and type of every tensor of CudaWeights, without embedding and head where they are another model's."""
+    """Name -> shape and type of every tensor of T5WeightsCuda, without embedding and head where they are another model's."""
     C, F, V, inner, L, Le = c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv, c.num_decoder_layers, c.num_layers
     ff = 2 * F if c.gated else F
     float32 = torch.float32
@@ -81,7 +81,7 @@ def layout_bytes(layout: Layout) -> int:
 
 
 def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
-             read: Callable[[str, tuple[int, ...]], Tensor], tables: dict[str, Tensor] | None = None) -> CudaWeights:
+             read: Callable[[str, tuple[int, ...]], Tensor], tables: dict[str, Tensor] | None = None) -> T5WeightsCuda:
     """Allocate every tensor on the device and fill it from `read(name in the checkpoint, shape)`, one at a time.
 
     `tables`: embedding and head of another model, to be shared. A decoder alone has num_layers 0."""
@@ -89,7 +89,7 @@ def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: t
     tensors = {name: torch.empty(shape, dtype=kind, device=device)
                for name, (shape, kind) in _layout(c, dtype, STORED[stored], tied, tables is None).items()} | (tables or {})
     tied_head = "head" not in tensors
-    w = CudaWeights(c, dtype, stored, device, tensors | ({"head": tensors["embedding"]} if tied_head else {}))
+    w = T5WeightsCuda(c, dtype, stored, device, tensors | ({"head": tensors["embedding"]} if tied_head else {}))
     C, inner = c.d_model, c.num_heads * c.d_kv
     ff = ("wi_0", "wi_1") if c.gated else ("wi",)
 
@@ -125,7 +125,7 @@ def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: t
 
 
 def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "float32",
-                      weights: str | None = None) -> CudaWeights:
+                      weights: str | None = None) -> T5WeightsCuda:
     """Read a checkpoint directory onto the device. `weights`: storage of the decoder's matrices, fp32 or bf16; None keeps
     what the checkpoint holds (bf16 for one in bfloat16, else fp32)."""
     if dtype not in DTYPES:
@@ -151,7 +151,7 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
         return assemble(c, DTYPES[dtype], stored, tied, device, read)
 
 
-def random_cuda_weights(config: dict, device: torch.device | str, dtype: str = "bfloat16", seed: int = 0) -> CudaWeights:
+def random_cuda_weights(config: dict, device: torch.device | str, dtype: str = "bfloat16", seed: int = 0) -> T5WeightsCuda:
     """Weights of these sizes (the entries of a config.json) drawn on the device: speed is real, words are not."""
     c = T5Config.from_dict(config, "a geometry")
     generator = torch.Generator(device).manual_seed(seed)

@@ -26,7 +26,7 @@ def drafter_of(model: torch.nn.Module, target: T5Weights) -> Drafter:
     """The engine's Drafter over a module's weights as they are now."""
     from foredraft.engine.drafters.neural.cnn import CNNDrafter, CNNModel
     from foredraft.engine.drafters.neural.drafter_module import Tables
-    from foredraft.engine.drafters.neural.eagle_head import HeadDrafter, HeadModel
+    from foredraft.engine.drafters.neural.eagle_head import EagleDrafter, EagleModel
     from foredraft.engine.drafters.neural.lstm import LSTMDrafter, LSTMModel
     from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Drafter, ShallowT5Model, T5Drafter, T5Model
 
@@ -36,7 +36,7 @@ def drafter_of(model: torch.nn.Module, target: T5Weights) -> Drafter:
             return T5Drafter(copy_weights(model.model))
         if isinstance(model, ShallowT5Model):
             return ShallowT5Drafter.of(model, target)
-        kind = {LSTMModel: LSTMDrafter, CNNModel: CNNDrafter, HeadModel: HeadDrafter}[type(model)]
+        kind = {LSTMModel: LSTMDrafter, CNNModel: CNNDrafter, EagleModel: EagleDrafter}[type(model)]
         return kind(model, Tables.of(model, target))
     finally:
         model.train(training)

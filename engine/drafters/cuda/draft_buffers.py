@@ -12,7 +12,7 @@ from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.drafting.drafter_inputs_triton import begin_triton, end_triton
 
 
-class Turn:
+class DraftBuffers:
     """read, places [B, 2]: the last two committed ids and their positions; later [K, B]: the drafts' (kernels/drafting/drafter_inputs_triton.py)."""
 
     def __init__(self, state: DecodeState, vocab_size: int, proposer: int):
@@ -40,14 +40,14 @@ class Turn:
         return draft
 
 
-class Turns:
-    """One Turn for each state that is drafted for, as long as the state lives."""
+class BuffersByState:
+    """One DraftBuffers for each state that is drafted for, as long as the state lives."""
 
     def __init__(self, vocab_size: int, proposer: int):
         self.vocab_size, self.proposer = vocab_size, proposer
-        self._of: WeakKeyDictionary[DecodeState, Turn] = WeakKeyDictionary()
+        self._of: WeakKeyDictionary[DecodeState, DraftBuffers] = WeakKeyDictionary()
 
-    def of(self, state: DecodeState) -> Turn:
+    def of(self, state: DecodeState) -> DraftBuffers:
         if state not in self._of:
-            self._of[state] = Turn(state, self.vocab_size, self.proposer)
+            self._of[state] = DraftBuffers(state, self.vocab_size, self.proposer)
         return self._of[state]

@@ -13,7 +13,7 @@ from foredraft.kernels.model.cross_attention_triton import PAGE, page_bucket
 from foredraft.kernels.model.lm_head_triton import WIDTH
 
 
-class DeviceLists:
+class DraftVocabularyCuda:
     """`ids` [F] for every row, and the ids of the row's own source; no ids: the whole head [V, C].
 
     `copies`: a pointer raises the logits of a source's ids. `generation` counts the buffers' changes of place.

@@ -41,7 +41,7 @@ class _Kept:
         return self.drafts[state]
 
 
-class DeviceLookup:
+class LookupDrafterCuda:
     """Copies on a device, or a table's ids where it is surer: engine/drafters/lookup.py without a history, and with confidences
     that each row learns for itself (kernels/drafting/prompt_lookup_triton.py).
 
@@ -105,7 +105,7 @@ class DeviceLookup:
         return draft
 
 
-class DeviceNgram:
+class NgramDrafterCuda:
     """engine/drafters/ngram.py on a device: the table as one hash (ngram_native/device_table.py)."""
 
     name, point_masses = "ngram", True

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.engine.drafters.cuda.draft_buffers import Turns
-from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DeviceLists
+from foredraft.engine.drafters.cuda.draft_buffers import BuffersByState
+from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DraftVocabularyCuda
 from foredraft.engine.drafters.neural.cnn import CNNModel
 from foredraft.engine.drafters.neural.copy_module import MATCHED
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, rms_norm
 from foredraft.engine.drafters.neural.lstm import LSTMModel
-from foredraft.engine.models.t5_cuda_weights import STORED, CudaWeights, Layout, check_memory, layout_bytes
+from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, Layout, check_memory, layout_bytes
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.kernels.drafting.causal_conv_triton import convolution_triton
 from foredraft.kernels.drafting.lstm_cell_triton import cell_triton, mix_triton
@@ -31,7 +31,7 @@ from foredraft.kernels.model.cross_attention_triton import PAGE, Places, fused_c
 POSITIONS, SLOTS = 192, 64
 
 
-class DeviceRecurrent:
+class RecurrentDrafterCuda:
     """Drafts of a DraftModel with a `pointer`, on the target's encoder output, embedding and head.
 
     `generation` counts its buffers' changes of place. States are kept by position, so that a rejection costs nothing.
@@ -48,8 +48,8 @@ class DeviceRecurrent:
         c, pointer, self.embedding = model.config, model.pointer, embedding
         check_memory(self.device, own_bytes(model, self.kind), f"the {self.name} drafter's weights",
                      "give weights='bf16', or a smaller drafter")
-        self.lists = DeviceLists(head, model.draft_ids, copies=True)
-        self.turns = Turns(c.vocab_size, PROPOSERS.index(self.name))
+        self.lists = DraftVocabularyCuda(head, model.draft_ids, copies=True)
+        self.turns = BuffersByState(c.vocab_size, PROPOSERS.index(self.name))
         U, inner, C = c.hidden_size, c.num_heads * c.d_kv, c.d_model
         self._take_cell(model)
         query, matrix = pointer.query.weight, self._matrix
@@ -89,7 +89,7 @@ class DeviceRecurrent:
         return torch.stack([bias.detach().float() for bias in biases]).sum(0).to(self.device)
 
     @classmethod
-    def open(cls, folder: Path, target: CudaWeights, target_folder: Path, tokenizer: Any) -> DeviceRecurrent:
+    def open(cls, folder: Path, target: T5WeightsCuda, target_folder: Path, tokenizer: Any) -> RecurrentDrafterCuda:
         """A saved drafter, for the target it was made for."""
         model = cls.model_class.load(folder, target_folder, with_tables=False)
         if model.config.shared_embeddings:
@@ -190,7 +190,7 @@ class DeviceRecurrent:
         return b["y"], Pointed(b["ids"], b["sources"], b["scores"], b["top"], b["total"], b["gain"])
 
 
-class DeviceLSTM(DeviceRecurrent):
+class LSTMDrafterCuda(RecurrentDrafterCuda):
     """Drafts of an LSTMModel; h in the type of the weights, c in float32."""
 
     name, model_class, normed = "lstm", LSTMModel, False
@@ -213,7 +213,7 @@ class DeviceLSTM(DeviceRecurrent):
             cell_triton(None if layer else ids, at, below, *weights, h[layer], c[layer])
 
 
-class DeviceCNN(DeviceRecurrent):
+class CNNDrafterCuda(RecurrentDrafterCuda):
     """Drafts of a CNNModel; each layer's inputs, not normed, in float32."""
 
     name, model_class, normed = "cnn", CNNModel, True

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foredraft.engine.drafters.cuda.draft_buffers import Turns
-from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DeviceLists
-from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Model, check_ids
+from foredraft.engine.drafters.cuda.draft_buffers import BuffersByState
+from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DraftVocabularyCuda
+from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Model, check_vocabulary
 from foredraft.engine.models.checkpoint import Tensors
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import (
     STORED,
-    CudaWeights,
+    T5WeightsCuda,
     assemble,
     check_memory,
     load_cuda_weights,
@@ -32,22 +32,22 @@ from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 POSITIONS = 192
 
 
-class DeviceT5:
+class T5DrafterCuda:
     """Drafts of a T5 over its own encoder's output or the target's. `generation` counts its buffers' changes of place."""
 
     name = "t5"
 
-    def __init__(self, weights: CudaWeights, ids: Tensor | None = None):
+    def __init__(self, weights: T5WeightsCuda, ids: Tensor | None = None):
         """`ids`: the ids it may draft beside those of the source, most frequent first; none: all."""
         self.t5 = T5Cuda(weights)
-        self.lists = DeviceLists(weights.head, torch.zeros(0) if ids is None else ids, copies=False)
-        self.turns = Turns(weights.config.vocab_size, PROPOSERS.index("t5"))
+        self.lists = DraftVocabularyCuda(weights.head, torch.zeros(0) if ids is None else ids, copies=False)
+        self.turns = BuffersByState(weights.config.vocab_size, PROPOSERS.index("t5"))
 
     @classmethod
-    def open(cls, folder: Path, target: CudaWeights, target_folder: Path, tokenizer: Any) -> DeviceT5:
+    def open(cls, folder: Path, target: T5WeightsCuda, target_folder: Path, tokenizer: Any) -> T5DrafterCuda:
         """A T5 checkpoint directory (form 1). `tokenizer`: the target's, or None."""
         weights = load_cuda_weights(folder, target.device, str(target.dtype).removeprefix("torch."), target.stored)
-        check_ids(folder, weights.config, target.config, target_folder, tokenizer)
+        check_vocabulary(folder, weights.config, target.config, target_folder, tokenizer)
         return cls(weights)
 
     @property
@@ -87,11 +87,11 @@ class DeviceT5:
         return turn.end(state)
 
 
-class DeviceShallowT5(DeviceT5):
+class ShallowT5DrafterCuda(T5DrafterCuda):
     """Drafts of a ShallowT5Model: on the target's encoder output, embedding and head."""
 
     @classmethod
-    def open(cls, folder: Path, target: CudaWeights, target_folder: Path, tokenizer: Any) -> DeviceShallowT5:
+    def open(cls, folder: Path, target: T5WeightsCuda, target_folder: Path, tokenizer: Any) -> ShallowT5DrafterCuda:
         model = ShallowT5Model.load(folder, target_folder, with_tables=False)
         c, shared = model.config.as_t5(), model.config.shared_embeddings
         check_memory(target.device, weight_bytes(c, target.dtype, target.stored, False, own_tables=not shared),

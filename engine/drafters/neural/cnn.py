@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foredraft.engine.drafters.neural.copy_module import Pointer, pointed_logits
+from foredraft.engine.drafters.neural.copy_module import Pointer, copy_logits
 from foredraft.engine.drafters.neural.drafter_module import DraftConfig, DraftModel, rms_norm
-from foredraft.engine.drafters.neural.recurrent import RecurrentDrafter, cell_of
+from foredraft.engine.drafters.neural.recurrent import RecurrentDrafter, pack_cell
 from foredraft.kernels.drafting.recurrent_drafting import CNN, Cell
 
 
@@ -55,13 +55,13 @@ class CNNModel(DraftModel):
     def cell_arrays(self, stored: str) -> Cell:
         """For kernels/drafting/recurrent_drafting.py: a convolution as a matrix over its places, the earliest first."""
         weights = [convolution.weight.transpose(1, 2).flatten(1) for convolution in self.convolutions]
-        return cell_of(CNN, self.enter.weight, self.enter.bias, weights, [c.bias for c in self.convolutions],
+        return pack_cell(CNN, self.enter.weight, self.enter.bias, weights, [c.bias for c in self.convolutions],
                        self.config.dilations, len(weights) + 1, self.config.hidden_size, stored)
 
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:
         """Logits as engine/drafters/neural/drafter_module.py says; source_ids are needed."""
-        return pointed_logits(self, input_ids, encoder_output, source_mask, source_ids, scored)
+        return copy_logits(self, input_ids, encoder_output, source_mask, source_ids, scored)
 
 
 class CNNDrafter(RecurrentDrafter):

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.draft_length.confidence import Confidence
-from foredraft.engine.drafters.neural.draft_vocabulary import Shortlists
-from foredraft.engine.drafters.neural.drafter_module import DraftModel, Tables, rms_norm, stored_as
+from foredraft.engine.drafters.neural.draft_vocabulary import DraftVocabulary
+from foredraft.engine.drafters.neural.drafter_module import DraftModel, Tables, rms_norm, storage_of
 from foredraft.engine.models.kv_cache import KVCache
 from foredraft.engine.models.t5_weights import T5Weights, packed
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.drafting.copy_attention import Pointer, Source
 
 
-class PointedDrafter:
+class CopyDrafter:
     """Drafts of a DraftModel with a `pointer`: greedy rows as point masses, others with their distributions."""
 
     confident = True
@@ -31,7 +31,7 @@ class PointedDrafter:
         self.model, self.tables = model.eval(), tables
         self.config, pointer = model.config, model.pointer
         self.confidence = Confidence()
-        self.lists = Shortlists(tables.head, self.config.vocab_size, model.draft_ids.numpy(), copies=True)
+        self.lists = DraftVocabulary(tables.head, self.config.vocab_size, model.draft_ids.numpy(), copies=True)
         self.keys = KVCache(1, pointer.heads, pointer.d_kv)
         query, inner, outer = (packed(layer.weight.detach(), stored)
                                for layer in (pointer.query, pointer.inner, pointer.outer))
@@ -39,10 +39,10 @@ class PointedDrafter:
                                array(pointer.gain.weight)[0], array(pointer.gain.bias))
 
     @classmethod
-    def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> PointedDrafter:
+    def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> CopyDrafter:
         """A saved drafter, for the target it was made for."""
         model = cls.model_class.load(folder, target_folder, with_tables=False)
-        return cls(model, Tables.of(model, target), stored_as(folder, target))
+        return cls(model, Tables.of(model, target), storage_of(folder, target))
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """Keys and values of the sources, n of [S_i] int64 with the target's encoder output [S_i, C], for the rows."""

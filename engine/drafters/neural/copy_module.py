@@ -78,7 +78,7 @@ class Pointer(nn.Module):
         self.gain.bias.fill_(RAISE)
 
 
-def pointed_logits(model, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None,
+def copy_logits(model, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None,
                    scored: Tensor | None) -> Tensor:
     """The forward pass (DraftModel.forward) of a model with `state` and `pointer`."""
     if source_ids is None:
@@ -90,11 +90,11 @@ def pointed_logits(model, input_ids: Tensor, encoder_output: Tensor, source_mask
     if whole:
         scored = torch.ones_like(input_ids, dtype=torch.bool)
     batch = scored.nonzero()[:, 0]
-    logits = raised_logits(model, outputs[scored], gain[scored] * weights[scored], source_ids[batch])
+    logits = add_copies(model, outputs[scored], gain[scored] * weights[scored], source_ids[batch])
     return logits.view(*input_ids.shape, -1) if whole else logits
 
 
-def raised_logits(model, outputs: Tensor, copied: Tensor, source_ids: Tensor) -> Tensor:
+def add_copies(model, outputs: Tensor, copied: Tensor, source_ids: Tensor) -> Tensor:
     """Logits [N, V] of outputs [N, C], raised at source_ids [N, S] by copied [N, S]."""
     logits = (outputs * model.config.head_scale) @ model.head.T
     return logits.scatter_add_(1, source_ids, copied.to(logits.dtype))

@@ -11,7 +11,7 @@ from foredraft.kernels.core.gemm_microkernel import LANES
 from foredraft.kernels.drafting.vocabulary_head import Shortlist, take_outputs
 
 
-class Shortlists:
+class DraftVocabulary:
     """`ids` [F], most frequent first, for every row, and the ids of the row's own source; no ids: the whole head.
 
     head: packed as in kernels/model/linear.py, [V/16, C, 16]. With `copies` the places of a source's ids are kept, so that a

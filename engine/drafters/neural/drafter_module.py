@@ -159,7 +159,7 @@ class Tables:
         return torch.from_numpy(self.embedding)[ids]
 
 
-def stored_as(folder: Path, target: T5Weights) -> str:
+def storage_of(folder: Path, target: T5Weights) -> str:
     """How the engine stores a drafter's own matrices: int8 beside an int8 target, else as the file holds them."""
     if target.stored == "int8":
         return "int8"

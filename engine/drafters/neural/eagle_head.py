@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.engine.drafters.neural.copy_drafter import PointedDrafter
-from foredraft.engine.drafters.neural.copy_module import Pointer, raised_logits
+from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter
+from foredraft.engine.drafters.neural.copy_module import Pointer, add_copies
 from foredraft.engine.drafters.neural.draft_vocabulary import distributions_of
 from foredraft.engine.drafters.neural.drafter_module import DraftConfig, DraftModel, Tables, earlier, rms_norm
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
@@ -24,7 +24,7 @@ from foredraft.kernels.drafting.eagle_drafting import draft_numba
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig(DraftConfig):
+class EagleConfig(DraftConfig):
     """unroll: how many drafts ahead it is trained on its own predictions; 1 is on the target's states alone."""
 
     num_heads: int = 2
@@ -33,14 +33,14 @@ class HeadConfig(DraftConfig):
     unroll: int = 3
 
 
-class HeadModel(DraftModel):
+class EagleModel(DraftModel):
     """features [B, T, C], the target's states at every place of input_ids, are read one place before."""
 
     model_type: ClassVar[str] = "foredraft-head"
-    config_class = HeadConfig
+    config_class = EagleConfig
     reads_features: ClassVar[bool] = True
 
-    def __init__(self, config: HeadConfig, tables: tuple[Tensor, Tensor] | None = None):
+    def __init__(self, config: EagleConfig, tables: tuple[Tensor, Tensor] | None = None):
         super().__init__(config, tables)
         self.pointer = Pointer(config.d_model, config.d_model, config.num_heads, config.d_kv, config.d_ff)
 
@@ -75,21 +75,21 @@ class HeadModel(DraftModel):
         states, copied = (torch.stack(parts) for parts in zip(*found, strict=True))
         places = torch.arange(states.shape[1], device=states.device)
         which = torch.randint(depth, (len(places),)).to(states.device) if depth > 1 else torch.zeros_like(places)
-        logits = raised_logits(self, states[which, places], copied[which, places], source_ids[scored.nonzero()[:, 0]])
+        logits = add_copies(self, states[which, places], copied[which, places], source_ids[scored.nonzero()[:, 0]])
         if not self.training:
             return logits.view(*input_ids.shape, -1) if whole else logits
         wanted = features[scored].expand_as(states)
         return logits, F.smooth_l1_loss(states, wanted, reduction="none").mean((0, 2))
 
 
-class HeadDrafter(PointedDrafter):
-    """Drafts of a HeadModel, from the state that the target left and then its own; it keeps nothing between rounds.
+class EagleDrafter(CopyDrafter):
+    """Drafts of a EagleModel, from the state that the target left and then its own; it keeps nothing between rounds.
 
     features [B, K, C] float32: the states that the latest drafts were drawn from.
     """
 
     name = "head"
-    model_class = HeadModel
+    model_class = EagleModel
 
     def __init__(self, model: DraftModel, tables: Tables, stored: str = "fp32"):
         super().__init__(model, tables, stored)

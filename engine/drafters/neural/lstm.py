@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from foredraft.engine.drafters.neural.copy_module import Pointer, pointed_logits
+from foredraft.engine.drafters.neural.copy_module import Pointer, copy_logits
 from foredraft.engine.drafters.neural.drafter_module import DraftConfig, DraftModel
-from foredraft.engine.drafters.neural.recurrent import RecurrentDrafter, cell_of
+from foredraft.engine.drafters.neural.recurrent import RecurrentDrafter, pack_cell
 from foredraft.kernels.drafting.recurrent_drafting import LSTM, Cell
 
 
@@ -48,13 +48,13 @@ class LSTMModel(DraftModel):
             return torch.cat((x, h), 1), x_bias + h_bias
 
         first, *rest = (layer(number) for number in range(self.config.num_layers))
-        return cell_of(LSTM, *first, [weight for weight, _ in rest], [bias for _, bias in rest], (),
+        return pack_cell(LSTM, *first, [weight for weight, _ in rest], [bias for _, bias in rest], (),
                        self.config.num_layers, self.config.hidden_size, stored)
 
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:
         """Logits as engine/drafters/neural/drafter_module.py says; source_ids are needed."""
-        return pointed_logits(self, input_ids, encoder_output, source_mask, source_ids, scored)
+        return copy_logits(self, input_ids, encoder_output, source_mask, source_ids, scored)
 
 
 class LSTMDrafter(RecurrentDrafter):

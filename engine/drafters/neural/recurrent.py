@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.engine.drafters.neural.copy_drafter import PointedDrafter, array
+from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter, array
 from foredraft.engine.drafters.neural.draft_vocabulary import distributions_of
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, Tables
 from foredraft.engine.models.t5_weights import packed
@@ -18,7 +18,7 @@ from foredraft.kernels.drafting.recurrent_drafting import Cell, Memory, draft_nu
 from foredraft.kernels.drafting.tree_children import Tree
 
 
-class RecurrentDrafter(PointedDrafter):
+class RecurrentDrafter(CopyDrafter):
     """Drafts of a DraftModel with a `pointer` and `cell_arrays`."""
 
     branches = True
@@ -39,7 +39,7 @@ class RecurrentDrafter(PointedDrafter):
             np.empty((rows, slots, self.config.d_model), np.float32), *(np.zeros(rows, np.int64) for _ in range(2)))
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        """As PointedDrafter's; the rows have read nothing."""
+        """As CopyDrafter's; the rows have read nothing."""
         super().admit(rows, sources, encoded)
         if max(rows) + 1 > len(self.memory.counts):
             self._grow(max(rows) + 1, self.memory.fed.shape[1])
@@ -58,18 +58,18 @@ class RecurrentDrafter(PointedDrafter):
         draft_numba(
             host.tokens, host.lengths, state.allowed().numpy(), self.tables.embedding, self.cell, self.memory, self.pointer,
             self.source, self.lists.rows, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
-            state.end_token, self.confidence.stops(state), chain_of(state.max_draft) if tree is None else tree,
+            state.end_token, self.confidence.stops(state), chain_tree(state.max_draft) if tree is None else tree,
             draft.tokens.numpy(), parents, draft.lengths.numpy(), *distributions_of(draft))
         return draft
 
 
 @lru_cache
-def chain_of(length: int) -> Tree:
+def chain_tree(length: int) -> Tree:
     """A chain of so many nodes."""
     return Tree(np.arange(length), np.arange(length) + 1, False)
 
 
-def cell_of(kind: int, first: Tensor, first_bias: Tensor, rest: list[Tensor], rest_bias: list[Tensor],
+def pack_cell(kind: int, first: Tensor, first_bias: Tensor, rest: list[Tensor], rest_bias: list[Tensor],
             dilations: Sequence[int], states: int, size: int, stored: str) -> Cell:
     """The arrays of kernels/drafting/recurrent_drafting.py's Cell, without room for states; a position keeps `states` of `size`."""
     first, rest = packed(first.detach(), stored), [packed(weight.detach(), stored) for weight in rest]

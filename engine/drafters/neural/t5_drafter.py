@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.engine.draft_length.confidence import Confidence
-from foredraft.engine.drafters.neural.draft_vocabulary import Shortlists, distributions_of
+from foredraft.engine.drafters.neural.draft_vocabulary import DraftVocabulary, distributions_of
 from foredraft.engine.drafters.neural.drafter_module import (
     DraftConfig,
     DraftModel,
     Tables,
     read_json,
     save_files,
-    stored_as,
+    storage_of,
     target_entries,
 )
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors
@@ -186,7 +186,7 @@ class T5Model(nn.Module):
         return cls(T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), target)
 
 
-def check_ids(folder: Path, ours: T5Config, its: T5Config, target_folder: Path, tokenizer: Any) -> None:
+def check_vocabulary(folder: Path, ours: T5Config, its: T5Config, target_folder: Path, tokenizer: Any) -> None:
     """UserError unless the T5 in `folder` speaks the ids of the target, whose tokenizer is given, or None."""
     if ours.vocab_size != its.vocab_size:
         raise UserError(f"{folder}: has {ours.vocab_size} ids, the target {target_folder} has {its.vocab_size}; "
@@ -214,7 +214,7 @@ class T5Drafter:
         """`ids`: the ids it may draft beside those of the source, most frequent first; none: all."""
         self.t5 = T5(weights)
         self.backend = self.t5.backend
-        self.lists = Shortlists(weights.head, weights.config.vocab_size, ids, copies=False)
+        self.lists = DraftVocabulary(weights.head, weights.config.vocab_size, ids, copies=False)
         self.confidence = Confidence()
         self._grow(0, 0)
 
@@ -222,7 +222,7 @@ class T5Drafter:
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> T5Drafter:
         """A T5 checkpoint directory (form 1). `tokenizer`: the target's, or None."""
         weights = load_weights(folder, weights="int8" if target.stored == "int8" else None)
-        check_ids(folder, weights.config, target.config, target_folder, tokenizer)
+        check_vocabulary(folder, weights.config, target.config, target_folder, tokenizer)
         return cls(weights)
 
     def _grow(self, rows: int, slots: int) -> None:
@@ -302,7 +302,7 @@ class ShallowT5Drafter(T5Drafter):
     @classmethod
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> ShallowT5Drafter:
         model = ShallowT5Model.load(folder, target_folder, with_tables=False)
-        return cls.of(model, target, stored_as(folder, target))
+        return cls.of(model, target, storage_of(folder, target))
 
     @classmethod
     def of(cls, model: ShallowT5Model, target: T5Weights, stored: str = "fp32") -> ShallowT5Drafter:

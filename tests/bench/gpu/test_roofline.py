@@ -14,9 +14,9 @@ from foredraft.bench.gpu import roofline as model
 from foredraft.bench.gpu.roofline import MACHINES, Machine, Round, config_of, launches, machine_of, parts, predict, table
 from foredraft.bench.harness.geometry import GEOMETRIES
 from foredraft.cli.main import app
-from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup, DeviceNgram
-from foredraft.engine.drafters.cuda.recurrent_cuda import DeviceCNN, DeviceLSTM
-from foredraft.engine.drafters.cuda.t5_drafter_cuda import DeviceT5
+from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda
+from foredraft.engine.drafters.cuda.recurrent_cuda import CNNDrafterCuda, LSTMDrafterCuda
+from foredraft.engine.drafters.cuda.t5_drafter_cuda import T5DrafterCuda
 from foredraft.engine.drafters.neural.cnn import CNNConfig, CNNModel
 from foredraft.engine.drafters.neural.lstm import LSTMConfig, LSTMModel
 from foredraft.engine.drafters.none import NoDrafter
@@ -75,21 +75,21 @@ def small_table():
     return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), 3, 30))
 
 
-RECURRENT = {"lstm": (DeviceLSTM, LSTMModel, LSTMConfig), "cnn": (DeviceCNN, CNNModel, CNNConfig)}
+RECURRENT = {"lstm": (LSTMDrafterCuda, LSTMModel, LSTMConfig), "cnn": (CNNDrafterCuda, CNNModel, CNNConfig)}
 ENTRIES = dict(vocab_size=40, d_model=16, head_scale=1.0, start_token=0, end_token=1, pad_token=0, target="", target_hash="")
 
 
 def drafter_of(name, target):
     if name == "t5shallow":
-        return DeviceT5(random_cuda_weights(TINY, "cpu"), torch.arange(8))
+        return T5DrafterCuda(random_cuda_weights(TINY, "cpu"), torch.arange(8))
     if name in RECURRENT:
         device, network, config = RECURRENT[name]
         return device(network(config(**ENTRIES, hidden_size=8, d_kv=8, d_ff=8)), target.weights.embedding,
                       target.weights.head, "bf16")
     if name == "ngram":
-        return DeviceNgram(small_table(), "cpu")
+        return NgramDrafterCuda(small_table(), "cpu")
     if name.startswith("lookup"):
-        return DeviceLookup("cpu", table=small_table() if "ngram" in name else None)
+        return LookupDrafterCuda("cpu", table=small_table() if "ngram" in name else None)
     return NoDrafter()
 
 

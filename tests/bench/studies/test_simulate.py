@@ -13,7 +13,7 @@ from foredraft.bench.studies.simulate import GEOMETRY, MACHINE, NotModelled, dra
 from foredraft.engine.drafters.cascade import CascadeDrafter
 from foredraft.engine.drafters.layer_skip import SelfDrafter
 from foredraft.engine.drafters.lookup import LookupDrafter
-from foredraft.engine.drafters.neural.eagle_head import HeadDrafter
+from foredraft.engine.drafters.neural.eagle_head import EagleDrafter
 from foredraft.engine.drafters.neural.lstm import LSTMDrafter
 from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Drafter
 from foredraft.engine.drafters.staged import StagedDrafter
@@ -64,7 +64,7 @@ def test_the_target_as_its_own_drafter_costs_its_share_of_the_sublayers():
 
 def test_small_drafters_cost_less_than_what_they_are_made_of():
     lstm, t5, lookup = blank(LSTMDrafter), blank(ShallowT5Drafter), LookupDrafter()
-    assert bytes_of(lookup) < bytes_of(blank(HeadDrafter)) < bytes_of(t5)
+    assert bytes_of(lookup) < bytes_of(blank(EagleDrafter)) < bytes_of(t5)
     assert bytes_of(CascadeDrafter([lookup, lstm])) == bytes_of(lookup) + bytes_of(lstm)
     staged = blank(StagedDrafter, drafter=lookup)
     assert bytes_of(staged) == pytest.approx(bytes_of(t5) / 2 + bytes_of(lookup), rel=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from doubles import Copier, ScriptedDrafter, make_state
 
-from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup
+from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.tree import TreeDrafter
@@ -58,7 +58,7 @@ def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoint
     """Drafts, inputs, pass, verification and commit, all of them by Triton's interpreter, against all of them by numba."""
     outputs = []
     with torch.inference_mode():
-        for target, drafter, backend in zip(targets(tiny_checkpoints["v1.1"]), (Copier(), DeviceLookup("cpu")),
+        for target, drafter, backend in zip(targets(tiny_checkpoints["v1.1"]), (Copier(), LookupDrafterCuda("cpu")),
                                             ("numba", "triton"), strict=True):
             drafter.admit(range(2), SOURCES, admitted(target))
             state = make_state(2, 8, [4, 2], target.config.d_model, end_token=-1, backend=backend, **distribution)
@@ -99,7 +99,7 @@ def test_what_waits_or_takes_memory_is_seen():
 @pytest.mark.parametrize("K", [0, 3])
 def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, K, temperature):
     target = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16"))
-    drafter = DeviceLookup("cpu") if K else NoDrafter()
+    drafter = LookupDrafterCuda("cpu") if K else NoDrafter()
     state = make_state(2, 12, K, target.config.d_model, temperature=temperature, end_token=-1, backend="triton")
     with torch.inference_mode():
         drafter.admit(range(2), SOURCES, admitted(target))

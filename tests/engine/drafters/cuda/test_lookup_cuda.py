@@ -10,7 +10,7 @@ import torch
 from doubles import Copier, make_state
 
 from foredraft import embedded
-from foredraft.engine.drafters.cuda.lookup_cuda import DeviceLookup, DeviceNgram, hashed
+from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda, hashed
 from foredraft.engine.drafters.ngram import NgramDrafter
 from foredraft.engine.drafters.registry import make_drafter
 from foredraft.engine.models import t5_cuda_weights as cuda_weights
@@ -55,7 +55,7 @@ def test_lookup_on_random_ids(matches, alphabet, order, monkeypatch):
     draw = np.random.default_rng(alphabet)
     ids = np.array([0, *range(2, 1 + alphabet)])
     table = fitted(order) if order else None
-    host, device, B = Copier(*matches, table=table), DeviceLookup(DEVICE, *matches, table=table), 5
+    host, device, B = Copier(*matches, table=table), LookupDrafterCuda(DEVICE, *matches, table=table), 5
     found = np.zeros(3, np.int64)
     for new_tokens in (7, 12):
         sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40)]
@@ -84,7 +84,7 @@ def test_lookup_on_random_ids(matches, alphabet, order, monkeypatch):
 
 
 def test_counts_fade_as_the_hosts_do():
-    host, device = Copier(), DeviceLookup(DEVICE)
+    host, device = Copier(), LookupDrafterCuda(DEVICE)
     for drafter in (host, device):
         drafter.admit([0], [torch.arange(5, 40)], [])
     host.rows[0].tested[:] = [1999.0, 1500.0]
@@ -106,14 +106,14 @@ def test_an_old_output_leaves_the_window():
         state.lengths.fill_(WINDOW + 20)
         state.tokens[:, WINDOW + 19] = 5
 
-    host, device = Copier(), DeviceLookup(DEVICE)
+    host, device = Copier(), LookupDrafterCuda(DEVICE)
     for drafter in (host, device):
         drafter.admit([0, 1], [torch.zeros(0, dtype=torch.int64)] * 2, [])
     assert same_drafts(host, device, twins(2, WINDOW + 60, 3, fill)).lengths.tolist() == [0, 3]
 
 
 def test_a_captured_graph_finds_its_draft_in_place():
-    for device in (DeviceLookup(DEVICE), DeviceNgram(fitted(2), DEVICE)):
+    for device in (LookupDrafterCuda(DEVICE), NgramDrafterCuda(fitted(2), DEVICE)):
         device.admit([0], [torch.arange(2, 9)], [])
         state = twins(1, 9, 2, lambda state: None)[1]
         assert device.draft(state) is device.draft(state)
@@ -140,7 +140,7 @@ def test_chains_on_random_ids(order, least):
 
     table = fitted(order)
     states = twins(12, 12, [7] * 9 + [2, 0, 1], fill)
-    assert same_drafts(NgramDrafter(table, least), DeviceNgram(table, DEVICE, least), states).lengths.sum() > 8
+    assert same_drafts(NgramDrafter(table, least), NgramDrafterCuda(table, DEVICE, least), states).lengths.sum() > 8
 
 
 def test_real_texts():
@@ -151,8 +151,8 @@ def test_real_texts():
     texts = [tokenizer.encode(file.read_text()).ids for file in sorted((embedded.TARGET.parent / "texts").glob("*.txt"))[:4]]
     sources = [torch.tensor([*ids[: len(ids) // 2], END]) for ids in texts]
     table = Table.open(embedded.NGRAM)
-    pairs = [(NgramDrafter(table), DeviceNgram(table, DEVICE)), (Copier(), DeviceLookup(DEVICE)),
-             (Copier(table=table), DeviceLookup(DEVICE, table=table))]
+    pairs = [(NgramDrafter(table), NgramDrafterCuda(table, DEVICE)), (Copier(), LookupDrafterCuda(DEVICE)),
+             (Copier(table=table), LookupDrafterCuda(DEVICE, table=table))]
     for drafter in (*pairs[1], *pairs[2]):
         drafter.admit(range(4), sources, [])
     drafted = [0, 0, 0]
@@ -192,7 +192,7 @@ def test_a_history_is_refused_in_a_line():
 
 
 def test_copies_of_sources_take_what_was_counted_and_are_refused_before(monkeypatch):
-    copier = DeviceLookup(DEVICE)
+    copier = LookupDrafterCuda(DEVICE)
     copier.reserve(3, 64)
     held = copier.source, copier.source_lengths, copier.last, copier.tested
     taken, generation = sum(tensor.nbytes for tensor in held), copier.generation
@@ -201,9 +201,9 @@ def test_copies_of_sources_take_what_was_counted_and_are_refused_before(monkeypa
         copier.reserve(5, 64)
     assert copier.generation == generation and copier.source is held[0]
     with pytest.raises(UserError):
-        DeviceLookup(DEVICE).reserve(3, 64)
+        LookupDrafterCuda(DEVICE).reserve(3, 64)
     monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken)
-    DeviceLookup(DEVICE).reserve(3, 64)
+    LookupDrafterCuda(DEVICE).reserve(3, 64)
 
 
 def test_a_table_that_does_not_fit_is_refused_before_it_is_moved(monkeypatch):
@@ -220,10 +220,10 @@ def test_a_table_that_does_not_fit_is_refused_before_it_is_moved(monkeypatch):
 def at_real_sizes(K=8):
     state = make_state(8, 128, K, 4, backend="triton")
     table = Table.open(embedded.NGRAM)
-    for copier in (DeviceLookup("cpu"), DeviceLookup("cpu", table=table)):
+    for copier in (LookupDrafterCuda("cpu"), LookupDrafterCuda("cpu", table=table)):
         copier.reserve(8, 1024)
         draft = copier.draft(state)
-    DeviceNgram(table, "cpu").draft(state)
+    NgramDrafterCuda(table, "cpu").draft(state)
     state.allowed()
     state.inputs(draft)
 

@@ -7,8 +7,8 @@ import torch
 from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine.drafters.cuda.draft_buffers import Turn, Turns
-from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DeviceLists
+from foredraft.engine.drafters.cuda.draft_buffers import DraftBuffers, BuffersByState
+from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DraftVocabularyCuda
 from foredraft.engine.drafters.cuda.recurrent_cuda import own_bytes
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry.cuda import recurrent_cuda as draft_device_recurrent
@@ -129,7 +129,7 @@ class Lister:
     name = "lister"
 
     def __init__(self, head, ids, y):
-        self.lists, self.turns, self.y = DeviceLists(head, ids, copies=False), Turns(len(head), 3), y
+        self.lists, self.turns, self.y = DraftVocabularyCuda(head, ids, copies=False), BuffersByState(len(head), 3), y
 
     def draft(self, state):
         turn = self.turns.of(state)
@@ -192,19 +192,19 @@ def free(monkeypatch, size):
 
 def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(monkeypatch):
     state = make_state(2, 12, 3, 32, temperature=[0.0, 1.0], backend="triton")
-    draft = Turn(state, 500, 3).draft
+    draft = DraftBuffers(state, 500, 3).draft
     taken = draft.logits.nbytes + draft.lse.nbytes
     free(monkeypatch, taken)
-    Turn(state, 500, 3)
+    DraftBuffers(state, 500, 3)
     free(monkeypatch, taken - 1)
     with pytest.raises(UserError, match="the distributions of 3 drafts for 2 rows need .* lower batch_size or draft_tokens"):
-        Turn(state, 500, 3)
+        DraftBuffers(state, 500, 3)
     # greedy rows have none
-    Turn(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
+    DraftBuffers(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
 
 
 def test_lists_take_what_was_counted_and_one_refused_leaves_them_as_they_were(monkeypatch):
-    lists = DeviceLists(torch.randn(500, 16), torch.arange(40), copies=True)
+    lists = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
     lists.reserve(3, 70)
     held, generation = dict(lists.buffers), lists.generation
     taken = sum(buffer.nbytes for buffer in held.values())
@@ -213,7 +213,7 @@ def test_lists_take_what_was_counted_and_one_refused_leaves_them_as_they_were(mo
         lists.reserve(9, 70)
     assert lists.buffers == held and lists.generation == generation and lists.rows == 3
     # what is there is given back first
-    fresh = DeviceLists(torch.randn(500, 16), torch.arange(40), copies=True)
+    fresh = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
     free(monkeypatch, taken)
     fresh.reserve(3, 70)
     free(monkeypatch, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from doubles import chi_square, make_state
 
-from foredraft.engine.drafters.neural.eagle_head import HeadModel
+from foredraft.engine.drafters.neural.eagle_head import EagleModel
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.trained import kind_of, model_class, open_drafter
 from foredraft.engine.loop import decode, step
@@ -35,7 +35,7 @@ def target(tiny_checkpoints):
 def trained(request, target, tmp_path):
     """(torch module, Drafter opened from its files), with the whole head and with a shortlist."""
     torch.manual_seed(1)
-    model = HeadModel.from_target(target.folder, **SIZES).eval()
+    model = EagleModel.from_target(target.folder, **SIZES).eval()
     if request.param:
         model.restrict(torch.randperm(100, generator=torch.Generator().manual_seed(2))[: request.param])
     model.save(tmp_path)
@@ -174,7 +174,7 @@ def test_sampled_tokens_follow_the_target(target, trained):
 
 def test_forward_scores_first_drafts_and_trains_on_later_ones(target):
     torch.manual_seed(0)
-    model = HeadModel.from_target(target.folder, **SIZES)
+    model = EagleModel.from_target(target.folder, **SIZES)
     ids, source = torch.randint(3, 100, (2, 6)), torch.randint(3, 100, (2, 12))
     encoded, mask, features = torch.randn(2, 12, 32), torch.ones(2, 12), torch.randn(2, 6, 32)
     scored = torch.zeros(2, 6, dtype=torch.bool)
@@ -206,9 +206,9 @@ def test_forward_scores_first_drafts_and_trains_on_later_ones(target):
 
 
 def test_saved_loaded_and_refused(tiny_checkpoints, target, tmp_path):
-    model = HeadModel.from_target(target.folder, **SIZES)
+    model = EagleModel.from_target(target.folder, **SIZES)
     model.save(tmp_path)
-    assert kind_of(tmp_path) == "head" and model_class("head") is HeadModel
+    assert kind_of(tmp_path) == "head" and model_class("head") is EagleModel
     drafter = open_drafter(tmp_path, target.weights, target.folder, None)
     truth = run(target, NoDrafter(), make_state(4, NEW, 0, 32, end_token=-1))
     assert run(target, drafter, make_state(4, NEW, 3, 32, end_token=-1)) == truth
