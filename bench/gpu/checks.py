@@ -10,7 +10,7 @@ from torch import Tensor
 from foredraft.bench.gpu.rounding_bounds import BFLOAT16, attended, rounding, unsigned
 from foredraft.bench.gpu.sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
 from foredraft.engine.drafters.neural.lstm import LSTMConfig
-from foredraft.engine.models.t5_weights import T5Config
+from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.kernels.core.pdl_triton import OVERLAPPED
 from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION
 from foredraft.kernels.drafting.lstm_cell_triton import CELL, MIX
@@ -135,7 +135,7 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
 def check_drafters(sizes: Sizes) -> Iterator[dict]:
     """The kernels of neural drafters at the width of `sizes.checked` and the sizes that they have by default, three requests
     of which one is not read."""
-    c, d, case = T5Config.from_dict(sizes.geometries[sizes.checked], sizes.checked), LSTMConfig, _Case(sizes)
+    c, d, case = ModelConfig.from_dict(sizes.geometries[sizes.checked], sizes.checked), LSTMConfig, _Case(sizes)
     C, V, U, F, B, T = c.d_model, c.vocab_size, d.hidden_size, d.d_ff, 3, POSITION + 1
     at = torch.tensor([POSITION, 1, -1], device=case.device)
     tokens = torch.randint(V, (B, T), device=case.device, generator=case.generator)

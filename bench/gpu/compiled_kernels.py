@@ -23,7 +23,7 @@ from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import step
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, assemble
-from foredraft.engine.models.t5_weights import T5Config
+from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.errors import UserError
@@ -64,7 +64,7 @@ def fits(cost: Cost) -> bool:
 
 def _weights(geometry: str, stored: str) -> T5WeightsCuda:
     config_of(geometry)
-    config = T5Config.from_dict(GEOMETRIES[geometry] | {"num_layers": 1, "num_decoder_layers": 1}, geometry)
+    config = ModelConfig.from_dict(GEOMETRIES[geometry] | {"num_layers": 1, "num_decoder_layers": 1}, geometry)
     nothing = torch.zeros(())
     return assemble(config, STORED[stored], stored, GEOMETRIES[geometry]["tie_word_embeddings"], "cpu",
                     lambda name, shape: nothing.expand(shape))

@@ -14,7 +14,7 @@ from foredraft.bench.harness.geometry import GEOMETRIES
 from foredraft.engine.drafters.neural.cnn import CNNConfig
 from foredraft.engine.drafters.neural.lstm import LSTMConfig
 from foredraft.engine.models.t5_cuda import END_LAUNCHES, LAYER_LAUNCHES
-from foredraft.engine.models.t5_weights import T5Config
+from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.errors import UserError
 from foredraft.kernels.model.cross_attention_triton import PAGE
 
@@ -82,14 +82,14 @@ def machine_of(device: str, bandwidth: float) -> Machine:
     return Machine(bandwidth, MACHINES[max(named, key=len)].rate if named else None)
 
 
-def config_of(geometry: str) -> T5Config:
+def config_of(geometry: str) -> ModelConfig:
     """UserError: no such geometry."""
     if geometry not in GEOMETRIES:
         raise UserError(f"geometry {geometry!r} is not known; one of {', '.join(GEOMETRIES)}")
-    return T5Config.from_dict(GEOMETRIES[geometry], geometry)
+    return ModelConfig.from_dict(GEOMETRIES[geometry], geometry)
 
 
-def _draft(c: T5Config, r: Round, listed: int) -> list[Part]:
+def _draft(c: ModelConfig, r: Round, listed: int) -> list[Part]:
     """A round's K drafts; a trained drafter reads its weights for each, and its head `listed` ids and the source's."""
     B, C, K = r.batch_size, c.d_model, r.draft_tokens
     if r.drafter == "none" or not K:
@@ -121,7 +121,7 @@ def _draft(c: T5Config, r: Round, listed: int) -> list[Part]:
             Part(DRAWS, K * r.sampled * (1 + r.cuts), K * r.sampled * B * c.vocab_size * 8, 0)]
 
 
-def parts(c: T5Config, r: Round, listed: int = LISTED) -> list[Part]:
+def parts(c: ModelConfig, r: Round, listed: int = LISTED) -> list[Part]:
     """The parts of one round, in order; their launches are what a real step makes (tests/bench/test_model.py)."""
     if r.drafter not in DRAFTERS:
         raise UserError(f"drafter {r.drafter!r} is not modelled; one of {', '.join(DRAFTERS)}")
@@ -152,11 +152,11 @@ def parts(c: T5Config, r: Round, listed: int = LISTED) -> list[Part]:
     ]
 
 
-def launches(c: T5Config, r: Round) -> int:
+def launches(c: ModelConfig, r: Round) -> int:
     return sum(part.launches for part in parts(c, r))
 
 
-def predict(c: T5Config, r: Round, machine: Machine) -> dict:
+def predict(c: ModelConfig, r: Round, machine: Machine) -> dict:
     """Bytes, launches and microseconds of a round, by part and in all; `bytes_us` is what the bytes alone would take."""
     found = parts(c, r)
     return {

@@ -17,7 +17,7 @@ import torch
 from foredraft.bench.harness import machine
 from foredraft.bench.harness.interleave import wait_until_idle
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import T5Config, T5Weights, load_weights
+from foredraft.engine.models.t5_weights import ModelConfig, T5Weights, load_weights
 from foredraft.kernels.core.backend import get_num_threads
 from foredraft.kernels.model.attention import cross_attention_loop
 from foredraft.kernels.model.linear import inputs_of, linear_loop
@@ -178,14 +178,14 @@ def encoder_floor(target: T5, source: int, seconds: float) -> dict[str, float]:
     return {"gflop": flops / 1e9, "gflop_s": rate / 1e9, "ms": seconds * 1e3, "share_of_floor": flops / rate / seconds}
 
 
-def encoder_flops(c: T5Config, source: int) -> int:
+def encoder_flops(c: ModelConfig, source: int) -> int:
     """Of the encoder over S source positions."""
     inner = c.num_heads * c.d_kv
     weights = c.num_layers * (4 * inner + (3 if c.gated else 2) * c.d_ff) * c.d_model
     return 2 * source * weights + c.num_layers * 4 * source * source * inner
 
 
-def product_rate(c: T5Config, rows: int) -> float:
+def product_rate(c: ModelConfig, rows: int) -> float:
     """FLOP/s of this machine in one large matrix product of the library, [rows, C] by [C, F], now."""
     a, b = torch.ones(rows, c.d_model), torch.ones(c.d_ff, c.d_model)
     rates = []

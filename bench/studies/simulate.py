@@ -17,7 +17,7 @@ from foredraft.engine.drafters.neural.eagle_head import EagleConfig, EagleDrafte
 from foredraft.engine.drafters.neural.lstm import LSTMDrafter
 from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Drafter
 from foredraft.engine.drafters.staged import StagedDrafter
-from foredraft.engine.models.t5_weights import T5Config
+from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.engine.protocols import Drafter
 
 GEOMETRY, MACHINE = "flan-t5-xl", "h200"
@@ -46,7 +46,7 @@ def simulated(drafter: Drafter, K: int, trace: dict, settings: Settings) -> dict
         "tokens_per_second": r.batch_size * tokens / (drafts + pass_) * 1e6, "speed_up": tokens * plain / (drafts + pass_)}
 
 
-def draft_parts(drafter: Drafter, c: T5Config, r: Round, trace: dict) -> list[Part]:
+def draft_parts(drafter: Drafter, c: ModelConfig, r: Round, trace: dict) -> list[Part]:
     """What a round's drafts add to the target's pass: the drafter of the same kind made for a target of config c.
 
     A cascade is charged for all its drafters in every round; a staged one for the passes that its T5 made,
@@ -75,16 +75,16 @@ def _us(found: list[Part], machine: Machine) -> float:
     return sum(part.seconds(machine) for part in found) * 1e6
 
 
-def _modelled(name: str, c: T5Config, r: Round) -> list[Part]:
+def _modelled(name: str, c: ModelConfig, r: Round) -> list[Part]:
     return [part for part in parts(c, replace(r, drafter=name)) if part.name.startswith("draft")]
 
 
-def _distributions(c: T5Config, r: Round) -> Part:
+def _distributions(c: ModelConfig, r: Round) -> Part:
     """Drawn drafts write their distributions, which the verification reads."""
     return Part("drafts' distributions", 0, 2 * r.sampled * r.batch_size * r.draft_tokens * c.vocab_size * 4, 0)
 
 
-def _self(drafter: SelfDrafter, c: T5Config, r: Round) -> list[Part]:
+def _self(drafter: SelfDrafter, c: ModelConfig, r: Round) -> list[Part]:
     """K passes of one row of the target's decoder, with the share of each kind of sublayer that the small one keeps."""
     shares, found = drafter.kept.mean(0), []
     for part in parts(c, replace(r, draft_tokens=0)):
@@ -97,7 +97,7 @@ def _self(drafter: SelfDrafter, c: T5Config, r: Round) -> list[Part]:
     return found
 
 
-def _head(c: T5Config, r: Round) -> Part:
+def _head(c: ModelConfig, r: Round) -> Part:
     """One layer on the target's states: an LSTM's pointer without its cell."""
     sizes = {name: field.default for name, field in EagleConfig.__dataclass_fields__.items()}
     B, C, K, F = r.batch_size, c.d_model, r.draft_tokens, sizes["d_ff"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.models.checkpoint import StoredTensors
-from foredraft.engine.models.t5_weights import DTYPES, T5Config
+from foredraft.engine.models.t5_weights import DTYPES, ModelConfig
 from foredraft.errors import UserError
 
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,7 +30,7 @@ class T5WeightsCuda:
     qkv, self_out, cross_q, cross_out, ff_in, ff_out: the decoder's, [L, ...].
     """
 
-    config: T5Config
+    config: ModelConfig
     dtype: torch.dtype
     stored: str
     device: torch.device
@@ -50,7 +50,7 @@ class T5WeightsCuda:
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool, own_tables: bool = True) -> Layout:
+def _layout(c: ModelConfig, dtype: torch.dtype, stored: torch.dtype, tied: bool, own_tables: bool = True) -> Layout:
     """Name -> shape and type of every tensor of T5WeightsCuda, without embedding and head where they are another model's."""
     C, F, V, inner, L, Le = c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv, c.num_decoder_layers, c.num_layers
     ff = 2 * F if c.gated else F
@@ -71,7 +71,7 @@ def _layout(c: T5Config, dtype: torch.dtype, stored: torch.dtype, tied: bool, ow
     return tensors
 
 
-def weight_bytes(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, own_tables: bool = True) -> int:
+def weight_bytes(c: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, own_tables: bool = True) -> int:
     """What `assemble` will allocate, with embedding and head unless they are another model's."""
     return layout_bytes(_layout(c, dtype, STORED[stored], tied, own_tables))
 
@@ -80,7 +80,7 @@ def layout_bytes(layout: Layout) -> int:
     return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in layout.values())
 
 
-def assemble(c: T5Config, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
+def assemble(c: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
              read: Callable[[str, tuple[int, ...]], Tensor], tables: dict[str, Tensor] | None = None) -> T5WeightsCuda:
     """Allocate every tensor on the device and fill it from `read(name in the checkpoint, shape)`, one at a time.
 
@@ -134,7 +134,7 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
         raise UserError(f"weights {weights!r} is not supported on a GPU; one of {', '.join(STORED)}")
     if not (path / "config.json").exists():
         raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
-    c = T5Config.from_json(path / "config.json")
+    c = ModelConfig.from_json(path / "config.json")
     with StoredTensors(path) as tensors:
         shared = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
         tied = "lm_head.weight" not in tensors.where
@@ -153,7 +153,7 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
 
 def random_cuda_weights(config: dict, device: torch.device | str, dtype: str = "bfloat16", seed: int = 0) -> T5WeightsCuda:
     """Weights of these sizes (the entries of a config.json) drawn on the device: speed is real, words are not."""
-    c = T5Config.from_dict(config, "a geometry")
+    c = ModelConfig.from_dict(config, "a geometry")
     generator = torch.Generator(device).manual_seed(seed)
 
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -26,7 +26,7 @@ STORED = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
-class T5Config:
+class ModelConfig:
     """Sizes of a T5, named as in config.json where our own letters do not serve."""
 
     vocab_size: int
@@ -48,7 +48,7 @@ class T5Config:
     source_limit: int | None
 
     @classmethod
-    def from_json(cls, path: Path) -> T5Config:
+    def from_json(cls, path: Path) -> ModelConfig:
         try:
             c = json.loads(path.read_text())
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -56,7 +56,7 @@ class T5Config:
         return cls.from_dict(c, path)
 
     @classmethod
-    def from_dict(cls, c: dict, path: str | Path) -> T5Config:
+    def from_dict(cls, c: dict, path: str | Path) -> ModelConfig:
         """The entries of a config.json; ``path`` is what messages call it."""
         kind = c.get("model_type")
         if kind not in ("t5", "mt5"):
@@ -105,7 +105,7 @@ class T5Weights:
     `dtype`: of the embedding, the encoder and cross_kv; `stored`, one of STORED: of the decoder's matrices and the head.
     """
 
-    config: T5Config
+    config: ModelConfig
     dtype: torch.dtype
     stored: str
     embedding: np.ndarray
@@ -161,7 +161,7 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None)
         raise UserError(f"weights {weights!r} is not supported; one of {', '.join(STORED)}")
     if not (path / "config.json").exists():
         raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
-    c = T5Config.from_json(path / "config.json")
+    c = ModelConfig.from_json(path / "config.json")
     with StoredTensors(path) as tensors:
         loaded = _assemble(tensors, c, DTYPES[dtype], weights)
     # after XL's matrices were repacked, a tenth of the model
@@ -172,17 +172,17 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None)
 def copy_weights(model, dtype: str = "float32") -> T5Weights:
     """The weights of a transformers T5ForConditionalGeneration as they are now."""
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    c = T5Config.from_dict(model.config.to_dict(), "the model in memory")
+    c = ModelConfig.from_dict(model.config.to_dict(), "the model in memory")
     return _assemble(Tensors(tensors), c, DTYPES[dtype])
 
 
-def decoder_weights(tensors: Tensors, config: T5Config, stored: str, dtype: torch.dtype, embedding: np.ndarray,
+def decoder_weights(tensors: Tensors, config: ModelConfig, stored: str, dtype: torch.dtype, embedding: np.ndarray,
                     head: np.ndarray) -> T5Weights:
     """A decoder without an encoder (num_layers 0), on the embedding and the packed head of another model."""
     return _assemble(tensors, config, dtype, stored, (embedding, head))
 
 
-def _assemble(tensors: Tensors, c: T5Config, kind: torch.dtype, stored: str | None = None,
+def _assemble(tensors: Tensors, c: ModelConfig, kind: torch.dtype, stored: str | None = None,
               tables: tuple[np.ndarray, np.ndarray] | None = None) -> T5Weights:
     inner, L = c.num_heads * c.d_kv, c.num_decoder_layers
     ff_parts = ("wi_0", "wi_1") if c.gated else ("wi",)

@@ -34,7 +34,7 @@ def compact(
     """Make a trained drafter small and fast: fewer ids in its head (those of the source are always drafted), bfloat16."""
     from foredraft import embedded
     from foredraft.engine.models.checkpoint import find_checkpoint
-    from foredraft.engine.models.t5_weights import DTYPES, T5Config, load_tokenizer
+    from foredraft.engine.models.t5_weights import DTYPES, ModelConfig, load_tokenizer
     from foredraft.train.data.drafter_data import Articles, read_drafter_data
     from foredraft.train.drafter.compact import compact_drafter
 
@@ -43,7 +43,7 @@ def compact(
     folder = find_checkpoint(target or embedded.TARGET)
     articles = Articles([], [], [], [])
     if draft_vocab:
-        longest = T5Config.from_json(folder / "config.json").source_limit or 512
+        longest = ModelConfig.from_json(folder / "config.json").source_limit or 512
         articles = read_drafter_data(data, pseudo_dataset_path, load_tokenizer(folder), longest, 128, limit)
     compact_drafter(ckpt_path, folder, out, articles, draft_vocab, DTYPES[dtype])
     size = sum(file.stat().st_size for file in out.iterdir())

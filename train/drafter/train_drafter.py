@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.engine.drafters.trained import kind_of, model_class
-from foredraft.engine.models.t5_weights import T5Config
+from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles, DrafterDataset, collate_drafter
 from foredraft.train.data.pairs import IGNORE, LengthGroups
@@ -193,7 +193,7 @@ def new_drafter(recipe: DrafterRecipe, target: str | Path) -> torch.nn.Module:
     torch.manual_seed(recipe.seed)
     sizes = dict(recipe.sizes)
     if recipe.drafter == "t5small":
-        whole = T5Config.from_json(Path(target) / "config.json")
+        whole = ModelConfig.from_json(Path(target) / "config.json")
         half = {"num_layers": -(-whole.num_layers // 2), "num_decoder_layers": -(-whole.num_decoder_layers // 2)}
         sizes = half | sizes
     return model_class(recipe.drafter).from_target(target, **sizes)

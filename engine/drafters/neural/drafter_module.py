@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from foredraft.atomic_write import write_atomic
 from foredraft.engine.models.checkpoint import StoredTensors, weights_hash
-from foredraft.engine.models.t5_weights import T5Config, T5Weights
+from foredraft.engine.models.t5_weights import ModelConfig, T5Weights
 from foredraft.errors import UserError
 from foredraft.kernels.model.linear import pack
 
@@ -192,7 +192,7 @@ def read_tables(target: str | Path, config: DraftConfig) -> tuple[Tensor, Tensor
 def target_entries(target: str | Path) -> dict[str, Any]:
     """The config entries that a target's folder decides."""
     folder = Path(target)
-    c = T5Config.from_json(folder / "config.json")
+    c = ModelConfig.from_json(folder / "config.json")
     return {"vocab_size": c.vocab_size, "d_model": c.d_model, "head_scale": c.head_scale, "start_token": c.start_token,
             "end_token": c.end_token, "pad_token": c.pad_token, "target": folder.resolve().name,
             "target_hash": weights_hash(folder)}
@@ -200,7 +200,7 @@ def target_entries(target: str | Path) -> dict[str, Any]:
 
 def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
     """UserError unless the drafter in `folder` was made for the target in the folder `target`, as far as it must be."""
-    c = T5Config.from_json(Path(target) / "config.json")
+    c = ModelConfig.from_json(Path(target) / "config.json")
     for what, ours, its in (("vocabulary", config.vocab_size, c.vocab_size), ("width", config.d_model, c.d_model)):
         if ours != its:
             raise UserError(f"{folder}: made for a target of {what} {ours}, {target} has {its}; train one for this target")

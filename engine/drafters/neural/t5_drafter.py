@@ -29,7 +29,7 @@ from foredraft.engine.drafters.neural.drafter_module import (
 )
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import T5Config, T5Weights, decoder_weights, load_tokenizer, load_weights
+from foredraft.engine.models.t5_weights import ModelConfig, T5Weights, decoder_weights, load_tokenizer, load_weights
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.errors import UserError
 from foredraft.kernels.drafting.draft_stopping import WEIGH
@@ -38,7 +38,7 @@ from foredraft.kernels.drafting.vocabulary_head import PICK, SHORTLIST
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShallowT5Config(DraftConfig):
+class ShallowModelConfig(DraftConfig):
     """Sizes named as T5's own. layers: the target's decoder layers that it started from, as many as it has."""
 
     layers: tuple[int, ...]
@@ -50,19 +50,19 @@ class ShallowT5Config(DraftConfig):
     layer_norm_epsilon: float
     feed_forward_proj: str
 
-    def as_t5(self) -> T5Config:
+    def as_t5(self) -> ModelConfig:
         """A T5 that is a decoder alone."""
         entries = asdict(self) | {"model_type": "t5", "num_layers": 0, "num_decoder_layers": len(self.layers)}
-        return replace(T5Config.from_dict(entries, "config.json"), num_layers=0, head_scale=self.head_scale)
+        return replace(ModelConfig.from_dict(entries, "config.json"), num_layers=0, head_scale=self.head_scale)
 
 
 class ShallowT5Model(DraftModel):
     """A T5 decoder (transformers' T5Stack) over the target's encoder output, with the target's tables."""
 
     model_type: ClassVar[str] = "foredraft-shallow-t5"
-    config_class = ShallowT5Config
+    config_class = ShallowModelConfig
 
-    def __init__(self, config: ShallowT5Config, tables: tuple[Tensor, Tensor] | None = None):
+    def __init__(self, config: ShallowModelConfig, tables: tuple[Tensor, Tensor] | None = None):
         from transformers import T5Config as TheirConfig
         from transformers.models.t5.modeling_t5 import T5Stack
 
@@ -81,7 +81,7 @@ class ShallowT5Model(DraftModel):
         """A decoder made of the target's own `layers` (a list of their numbers; default: the first two), its relative bias
         and its final norm."""
         entries = read_json(Path(target))
-        ours = T5Config.from_dict(entries, target)
+        ours = ModelConfig.from_dict(entries, target)
         last = ours.num_decoder_layers - 1
         layers = tuple(sizes.pop("layers", range(min(2, last + 1))))
         if not layers or not all(isinstance(layer, int) and 0 <= layer <= last for layer in layers):
@@ -92,7 +92,7 @@ class ShallowT5Model(DraftModel):
             layer_norm_epsilon=ours.epsilon, feed_forward_proj=entries.get("feed_forward_proj", "relu"), **sizes)
 
     @classmethod
-    def from_config(cls, config: ShallowT5Config, target: str | Path) -> ShallowT5Model:
+    def from_config(cls, config: ShallowModelConfig, target: str | Path) -> ShallowT5Model:
         model = super().from_config(config, target)
         model.copy_layers(target)
         return model
@@ -138,7 +138,7 @@ class T5Model(nn.Module):
         from transformers import T5ForConditionalGeneration
 
         entries = read_json(Path(target))
-        ours = T5Config.from_dict(entries, target)
+        ours = ModelConfig.from_dict(entries, target)
         made_for = {f"foredraft_{name}": value for name, value in target_entries(target).items() if "target" in name}
         # one table for both ends keeps a small model small; the scale goes with it
         kept = entries | {"dtype": "float32", "dropout_rate": 0.0, "tie_word_embeddings": True,
@@ -182,11 +182,11 @@ class T5Model(nn.Module):
         """Read a T5 checkpoint directory for a target's folder. UserError: another vocabulary, or no T5."""
         from transformers import T5ForConditionalGeneration
 
-        T5Config.from_json(Path(folder) / "config.json")
+        ModelConfig.from_json(Path(folder) / "config.json")
         return cls(T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), target)
 
 
-def check_vocabulary(folder: Path, ours: T5Config, its: T5Config, target_folder: Path, tokenizer: Any) -> None:
+def check_vocabulary(folder: Path, ours: ModelConfig, its: ModelConfig, target_folder: Path, tokenizer: Any) -> None:
     """UserError unless the T5 in `folder` speaks the ids of the target, whose tokenizer is given, or None."""
     if ours.vocab_size != its.vocab_size:
         raise UserError(f"{folder}: has {ours.vocab_size} ids, the target {target_folder} has {its.vocab_size}; "
