@@ -18,7 +18,6 @@ from foredraft.engine.draft_length.adaptive_drafter import WIDEST, AdaptiveDraft
 from foredraft.engine.drafters.auto import AutoDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import make_drafter
-from foredraft.engine.drafters.tree import TreeDrafter
 from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
@@ -36,7 +35,7 @@ from foredraft.engine.sampling.stop_strings import StopStrings
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
 from foredraft.kernels.core.backend import HAS_TRITON
-from foredraft.kernels.core.philox import row_seed
+from foredraft.kernels.core.philox import request_seed
 
 
 @dataclass
@@ -194,10 +193,10 @@ class Model:
                                 "leave them out")
             return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size,
                                 block=config.verification == "block")
-        if isinstance(drafter, TreeDrafter) and (config.draft_tokens == AUTO or config.verification == "block"):
+        if drafter.capabilities.tree_drafts and (config.draft_tokens == AUTO or config.verification == "block"):
             raise UserError(f"draft_tokens 'auto' and verification 'block' are for chains; drafter {drafter.name!r} drafts "
                             "trees: give draft_tokens a number of nodes, and leave verification out")
-        if config.big_little is not None and not (hasattr(drafter, "confidence") and drafter.confident):
+        if config.big_little is not None and not drafter.capabilities.big_little:
             raise UserError(f"big_little with drafter {drafter.name!r}: its small model is a neural one that drafts alone; "
                             "give lstm, or the folder of a trained LSTM, CNN, head or T5")
         if width == 0:
@@ -233,7 +232,7 @@ class Model:
         for index, request in enumerate(requests):
             request = request if isinstance(request, Request) else Request(request)
             try:
-                yield self._job(index, request, config, row_seed(call_seed, index), truncation)
+                yield self._job(index, request, config, request_seed(call_seed, index), truncation)
             except UserError as error:
                 yield Result(index, request.id, "error", error=error)
 

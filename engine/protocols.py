@@ -1,80 +1,110 @@
-"""What the decode loop asks of a target and of a drafter."""
+"""What the decode loop needs from a target, and the base class of every drafter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from torch import Tensor, device
+import torch
+from torch import Tensor
 
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 
 
 class Target(Protocol):
-    """The model whose distribution is kept. Token ids and positions are int64; hidden states and logits are float32."""
+    """The model whose distribution is kept. Tokens and positions are int64, hidden states and logits float32."""
 
     start_token: int
     end_token: int
-    device: device  # where its tensors and a state's lie
+    device: torch.device  # of its tensors, and of the states it decodes
 
-    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]: ...  # n encoder outputs [S_i, C]
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]: ...  # encoder outputs [S_i, C]
     def release(self, sequences: Sequence[int]) -> None: ...
     def decode(self, tokens: Tensor, positions: Tensor, parents: Tensor | None = None) -> Tensor: ...  # [B, R, C]
     def logits(self, hidden: Tensor) -> Tensor: ...  # [B, R, V]
-    def choose(self, hidden: Tensor) -> Tensor: ...  # [B, R], the argmax; logits are never written
-    def keep(self, path: Tensor) -> None: ...  # trees only: moves the cache entries of the accepted path together
+    def choose(self, hidden: Tensor) -> Tensor: ...  # [B, R]: the argmax, without writing the logits
+    def keep(self, path: Tensor) -> None: ...  # trees only: makes the cache entries of the accepted path [B, R] contiguous
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a drafter can do; the engine refuses what is missing in one line.
+    """What a drafter can do. The engine refuses what is missing in one line.
 
-    point_masses: each draft is one certain token (q = 1), so that seeded sampled output equals seeded plain sampling.
-    trees: `draft` takes a tree of drafts (kernels/drafting/tree_children.py) as a second argument.
-    stops_early: a draft ends where the drafter's own confidence is too low for the costs in `state.costs`.
-    big_little: a neural model that can draft for Big Little Decoder: it stops at `state.fallback`.
+    Parameters
+    ----------
+    point_masses : bool
+        Each drafted token is certain (q = 1), so that seeded sampled output equals plain seeded sampling.
+    trees : bool
+        `draft` accepts a tree (kernels/drafting/tree_children.py) as its third argument.
+    stops_early : bool
+        A draft ends where the expected gain of one more token is below its cost (`DraftBudget.costs`).
+    big_little : bool
+        A neural model that can write for Big Little Decoder: its draft ends at `state.fallback`.
+    tree_drafts : bool
+        Its drafts are trees: block verification and adaptive draft lengths do not apply.
     """
 
     point_masses: bool = False
     trees: bool = False
     stops_early: bool = False
     big_little: bool = False
+    tree_drafts: bool = False
 
 
 class Drafter:
     """Proposes tokens. Write `admit`, `release` and `draft`; everything else has a default.
 
-    name: what reports call it. proposer: an entry of `state.PROPOSERS`, for colours and statistics.
-    generation: counts how often its device buffers moved; graphs captured before the last move hold the old place.
+    Attributes
+    ----------
+    name : str
+        Shown in reports.
+    capabilities : Capabilities
+        Set on the class, or on the instance of a wrapper.
+    generation : int
+        Increases whenever device buffers move, so that CUDA graphs captured before are dropped.
     """
 
     name: str = "custom"
-    capabilities: Capabilities = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities()
     generation: int = 0
 
     def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        """New requests start in these sequences of the batch.
+        """Start new requests in some sequences of the batch.
 
         Parameters
         ----------
-        sequences : n indices of the batch
+        sequences : n indices into the batch
         sources : n source token tensors [S_i] int64
-        encoded : n encoder outputs of the TARGET [S_i, C] float32; read them or ignore them
+        encoded : n encoder outputs of the target [S_i, C] float32
         """
-        raise NotImplementedError(f"{type(self).__name__}.admit is missing; write it, or pass")
+        raise NotImplementedError(f"{type(self).__name__} has no method admit; write one that may do nothing")
 
     def release(self, sequences: Sequence[int]) -> None:
         """The requests in these sequences have ended."""
-        raise NotImplementedError(f"{type(self).__name__}.release is missing; write it, or pass")
+        raise NotImplementedError(f"{type(self).__name__} has no method release; write one that may do nothing")
 
-    def draft(self, state: DecodeState) -> Draft:
-        """Propose at most `state.allowed()` tokens a sequence. First read the committed tokens not seen yet."""
-        raise NotImplementedError(f"{type(self).__name__}.draft is missing; return a Draft")
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
+        """Propose at most `state.allowed(budget)` tokens for each sequence.
 
-    def first_draft(self, state: DecodeState) -> Draft | None:
-        """A draft at hardly any cost for a sampled sequence that is alone in its batch; None: there is none."""
+        Parameters
+        ----------
+        state : DecodeState
+            Committed tokens and the settings of each sequence; not to be changed.
+        budget : DraftBudget or None
+            Limits of this step, from a draft-length policy or a cascade. A drafter given to `foredraft.load` may leave this
+            argument out: its draft is then cut to the budget.
+
+        Returns
+        -------
+        Draft
+            tokens [B, K] int64, lengths [B] int64.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method draft; write one that returns a Draft")
+
+    def first_draft(self, state: DecodeState, budget: DraftBudget) -> Draft | None:
+        """A nearly free draft for a sampled sequence that is alone in its batch; None where there is none."""
         return None
 
     def end_step(self) -> None:
-        """A step has ended; called before sequences are released."""
+        """A step has ended; called before its sequences are released."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from foredraft.kernels.core.backend import backend_of
 from foredraft.kernels.step.commit import COMMIT
-from foredraft.kernels.step.step_inputs import ALLOWED, INPUTS
-from foredraft.kernels.verify.accept_triton import Rows
+from foredraft.kernels.step.step_inputs import ALLOWED, STEP_INPUTS
+from foredraft.kernels.verify.accept_triton import CommitTensors
 
 # Who proposed an accepted token; 0 is the target itself. Used for statistics and colours.
 PROPOSERS = ("target", "lookup", "ngram", "t5", "lstm", "cnn", "self", "head", "staged")
@@ -70,12 +70,25 @@ class Verification:
     committed: bool = False
 
 
+@dataclass
+class DraftBudget:
+    """What the drafts of one step may use, passed by a draft-length policy or a cascade to the drafter inside it (CPU only).
+
+    max_tokens [B] int64: the most tokens that each sequence may draft in this step; 0 skips the sequence. costs: of one more
+    query position of the target's pass and of one more drafted token, as shares of a plain step; None where not measured.
+    """
+
+    max_tokens: np.ndarray
+    costs: tuple[float, float] | None = None
+
+
 class Host(NamedTuple):
     """A CPU state's own memory as arrays, by the names of its tensors: to ask a tensor for its array takes as long as some
     kernels."""
 
     tokens: np.ndarray
     lengths: np.ndarray
+    draft_tokens: np.ndarray
     hidden: np.ndarray
     temperature: np.ndarray
     top_k: np.ndarray
@@ -107,14 +120,9 @@ class DecodeState:
     committed token. T is the largest limit, or a larger `capacity`. Counters, per row: rounds, covered (rounds with a
     draft), drafted [B]; tested_at, accepted_at [B, K].
 
-    costs: what a further row of the target's pass and a further id drafted cost, as shares of a plain round, where that is
-    measured (adaptive.py): a `confident` drafter ends its drafts by them, or by what it takes them to be.
-
     Invariant: the target's caches hold positions [0, lengths - 1); the last committed id is fed next, so that rejecting
     a draft costs nothing.
     """
-
-    costs: tuple[float, float] | None = None
 
     def __init__(self, *, limits: Tensor, draft_tokens: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
                  seeds: Tensor, start_token: int, end_token: int, width: int, capacity: int | None = None):
@@ -171,13 +179,14 @@ class DecodeState:
         """What outputs call a policy that is not lossless; "" where there is none."""
         return "" if self.rollback is None else f"big-little fallback {self.fallback:g} rollback {self.rollback:g}"
 
-    def allowed(self) -> Tensor:
-        """How many ids each row may still draft: [B] int64, its K cut to the room left, 0 once finished."""
+    def allowed(self, budget: DraftBudget | None = None) -> Tensor:
+        """How many tokens each sequence may draft now: [B] int64, its K or the budget, at most the room left, 0 once finished."""
         if self.backend == "triton":
             ALLOWED["triton"](*self._room, self._allowed)
             return self._allowed
-        allowed = np.empty(self.rows, np.int64)
-        ALLOWED[self.backend](*self._host_room, allowed)
+        allowed = np.empty(self.batch_size, np.int64)
+        *room, draft_tokens = self._host_room
+        ALLOWED[self.backend](*room, draft_tokens if budget is None else budget.max_tokens, allowed)
         return torch.from_numpy(allowed)
 
     def inputs(self, draft: Draft) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -188,12 +197,12 @@ class DecodeState:
         if self.backend == "triton":
             tokens, positions, above = self._inputs
             above = None if draft.parents is None else above
-            INPUTS["triton"](*self._inside, draft.tokens, draft.lengths, draft.parents, tokens, positions, above)
+            STEP_INPUTS["triton"](*self._inside, draft.tokens, draft.lengths, draft.parents, tokens, positions, above)
             return tokens, positions, above
         proposed, parents = draft.tokens.numpy(), None if draft.parents is None else draft.parents.numpy()
-        read = np.empty((self.rows, 1 + proposed.shape[1]), np.int64)
+        read = np.empty((self.batch_size, 1 + proposed.shape[1]), np.int64)
         positions, above = np.empty_like(read), None if parents is None else np.empty_like(read)
-        INPUTS[self.backend](*self._host_inside, proposed, draft.lengths.numpy(), parents, read, positions, above)
+        STEP_INPUTS[self.backend](*self._host_inside, proposed, draft.lengths.numpy(), parents, read, positions, above)
         return torch.from_numpy(read), torch.from_numpy(positions), None if above is None else torch.from_numpy(above)
 
     def commit(self, draft: Draft, verification: Verification, hidden: Tensor) -> None:
@@ -214,9 +223,9 @@ class DecodeState:
         COMMIT[self.backend](*(tensor.numpy() for tensor in verified), path, draft.lengths.numpy(), parents,
                              draft.proposer.numpy(), hidden.numpy(), self._host_room[1], self.end_token, *self._host_written)
 
-    def committed_into(self, draft: Draft, hidden: Tensor) -> Rows:
+    def committed_into(self, draft: Draft, hidden: Tensor) -> CommitTensors:
         """What a commit on a device reads of the draft and the state, and what it writes."""
-        return Rows(draft.proposer, hidden, self.limits, self.end_token, *self._written)
+        return CommitTensors(draft.proposer, hidden, self.limits, self.end_token, *self._written)
 
     def start(self, row: int, *, limit: int, draft_tokens: int, temperature: float, top_k: int, top_p: float,
               seed: int) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from foredraft.engine.loop import decode
+from foredraft.engine.protocols import Drafter
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.kernels.drafting.tree_children import children_loop
-from foredraft.kernels.drafting.vocabulary_head import Shortlist
+from foredraft.kernels.drafting.vocabulary_head import VocabularyHead
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
-from foredraft.ngram_native.prompt_lookup.source_index import SuffixIndex
+from foredraft.ngram_native.prompt_lookup.source_index import PromptLookupIndex
 from foredraft.ngram_native.query import COST
 
 # of tiny trained drafters, by kind (engine/drafters/trained.py)
@@ -59,7 +60,7 @@ class TableTarget:
         pass
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(Drafter):
     """Point masses that follow `truth[row]` (the ids after the start token), wrong wherever `wrong(row, position)` says.
 
     lengths(row, round) ids are proposed; so acceptances and rejections are forced where a test wants them.
@@ -77,9 +78,9 @@ class ScriptedDrafter:
     def release(self, rows):
         pass
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget=None) -> Draft:
         draft = Draft.empty(state.batch_size, state.max_draft, state.tokens.device)
-        for row, room in enumerate(state.allowed().tolist()):
+        for row, room in enumerate(state.allowed(budget).tolist()):
             length = int(state.lengths[row])
             ids = self.truth[row][length - 1 : length - 1 + min(room, self.lengths(row, self.round))]
             for i, token in enumerate(ids):
@@ -90,7 +91,7 @@ class ScriptedDrafter:
         return draft
 
 
-class TableDrafter:
+class TableDrafter(Drafter):
     """Dense drafts from a table [positions, V, V] of logits, sampled with the production random stream."""
 
     name = "table"
@@ -104,13 +105,13 @@ class TableDrafter:
     def release(self, rows):
         pass
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget=None) -> Draft:
         draft = dense_draft(state, self.table.shape[-1])
         last = state.tokens.gather(1, state.lengths[:, None] - 1)[:, 0]
         for i in range(state.max_draft):
             place = (state.lengths - 1 + i).clamp(max=self.table.shape[0] - 1)
             last = sample_into(draft, i, self.table[place, last], state)
-        draft.lengths = state.allowed().clone()
+        draft.lengths = state.allowed(budget).clone()
         return draft
 
 
@@ -143,7 +144,7 @@ def tree_loop(children):
     return loop
 
 
-class TreeTableDrafter:
+class TreeTableDrafter(Drafter):
     """Sampled trees from a table [positions, V, V] of logits, with the production random stream."""
 
     name = "table"
@@ -152,15 +153,15 @@ class TreeTableDrafter:
         V = table.shape[-1]
         self.table, self.tree, self.loop = table.numpy(), tree, tree_loop(children)
         blank = np.zeros((1, 1, 16), np.float32)
-        self.ids = Shortlist(np.arange(V), blank, np.zeros((1, 0), np.int64), blank[None], np.zeros(1, np.int64),
+        self.ids = VocabularyHead(np.arange(V), blank, np.zeros((1, 0), np.int64), blank[None], np.zeros(1, np.int64),
                              np.zeros((1, 0), np.int64))
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget=None) -> Draft:
         B, K, V = state.batch_size, state.max_draft, self.table.shape[-1]
         draft = Draft.empty(B, K)
         draft.logits, draft.lse = torch.full((B, K, V), torch.nan), torch.zeros(B, K, dtype=torch.float64)
         draft.dense, draft.parents = state.temperature > 0, torch.zeros_like(draft.tokens)
-        self.loop(self.table, state.tokens.numpy(), state.lengths.numpy(), state.allowed().numpy(), self.ids, self.tree,
+        self.loop(self.table, state.tokens.numpy(), state.lengths.numpy(), state.allowed(budget).numpy(), self.ids, self.tree,
                   state.temperature.numpy(), state.top_k.numpy(), state.seeds.numpy(), draft.tokens.numpy(),
                   draft.parents.numpy(), draft.lengths.numpy(), draft.logits.numpy(), draft.lse.numpy())
         return draft
@@ -250,25 +251,25 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
     return chi_square(counts, (first[:, None] * torch.softmax(table[1].double(), -1)).reshape(-1))
 
 
-class Copier:
+class Copier(Drafter):
     """The host's lookup, each row with an index, and so with confidences, of its own; finished rows learn nothing."""
 
     name = "lookup"
 
     def __init__(self, min_match: int = 1, max_match: int = 4, table=None, cost: float = COST):
         self.options, self.table, self.cost = (min_match, max_match), table, cost
-        self.rows: dict[int, SuffixIndex] = {}
+        self.rows: dict[int, PromptLookupIndex] = {}
 
     def admit(self, rows, sources, encoded):
         for row, source in zip(rows, sources, strict=True):
-            self.rows.setdefault(row, SuffixIndex(*self.options)).admit(0, source.numpy())
+            self.rows.setdefault(row, PromptLookupIndex(*self.options)).admit(0, source.numpy())
 
     def release(self, rows):
         for row in rows:
             self.rows[row].release(0)
 
-    def draft(self, state: DecodeState) -> Draft:
-        draft, allowed = Draft.empty(state.batch_size, state.max_draft), state.allowed()
+    def draft(self, state: DecodeState, budget=None) -> Draft:
+        draft, allowed = Draft.empty(state.batch_size, state.max_draft), state.allowed(budget)
         draft.proposer.fill_(PROPOSERS.index("lookup"))
         for row in (~state.finished).nonzero()[:, 0].tolist():
             one = slice(row, row + 1)

@@ -88,7 +88,7 @@ def drafting_method(model, settings: Settings, draft_tokens: int | str, **option
         return Output(out.token_ids, dict(out.stats.seconds), out.stats, proposers=out.proposers)
 
     # drafts that are drawn have noise of their own
-    drawn = settings.do_sample and draft_tokens != 0 and not getattr(model.drafter, "point_masses", False)
+    drawn = settings.do_sample and draft_tokens != 0 and not model.drafter.capabilities.point_masses
     return Method(run, comparable=not drawn, lossless=True, model=model)
 
 

@@ -11,23 +11,23 @@ from foredraft.bench.harness.methods import drafting_method
 from foredraft.bench.harness.settings import Settings
 from foredraft.engine.draft_length.adaptive_drafter import WIDEST
 from foredraft.engine.params import AUTO
-from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 
 PLAIN, BLOCK, ORACLE = "plain", "auto, block", "oracle"
 
 
-class Wrong:
+class Wrong(Drafter):
     """Another drafter's drafts and their cost, each id changed to its neighbour: point masses that hardly ever stand."""
 
-    point_masses = True
+    capabilities = Capabilities(point_masses=True)
 
     def __init__(self, drafter: Drafter, vocab_size: int):
         self.drafter, self.vocab_size, self.name = drafter, vocab_size, drafter.name
         self.admit, self.release = drafter.admit, drafter.release
 
-    def draft(self, state: DecodeState) -> Draft:
-        drafted = self.drafter.draft(state)
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
+        drafted = self.drafter.draft(state, budget)
         return Draft((drafted.tokens + 1) % self.vocab_size, drafted.lengths, drafted.dense & False, drafted.proposer)
 
 
@@ -43,7 +43,7 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
     fixed = sorted({*draft_tokens, WIDEST}) if draft_tokens else []
     methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
     methods |= {str(K): drafting_method(model, settings, K) for K in (*fixed, AUTO)}
-    dense = settings.do_sample and not getattr(model.drafter, "point_masses", False)
+    dense = settings.do_sample and not model.drafter.capabilities.point_masses
     if dense:
         methods[BLOCK] = drafting_method(model, settings, AUTO, verification="block")
     samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foredraft.engine.draft_length.lazy_admission import Admissions
 from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.kernels.drafting.draft_length_costs import CREDIT, UNIT, learn_numba, new_memory, pace_numba, trim_numba
 
 # The widest draft.
@@ -30,7 +30,7 @@ FIRST_WIDTH = 6
 OWN, OWN_CONFIDENT, OWN_ALONE = 10.0, 30.0, 3.0
 
 
-class AdaptiveDrafter:
+class AdaptiveDrafter(Drafter):
     """Wraps `drafter`; a state's `draft_tokens` are what it writes. What they say when a row begins is its widest draft.
     Whoever runs rounds calls `end_step` after each, before rows are handed over; nothing is learned otherwise.
 
@@ -45,6 +45,7 @@ class AdaptiveDrafter:
 
     def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):
         self.drafter, self.name, self.repeatable, self._clock = drafter, drafter.name, False, clock
+        self.capabilities = drafter.capabilities
         self._admissions = Admissions(drafter)
         self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
         self._rows = np.zeros((0, 3))
@@ -66,7 +67,7 @@ class AdaptiveDrafter:
     def release(self, rows: Sequence[int]) -> None:
         self._admissions.release(rows)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         self._began, self._paused, self._drafting = self._clock(), 0.0, 0.0
         if self._state is not state:
             self._enter(state)
@@ -77,7 +78,6 @@ class AdaptiveDrafter:
                 self._memory[0][:, 2] -= self._rest
             started = list(self._admitted)
             self._rows[started] = 0
-            self._widest[started] = self._widths[started]
             self._admitted.clear()
             self._rest = 0
             # the first round of most rows reads keys and values that no cache holds yet
@@ -90,14 +90,14 @@ class AdaptiveDrafter:
         else:
             price, each, self._drafts, self._rest = pace_numba(
                 *self._views, self._widths, self._widest, *self._memory, self._own, self._is_fixed)
-            state.costs = min(price, 1.0), each
+            self._budget.costs = min(price, 1.0), each
         if not self._drafts:
             self._drafted = self._read = self._nothing
             return self._none
         since = self._clock()
         self._admissions.show()
         shown = self._clock()
-        draft = self.drafter.draft(state)
+        draft = self.drafter.draft(state, self._budget)
         self._drafting = self._clock() - shown
         # a source is no part of a round, but of what a probe costs, which has just taken all credit
         self._paused += shown - since
@@ -122,7 +122,7 @@ class AdaptiveDrafter:
     def _first(self, state: DecodeState) -> Draft | None:
         """The drafter's `first_draft`, if it has one: that round is neither chosen nor learned from."""
         self._widths[0], own = min(self._widest[0], FIRST_WIDTH), self._widths[0]
-        draft = self._admissions.show().first_draft(state)
+        draft = self._admissions.show().first_draft(state, self._budget)
         if draft is None or draft.lengths[0] == 0:
             self._widths[0] = own
             return None
@@ -148,9 +148,9 @@ class AdaptiveDrafter:
         if key not in self._memories:
             self._memories[key] = new_memory(B, K)
         self._memory = self._rows[:B], *self._memories[key]
-        self._is_fixed = self.repeatable and not state.greedy and not getattr(self.drafter, "point_masses", False)
-        self._own = OWN_ALONE if self._is_fixed else OWN_CONFIDENT if getattr(self.drafter, "confident", False) else OWN
-        self._is_offered = B == 1 and not state.greedy and hasattr(self.drafter, "first_draft")
+        self._is_fixed = self.repeatable and not state.greedy and not self.drafter.capabilities.point_masses
+        self._own = OWN_ALONE if self._is_fixed else OWN_CONFIDENT if self.drafter.capabilities.stops_early else OWN
+        self._is_offered = B == 1 and not state.greedy
         self._is_greedy, self._rest = state.greedy, 0
         self._rows[:, 2] = 0
 
@@ -159,8 +159,8 @@ class AdaptiveDrafter:
         self._reserve(state.batch_size)
         self._views = tuple(tensor.numpy() for tensor in (state.lengths, state.limits, state.finished))
         self._verified = state.host.last_tested, state.host.last_accepted
-        self._widths, self._nothing = state.draft_tokens.numpy(), np.zeros(state.batch_size, np.int64)
-        self._widest = np.zeros(state.batch_size, np.int64)
+        self._widest, self._widths = state.host.draft_tokens, state.host.draft_tokens.copy()
+        self._budget, self._nothing = DraftBudget(self._widths), np.zeros(state.batch_size, np.int64)
         self._admitted = set(range(state.batch_size))
         self._none, self._drafted, self._read = Draft.empty(state.batch_size, 0), self._nothing, self._nothing
         self._state, self._is_greedy = state, None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foredraft.engine.state import DecodeState
+from foredraft.engine.state import DecodeState, DraftBudget
 from foredraft.kernels.drafting.draft_stopping import Stops
 
 
@@ -28,11 +28,11 @@ class Confidence:
         else:
             records[list(rows)], asked[list(rows)] = 0, -1
 
-    def stops(self, state: DecodeState) -> Stops:
+    def stops(self, state: DecodeState, budget: DraftBudget | None = None) -> Stops:
         """For a round of the state."""
         rows, width = self._arrays[1].shape
         if state.batch_size > rows or state.max_draft > width:
             self._grow(max(rows, state.batch_size), max(width, state.max_draft))
-        host, costs = state.host, state.costs or (0.0, 0.0)
+        host, costs = state.host, (budget and budget.costs) or (0.0, 0.0)
         return Stops(float(state.fallback), *map(float, costs), *self._arrays, host.num_steps, host.last_tested,
                      host.last_accepted)

@@ -15,7 +15,7 @@ import numpy as np
 from foredraft.engine.draft_length.lazy_admission import Admissions
 from foredraft.engine.drafters.cascade import CascadeDrafter
 from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM
 
 # Ids that a round with a copy must emit for copies to do alone, how many they are taken to emit at first, and how fast their
@@ -49,19 +49,19 @@ class AutoDrafter(CascadeDrafter):
             return self._admissions[1:2]
         return self._admissions[:1] if self.emitted >= COPIES else self._admissions
 
-    def first_draft(self, state: DecodeState) -> Draft | None:
+    def first_draft(self, state: DecodeState, budget: DraftBudget) -> Draft | None:
         """What a sampled row that is alone may copy at hardly any cost, by its own request and not by what others have
         taught, so that it repeats where it is seeded. (In a batch a further row costs what such copies gain.)"""
         if len(self.drafters) == 1 or state.host.lengths[0] <= LONG_MATCH:
             return None
-        return self._admissions[0].show().long_copies(state, LONG_MATCH)
+        return self._admissions[0].show().long_copies(state, budget, LONG_MATCH)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         if state.greedy:
             self._rounds += 1
             if self._state is not state or self._rounds >= LOOK:
                 self._look(state)
-        return super().draft(state)
+        return super().draft(state, budget)
 
     def _look(self, state: DecodeState) -> None:
         """Learn from the rounds since the last look; not from rows that began anew since. An id of a trained drafter comes

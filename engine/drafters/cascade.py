@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.draft_length.lazy_admission import Admissions
-from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 
 # Ids that a draft of point masses must have to be taken before the next drafter is asked. Drafters that stop where the next
 # id does not pay reach it only where they are sure.
 LONG = 3
 
 
-class CascadeDrafter:
+class CascadeDrafter(Drafter):
     """Asks `drafters` in turn. A draft shorter than `long`, or than the row may draft, waits, and is taken if nobody has
     more.
 
@@ -33,8 +33,9 @@ class CascadeDrafter:
         self.drafters, self.long = list(drafters), long
         self._admissions = [Admissions(drafter) for drafter in drafters]
         self.name = "cascade:" + ",".join(drafter.name for drafter in self.drafters)
-        self.point_masses = all(getattr(drafter, "point_masses", False) for drafter in self.drafters)
-        self.confident = any(getattr(drafter, "confident", False) for drafter in self.drafters)
+        found = [drafter.capabilities for drafter in self.drafters]
+        self.capabilities = Capabilities(point_masses=all(one.point_masses for one in found),
+                                         stops_early=any(one.stops_early for one in found))
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         for admissions in self._admissions:
@@ -48,30 +49,27 @@ class CascadeDrafter:
         """Who is asked, in turn."""
         return self._admissions
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         turns = self.turns(state)
         if len(turns) == 1:
             # nobody to settle with, which takes longer than a copy
-            return turns[0].show().draft(state)
-        allowed, widths = state.allowed().numpy(), state.draft_tokens.numpy()
-        wanted, waiting = widths.copy(), allowed > 0
+            return turns[0].show().draft(state, budget)
+        allowed = state.allowed(budget).numpy()
+        waiting, inner = allowed > 0, DraftBudget(allowed.copy(), None if budget is None else budget.costs)
         # each row takes the draft in which it stands; a later one may take its place
         taken: Draft | None = None
-        try:
-            for admissions in turns:
-                if taken is not None and not waiting.any():
-                    break
-                widths[~waiting] = 0
-                draft = admissions.show().draft(state)
-                lengths = draft.lengths.numpy()
-                drawn = draft.dense.numpy() & (lengths > 0)
-                if taken is None:
-                    taken, kept = draft, lengths
-                elif (better := waiting & (drawn | (lengths > kept))).any():
-                    _move(draft, taken, torch.from_numpy(better))
-                waiting &= ~(drawn | (kept >= np.minimum(allowed, self.long)))
-        finally:
-            widths[:] = wanted
+        for admissions in turns:
+            if taken is not None and not waiting.any():
+                break
+            inner.max_tokens[~waiting] = 0
+            draft = admissions.show().draft(state, inner)
+            lengths = draft.lengths.numpy()
+            drawn = draft.dense.numpy() & (lengths > 0)
+            if taken is None:
+                taken, kept = draft, lengths
+            elif (better := waiting & (drawn | (lengths > kept))).any():
+                _move(draft, taken, torch.from_numpy(better))
+            waiting &= ~(drawn | (kept >= np.minimum(allowed, self.long)))
         return taken
 
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from foredraft.engine.drafters.neural.draft_vocabulary import DraftVocabulary, distributions_of
 from foredraft.engine.drafters.skip_mask import GOAL, THRESHOLD, SkipSet, format_skip, parse_skip
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.protocols import Drafter
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
-from foredraft.kernels.drafting.layer_skip_drafting import DRAFT_SKIPPED, Decoder, Exit
+from foredraft.kernels.drafting.layer_skip_drafting import DRAFT_LAYER_SKIP, Decoder, Exit
 
 
-class SelfDrafter:
+class SelfDrafter(Drafter):
     """Greedy rows as point masses, others with their distributions; stops a draft early where its own confidence is low."""
 
     name = "self"
@@ -77,7 +78,7 @@ class SelfDrafter:
     def release(self, rows: Sequence[int]) -> None:
         """Nothing of its own to give back."""
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         """One compiled call for the whole batch, on the target's caches and the state's own memory."""
         draft = self.lists.empty_draft(state, PROPOSERS.index(self.name))
         self._grow(state.batch_size)
@@ -87,8 +88,8 @@ class SelfDrafter:
             self.target.bias, cache.k, cache.v, cache.pages_k, cache.pages_v, cache.table, cache.sources, c.activation,
             c.gated, c.epsilon, self.kept)
         host = state.host
-        DRAFT_SKIPPED[self.backend](
-            host.tokens, host.lengths, state.allowed().numpy(), decoder, self.lists.rows, c.head_scale, self.exit,
+        DRAFT_LAYER_SKIP[self.backend](
+            host.tokens, host.lengths, state.allowed(budget).numpy(), decoder, self.lists.rows, c.head_scale, self.exit,
             host.num_steps, host.last_accepted, host.temperature, host.top_k, host.top_p, host.seeds, state.end_token,
             draft.tokens.numpy(), draft.lengths.numpy(), *distributions_of(draft))
         return draft

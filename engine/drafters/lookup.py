@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.kernels.drafting.tree_children import Tree
-from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM, SuffixIndex
+from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM, PromptLookupIndex
 from foredraft.ngram_native.query import COST
 from foredraft.ngram_native.table import Table
 
@@ -25,7 +26,7 @@ from foredraft.ngram_native.table import Table
 HISTORY = 1 << 16
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Proposes the continuation of the longest match, min_match to max_match ids, of a row's last ids.
 
     A match of a single id is worth a draft: a refused one costs little where verification is nearly free. Beyond four
@@ -35,16 +36,15 @@ class LookupDrafter:
     know it; it decides where a draft ends.
     """
 
-    confident = True
+    capabilities = Capabilities(point_masses=True, trees=True, stops_early=True)
 
     def __init__(self, min_match: int = 1, max_match: int = 4, table: Table | None = None, history: int = 0,
                  cost: float = COST):
         if not 0 <= cost <= 1:
             raise UserError(f"cost must lie in 0..1, got {cost}; it is a share of a step")
-        self.index, self.table, self.cost = SuffixIndex(min_match, max_match, history), table, cost
+        self.index, self.table, self.cost = PromptLookupIndex(min_match, max_match, history), table, cost
         self.name = "+".join(["lookup", *(["history"] if history else []), *(["ngram"] if table else [])])
         self._state: DecodeState | None = None
-        self.point_masses = self.branches = True
         self._warm_up()
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
@@ -59,16 +59,16 @@ class LookupDrafter:
             self.index.release(row)
         self._state = None
 
-    def draft(self, state: DecodeState, tree: Tree | None = None) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None, tree: Tree | None = None) -> Draft:
         """One compiled call for the whole batch, on the state's own memory: point masses, a length per row. A `tree` takes
         a second one, for the branches; the copy itself then goes no deeper than the tree's first branch."""
         if len(self.index.history):
             # its rows' last ids are read when they are released
             self._state = state
-        draft, allowed = Draft.empty(state.batch_size, state.max_draft), state.allowed().numpy()
+        draft, allowed = Draft.empty(state.batch_size, state.max_draft), state.allowed(budget).numpy()
         text, drafted = (state.host.tokens, state.host.lengths), (draft.tokens.numpy(), draft.lengths.numpy())
         trunk = allowed if tree is None else np.minimum(allowed, first_branch(tree))
-        cost = self.cost if state.costs is None else state.costs[0]
+        cost = self.cost if budget is None or budget.costs is None else budget.costs[0]
         self.index.propose(*text, trunk, state.end_token, *drafted, draft.proposer.numpy(), cost, self.table)
         if tree is not None:
             draft.parents = torch.zeros_like(draft.tokens)
@@ -76,18 +76,18 @@ class LookupDrafter:
                               draft.proposer.numpy())
         return draft
 
-    def long_copies(self, state: DecodeState, min_match: int) -> Draft:
+    def long_copies(self, state: DecodeState, budget: DraftBudget, min_match: int) -> Draft:
         """Whatever follows a match of so many ids, as far as a row may draft: by the request alone, with no confidence that
         others have taught."""
         draft = Draft.empty(state.batch_size, state.max_draft)
-        self.index.propose(state.host.tokens, state.host.lengths, state.allowed().numpy(), state.end_token,
+        self.index.propose(state.host.tokens, state.host.lengths, state.allowed(budget).numpy(), state.end_token,
                            draft.tokens.numpy(), draft.lengths.numpy(), draft.proposer.numpy(), min_match=min_match)
         return draft
 
     def _warm_up(self) -> None:
         """Compile, or read the compiled code, before the first request."""
         assert (PROPOSERS[LOOKUP], PROPOSERS[NGRAM]) == ("lookup", "ngram")
-        index = SuffixIndex(1, 1, min(len(self.index.history), 1))
+        index = PromptLookupIndex(1, 1, min(len(self.index.history), 1))
         index.admit(0, np.zeros(2, np.int64))
         index.remember(np.zeros(1, np.int64))
         one, empty = np.ones(1, np.int64), np.zeros((1, 1), np.int64)

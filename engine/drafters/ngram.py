@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.ngram_native import query
 from foredraft.ngram_native.query import COST
@@ -38,7 +39,7 @@ def open_table(path: str | Path, vocab_size: int | None = None, tokenizer: Any =
     return table
 
 
-class NgramDrafter:
+class NgramDrafter(Drafter):
     """Proposes, for each row, the likeliest chain after its last N - 1 ids, until the next id would not pay.
 
     cost: what a further drafted token costs the target, as a share of a step, where the state does not know it; it decides
@@ -46,13 +47,12 @@ class NgramDrafter:
     """
 
     name = "ngram"
-    confident = True
 
     def __init__(self, table: Table, cost: float = COST, sampled: bool = False):
         if not 0 <= cost <= 1:
             raise UserError(f"cost must lie in 0..1, got {cost}; it is a share of a step")
         self.table, self.cost, self.sampled = table, cost, sampled
-        self.point_masses = not sampled
+        self.capabilities = Capabilities(point_masses=not sampled, stops_early=True)
         self._warm_up()
 
     @classmethod
@@ -67,21 +67,21 @@ class NgramDrafter:
     def release(self, rows: Sequence[int]) -> None:
         pass
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         """One compiled call for the whole batch, on the state's own memory; point masses unless `sampled`."""
         if self.sampled and not state.greedy:
-            return self._sample(state)
+            return self._sample(state, budget)
         draft = Draft.empty(state.batch_size, state.max_draft)
         draft.proposer.numpy()[:] = PROPOSERS.index("ngram")
         query.draft(
-            self.table, state.host.tokens, state.host.lengths, state.allowed().numpy(), state.end_token,
-            self._cost(state), draft.tokens.numpy(), draft.lengths.numpy(),
+            self.table, state.host.tokens, state.host.lengths, state.allowed(budget).numpy(), state.end_token,
+            self._cost(budget), draft.tokens.numpy(), draft.lengths.numpy(),
         )  # fmt: skip
         return draft
 
-    def _sample(self, state: DecodeState) -> Draft:
+    def _sample(self, state: DecodeState, budget: DraftBudget | None) -> Draft:
         """Draws from the table's distribution. Whether to draw the next id is settled by its distribution, never by the id drawn."""
-        draft, cost = dense_draft(state, self.table.vocab_size), self._cost(state)
+        draft, cost = dense_draft(state, self.table.vocab_size), self._cost(budget)
         draft.proposer.fill_(PROPOSERS.index("ngram"))
         B, K, known = state.batch_size, state.max_draft, self.table.order - 1
         lengths = torch.clamp(state.lengths, max=known)
@@ -90,7 +90,7 @@ class NgramDrafter:
         texts = torch.zeros(B, known + K, dtype=torch.int64)
         texts[:, :known] = state.tokens.gather(1, places.clamp(max=state.tokens.shape[1] - 1))
         logits, largest = torch.zeros(B, self.table.vocab_size), torch.zeros(B, dtype=torch.float64)
-        allowed, reach = state.allowed(), torch.ones(B, dtype=torch.float64)
+        allowed, reach = state.allowed(budget), torch.ones(B, dtype=torch.float64)
         expected, running = torch.ones(B, dtype=torch.float64), torch.ones(B, dtype=torch.bool)
         for place in range(K):
             query.log_distributions(self.table, texts.numpy(), lengths.numpy(), logits.numpy(), largest.numpy())
@@ -106,8 +106,8 @@ class NgramDrafter:
             running &= tokens != state.end_token
         return draft
 
-    def _cost(self, state: DecodeState) -> float:
-        return self.cost if state.costs is None else state.costs[0]
+    def _cost(self, budget: DraftBudget | None) -> float:
+        return self.cost if budget is None or budget.costs is None else budget.costs[0]
 
     def _warm_up(self) -> None:
         """Compile, or read the compiled code, for this table's integer types before the first request."""

@@ -7,13 +7,15 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 
 
-class NoDrafter:
+class NoDrafter(Drafter):
     """Keeps one empty Draft for every state: a round makes nothing."""
 
-    name, point_masses = "none", True
+    name = "none"
+    capabilities = Capabilities(point_masses=True)
 
     def __init__(self):
         self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()
@@ -24,7 +26,7 @@ class NoDrafter:
     def release(self, rows: Sequence[int]) -> None:
         pass
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         if state not in self.drafts:
             self.drafts[state] = Draft.empty(state.batch_size, state.max_draft, state.tokens.device)
         return self.drafts[state]

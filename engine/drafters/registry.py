@@ -113,7 +113,7 @@ def _made_of(spec: str, parts: list[str], model: T5 | T5Cuda, target_folder: Pat
     drafters = [make_drafter(part, model, target_folder, tokenizer) for part in parts]
     if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
         raise UserError(f"drafter {spec!r}: name two or more drafters with commas between, as in cascade:lookup,PATH")
-    if any(isinstance(drafter, TreeDrafter) for drafter in drafters):
+    if any(drafter.capabilities.tree_drafts for drafter in drafters):
         raise UserError(f"drafter {spec!r}: cascades and staged drafts are made of chains; use the tree's drafter itself")
     if spec.startswith("cascade"):
         return CascadeDrafter(drafters)

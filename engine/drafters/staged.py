@@ -15,10 +15,10 @@ from torch import Tensor
 
 from foredraft.engine.drafters.neural.t5_drafter import T5Drafter
 from foredraft.engine.loop import step
-from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
-from foredraft.kernels.drafting.num_uncached import UNREAD
-from foredraft.kernels.drafting.vocabulary_head import SHORTLIST
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft.kernels.drafting.num_uncached import NUM_UNCACHED
+from foredraft.kernels.drafting.vocabulary_head import VOCABULARY_HEAD
 from foredraft.kernels.sampling.sample import SAMPLE
 
 
@@ -29,7 +29,7 @@ class StagedDrafter(T5Drafter):
     own for every round: ids that a round refused are drafted again, with other noise. passes: those of the T5 so far.
     """
 
-    confident = False
+    capabilities = Capabilities()
 
     def __init__(self, middle: T5Drafter, drafter: Drafter):
         super().__init__(middle.t5.weights, None if middle.lists.whole else middle.lists.ids)
@@ -45,7 +45,7 @@ class StagedDrafter(T5Drafter):
         super().release(rows)
         self.drafter.release(rows)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         draft = self.lists.empty_draft(state, PROPOSERS.index("t5"))
         B, K = state.batch_size, state.max_draft
         rows, slots = max(B, len(self._counts)), state.capacity + 2 * (K + 1)
@@ -53,7 +53,7 @@ class StagedDrafter(T5Drafter):
             self._grow(rows, max(slots, self._fed.shape[1]))
             self.t5.cache.reserve(rows, slots, 0)
         self.t5.prepare(B, K + 1)
-        allowed = state.allowed()
+        allowed = state.allowed(budget)
         self._catch_up(state, allowed.numpy())
         inner = self._state(state, allowed)
         middle = _Middle(self)
@@ -81,7 +81,7 @@ class StagedDrafter(T5Drafter):
         """Read the committed ids but the last, which the loop reads."""
         tokens, lengths, width = state.host.tokens, state.host.lengths - 1, state.max_draft + 1
         unread = np.empty(state.batch_size, np.int64)
-        UNREAD[self.backend](tokens, lengths + 1, self._fed, self._counts, unread)
+        NUM_UNCACHED[self.backend](tokens, lengths + 1, self._fed, self._counts, unread)
         unread = np.where(allowed > 0, unread - 1, 0)
         x = np.empty((state.batch_size, self.t5.config.d_model), np.float32)
         while unread.any():
@@ -142,7 +142,7 @@ class _Middle:
         rows, columns = np.nonzero(self.read)
         x = hidden.numpy()[rows, columns] * np.float32(config.head_scale)
         scores = lists.scores(len(rows))
-        SHORTLIST[self.drafter.backend](x, rows, lists.rows, np.zeros((len(rows), 0), np.float32), scores)
+        VOCABULARY_HEAD[self.drafter.backend](x, rows, lists.rows, np.zeros((len(rows), 0), np.float32), scores)
         out = np.full((*self.read.shape, config.vocab_size), -np.inf, np.float32)
         F = len(lists.ids)
         for i, (b, r) in enumerate(zip(rows, columns, strict=True)):

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from foredraft.engine.drafters.tree_shape import INDEPENDENT, Shape
-from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 
 
-class TreeDrafter:
+class TreeDrafter(Drafter):
     """Has `drafter`, one with `branches`, draft the nodes of `shape`, as many of the first as a row may draft.
 
     A neural drafter's children are its likeliest ids in greedy rows, else drawn: without replacement, or with `replaced`
@@ -25,12 +25,12 @@ class TreeDrafter:
     """
 
     def __init__(self, drafter: Drafter, shape: Shape, replaced: bool = False):
-        if not getattr(drafter, "branches", False):
+        if not drafter.capabilities.trees:
             raise UserError(f"drafter {drafter.name!r} drafts no trees; use lookup, or a trained LSTM or CNN, in "
                             "tree:SHAPE:NAME")
         self.drafter, self.shape, self.tree = drafter, shape, shape.tree(replaced)
         self.name = f"tree:{len(shape.parents)}{INDEPENDENT if replaced else ''}:{drafter.name}"
-        self.point_masses = getattr(drafter, "point_masses", False)
+        self.capabilities = Capabilities(point_masses=drafter.capabilities.point_masses, tree_drafts=True)
 
     @classmethod
     def parse_shape(cls, text: str) -> tuple[Shape, bool]:
@@ -43,5 +43,5 @@ class TreeDrafter:
     def release(self, rows: Sequence[int]) -> None:
         self.drafter.release(rows)
 
-    def draft(self, state: DecodeState) -> Draft:
-        return self.drafter.draft(state, self.tree)
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
+        return self.drafter.draft(state, budget, self.tree)

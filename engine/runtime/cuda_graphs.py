@@ -132,7 +132,7 @@ class CapturedSteps:
     def _shape(self, fresh: DecodeState, target: T5Cuda, drafter: Drafter) -> Shape:
         """The shape's entry, its state loaded with `fresh`."""
         # what a captured round has built in: sizes, host values of the state, and the buffers of target and drafter
-        places = (target.generation, getattr(drafter, "generation", 0))
+        places = (target.generation, drafter.generation)
         key = (fresh.batch_size, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.cuts, fresh.block, fresh.end_token, places)
         if any(known[-1] != places for known in self.shapes):
             self.shapes.clear()

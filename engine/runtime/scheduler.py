@@ -65,8 +65,6 @@ class Scheduler:
         self.cache, self.clock, self._target, self._drafter = cache, Stopwatch(), target, drafter
         self.target = self.clock.watch(target, {"decode": "verify", "choose": "verify", "logits": "verify"})
         self.drafter = self.clock.watch(drafter, {"draft": "draft"})
-        # a drafter whose lengths adapt learns from rounds alone, not from what is admitted, read or written between them
-        self._end_step = getattr(drafter, "end_step", None)
 
         def column(value: float) -> torch.Tensor:
             return torch.full((self.rows,), value)
@@ -119,8 +117,7 @@ class Scheduler:
             return []
         step(self.state, self.target, self.drafter)
         self.passes += 1
-        if self._end_step is not None:
-            self._end_step()
+        self._drafter.end_step()
         for row, job in self._watched.items():
             job.look(self.state, row)
         if np.count_nonzero(self._finished) == len(self._idle):

@@ -20,7 +20,7 @@ from foredraft.engine.params import AUTO, DecodeConfig
 from foredraft.engine.runtime.requests import Request
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
-from foredraft.kernels.core.philox import row_seed
+from foredraft.kernels.core.philox import request_seed
 
 # index of a line from 0, its id (the index where it has none), why it cannot be summarised
 Failed = Callable[[int, Any, str], None]
@@ -93,7 +93,7 @@ def settings_of(model, config: DecodeConfig) -> dict[str, Any]:
     known, seeded = model.describe(), config.do_sample and config.seed is not None
     # point masses, sampled or not, give plain decoding's ids, unless what stands is lossy
     lossy = config.big_little is not None
-    drawn = lossy or seeded and not getattr(model.drafter, "point_masses", False)
+    drawn = lossy or seeded and not model.drafter.capabilities.point_masses
     adapts = config.draft_tokens == AUTO or isinstance(model.drafter, AutoDrafter)
     return {
         "--target": f"(weights {known['hash']})", "--dtype": known["dtype"], "--weights": known["weights"],
@@ -149,7 +149,7 @@ def summarise_file(model, source: Path, output: Path, *, in_order: bool, truncat
                     counts["done_before"] += 1
                     continue
                 names[f"line {index + 1}"] = index, name
-                yield Request(text, id=f"line {index + 1}", seed=None if seed is None else row_seed(seed, index))
+                yield Request(text, id=f"line {index + 1}", seed=None if seed is None else request_seed(seed, index))
 
         began = time.perf_counter()
         try:

@@ -150,8 +150,8 @@ def test_a_tree_of_point_masses_keeps_greedy_output(t5):
     truth = plain(t5, end_token=-1)
 
     class Branches(ScriptedDrafter):
-        def draft(self, state):
-            draft = super().draft(state)
+        def draft(self, state, budget=None):
+            draft = super().draft(state, budget)
             right = draft.tokens.clone()
             # rows 1, 2: a wrong branch; rows 3..6: the right one
             draft.tokens[:, :2] = (right[:, :2] + 1) % 100

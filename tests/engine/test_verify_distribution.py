@@ -96,12 +96,12 @@ class Distributions:
     def logits(self, hidden):
         return hidden
 
-    def draft(self, state):
+    def draft(self, state, budget=None):
         if self.kept is None:
             self.kept = dense_draft(state, len(self.row))
         for place in range(state.max_draft):
             sample_into(self.kept, place, self.row.expand(state.batch_size, -1).contiguous(), state)
-        self.kept.lengths.copy_(state.allowed())
+        self.kept.lengths.copy_(state.allowed(budget))
         return self.kept
 
 

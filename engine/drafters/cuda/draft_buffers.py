@@ -9,7 +9,7 @@ import torch
 from foredraft.engine.models.t5_cuda_weights import check_memory
 from foredraft.engine.sampling.draft_sampling import dense_draft
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.drafting.drafter_inputs_triton import begin_triton, end_triton
+from foredraft.kernels.drafting.drafter_inputs_triton import draft_lengths_triton, drafter_inputs_triton
 
 
 class DraftBuffers:
@@ -30,12 +30,12 @@ class DraftBuffers:
         self.later = torch.zeros(K, B, dtype=torch.int64, device=device)
 
     def begin(self, state: DecodeState) -> None:
-        begin_triton(state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.temperature,
+        drafter_inputs_triton(state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.temperature,
                      self.read, self.places, self.later, self.draft.dense)
 
     def end(self, state: DecodeState) -> Draft:
         draft = self.draft
-        end_triton(draft.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.end_token,
+        draft_lengths_triton(draft.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.end_token,
                    draft.lengths)
         return draft
 

@@ -8,7 +8,12 @@ from torch import Tensor
 from foredraft.engine.models.t5_cuda_weights import Layout, check_memory, layout_bytes
 from foredraft.engine.sampling.draft_sampling import sample_into
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.drafting.vocabulary_head_triton import List, Pointed, list_choose_triton, list_logits_triton
+from foredraft.kernels.drafting.vocabulary_head_triton import (
+    CopyScores,
+    DeviceVocabulary,
+    vocabulary_choose_triton,
+    vocabulary_logits_triton,
+)
 from foredraft.kernels.model.cross_attention_triton import PAGE, page_bucket
 from foredraft.kernels.model.lm_head_triton import WIDTH
 
@@ -69,12 +74,12 @@ class DraftVocabularyCuda:
         b["left_out"][row] = left_out.to(self.device)
         b["distributions"][row].fill_(float("-inf"))
 
-    def draft_into(self, draft: Draft, place: int, y: Tensor, state: DecodeState, pointer: Pointed | None = None) -> None:
+    def draft_into(self, draft: Draft, place: int, y: Tensor, state: DecodeState, pointer: CopyScores | None = None) -> None:
         """Draft token `place` of every row from the drafter's outputs y [B, C], with its distribution where rows are sampled."""
         B, b = len(y), self.buffers
-        rows = List(self.common, b["own"][:B, : self.bucket], b["own_counts"][:B], b["left_out"][:B])
+        rows = DeviceVocabulary(self.common, b["own"][:B, : self.bucket], b["own_counts"][:B], b["left_out"][:B])
         if state.greedy:
-            list_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], b["best"], b["ids"], b["arrived"])
+            vocabulary_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], b["best"], b["ids"], b["arrived"])
         else:
-            list_logits_triton(y, self.head, rows, pointer, b["distributions"])
+            vocabulary_logits_triton(y, self.head, rows, pointer, b["distributions"])
             sample_into(draft, place, b["distributions"][:B], state)

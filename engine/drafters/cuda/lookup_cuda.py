@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.models.t5_cuda_weights import check_memory
+from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.kernels.core.backend import power_of_2
-from foredraft.kernels.drafting.ngram_lookup_triton import Hash, chain_triton
-from foredraft.kernels.drafting.prompt_lookup_triton import lookup_triton
+from foredraft.kernels.drafting.ngram_lookup_triton import Hash, ngram_lookup_triton
+from foredraft.kernels.drafting.prompt_lookup_triton import prompt_lookup_triton
 from foredraft.ngram_native.device_table import export_device
 from foredraft.ngram_native.prompt_lookup.hash_chains import WINDOW
 from foredraft.ngram_native.prompt_lookup.source_index import FADE, PRIOR, PRIOR_CONFIDENCE
@@ -41,17 +42,19 @@ class _Kept:
         return self.drafts[state]
 
 
-class LookupDrafterCuda:
+class LookupDrafterCuda(Drafter):
     """Copies on a device, or a table's ids where it is surer: engine/drafters/lookup.py without a history, and with confidences
     that each row learns for itself (kernels/drafting/prompt_lookup_triton.py).
 
     `generation` counts the buffers' changes of place: graphs captured before one hold the old place.
     """
 
+    capabilities = Capabilities(point_masses=True)
+
     def __init__(self, device: torch.device | str, min_match: int = 1, max_match: int = 4, table: Table | None = None,
                  cost: float = COST):
         self.device, self.min_match, self.cost = device, min_match, cost
-        self.name, self.point_masses = "lookup" if table is None else "lookup+ngram", True
+        self.name = "lookup" if table is None else "lookup+ngram"
         self.table = None if table is None else hashed(table, device)
         prior = [PRIOR_CONFIDENCE[min(m, len(PRIOR_CONFIDENCE) - 1)] for m in range(max_match + 1)]
         self._prior = torch.tensor([[PRIOR, PRIOR * p] for p in prior], dtype=torch.float64, device=device)
@@ -93,22 +96,23 @@ class LookupDrafterCuda:
         for row in rows:
             self.source_lengths[row].fill_(0)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: None = None) -> Draft:
         draft = self._kept.of(state)
         if 1 + 2 * state.max_draft > self.last.shape[1]:
             # only ever in a state's first round, which is not captured
             self._grow(*self.source.shape, state.max_draft)
-        lookup_triton(
+        prompt_lookup_triton(
             self.source, self.source_lengths, state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens,
             self.tested, self.last, self.table, state.end_token, WINDOW, self.min_match, FADE, self.cost, draft.tokens,
             draft.lengths, draft.proposer)
         return draft
 
 
-class NgramDrafterCuda:
+class NgramDrafterCuda(Drafter):
     """engine/drafters/ngram.py on a device: the table as one hash (ngram_native/device_table.py)."""
 
-    name, point_masses = "ngram", True
+    name = "ngram"
+    capabilities = Capabilities(point_masses=True)
 
     def __init__(self, table: Table, device: torch.device | str, cost: float = COST):
         self.table, self.cost = hashed(table, device), cost
@@ -120,9 +124,9 @@ class NgramDrafterCuda:
     def release(self, rows: Sequence[int]) -> None:
         pass
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: None = None) -> Draft:
         draft = self._kept.of(state)
-        chain_triton(
+        ngram_lookup_triton(
             self.table, state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.end_token,
             self.cost, draft.tokens, draft.lengths)
         return draft

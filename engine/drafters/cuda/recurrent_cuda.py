@@ -21,17 +21,24 @@ from foredraft.engine.drafters.neural.copy_module import MATCHED
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, rms_norm
 from foredraft.engine.drafters.neural.lstm import LSTMModel
 from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, Layout, check_memory, layout_bytes
+from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.kernels.drafting.causal_conv_triton import convolution_triton
 from foredraft.kernels.drafting.lstm_cell_triton import cell_triton, mix_triton
-from foredraft.kernels.drafting.vocabulary_head_triton import Pointed
-from foredraft.kernels.model.cross_attention_triton import PAGE, Places, fused_cross_attention_triton, page_bucket, work_size
+from foredraft.kernels.drafting.vocabulary_head_triton import CopyScores
+from foredraft.kernels.model.cross_attention_triton import (
+    PAGE,
+    SourceScores,
+    fused_cross_attention_triton,
+    page_bucket,
+    work_size,
+)
 
 # Positions that there is room for from the first request on, and steps in which it grows.
 POSITIONS, SLOTS = 192, 64
 
 
-class RecurrentDrafterCuda:
+class RecurrentDrafterCuda(Drafter):
     """Drafts of a DraftModel with a `pointer`, on the target's encoder output, embedding and head.
 
     `generation` counts its buffers' changes of place. States are kept by position, so that a rejection costs nothing.
@@ -155,7 +162,7 @@ class RecurrentDrafterCuda:
         for row in rows:
             self.buffers["sources"][row].fill_(0)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: None = None) -> Draft:
         turn = self.turns.of(state)
         draft = turn.draft
         if not state.max_draft:
@@ -176,7 +183,7 @@ class RecurrentDrafterCuda:
             self.lists.draft_into(draft, place, y, state, pointed)
         return turn.end(state)
 
-    def _look(self, at: Tensor, texts: tuple) -> tuple[Tensor, Pointed]:
+    def _look(self, at: Tensor, texts: tuple) -> tuple[Tensor, CopyScores]:
         """The head's inputs [B, C] after the ids at `at`, and what their pointer raises."""
         B, c, top = len(at), self.config, self.top
         b = {name: buffer if name in ("pages_k", "pages_v", "work", "arrived") else buffer[:B]
@@ -184,10 +191,10 @@ class RecurrentDrafterCuda:
         mix_triton(at, top, None, *texts, *self.query, 1.0, b["q"], None, self.normed)
         fused_cross_attention_triton(
             b["q"].view(B, c.num_heads, c.d_kv), b["pages_k"], b["pages_v"], b["table"][:, : self.bucket], b["sources"],
-            b["context"], b["work"], b["arrived"], Places(b["scores"], b["top"], b["total"]))
+            b["context"], b["work"], b["arrived"], SourceScores(b["scores"], b["top"], b["total"]))
         mix_triton(at, top, b["context"], *texts, *self.inner, 1.0, b["active"], b["gain"], self.normed)
         mix_triton(at, None, b["active"], None, None, None, None, *self.outer, c.head_scale, b["y"], None)
-        return b["y"], Pointed(b["ids"], b["sources"], b["scores"], b["top"], b["total"], b["gain"])
+        return b["y"], CopyScores(b["ids"], b["sources"], b["scores"], b["top"], b["total"], b["gain"])
 
 
 class LSTMDrafterCuda(RecurrentDrafterCuda):

@@ -26,13 +26,14 @@ from foredraft.engine.models.t5_cuda_weights import (
     load_cuda_weights,
     weight_bytes,
 )
+from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 
 # Positions that there is room for from the first request on.
 POSITIONS = 192
 
 
-class T5DrafterCuda:
+class T5DrafterCuda(Drafter):
     """Drafts of a T5 over its own encoder's output or the target's. `generation` counts its buffers' changes of place."""
 
     name = "t5"
@@ -70,7 +71,7 @@ class T5DrafterCuda:
     def release(self, rows: Sequence[int]) -> None:
         self.t5.release(rows)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: None = None) -> Draft:
         turn = self.turns.of(state)
         draft = turn.draft
         if not state.max_draft:

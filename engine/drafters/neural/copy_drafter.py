@@ -15,14 +15,15 @@ from foredraft.engine.drafters.neural.draft_vocabulary import DraftVocabulary
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, Tables, rms_norm, storage_of
 from foredraft.engine.models.kv_cache import KVCache
 from foredraft.engine.models.t5_weights import T5Weights, packed
-from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.drafting.copy_attention import Pointer, Source
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
+from foredraft.kernels.drafting.copy_attention import CopyWeights, SourceCache
 
 
-class CopyDrafter:
+class CopyDrafter(Drafter):
     """Drafts of a DraftModel with a `pointer`: greedy rows as point masses, others with their distributions."""
 
-    confident = True
+    capabilities = Capabilities(stops_early=True, big_little=True)
     name: ClassVar[str]
     model_class: ClassVar[type[DraftModel]]
 
@@ -35,7 +36,7 @@ class CopyDrafter:
         self.keys = KVCache(1, pointer.heads, pointer.d_kv)
         query, inner, outer = (packed(layer.weight.detach(), stored)
                                for layer in (pointer.query, pointer.inner, pointer.outer))
-        self.pointer = Pointer(query, array(pointer.query.bias), inner, array(pointer.inner.bias), outer,
+        self.pointer = CopyWeights(query, array(pointer.query.bias), inner, array(pointer.inner.bias), outer,
                                array(pointer.gain.weight)[0], array(pointer.gain.bias))
 
     @classmethod
@@ -62,13 +63,13 @@ class CopyDrafter:
         for row in rows:
             self.keys.release(row)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         raise NotImplementedError
 
     @property
-    def source(self) -> Source:
+    def source(self) -> SourceCache:
         """For kernels/drafting/copy_attention.py."""
-        return Source(self.keys.pages_k[0], self.keys.pages_v[0], self.keys.table, self.keys.sources)
+        return SourceCache(self.keys.pages_k[0], self.keys.pages_v[0], self.keys.table, self.keys.sources)
 
     def _warm_up(self) -> None:
         """Compile, or read the compiled code, before the first request."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foredraft.engine.state import NO_DISTRIBUTIONS, DecodeState, Draft
 from foredraft.kernels.core.gemm_microkernel import LANES
-from foredraft.kernels.drafting.vocabulary_head import Shortlist, take_outputs
+from foredraft.kernels.drafting.vocabulary_head import VocabularyHead, take_outputs
 
 
 class DraftVocabulary:
@@ -30,9 +30,9 @@ class DraftVocabulary:
         self._room = (0, 0)
         self.rows = self._empty(0, 0)
 
-    def _empty(self, rows: int, source: int) -> Shortlist:
+    def _empty(self, rows: int, source: int) -> VocabularyHead:
         own = 0 if self.whole else -(-source // LANES) * LANES
-        return Shortlist(
+        return VocabularyHead(
             self.ids, self.head, np.zeros((rows, own), np.int64),
             np.zeros((rows, own // LANES, *self.head.shape[1:]), self.head.dtype), np.zeros(rows, np.int64),
             np.zeros((rows, source if self.copies else 0), np.int64))

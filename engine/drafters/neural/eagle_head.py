@@ -19,7 +19,7 @@ from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter
 from foredraft.engine.drafters.neural.copy_module import Pointer, add_copies
 from foredraft.engine.drafters.neural.draft_vocabulary import distributions_of
 from foredraft.engine.drafters.neural.drafter_module import DraftConfig, DraftModel, Tables, earlier, rms_norm
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.kernels.drafting.eagle_drafting import draft_numba
 
 
@@ -96,7 +96,7 @@ class EagleDrafter(CopyDrafter):
         self.features = torch.zeros(0, 0, self.config.d_model)
         self._warm_up()
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         """One compiled call for the whole batch, on the state's own memory."""
         draft = self.lists.empty_draft(state, PROPOSERS.index(self.name))
         shape = (state.batch_size, state.max_draft, self.config.d_model)
@@ -104,8 +104,8 @@ class EagleDrafter(CopyDrafter):
             self.features = torch.zeros(shape)
         host = state.host
         draft_numba(
-            host.tokens, host.lengths, state.allowed().numpy(), host.hidden, self.tables.embedding, self.pointer,
+            host.tokens, host.lengths, state.allowed(budget).numpy(), host.hidden, self.tables.embedding, self.pointer,
             self.source, self.lists.rows, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
-            state.end_token, self.confidence.stops(state), self.features.numpy(), draft.tokens.numpy(),
+            state.end_token, self.confidence.stops(state, budget), self.features.numpy(), draft.tokens.numpy(),
             draft.lengths.numpy(), *distributions_of(draft))
         return draft

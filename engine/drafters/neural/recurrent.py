@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,15 +14,15 @@ from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter, array
 from foredraft.engine.drafters.neural.draft_vocabulary import distributions_of
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, Tables
 from foredraft.engine.models.t5_weights import packed
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
-from foredraft.kernels.drafting.recurrent_drafting import Cell, Memory, draft_numba
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft.kernels.drafting.recurrent_drafting import Cell, StateCache, draft_numba
 from foredraft.kernels.drafting.tree_children import Tree
 
 
 class RecurrentDrafter(CopyDrafter):
     """Drafts of a DraftModel with a `pointer` and `cell_arrays`."""
 
-    branches = True
+    capabilities = replace(CopyDrafter.capabilities, trees=True)
 
     def __init__(self, model: DraftModel, tables: Tables, stored: str = "fp32"):
         super().__init__(model, tables, stored)
@@ -34,7 +35,7 @@ class RecurrentDrafter(CopyDrafter):
         layers, U = self.cell.h.shape[2:]
         empty = np.empty((rows, slots, layers, U), np.float32)
         self.cell = self.cell._replace(h=empty, c=np.empty_like(empty))
-        self.memory = Memory(
+        self.memory = StateCache(
             np.zeros((rows, slots), np.int64), np.tile(np.arange(-1, slots - 1), (rows, 1)),
             np.empty((rows, slots, self.config.d_model), np.float32), *(np.zeros(rows, np.int64) for _ in range(2)))
 
@@ -46,7 +47,7 @@ class RecurrentDrafter(CopyDrafter):
         self.memory.counts[list(rows)] = self.memory.nodes[list(rows)] = 0
         self.memory.above[list(rows)] = np.arange(-1, self.memory.above.shape[1] - 1)
 
-    def draft(self, state: DecodeState, tree: Tree | None = None) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None, tree: Tree | None = None) -> Draft:
         """One compiled call for the whole batch, on the state's own memory: a chain, or what `tree` says."""
         draft = self.lists.empty_draft(state, PROPOSERS.index(self.name))
         rows, slots = max(state.batch_size, len(self.memory.counts)), state.capacity + state.max_draft
@@ -56,9 +57,9 @@ class RecurrentDrafter(CopyDrafter):
         if tree is not None:
             draft.parents = torch.from_numpy(parents)
         draft_numba(
-            host.tokens, host.lengths, state.allowed().numpy(), self.tables.embedding, self.cell, self.memory, self.pointer,
+            host.tokens, host.lengths, state.allowed(budget).numpy(), self.tables.embedding, self.cell, self.memory, self.pointer,
             self.source, self.lists.rows, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
-            state.end_token, self.confidence.stops(state), chain_tree(state.max_draft) if tree is None else tree,
+            state.end_token, self.confidence.stops(state, budget), chain_tree(state.max_draft) if tree is None else tree,
             draft.tokens.numpy(), parents, draft.lengths.numpy(), *distributions_of(draft))
         return draft
 

@@ -30,15 +30,16 @@ from foredraft.engine.drafters.neural.drafter_module import (
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import ModelConfig, T5Weights, decoder_weights, load_tokenizer, load_weights
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.kernels.drafting.draft_stopping import WEIGH
-from foredraft.kernels.drafting.num_uncached import UNREAD
-from foredraft.kernels.drafting.vocabulary_head import PICK, SHORTLIST
+from foredraft.kernels.drafting.num_uncached import NUM_UNCACHED
+from foredraft.kernels.drafting.vocabulary_head import SAMPLE_DRAFT, VOCABULARY_HEAD
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShallowModelConfig(DraftConfig):
+class ShallowT5Config(DraftConfig):
     """Sizes named as T5's own. layers: the target's decoder layers that it started from, as many as it has."""
 
     layers: tuple[int, ...]
@@ -60,9 +61,9 @@ class ShallowT5Model(DraftModel):
     """A T5 decoder (transformers' T5Stack) over the target's encoder output, with the target's tables."""
 
     model_type: ClassVar[str] = "foredraft-shallow-t5"
-    config_class = ShallowModelConfig
+    config_class = ShallowT5Config
 
-    def __init__(self, config: ShallowModelConfig, tables: tuple[Tensor, Tensor] | None = None):
+    def __init__(self, config: ShallowT5Config, tables: tuple[Tensor, Tensor] | None = None):
         from transformers import T5Config as TheirConfig
         from transformers.models.t5.modeling_t5 import T5Stack
 
@@ -92,7 +93,7 @@ class ShallowT5Model(DraftModel):
             layer_norm_epsilon=ours.epsilon, feed_forward_proj=entries.get("feed_forward_proj", "relu"), **sizes)
 
     @classmethod
-    def from_config(cls, config: ShallowModelConfig, target: str | Path) -> ShallowT5Model:
+    def from_config(cls, config: ShallowT5Config, target: str | Path) -> ShallowT5Model:
         model = super().from_config(config, target)
         model.copy_layers(target)
         return model
@@ -201,14 +202,14 @@ def check_vocabulary(folder: Path, ours: ModelConfig, its: ModelConfig, target_f
                             "speaks the target's ids")
 
 
-class T5Drafter:
+class T5Drafter(Drafter):
     """Drafts of a T5 (t5.py), over its own encoder's output or the target's, token by token against its own caches.
 
     What it read stays cached by position: a rejection costs nothing, and the committed ids it has not seen are read first.
     """
 
     name = "t5"
-    confident = True
+    capabilities = Capabilities(stops_early=True, big_little=True)
 
     def __init__(self, weights: T5Weights, ids: np.ndarray | None = None):
         """`ids`: the ids it may draft beside those of the source, most frequent first; none: all."""
@@ -245,7 +246,7 @@ class T5Drafter:
     def release(self, rows: Sequence[int]) -> None:
         self.t5.release(rows)
 
-    def draft(self, state: DecodeState) -> Draft:
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         draft = self.lists.empty_draft(state, PROPOSERS.index("t5"))
         B, K = state.batch_size, state.max_draft
         rows, slots = max(B, len(self._counts)), state.capacity + K + 1
@@ -253,13 +254,13 @@ class T5Drafter:
             self._grow(rows, max(slots, self._fed.shape[1]))
             self.t5.cache.reserve(rows, slots, 0)
         self.t5.prepare(B, K + 1)
-        tokens, lengths, allowed = state.host.tokens, state.host.lengths, state.allowed().numpy()
+        tokens, lengths, allowed = state.host.tokens, state.host.lengths, state.allowed(budget).numpy()
         distribution = [x.numpy() for x in (state.temperature, state.top_k, state.top_p, state.seeds, state.lengths)]
         distributions = distributions_of(draft)
         drafted, counts = draft.tokens.numpy(), draft.lengths.numpy()
 
         unread = np.empty(B, np.int64)
-        UNREAD[self.backend](tokens, lengths, self._fed, self._counts, unread)
+        NUM_UNCACHED[self.backend](tokens, lengths, self._fed, self._counts, unread)
         unread[allowed == 0] = 0
         x = np.empty((B, self.t5.config.d_model), np.float32)
         while unread.any():
@@ -268,7 +269,7 @@ class T5Drafter:
             at[np.arange(width) >= unread[:, None]] = -1
             self._read(np.take_along_axis(tokens, np.maximum(at, 0), 1), at, x)
             unread = np.maximum(unread - width, 0)
-        stops, going, sizes = self.confidence.stops(state), allowed > 0, len(self.lists.ids) + self.lists.rows.own_counts
+        stops, going, sizes = self.confidence.stops(state, budget), allowed > 0, len(self.lists.ids) + self.lists.rows.own_counts
         for i in range(K):
             rows = np.flatnonzero(going & (allowed > i))
             if not len(rows):
@@ -278,8 +279,8 @@ class T5Drafter:
                 at[rows, 0] = lengths[rows] - 1 + i
                 self._read(np.ascontiguousarray(drafted[:, i - 1 : i]), at, x)
             scores = self.lists.scores(len(rows))
-            SHORTLIST[self.backend](x[rows], rows, self.lists.rows, np.zeros((len(rows), 0), np.float32), scores)
-            PICK[self.backend](scores, rows, self.lists.rows, *distribution, i, drafted, *distributions)
+            VOCABULARY_HEAD[self.backend](x[rows], rows, self.lists.rows, np.zeros((len(rows), 0), np.float32), scores)
+            SAMPLE_DRAFT[self.backend](scores, rows, self.lists.rows, *distribution, i, drafted, *distributions)
             WEIGH[self.backend](stops, rows, i, scores, sizes, distribution[0], distributions[1], counts, going)
             going[rows[drafted[rows, i] == state.end_token]] = False
         return draft

@@ -43,7 +43,7 @@ class Scripted:
     def release(self, rows):
         pass
 
-    def draft(self, state):
+    def draft(self, state, budget=None):
         draft = Draft.empty(state.batch_size, state.max_draft)
         for row, length in enumerate(state.lengths.tolist()):
             ids = self.script[length - 1 :][: state.max_draft]

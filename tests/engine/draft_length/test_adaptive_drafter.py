@@ -59,9 +59,9 @@ def test_a_useless_drafter_is_hardly_asked():
 
 def test_a_round_without_drafts_asks_nobody():
     class Asked(ScriptedDrafter):
-        def draft(self, state):
+        def draft(self, state, budget=None):
             assert int(state.draft_tokens.max()) > 0
-            return super().draft(state)
+            return super().draft(state, budget)
 
     table = torch.randn(60, 20, 20, generator=torch.Generator().manual_seed(1))
     state = make_state(1, 50, 6, 20, end_token=-1)
@@ -143,9 +143,9 @@ def test_a_drafter_learns_what_a_row_costs_here():
     class Seen(LookupDrafter):
         costs = []
 
-        def draft(self, state):
+        def draft(self, state, budget=None):
             self.costs.append(state.costs)
-            return super().draft(state)
+            return super().draft(state, budget)
 
     table = torch.zeros(60, 20, 20)
     drafter, target = Seen(), TableTarget(table)
@@ -162,10 +162,10 @@ class Wavering(TableDrafter):
 
     peeking = False
 
-    def draft(self, state):
+    def draft(self, state, budget=None):
         last = state.tokens.gather(1, state.lengths[:, None] - 1)[:, 0]
         state.draft_tokens[:] = torch.where(state.last_accepted == state.last_tested, 2, last % 2)
-        draft = super().draft(state)
+        draft = super().draft(state, budget)
         if self.peeking:
             draft.lengths *= draft.tokens[:, 0] % 2
         return draft

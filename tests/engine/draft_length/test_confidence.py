@@ -73,8 +73,8 @@ class Stopping(TableDrafter):
 
     peeking = False
 
-    def draft(self, state):
-        draft = super().draft(state)
+    def draft(self, state, budget=None):
+        draft = super().draft(state, budget)
         distributions = torch.softmax(draft.logits.double(), -1)
         sure = distributions.gather(2, draft.tokens[..., None])[..., 0] if self.peeking else distributions.max(-1).values
         stands = (sure >= (0.2 if self.peeking else 0.45)).cumprod(1)

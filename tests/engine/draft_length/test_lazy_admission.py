@@ -54,9 +54,9 @@ def test_a_source_that_no_draft_was_asked_for_is_never_shown(tiny_model_path, la
             self.shown += len(rows)
             super().admit(rows, sources, encoded)
 
-        def draft(self, state):
+        def draft(self, state, budget=None):
             # always wrong
-            draft = super().draft(state)
+            draft = super().draft(state, budget)
             draft.tokens += 1
             return draft
 

@@ -77,9 +77,9 @@ def test_a_sampled_row_that_is_alone_copies_after_a_long_match():
     class Counted(TableDrafter):
         asked = 0
 
-        def draft(self, state):
+        def draft(self, state, budget=None):
             self.asked += 1
-            return super().draft(state)
+            return super().draft(state, budget)
 
     # by its place alone, and mostly the likeliest: what was drawn once comes again
     table = (16 * torch.randn(90, 1, 20, generator=torch.Generator().manual_seed(1))).expand(90, 20, 20).contiguous()

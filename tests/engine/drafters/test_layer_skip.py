@@ -167,7 +167,7 @@ class Dropping:
     def __init__(self, drafter):
         self.drafter = drafter
 
-    def draft(self, state):
+    def draft(self, state, budget=None):
         draft = self.drafter.draft(state)
         for row, length in enumerate(draft.lengths.tolist()):
             if length and draft.logits[row, length - 1, draft.tokens[row, length - 1]] < -0.2:

@@ -14,6 +14,7 @@ from foredraft.engine.drafters.trained import model_class, open_drafter
 from foredraft.engine.loop import decode
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
+from foredraft.engine.protocols import Capabilities
 from foredraft.engine.state import PROPOSERS
 from foredraft.errors import UserError
 
@@ -27,9 +28,9 @@ class Named(ScriptedDrafter):
         super().__init__([[token] * 50] * 4, lengths=lambda row, round_: size if row in rows else 0)
         self.proposer, self.asked = proposer, []
 
-    def draft(self, state):
-        self.asked.append((state.allowed() > 0).nonzero()[:, 0].tolist())
-        draft = super().draft(state)
+    def draft(self, state, budget=None):
+        self.asked.append((state.allowed(budget) > 0).nonzero()[:, 0].tolist())
+        draft = super().draft(state, budget)
         draft.proposer[:] = self.proposer
         return draft
 
@@ -52,9 +53,9 @@ def test_each_row_takes_the_first_draft_that_is_long_enough():
 
 def test_a_cascade_goes_by_costs_where_one_of_its_drafters_does():
     first, second = Named(5, 4, [0], 1), Named(6, 2, [1], 2)
-    assert not CascadeDrafter([first, second]).confident
-    second.confident = True
-    assert CascadeDrafter([first, second]).confident
+    assert not CascadeDrafter([first, second]).capabilities.stops_early
+    second.capabilities = Capabilities(stops_early=True)
+    assert CascadeDrafter([first, second]).capabilities.stops_early
 
 
 class Short(TableDrafter):
@@ -62,8 +63,8 @@ class Short(TableDrafter):
 
     point_masses = False
 
-    def draft(self, state):
-        draft = super().draft(state)
+    def draft(self, state, budget=None):
+        draft = super().draft(state, budget)
         draft.lengths = torch.minimum(draft.lengths, 2 - (draft.tokens[:, 0] % 2 == 0).long())
         return draft
 
@@ -77,7 +78,7 @@ def test_a_cascade_keeps_the_distribution_where_no_sampled_draft_is_dropped(drop
     sampled, fixed = Short(table + torch.randn(4, V, V, generator=generator)), ScriptedDrafter([[2, 3, 4]] * rows)
 
     class Drops(CascadeDrafter):
-        def draft(self, state):
+        def draft(self, state, budget=None):
             first, other = (drafter.draft(state) for drafter in self.drafters)
             longer = other.lengths > first.lengths
             first.tokens[longer], first.lengths[longer] = other.tokens[longer], other.lengths[longer]

@@ -63,12 +63,12 @@ class Bushy(ScriptedDrafter):
         super().__init__(truth, vocabulary=vocabulary)
         self.shape = shape
 
-    def draft(self, state):
+    def draft(self, state, budget=None):
         draft = Draft.empty(state.batch_size, state.max_draft)
         draft.parents = torch.zeros_like(draft.tokens)
         parents = self.shape.parents
         last = {parent: node + 1 for node, parent in enumerate(parents)}
-        for row, room in enumerate(state.allowed().tolist()):
+        for row, room in enumerate(state.allowed(budget).tolist()):
             nodes = parents[: min(room, state.max_draft)]
             right = {0: int(state.lengths[row]) - 1}
             for node, parent in enumerate(nodes):
@@ -234,7 +234,7 @@ def test_by_name(tiny_model_path, tmp_path):
         # rows that requests take in turn
         assert model.generate(inputs, max_new_tokens=12, draft_tokens=6, batch_size=2).token_ids == truth
     sampled = plain.with_drafter(f"tree:2x2+iid:{tmp_path / 'lstm'}")
-    assert sampled.drafter.tree.replaced and not sampled.drafter.point_masses
+    assert sampled.drafter.tree.replaced and not sampled.drafter.capabilities.point_masses
     options = dict(max_new_tokens=12, draft_tokens=6, do_sample=True, seed=[3, 4, 5])
     together = sampled.generate(inputs, batch_size=3, **options).token_ids
     assert sampled.generate(inputs, batch_size=2, **options).token_ids == together

@@ -51,7 +51,7 @@ def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_
     out = model.generate([[5, 6, 7, 5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=3)
     assert out.stats.steps > 2
     rounds = calls["_decoder_loop"]
-    once = ("_inputs_loop", "_allowed_loop", "_decoder_loop", "_choose_loop", "_commit_loop")
+    once = ("_step_inputs_loop", "_allowed_loop", "_decoder_loop", "_choose_loop", "_commit_loop")
     assert {name: calls[name] for name in once} == dict.fromkeys(once, rounds)
     assert "_logits_loop" not in calls, "greedy decoding writes no logits"
     assert calls["_activate_threads"] == 2 * model.target.config.num_layers, "one call a layer and source while encoding"
@@ -78,7 +78,7 @@ def test_inside_them_are_the_kernels_that_the_tests_hold():
     assert {"layers_loop", "embed_loop"} <= set(decoder._decoder_loop.py_func.__code__.co_names)
     drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
                 for name in function.py_func.__code__.co_names}
-    assert {"unread_loop", "lstm_loop", "cnn_loop", "pointer_loop", "shortlist_loop", "children_loop"} <= drafting
+    assert {"num_uncached_loop", "lstm_loop", "cnn_loop", "copy_attention_loop", "vocabulary_head_loop", "children_loop"} <= drafting
     assert {"norm_loop", "linear_loop", "self_attention_loop", "cross_attention_loop", "activate_loop"} <= set(layers)
     assert "linear_argmax_loop" in head._choose_loop.py_func.__code__.co_names
-    assert "tile_blocks" in attention._cross_tasks.py_func.__code__.co_names
+    assert "gemm_blocks" in attention._cross_tasks.py_func.__code__.co_names

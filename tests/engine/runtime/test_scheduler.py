@@ -205,9 +205,9 @@ class TimedTable(PagedTable):
 
 
 class TimedDrafter(ScriptedDrafter):
-    def draft(self, state):
+    def draft(self, state, budget=None):
         self.clock.now += 0.02
-        return super().draft(state)
+        return super().draft(state, budget)
 
 
 def adaptive_run(rows, seconds, wrong=False):

@@ -234,6 +234,6 @@ longest = partial(at_real_sizes, MAX_DRAFT_TOKENS)
 @pytest.mark.parametrize("drafts", ["at_real_sizes", "longest"])
 def test_compiled_for_three_machines(drafts):
     found = costs(f"{__file__}:{drafts}")
-    assert [cost.kernel for cost in found[::3]] == ["_lookup_kernel"] * 2 + ["_chain_kernel", "_allowed_kernel",
-                                                                            "_inputs_kernel"]
+    assert [cost.kernel for cost in found[::3]] == ["_prompt_lookup_kernel"] * 2 + ["_ngram_lookup_kernel", "_allowed_kernel",
+                                                                            "_step_inputs_kernel"]
     assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 8_192 for cost in found), found

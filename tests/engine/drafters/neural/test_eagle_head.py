@@ -15,7 +15,7 @@ from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.verify import verify
 from foredraft.errors import UserError
-from foredraft.kernels.drafting.eagle_drafting import DRAFT_FEATURES
+from foredraft.kernels.drafting.eagle_drafting import DRAFT_EAGLE
 
 NEW = 16
 # flat enough to see many pairs of tokens, few enough ids to see each often
@@ -121,7 +121,7 @@ def test_compiled_drafts_equal_the_references(target, trained, monkeypatch):
         draft, features = drafter.draft(state), drafter.features.clone()
         distributions = sampled_distributions(draft)
         with monkeypatch.context() as patched:
-            patched.setattr("foredraft.engine.drafters.neural.eagle_head.draft_numba", DRAFT_FEATURES["reference"])
+            patched.setattr("foredraft.engine.drafters.neural.eagle_head.draft_numba", DRAFT_EAGLE["reference"])
             theirs = drafter.draft(state)
         assert draft.tokens.tolist() == theirs.tokens.tolist() and draft.lengths.tolist() == theirs.lengths.tolist()
         torch.testing.assert_close(features, drafter.features, atol=1e-4, rtol=1e-4)
