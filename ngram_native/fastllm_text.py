@@ -18,7 +18,7 @@ from foredraft.ngram_native.count import Counts, from_windows
 SEPARATOR = "<sep>"
 
 
-def write_original(counts: Counts, folder: str | Path, added: float) -> None:
+def write_fastllm(counts: Counts, folder: str | Path, added: float) -> None:
     """Write counts of every order; each file is flushed under a temporary name, then renamed."""
     folder, trie = Path(folder), counts.trie()
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_original(counts: Counts, folder: str | Path, added: float) -> None:
         contexts = grams
 
 
-def read_original(folder: str | Path, order: int, vocab_size: int, added: float) -> Counts:
+def read_fastllm(folder: str | Path, order: int, vocab_size: int, added: float) -> Counts:
     """Counts of orders 1..`order` from a folder of K.ckpt files. UserError names a file or a line that cannot be."""
     grams: dict[tuple[int, ...], float] = {}
     for size in range(1, order + 1):

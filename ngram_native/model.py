@@ -12,7 +12,7 @@ from foredraft.ngram_native import query
 from foredraft.ngram_native.count import MAX_ORDER, Counts, count, merge
 from foredraft.ngram_native.counts_file import KIND as COUNTS_KIND
 from foredraft.ngram_native.counts_file import open_counts, save_counts
-from foredraft.ngram_native.fastllm_text import read_original, write_original
+from foredraft.ngram_native.fastllm_text import read_fastllm, write_fastllm
 from foredraft.ngram_native.files import has_magic
 from foredraft.ngram_native.smooth import SMOOTHINGS, fit
 from foredraft.ngram_native.table import Table
@@ -85,11 +85,11 @@ class NgramModel:
         elif path.suffix == ".counts":
             save_counts(self.counts, path)
         else:
-            write_original(self.counts, path, self.added)
+            write_fastllm(self.counts, path, self.added)
 
     def _resume(self, path: Path) -> None:
         if path.is_dir():
-            self.counts = read_original(path, self.n, self.vocab_size, self.added)
+            self.counts = read_fastllm(path, self.n, self.vocab_size, self.added)
             return
         if not path.is_file():
             raise UserError(f"{path}: no such folder, .counts file or .ngram table")

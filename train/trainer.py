@@ -25,7 +25,7 @@ def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> floa
     return min(rising, falling)
 
 
-class RunTrainer:
+class TrainerMixin:
     """Before a transformers Trainer in the bases: `recipe` (steps, warmup_steps, decay_steps), checkpoints that appear
     whole or not at all."""
 

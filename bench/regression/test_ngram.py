@@ -9,7 +9,7 @@ from foredraft.ngram_native import batch_query as batch
 from foredraft.ngram_native import query, smooth
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.device_table import export_device
-from foredraft.ngram_native.prompt_lookup.source_index import SuffixIndex
+from foredraft.ngram_native.prompt_lookup.source_index import PromptLookupIndex
 
 V, N, ORDER = 8192, 200_000, 4
 
@@ -61,7 +61,7 @@ def test_draft(benchmark, text, table, rows):
 @pytest.mark.parametrize("combined", [False, True])
 def test_propose(benchmark, text, table, combined):
     """One row that has copied half of a source of 500 ids."""
-    index, K, source = SuffixIndex(1, 4), 8, text[0][:500].astype(np.int64)
+    index, K, source = PromptLookupIndex(1, 4), 8, text[0][:500].astype(np.int64)
     index.admit(0, source)
     tokens = np.concatenate([[0], source[:250]])[None]
     proposed, counts, proposers = np.zeros((1, K), np.int64), np.zeros(1, np.int64), np.zeros((1, K), np.uint8)

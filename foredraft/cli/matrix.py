@@ -64,17 +64,17 @@ def matrix(
 ) -> None:
     """Train {drafters} x {baseline, methods} x {seeds} on the same articles and steps, and evaluate each."""
     from foredraft import embedded
-    from foredraft.cli.eval import parse_numbers
+    from foredraft.cli.options import parse_numbers
     from foredraft.cli.train_drafter import parse_sizes
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data
-    from foredraft.train.data.heldout import held_articles
+    from foredraft.train.data.heldout import heldout_articles
     from foredraft.train.data.pairs import find_split
     from foredraft.train.drafter import drafter_grid as runs
     from foredraft.train.drafter.compact import compact_drafter
-    from foredraft.train.drafter.distillation_methods import Distillation
-    from foredraft.train.drafter.train_drafter import DrafterRecipe
-    from foredraft.train.drafter.training_context import TargetKit
+    from foredraft.train.drafter.distillation_methods import DistillationConfig
+    from foredraft.train.drafter.train_drafter import DrafterTrainingConfig
+    from foredraft.train.drafter.training_context import TrainingContext
 
     Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
     try:
@@ -86,20 +86,20 @@ def matrix(
         name, _, rest = item.partition(":")
         own_sizes.setdefault(name, []).append(rest)
     own_steps = tuple(parse_steps(item) for item in steps_of or [])
-    recipe = DrafterRecipe(
-        method=Distillation(kd_temp=kd_temp, divergence=divergence), steps=steps, warmup_steps=min(20, steps),
+    recipe = DrafterTrainingConfig(
+        method=DistillationConfig(kd_temp=kd_temp, divergence=divergence), steps=steps, warmup_steps=min(20, steps),
         decay_steps=steps // 2, batch_size=batch_size, bf16=bf16, sample_tokens=sample_tokens)
-    plan = runs.Plan(
+    plan = runs.DrafterGrid(
         tuple(drafters.split(",")), tuple(methods.split(",")), numbers, recipe,
         tuple((name, parse_sizes(items)) for name, items in own_sizes.items()), own_steps, lr, eval_every)
     train_split, validation, test = (find_split(data, split) for split in ("train", "validation", "test"))
     folder = find_checkpoint(target or embedded.TARGET)
-    kit = TargetKit(folder, cache or out / "cache", device)
+    kit = TrainingContext(folder, cache or out / "cache", device)
     sets = pseudo or make_pseudo(train_split, folder, out, articles, workers)
     found = read_drafter_data(train_split, sets, kit.tokenizer, kit.source_limit, recipe.max_target, articles)
-    held = held_articles(kit, validation, eval_articles, kit.source_limit, recipe.max_target)
+    held = heldout_articles(kit, validation, eval_articles, kit.source_limit, recipe.max_target)
     try:
-        results, failures = runs.train_matrix(plan, kit, found, held, out, lambda line: print(line, flush=True))
+        results, failures = runs.train_grid(plan, kit, found, held, out, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         typer.echo(f"foredraft: interrupted; the same command goes on in {out}", err=True)
         raise typer.Exit(1) from None
@@ -133,12 +133,12 @@ def parse_steps(item: str) -> tuple[str, int]:
 
 def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int) -> list[Path]:
     """Greedy and sampled summaries of the training articles, each in a folder of its own."""
-    from foredraft.train.data.pseudo import Engine, Order, pseudo
+    from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
 
     folders = []
     for temperature, drafter in ((0.0, "lookup"), (1.0, "none")):
         folders.append(out / f"pseudo-T{temperature:g}")
-        pseudo(data, folders[-1], Order(temperature, limit=articles), Engine(str(target), drafter), workers)
+        pseudo(data, folders[-1], PseudoConfig(temperature, limit=articles), EngineConfig(str(target), drafter), workers)
     return folders
 
 

@@ -172,9 +172,9 @@ def export(
     from foredraft.ngram_native.table import Table
 
     if text is not None:
-        from foredraft.ngram_native.fastllm_text import write_original
+        from foredraft.ngram_native.fastllm_text import write_fastllm
 
-        write_original(open_counts(path), text, added)
+        write_fastllm(open_counts(path), text, added)
         print(f"{text}: one K.ckpt for each order")
     if arpa is not None:
         from foredraft.ngram_native.arpa import arpa_words, write_arpa
@@ -211,9 +211,9 @@ def import_(
         raise UserError("--vocab-size or --tokenizer is missing: how many ids does the target have?")
     if path.is_dir():
         from foredraft.ngram_native.counts_file import save_counts
-        from foredraft.ngram_native.fastllm_text import read_original
+        from foredraft.ngram_native.fastllm_text import read_fastllm
 
-        counts = read_original(path, order, vocab_size, added)
+        counts = read_fastllm(path, order, vocab_size, added)
         counts.tokenizer = fingerprint
         save_counts(counts, out)
         print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} ids")

@@ -38,11 +38,11 @@ def pseudo(
     """Let the target summarise articles, for its drafters to learn from. Several of these may share --out."""
     import json
 
-    from foredraft.train.data.pseudo import Engine, Order
+    from foredraft.train.data.pseudo import EngineConfig, PseudoConfig
     from foredraft.train.data.pseudo import pseudo as make
 
-    order = Order(temperature, samples_per_article, seed, max_new_tokens, max_source, shard_size, format, limit)
-    engine = Engine(target, drafter, draft_tokens, batch_size, device, dtype)
+    order = PseudoConfig(temperature, samples_per_article, seed, max_new_tokens, max_source, shard_size, format, limit)
+    engine = EngineConfig(target, drafter, draft_tokens, batch_size, device, dtype)
     try:
         manifest = make(data, out, order, engine, workers, ray_address)
     except KeyboardInterrupt:

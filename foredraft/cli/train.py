@@ -58,7 +58,7 @@ def train_target(
     """Train a T5 target on article/summary pairs."""
     from foredraft.train.target import train_target as target
 
-    recipe = target.Recipe(
+    recipe = target.TargetTrainingConfig(
         init=init,
         steps=steps,
         warmup_steps=warmup_steps,
@@ -120,7 +120,7 @@ def family(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --work.")] = False,
 ) -> None:
     """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
-    from foredraft.train.target.family import build_family
+    from foredraft.train.family import build_family
 
     figures = build_family(data, tokenizer, work, out, resume=resume)
     _stop_unless(figures is not None, work)

@@ -116,12 +116,12 @@ def train(
                    max_size, vocab_size, added=added, factor=factor, quantise=quantise)
         return
     from foredraft.train.data.drafter_data import read_drafter_data
-    from foredraft.train.data.heldout import held_articles
-    from foredraft.train.drafter.distillation_methods import Distillation
-    from foredraft.train.drafter.train_drafter import DrafterRecipe, train_drafter
-    from foredraft.train.drafter.training_context import TargetKit
+    from foredraft.train.data.heldout import heldout_articles
+    from foredraft.train.drafter.distillation_methods import DistillationConfig
+    from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, train_drafter
+    from foredraft.train.drafter.training_context import TrainingContext
 
-    method = Distillation(loss, kd_loss, kd_temp, distill_method, divergence, beta, lmbda, kd_data, teacher_mix,
+    method = DistillationConfig(loss, kd_loss, kd_temp, distill_method, divergence, beta, lmbda, kd_data, teacher_mix,
                           length_normalise, teacher_logits)
     if data and len(data) > 1:
         raise UserError(f"--data is given {len(data)} times; a {drafter} drafter takes one file or folder")
@@ -131,14 +131,14 @@ def train(
         pairs = find_split(pairs, "train")
     if validation is None:
         raise UserError("no articles to measure alpha on; give --validation, or a folder with a validation split as --data")
-    recipe = DrafterRecipe(
+    recipe = DrafterTrainingConfig(
         drafter=drafter, method=method, init=init, sizes=parse_sizes(size or []), steps=steps, warmup_steps=warmup_steps,
         decay_steps=steps // 4 if decay_steps is None else decay_steps, batch_size=batch_size, accumulation=accumulation,
         learning_rate=lr, max_target=max_target, sample_tokens=sample_tokens, seed=seed, bf16=bf16)
-    kit = TargetKit(folder, cache, device, encoder_cache)
+    kit = TrainingContext(folder, cache, device, encoder_cache)
     longest = max_source or kit.source_limit
     articles = read_drafter_data(pairs, pseudo_dataset_path, kit.tokenizer, longest, max_target, limit)
-    held = held_articles(kit, validation, eval_articles, longest, max_target)
+    held = heldout_articles(kit, validation, eval_articles, longest, max_target)
     figures = train_drafter(kit, articles, held, place, recipe, eval_every, save_every, keep=keep, resume=resume)
     if figures is None:
         typer.echo(f"foredraft: interrupted; the same command with --resume continues from {place}", err=True)

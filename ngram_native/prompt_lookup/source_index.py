@@ -31,7 +31,7 @@ NO_TABLE = Table(2, (2,), "kneser-ney", (), None, np.full(2, 0.5, np.float32), n
                  np.zeros(0, np.float32))
 
 
-class SuffixIndex:
+class PromptLookupIndex:
     """The index of every slot (batch row), and the history that slots share.
 
     Memory per slot: O(max_match (S + WINDOW) + BUCKETS), whatever the number of requests. history: ids of earlier outputs

@@ -122,7 +122,7 @@ class DrafterDataset(Dataset):
 
 
 def collate_drafter(examples: list[dict]) -> dict:
-    """article [B], source_ids, source_mask [B, S] int64, coin [B]; gold, own: B id vectors or None each (see pad_rows)."""
+    """article [B], source_ids, source_mask [B, S] int64, coin [B]; gold, own: B id vectors or None each (see pad_sequences)."""
     longest = max(len(example["source"]) for example in examples)
     source_ids = torch.full((len(examples), longest), PAD)
     for row, example in zip(source_ids, examples, strict=True):
@@ -136,7 +136,7 @@ def collate_drafter(examples: list[dict]) -> dict:
     }
 
 
-def pad_rows(rows: list, start_token: int = PAD) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_sequences(rows: list, start_token: int = PAD) -> tuple[torch.Tensor, torch.Tensor]:
     """Id vectors to (input_ids, labels) [N, T] int64: `start y_0 .. y_{T-2}` is read, `y` is scored, -100 is not."""
     longest = max(map(len, rows))
     labels = torch.full((len(rows), longest), IGNORE)

@@ -25,7 +25,7 @@ from foredraft.engine.generate import Model, load
 from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
-from foredraft.kernels.core.philox import row_seed
+from foredraft.kernels.core.philox import request_seed
 from foredraft.train.data.pairs import END, read_texts
 from foredraft.train.data.shards import FORMATS, write_shard
 
@@ -38,7 +38,7 @@ OnDone = Callable[[int, int], None]  # summaries and ids done since the last cal
 
 
 @dataclass(frozen=True)
-class Order:
+class PseudoConfig:
     """Everything that decides the records, besides the articles; max_source None is the target's own limit."""
 
     temperature: float = 0.0
@@ -61,7 +61,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineConfig:
     """How the summaries are computed: nothing here changes a record."""
 
     target: str | None = None
@@ -110,7 +110,7 @@ def read_sources(model: Model, data: str | Path, limit: int | None, max_source: 
     return sources
 
 
-def read_shards(data: str | Path, order: Order) -> Iterator[tuple[int, list[Article]]]:
+def read_shards(data: str | Path, order: PseudoConfig) -> Iterator[tuple[int, list[Article]]]:
     """(number, articles) of each shard."""
     number, waiting = 0, []
     for article in read_articles(data, order.limit):
@@ -122,7 +122,7 @@ def read_shards(data: str | Path, order: Order) -> Iterator[tuple[int, list[Arti
         yield number, waiting
 
 
-def summarise(model: Model, articles: list[Article], order: Order, engine: Engine,
+def summarise(model: Model, articles: list[Article], order: PseudoConfig, engine: EngineConfig,
               on_done: OnDone = lambda summaries, ids: None) -> list[dict]:
     """The records of some articles, in order."""
     longest = order.max_source or model.source_limit
@@ -131,8 +131,8 @@ def summarise(model: Model, articles: list[Article], order: Order, engine: Engin
         ids = model.tokenizer.encode(text).ids
         body = ids[:-1] if ids and ids[-1] == END else ids
         sources.append([*body[: longest - 1 if longest else None], END])
-        own = row_seed(order.seed, int(name, 16))
-        requests += [Request(sources[-1], seed=row_seed(own, sample)) for sample in range(order.samples_per_article)]
+        own = request_seed(order.seed, int(name, 16))
+        requests += [Request(sources[-1], seed=request_seed(own, sample)) for sample in range(order.samples_per_article)]
     records = []
     with model.stream(
         requests, in_order=True, max_new_tokens=order.max_new_tokens, draft_tokens=engine.draft_tokens,
@@ -149,11 +149,11 @@ def summarise(model: Model, articles: list[Article], order: Order, engine: Engin
     return records
 
 
-def shard_path(out: Path, number: int, order: Order) -> Path:
+def shard_path(out: Path, number: int, order: PseudoConfig) -> Path:
     return out / f"pseudo-{number:05d}.{order.format}"
 
 
-def open_folder(data: str | Path, out: Path, order: Order, engine: Engine) -> dict:
+def open_folder(data: str | Path, out: Path, order: PseudoConfig, engine: EngineConfig) -> dict:
     """Check that `out` is new or belongs to the same order, and note it there; returns the manifest."""
     folder = find_checkpoint(engine.target or embedded.TARGET)
     digest, count = hashlib.sha256(), 0
@@ -179,11 +179,11 @@ def open_folder(data: str | Path, out: Path, order: Order, engine: Engine) -> di
     return manifest
 
 
-def missing_shards(out: Path, order: Order, shards: int) -> set[int]:
+def missing_shards(out: Path, order: PseudoConfig, shards: int) -> set[int]:
     return {number for number in range(shards) if not shard_path(out, number, order).is_file()}
 
 
-def work(data: str | Path, out: Path, order: Order, engine: Engine, shards: int, on_done: OnDone) -> None:
+def work(data: str | Path, out: Path, order: PseudoConfig, engine: EngineConfig, shards: int, on_done: OnDone) -> None:
     """Write the shards that nobody else is writing, until all are there."""
     missing, model = missing_shards(out, order, shards), None
     with open(out / ".lock", "ab") as lock:
@@ -212,7 +212,7 @@ def _locked(lock, number: int) -> bool:
     return True
 
 
-def pseudo(data: str | Path, out: str | Path, order: Order, engine: Engine, workers: int = 1,
+def pseudo(data: str | Path, out: str | Path, order: PseudoConfig, engine: EngineConfig, workers: int = 1,
            ray_address: str | None = None, progress: bool = True) -> dict:
     """Make, or go on with, the pseudo-dataset in `out`; returns its manifest."""
     from foredraft.train.data.pseudo_workers import Bar, run_processes

@@ -16,7 +16,7 @@ from foredraft.train.data.shards import write_shard
 class ShardWorker:
     """Lives in a Ray actor: one engine, from its first shard on."""
 
-    def __init__(self, order: pseudo.Order, engine: pseudo.Engine):
+    def __init__(self, order: pseudo.PseudoConfig, engine: pseudo.EngineConfig):
         self.order, self.engine, self.model = order, engine, engine.load()
 
     def __call__(self, row: dict) -> dict:
@@ -26,7 +26,7 @@ class ShardWorker:
                 "records": pseudo.summarise(self.model, articles, self.order, self.engine)}
 
 
-def run_ray(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Engine, missing: set[int], workers: int,
+def run_ray(data: str | Path, out: Path, order: pseudo.PseudoConfig, engine: pseudo.EngineConfig, missing: set[int], workers: int,
             address: str, on_done: pseudo.OnDone, on_shard=lambda row: None) -> None:
     """Write the missing shards with `workers` actors at `address` ("local" starts Ray here); a dead actor's shard goes to
     another. Each takes one GPU when the engine's device is cuda, else one CPU."""

@@ -33,7 +33,7 @@ class Bar:
         self.bar.update(summaries)
 
 
-def run_processes(data: str | Path, out: Path, order: pseudo.Order, engine: pseudo.Engine, shards: int, workers: int,
+def run_processes(data: str | Path, out: Path, order: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int,
                   on_done: pseudo.OnDone) -> None:
     """Work with `workers` processes; what one leaves behind when it dies, the others do."""
     context = multiprocessing.get_context("spawn")
@@ -63,7 +63,7 @@ def run_processes(data: str | Path, out: Path, order: pseudo.Order, engine: pseu
         raise UserError(f"{out}: every worker was killed, {len(missing)} shards are missing; run the same command again")
 
 
-def _process(data: str, out: str, order: pseudo.Order, engine: pseudo.Engine, shards: int, workers: int, reports) -> None:
+def _process(data: str, out: str, order: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int, reports) -> None:
     import torch
 
     from foredraft.kernels.core.backend import HAS_NUMBA

@@ -18,7 +18,7 @@ from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
 
 
-def frequent_ids(rows: Iterable[np.ndarray], count: int, vocab_size: int, end_token: int) -> np.ndarray:
+def frequent_tokens(rows: Iterable[np.ndarray], count: int, vocab_size: int, end_token: int) -> np.ndarray:
     """The `count` most frequent ids [count] int64 of the rows, most frequent first and the lower id on ties, with the end
     token among them. UserError: more than the vocabulary."""
     if count > vocab_size:
@@ -43,7 +43,7 @@ def compact_drafter(folder: str | Path, target: str | Path, out: str | Path, art
     model = model_class(kind_of(folder)).load(folder, target)
     if draft_vocab and isinstance(model, DraftModel):
         rows = (row for own, gold in zip(articles.own, articles.gold, strict=True) for row in own or [gold])
-        ids = frequent_ids(rows, draft_vocab, model.config.vocab_size, model.config.end_token)
+        ids = frequent_tokens(rows, draft_vocab, model.config.vocab_size, model.config.end_token)
         model.restrict(torch.from_numpy(ids))
     model.save(out, dtype)
     return out

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from foredraft.errors import UserError
-from foredraft.train.data.drafter_data import pad_rows
+from foredraft.train.data.drafter_data import pad_sequences
 from foredraft.train.data.pairs import IGNORE
 from foredraft.train.drafter.divergences import (
     DIVERGENCES,
@@ -43,7 +43,7 @@ FIXED_AT_LAST, FINE_TUNED = 0.005, 0.5
 
 
 @dataclass(frozen=True)
-class Distillation:
+class DistillationConfig:
     """The weights of the two terms and the method; kd_data and lmbda None stand for the method's own."""
 
     loss: float = 1.0
@@ -113,7 +113,7 @@ class Distillation:
         return self.kd_loss > 0 and np.random.default_rng((seed, step, 7)).random() < self.on_policy(step / steps)
 
 
-def fixed_rows(method: Distillation, batch: dict) -> list[np.ndarray]:
+def fixed_rows(method: DistillationConfig, batch: dict) -> list[np.ndarray]:
     """The method's fixed summary of each article of a batch."""
     rows = []
     for gold, own, coin in zip(batch["gold"], batch["own"], batch["coin"].tolist(), strict=True):
@@ -123,7 +123,7 @@ def fixed_rows(method: Distillation, batch: dict) -> list[np.ndarray]:
     return rows
 
 
-def step_inputs(method: Distillation, batch: dict, samples: list[np.ndarray] | None, start_token: int) -> dict:
+def step_inputs(method: DistillationConfig, batch: dict, samples: list[np.ndarray] | None, start_token: int) -> dict:
     """A collated batch to the rows of a step: input_ids, labels [N, T], row [N] (whose source), and of them
     `hard` rows scored by cross-entropy on human summaries, `soft` rows by the method, `sampled` ones or not; when the method
     reads the human summaries themselves, one row is both. `samples`: the drafter's own, in place of the fixed ones."""
@@ -132,7 +132,7 @@ def step_inputs(method: Distillation, batch: dict, samples: list[np.ndarray] | N
         kd = fixed_rows(method, batch) if samples is None else samples
     shared = bool(kd) and samples is None and method.data == "gold"
     gold = batch["gold"] if method.loss and not shared else []
-    input_ids, labels = pad_rows([*gold, *kd], start_token)
+    input_ids, labels = pad_sequences([*gold, *kd], start_token)
     places = torch.arange(B)
     out = {name: batch[name] for name in ("source_ids", "source_mask", "article", "encoder_output") if name in batch}
     return out | {
@@ -148,7 +148,7 @@ def token_counts(inputs: dict) -> tuple[int, int]:
     return int(scored[: inputs["hard"]].sum()), int(scored[len(scored) - inputs["soft"] :].sum())
 
 
-def step_loss(method: Distillation, inputs: dict, logits: Tensor, ask, counts: tuple[float, float]) -> Tensor:
+def step_loss(method: DistillationConfig, inputs: dict, logits: Tensor, ask, counts: tuple[float, float]) -> Tensor:
     """The loss of a step: sums over its places over `counts`, the places of ALL rows of the update (token_counts).
 
     logits [N, V]: the drafter's, of the scored places. ask(rows) gives the teacher's there, [M, V], for the last

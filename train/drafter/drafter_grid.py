@@ -17,9 +17,9 @@ from foredraft.atomic_write import write_atomic
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
 from foredraft.train.drafter.distillation_methods import METHODS
-from foredraft.train.drafter.train_drafter import DrafterRecipe, train_drafter
-from foredraft.train.drafter.training_context import TargetKit
-from foredraft.train.target.history import machine
+from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, train_drafter
+from foredraft.train.drafter.training_context import TrainingContext
+from foredraft.train.history import machine
 
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
 KNOWN = (*DRAFTERS, "head")
@@ -31,13 +31,13 @@ LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "head": 1e-3, "t5small": 5e-4, "t5s
 
 
 @dataclass(frozen=True)
-class Plan:
+class DrafterGrid:
     """The runs: drafters x (baseline, methods) x seeds, `recipe` with their settings in place."""
 
     drafters: tuple[str, ...] = DRAFTERS
     methods: tuple[str, ...] = (BASELINE, *METHODS)
     seeds: tuple[int, ...] = (0,)
-    recipe: DrafterRecipe = DrafterRecipe()
+    recipe: DrafterTrainingConfig = DrafterTrainingConfig()
     sizes: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()  # by drafter
     steps: tuple[tuple[str, int], ...] = ()  # by drafter, where not the recipe's
     learning_rate: float | None = None  # for all; None: LEARNING_RATES
@@ -61,7 +61,7 @@ class Plan:
         return [(drafter, method, seed) for seed in self.seeds for method in self.methods for drafter in self.drafters
                 if drafter != "ngram" or (method in (BASELINE, "Seq_KD") and seed == self.seeds[0])]
 
-    def recipe_of(self, drafter: str, method: str, seed: int) -> DrafterRecipe:
+    def recipe_of(self, drafter: str, method: str, seed: int) -> DrafterTrainingConfig:
         """A baseline is cross-entropy on the human summaries; a method is its own term alone, in as many steps on as many
         articles, so that the two read equally much."""
         base = self.recipe.method
@@ -85,7 +85,7 @@ def result_of(folder: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def train_matrix(plan: Plan, kit: TargetKit, articles: Articles, held: dict[float, Articles], out: Path,
+def train_grid(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held: dict[float, Articles], out: Path,
                  say: Callable[[str], None] = print) -> tuple[list[dict], list[str]]:
     """Train what is not yet trained; returns the results of all finished runs, and what failed, a line each.
 
@@ -126,7 +126,7 @@ def train_matrix(plan: Plan, kit: TargetKit, articles: Articles, held: dict[floa
     return [result for result in found if result is not None], failures
 
 
-def _run(plan: Plan, kit: TargetKit, articles: Articles, held: dict[float, Articles], folder: Path, drafter: str,
+def _run(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held: dict[float, Articles], folder: Path, drafter: str,
          method: str, seed: int) -> dict | None:
     if drafter == "ngram":
         return _fit_ngram(plan, kit, articles, folder, method)
@@ -136,7 +136,7 @@ def _run(plan: Plan, kit: TargetKit, articles: Articles, held: dict[float, Artic
                          resume=resume, progress=False)
 
 
-def _fit_ngram(plan: Plan, kit: TargetKit, articles: Articles, folder: Path, method: str) -> dict:
+def _fit_ngram(plan: DrafterGrid, kit: TrainingContext, articles: Articles, folder: Path, method: str) -> dict:
     """A table of the human summaries, or of as many of the target's own: the first of each article."""
     from foredraft.train.drafter.fit_ngram import fit_ngram
 

@@ -14,7 +14,7 @@ from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import T5Weights, copy_weights
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft, Verification
-from foredraft.kernels.core.philox import row_seed, uniform_reference
+from foredraft.kernels.core.philox import request_seed, uniform_reference
 from foredraft.kernels.sampling.sample import SAMPLE
 
 # Tokens a drafter runs ahead between two looks, and the random streams of the teacher's tokens and of the mixture's coin.
@@ -64,7 +64,7 @@ def student_samples(drafter: Drafter, target: T5, sources: list[Tensor], encoded
     sources: [S_i] int64; encoded: the target's encoder outputs [S_i, C] float32. temperature 0 is greedy.
     """
     rows = range(len(sources))
-    state = _state(target, len(sources), longest, AHEAD, temperature, [row_seed(seed, row) for row in rows])
+    state = _state(target, len(sources), longest, AHEAD, temperature, [request_seed(seed, row) for row in rows])
     drafter.admit(rows, sources, encoded)
     hidden = torch.zeros(len(sources), AHEAD + 1, target.config.d_model)
     while not bool((state.finished | (state.lengths > longest)).all()):
@@ -81,13 +81,13 @@ def mixed_samples(drafter: Drafter, target: T5, sources: list[Tensor], encoded: 
                   teacher_mix: float) -> list[np.ndarray]:
     """The same, each token drawn from `teacher_mix` p + (1 - teacher_mix) q at temperature 1 (Gu et al. 2024, eq. 5)."""
     B, rows, V = len(sources), range(len(sources)), target.config.vocab_size
-    seeds = [row_seed(seed, row) for row in rows]
+    seeds = [request_seed(seed, row) for row in rows]
     state = _state(target, B, longest, 1, 1.0, seeds)
     target.reserve(B, state.capacity + 1, 1, max(map(len, sources)))
     for row, output in zip(rows, encoded, strict=True):
         target.attend_to(row, output)
     drafter.admit(rows, sources, encoded)
-    own_seeds = np.array([row_seed(own, TEACHER) for own in seeds], np.int64)
+    own_seeds = np.array([request_seed(own, TEACHER) for own in seeds], np.int64)
     chosen, distribution, lse = np.zeros(B, np.int64), np.empty((B, V), np.float32), np.empty(B)
     one, off = np.ones(B, np.float32), np.zeros(B, np.int64)
     while not bool((state.finished | (state.lengths > longest)).all()):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from foredraft.errors import UserError
-from foredraft.train.data.drafter_data import pad_rows
+from foredraft.train.data.drafter_data import pad_sequences
 from foredraft.train.data.pairs import IGNORE
 from foredraft.train.trainer import fuse_gelu
 
@@ -70,7 +70,7 @@ class TopLogits:
         return torch.from_numpy(ids), torch.from_numpy(log_p)
 
 
-def keep_top_logits(folder: str | Path, teacher: Teacher | None, target_hash: str, sources: list[np.ndarray],
+def cache_top_logits(folder: str | Path, teacher: Teacher | None, target_hash: str, sources: list[np.ndarray],
                     summaries: list[np.ndarray], k: int, temperature: float, start_token: int = 0,
                     batch_size: int = 16) -> TopLogits:
     """Open the arrays of these summaries in `folder`, or make them with the teacher."""
@@ -89,10 +89,10 @@ def keep_top_logits(folder: str | Path, teacher: Teacher | None, target_hash: st
         device = teacher.model.device
         for first in range(0, len(summaries), batch_size):
             part = slice(first, first + batch_size)
-            source_ids, source_labels = pad_rows(sources[part], start_token)
+            source_ids, source_labels = pad_sequences(sources[part], start_token)
             mask = (source_labels != IGNORE).long()
             source_ids = source_labels.masked_fill(source_labels == IGNORE, 0)
-            input_ids, labels = pad_rows(summaries[part], start_token)
+            input_ids, labels = pad_sequences(summaries[part], start_token)
             encoded = teacher.encode(source_ids.to(device), mask.to(device))
             logits = teacher.logits(input_ids.to(device), encoded, mask.to(device), (labels != IGNORE).to(device))
             top = torch.log_softmax(logits.float() / temperature, -1).topk(k)

@@ -17,24 +17,24 @@ from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles, DrafterDataset, collate_drafter
 from foredraft.train.data.pairs import IGNORE, LengthGroups
-from foredraft.train.drafter.distillation_methods import Distillation, step_inputs, step_loss, token_counts
+from foredraft.train.drafter.distillation_methods import DistillationConfig, step_inputs, step_loss, token_counts
 from foredraft.train.drafter.student_samples import drafter_of, mixed_samples, student_samples
-from foredraft.train.drafter.teacher import TopLogits, keep_top_logits
-from foredraft.train.drafter.training_alpha import own_distributions
-from foredraft.train.drafter.training_context import TargetKit
-from foredraft.train.target.history import describe_run, record_run
-from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
+from foredraft.train.drafter.teacher import TopLogits, cache_top_logits
+from foredraft.train.drafter.training_alpha import teacher_forced_alpha
+from foredraft.train.drafter.training_context import TrainingContext
+from foredraft.train.history import describe_run, record_run
+from foredraft.train.trainer import TrainerMixin, Watch, checkpoint_step, fuse_gelu
 
 # Weight of the regression on the target's features, where a drafter predicts them, beside the terms of the method.
 FEATURE_LOSS = 0.1
 
 
 @dataclass(frozen=True)
-class DrafterRecipe:
+class DrafterTrainingConfig:
     """Everything that decides a drafter's weights, besides its data and its target."""
 
     drafter: str = "lstm"
-    method: Distillation = field(default_factory=Distillation)
+    method: DistillationConfig = field(default_factory=DistillationConfig)
     init: str | None = None  # a trained drafter or T5 checkpoint to start from; None: made from the target
     sizes: tuple[tuple[str, object], ...] = ()  # entries of the drafter's config
     steps: int = 2000
@@ -64,13 +64,13 @@ class Student(torch.nn.Module):
         return self.drafter(*inputs, **options)
 
 
-class DistillTrainer(RunTrainer, Trainer):
+class DistillationTrainer(TrainerMixin, Trainer):
     """Trainer of a drafter's module: prepares a step's summaries, asks the teacher, keeps the best checkpoint by alpha."""
 
     # compute_loss divides by the places of the whole update
     loss_is_scaled_for_ga = True
 
-    def __init__(self, recipe: DrafterRecipe, kit: TargetKit, articles: Articles, held: dict[float, Articles],
+    def __init__(self, recipe: DrafterTrainingConfig, kit: TrainingContext, articles: Articles, held: dict[float, Articles],
                  top: TopLogits | None, **arguments):
         super().__init__(recipe, **arguments)
         self.kit, self.articles, self.held, self.top = kit, articles, held, top
@@ -156,7 +156,7 @@ class DistillTrainer(RunTrainer, Trainer):
         model = self.drafter
         training, began = model.training, time.perf_counter()
         model.eval()
-        metrics = {f"{metric_key_prefix}_alpha_T{temperature:g}": own_distributions(model, self.kit, articles, temperature)
+        metrics = {f"{metric_key_prefix}_alpha_T{temperature:g}": teacher_forced_alpha(model, self.kit, articles, temperature)
                    for temperature, articles in self.held.items()}
         model.train(training)
         metrics[f"{metric_key_prefix}_alpha"] = sum(metrics.values()) / len(metrics)
@@ -181,7 +181,7 @@ class DistillTrainer(RunTrainer, Trainer):
         self.drafter.load_state_dict(type(self.drafter).load(folder, self.kit.folder).state_dict())
 
 
-def new_drafter(recipe: DrafterRecipe, target: str | Path) -> torch.nn.Module:
+def new_drafter(recipe: DrafterTrainingConfig, target: str | Path) -> torch.nn.Module:
     """A drafter's module in fp32, made from the target's folder or read from `init`. A t5small has half of the target's
     encoder and decoder layers unless `sizes` say otherwise: with all of them it would be the target."""
     if recipe.init is not None:
@@ -199,7 +199,7 @@ def new_drafter(recipe: DrafterRecipe, target: str | Path) -> torch.nn.Module:
     return model_class(recipe.drafter).from_target(target, **sizes)
 
 
-def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles], out: str | Path, recipe: DrafterRecipe,
+def train_drafter(kit: TrainingContext, articles: Articles, held: dict[float, Articles], out: str | Path, recipe: DrafterTrainingConfig,
                   evaluate_every: int = 200, save_every: int = 200, log_every: int = 20, keep: int = 2,
                   resume: bool = False, progress: bool = True) -> dict | None:
     """Train and write the best drafter, by alpha on `held` (temperature: articles with the target's own output there),
@@ -236,7 +236,7 @@ def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles
         top = _top_logits(kit, articles, recipe.method)
     model = new_drafter(recipe, kit.folder)
     fuse_gelu(model)
-    trainer = DistillTrainer(
+    trainer = DistillationTrainer(
         recipe, kit, articles, held, top, model=Student(model), args=arguments, data_collator=collate_drafter,
         train_dataset=DrafterDataset(articles, recipe.seed), eval_dataset=DrafterDataset(next(iter(held.values()))),
         callbacks=[watch := Watch(out / "log.jsonl")])
@@ -258,7 +258,7 @@ def train_drafter(kit: TargetKit, articles: Articles, held: dict[float, Articles
     return figures
 
 
-def check_summaries(method: Distillation, articles: Articles) -> None:
+def check_summaries(method: DistillationConfig, articles: Articles) -> None:
     """UserError when articles lack a summary that the method reads."""
     if (method.loss or (method.kd_loss and method.data != "pseudo")) and any(gold is None for gold in articles.gold):
         raise UserError("human summaries are asked for; give --data, a pair file, or --loss 0 and --kd-data pseudo")
@@ -267,7 +267,7 @@ def check_summaries(method: Distillation, articles: Articles) -> None:
                         "pseudo makes one), or --kd-data gold")
 
 
-def _top_logits(kit: TargetKit, articles: Articles, method: Distillation) -> TopLogits | None:
+def _top_logits(kit: TrainingContext, articles: Articles, method: DistillationConfig) -> TopLogits | None:
     if not method.teacher_logits or not method.kd_loss or method.form == "labels":
         return None
     rows = articles.gold if method.data == "gold" else [own[0] if own else None for own in articles.own]
@@ -275,7 +275,7 @@ def _top_logits(kit: TargetKit, articles: Articles, method: Distillation) -> Top
         raise UserError("--teacher-logits: some articles have no such summary; give --data or --pseudo-dataset-path")
     if method.data == "pseudo" and any(len(own) > 1 for own in articles.own):
         raise UserError("--teacher-logits keeps one summary of each article; give one pseudo-dataset of one sample each")
-    return keep_top_logits(kit.cache, kit.teacher, kit.hash, articles.sources, rows, method.teacher_logits, method.kd_temp,
+    return cache_top_logits(kit.cache, kit.teacher, kit.hash, articles.sources, rows, method.teacher_logits, method.kd_temp,
                            kit.engine.start_token)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foredraft.train.data.drafter_data import collate_drafter, pad_rows
+from foredraft.train.data.drafter_data import collate_drafter, pad_sequences
 from foredraft.train.data.pairs import IGNORE
 
 
@@ -19,7 +19,7 @@ def overlaps(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def own_distributions(model, kit, articles, temperature: float, batch_size: int = 8) -> float:
+def teacher_forced_alpha(model, kit, articles, temperature: float, batch_size: int = 8) -> float:
     """E[sum_x min(p, q)] over every prefix of the articles' first own summaries (Leviathan et al. 2023, Corollary 3.6)."""
     total = places = 0.0
     encodings = kit.encoded(articles)
@@ -29,7 +29,7 @@ def own_distributions(model, kit, articles, temperature: float, batch_size: int 
         part = numbers[first : first + batch_size]
         batch = collate_drafter([{"article": i, "source": articles.sources[i], "gold": None, "own": articles.own[i][0],
                                   "coin": 0.0} for i in part])
-        input_ids, labels = pad_rows(batch["own"], kit.engine.start_token)
+        input_ids, labels = pad_sequences(batch["own"], kit.engine.start_token)
         scored = labels != IGNORE
         source_ids, mask = batch["source_ids"], batch["source_mask"]
         if encodings is None:

@@ -13,7 +13,7 @@ from foredraft.train.data.encoder_outputs import EncodedSources, encode_sources
 from foredraft.train.drafter.teacher import Teacher
 
 
-class TargetKit:
+class TrainingContext:
     """A target as its drafters' trainings need it; each part is made at its first use and shared by all runs."""
 
     def __init__(self, folder: str | Path, cache: str | Path, device: str = "cpu", keep_encodings: bool = True):

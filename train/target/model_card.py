@@ -16,10 +16,10 @@ from foredraft.atomic_write import write_atomic
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.errors import UserError
 from foredraft.train.data.pairs import END, load_pairs, read_pairs
+from foredraft.train.history import command, machine, read_history
 from foredraft.train.target.export import read_tokenizer
-from foredraft.train.target.history import command, machine, read_history
 from foredraft.train.target.target_metrics import copied_share, repeats, rouge, source_losses, span_accuracy, words
-from foredraft.train.target.train_target import Recipe
+from foredraft.train.target.train_target import TargetTrainingConfig
 
 LONGEST = 128
 LEAD_TOKENS = 56
@@ -199,7 +199,7 @@ human ones do); {record["repeated_4pieces"]:.0%} repeat four of the tokenizer's 
 
 def _making(history: list[dict]) -> str:
     lines = ["## How it was made", "```"]
-    lines += [command(run, Recipe) for run in history]
+    lines += [command(run, TargetTrainingConfig) for run in history]
     lines.append("```")
     for run in history:
         first, last, of = run["first_step"], run["last_step"], run["machine"]

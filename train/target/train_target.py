@@ -14,16 +14,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from foredraft.errors import UserError
 from foredraft.train.data.extracts import mix_extracts
 from foredraft.train.data.pairs import LengthGroups, PairDataset, collate, find_split, fingerprint, load_pairs
+from foredraft.train.history import describe_run, record_run
 from foredraft.train.target.copy_init import copy_init
 from foredraft.train.target.export import export_target, read_tokenizer
-from foredraft.train.target.history import describe_run, record_run
 from foredraft.train.target.target_losses import repetition_loss, target_loss
 from foredraft.train.target.target_metrics import span_accuracy, summary_figures
-from foredraft.train.trainer import RunTrainer, Watch, checkpoint_step, fuse_gelu
+from foredraft.train.trainer import TrainerMixin, Watch, checkpoint_step, fuse_gelu
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TargetTrainingConfig:
     """Everything that decides a target's weights, besides its data."""
 
     init: str = "copy"
@@ -50,7 +50,7 @@ class Recipe:
     lowercase: bool = False  # the tokenizer lower-cases its input
 
 
-def new_target(recipe: Recipe) -> T5ForConditionalGeneration:
+def new_target(recipe: TargetTrainingConfig) -> T5ForConditionalGeneration:
     """A model in fp32: a fresh one with the copy circuit or random weights, or the checkpoint that ``init`` names."""
     model = _initial(recipe)
     # T5 has no position limit of its own; this records how long a source it was trained on
@@ -59,7 +59,7 @@ def new_target(recipe: Recipe) -> T5ForConditionalGeneration:
     return model
 
 
-def _initial(recipe: Recipe) -> T5ForConditionalGeneration:
+def _initial(recipe: TargetTrainingConfig) -> T5ForConditionalGeneration:
     if recipe.init not in ("copy", "random"):
         if not (Path(recipe.init) / "config.json").is_file():
             raise UserError(f"--init {recipe.init}: neither 'copy' nor 'random' nor a checkpoint directory")
@@ -84,7 +84,7 @@ def _initial(recipe: Recipe) -> T5ForConditionalGeneration:
     return model
 
 
-class TargetTrainer(RunTrainer, Seq2SeqTrainer):
+class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
     """Seq2SeqTrainer with the loss, order and probes of a target."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -117,7 +117,7 @@ class TargetTrainer(RunTrainer, Seq2SeqTrainer):
         return {**metrics, **extra}
 
 
-def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: Recipe) -> Path:
+def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: TargetTrainingConfig) -> Path:
     """The pair file with a share of its summaries replaced, made once and kept in ``cache``."""
     if pairs.suffix == ".npz":
         raise UserError(f"{pairs}: holds ids; extracts are chosen from text, so give a .jsonl or .jsonl.gz")
@@ -132,7 +132,7 @@ def train_target(
     data: str | Path,
     out: str | Path,
     tokenizer_path: str | Path,
-    recipe: Recipe,
+    recipe: TargetTrainingConfig,
     validation: str | Path | None = None,
     evaluate_every: int = 500,
     evaluate_examples: int = 64,

@@ -28,7 +28,7 @@ from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.engine.verify import verify
 from foredraft.errors import UserError
-from foredraft.train.drafter.compact import frequent_ids
+from foredraft.train.drafter.compact import frequent_tokens
 
 # Goals of the adaptive exit and starts of its threshold that are tried for the skip set that was found, beside a fixed K:
 # the threshold moves by a thousandth a round, so that its start counts.
@@ -65,7 +65,7 @@ class Bench:
             self.encoded = self.target.admit(range(len(sources)), self.sources)
             self.truth = self._rows(self._decode(NoDrafter(), 0))
         if draft_vocab:
-            self.ids = frequent_ids(self.truth, draft_vocab, self.target.config.vocab_size, self.target.end_token)
+            self.ids = frequent_tokens(self.truth, draft_vocab, self.target.config.vocab_size, self.target.end_token)
 
     def drafter(self, kept: np.ndarray, goal: float = 0.0, threshold: float = THRESHOLD) -> SelfDrafter:
         drafter = SelfDrafter(self.target, kept, goal, threshold, self.ids)

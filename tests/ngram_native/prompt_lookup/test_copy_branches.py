@@ -7,7 +7,7 @@ import pytest
 
 from foredraft.engine.drafters.tree_shape import Shape
 from foredraft.ngram_native.prompt_lookup.copy_branches import branch_reference
-from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, SuffixIndex
+from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, PromptLookupIndex
 
 END = 1
 
@@ -32,7 +32,7 @@ def test_an_example():
 def test_compiled_equals_brute_force(shape):
     rng, parents = np.random.default_rng(3), np.array(Shape.parse(shape).parents)
     B, T, K = 6, 40, 9
-    index, branched = SuffixIndex(1, 3), 0
+    index, branched = PromptLookupIndex(1, 3), 0
     for _ in range(30):
         source = [np.append(rng.integers(2, 6, rng.integers(1, 30)), END) for _ in range(B)]
         for row in range(B):

@@ -11,7 +11,7 @@ from foredraft.engine.state import PROPOSERS
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.prompt_lookup.copy_rules import propose_reference
 from foredraft.ngram_native.prompt_lookup.hash_chains import WINDOW
-from foredraft.ngram_native.prompt_lookup.source_index import SuffixIndex
+from foredraft.ngram_native.prompt_lookup.source_index import PromptLookupIndex
 from foredraft.ngram_native.smooth import fit
 
 END = 1
@@ -31,7 +31,7 @@ class Rows:
     def output(self, row: int) -> list[int]:
         return self.tokens[row, 1 : self.lengths[row]].tolist()
 
-    def propose(self, index: SuffixIndex, allowed: list[int], width: int, cost: float = 0.0, table=None) -> list[list[int]]:
+    def propose(self, index: PromptLookupIndex, allowed: list[int], width: int, cost: float = 0.0, table=None) -> list[list[int]]:
         proposed = np.full((len(self.tokens), width), -7, np.int64)
         lengths = np.full(len(self.tokens), -7, np.int64)
         self.proposers = np.zeros((len(self.tokens), width), np.uint8)
@@ -51,7 +51,7 @@ def some_ids(draw: np.random.Generator, alphabet: int, size: int) -> list[int]:
 def test_equals_brute_force_at_every_round(min_match, max_match, alphabet):
     """Ragged rows, ids committed a few at a time, rows admitted anew in used slots, sources with and without an end."""
     draw = np.random.default_rng(min_match * 100 + max_match * 10 + alphabet)
-    index, trust = SuffixIndex(min_match, max_match), [0.5] * (max_match + 1)
+    index, trust = PromptLookupIndex(min_match, max_match), [0.5] * (max_match + 1)
     for rows in (3, 1, 5):
         state = Rows(rows, 80)
         sources = [some_ids(draw, alphabet, draw.integers(0, 40)) for _ in range(rows)]
@@ -73,7 +73,7 @@ def test_with_a_table_and_a_history_equals_brute_force(cost):
     draw = np.random.default_rng(7)
     texts = [[0, *some_ids(draw, 6, 12), END] for _ in range(30)]
     table = fit(count(np.concatenate(texts), np.arange(0, 14 * 30 + 1, 14), 3, 12))
-    index, past, proposers = SuffixIndex(1, 3, history=1000), [], set()
+    index, past, proposers = PromptLookupIndex(1, 3, history=1000), [], set()
     for _ in range(12):
         state, source = Rows(1, 80), some_ids(draw, 6, 15)
         index.admit(0, np.array(source))
@@ -92,7 +92,7 @@ def test_with_a_table_and_a_history_equals_brute_force(cost):
 
 
 def test_the_history_forgets_the_oldest_and_is_bounded():
-    index, state = SuffixIndex(1, 4, history=8), Rows(1, 20)
+    index, state = PromptLookupIndex(1, 4, history=8), Rows(1, 20)
     index.remember(np.array([5, 6, 7, END]))
     state.extend(0, [5])
     index.admit(0, np.zeros(0, np.int64))
@@ -105,7 +105,7 @@ def test_the_history_forgets_the_oldest_and_is_bounded():
 
 def test_threads_share_an_index():
     """Every thread has a slot of its own; what they remember is all there at the end."""
-    index = SuffixIndex(1, 4, history=5000)
+    index = PromptLookupIndex(1, 4, history=5000)
     for slot in range(4):
         index.admit(slot, np.arange(2, 50))
 
@@ -121,7 +121,7 @@ def test_threads_share_an_index():
 
 
 def test_confidence_follows_what_is_kept():
-    index, state = SuffixIndex(1, 2), Rows(1, 400)
+    index, state = PromptLookupIndex(1, 2), Rows(1, 400)
     index.admit(0, np.array([*range(10, 300), END]))
     state.extend(0, [10])
     for token in range(11, 200):
@@ -138,18 +138,18 @@ def test_confidence_follows_what_is_kept():
 def test_incremental_equals_rebuilt():
     draw = np.random.default_rng(0)
     source, output = draw.integers(2, 6, 50), draw.integers(2, 6, 60).tolist()
-    grown, state = SuffixIndex(1, 4), Rows(1, 80)
+    grown, state = PromptLookupIndex(1, 4), Rows(1, 80)
     grown.admit(0, source)
     for token in output:
         state.extend(0, [token])
-        rebuilt = SuffixIndex(1, 4)
+        rebuilt = PromptLookupIndex(1, 4)
         rebuilt.admit(0, source)
         assert state.propose(grown, [5], 5) == state.propose(rebuilt, [5], 5)
 
 
 def test_a_collision_is_never_a_match():
     """20,000 distinct ids share 8,192 buckets: every chain holds several, and one id of it is the right one."""
-    index, state = SuffixIndex(1, 4), Rows(1, 400)
+    index, state = PromptLookupIndex(1, 4), Rows(1, 400)
     index.admit(0, np.arange(2, 20_000))
     for token in (17, 9_000, 19_998):
         state.extend(0, [token])
@@ -159,7 +159,7 @@ def test_a_collision_is_never_a_match():
 def test_an_old_output_leaves_the_window():
     """Beyond the window a position is forgotten, never misread."""
     window = WINDOW
-    state, index = Rows(1, 3 * window), SuffixIndex(1, 4)
+    state, index = Rows(1, 3 * window), PromptLookupIndex(1, 4)
     index.admit(0, np.zeros(0, np.int64))
     filler = np.arange(10, 10 + 2 * window)
     state.extend(0, [5, 6, *filler[: window - 10].tolist(), 5])
@@ -171,7 +171,7 @@ def test_an_old_output_leaves_the_window():
 
 
 def test_growth_keeps_the_requests_that_run():
-    index, state = SuffixIndex(1, 4), Rows(2, 20)
+    index, state = PromptLookupIndex(1, 4), Rows(2, 20)
     index.admit(0, np.array([5, 6, 7, 8, END]))
     state.extend(0, [5])
     assert state.propose(index, [4, 0], 4)[0] == [6, 7, 8]
@@ -182,7 +182,7 @@ def test_growth_keeps_the_requests_that_run():
 
 
 def test_release_forgets():
-    index, state = SuffixIndex(1, 4), Rows(1, 20)
+    index, state = PromptLookupIndex(1, 4), Rows(1, 20)
     index.admit(0, np.array([5, 6, 7, END]))
     state.extend(0, [5])
     index.release(0)
@@ -192,4 +192,4 @@ def test_release_forgets():
 
 def test_bounds_are_checked():
     with pytest.raises(ValueError, match="min_match"):
-        SuffixIndex(3, 2)
+        PromptLookupIndex(3, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foredraft.errors import UserError
-from foredraft.train.data.drafter_data import DrafterDataset, collate_drafter, pad_rows, read_drafter_data
+from foredraft.train.data.drafter_data import DrafterDataset, collate_drafter, pad_sequences, read_drafter_data
 from foredraft.train.data.pairs import IGNORE
 from foredraft.train.data.pseudo import article_id
 
@@ -39,7 +39,7 @@ def test_summaries_are_paired_by_the_article_and_not_by_the_line(files, word_tok
 
 
 def test_labels_are_shifted_and_padding_is_never_scored():
-    input_ids, labels = pad_rows([np.array([7, 8, 9, 1], np.uint16), np.array([5], np.uint16)])
+    input_ids, labels = pad_sequences([np.array([7, 8, 9, 1], np.uint16), np.array([5], np.uint16)])
     assert input_ids.tolist() == [[0, 7, 8, 9], [0, 5, 0, 0]]
     assert labels.tolist() == [[7, 8, 9, 1], [5, IGNORE, IGNORE, IGNORE]]
 

@@ -12,7 +12,7 @@ import pytest
 
 from foredraft.errors import UserError
 from foredraft.train.data import pseudo as module
-from foredraft.train.data.pseudo import Engine, Order, article_id, pseudo
+from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, article_id, pseudo
 from foredraft.train.data.shards import read_pseudo
 
 N = 14
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 def make(data, out, model, workers=1, **order):
     settings = {"shard_size": 4, "max_new_tokens": 6, **order}
-    return pseudo(data, out, Order(**settings), Engine(str(model), batch_size=3), workers, progress=False)
+    return pseudo(data, out, PseudoConfig(**settings), EngineConfig(str(model), batch_size=3), workers, progress=False)
 
 
 def shards(folder):
@@ -101,8 +101,8 @@ def dying(records, path):
     done.append(path)
     write(records, path)
 module.write_shard = dying
-order = module.Order(1.0, 2, 3, 6, None, 4)
-module.pseudo(data, out, order, module.Engine(model, batch_size=3), progress=False)
+order = module.PseudoConfig(1.0, 2, 3, 6, None, 4)
+module.pseudo(data, out, order, module.EngineConfig(model, batch_size=3), progress=False)
 """
 
 
@@ -157,9 +157,9 @@ def test_other_settings_or_another_target_do_not_mix(sampled, data, tiny_model_p
 
 def test_bad_orders(data, tmp_path, tiny_checkpoints):
     with pytest.raises(UserError, match="would repeat one summary"):
-        Order(samples_per_article=2)
+        PseudoConfig(samples_per_article=2)
     with pytest.raises(UserError, match="--format csv"):
-        Order(format="csv")
+        PseudoConfig(format="csv")
     with pytest.raises(UserError, match="tokenizer.json is missing"):
         make(data, tmp_path / "a", tiny_checkpoints["v1.0"])
     with pytest.raises(UserError, match="no pseudo-dataset here"):

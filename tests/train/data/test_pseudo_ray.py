@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from foredraft.train.data import pseudo as module
-from foredraft.train.data.pseudo import Engine, Order, missing_shards, open_folder, pseudo
+from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, missing_shards, open_folder, pseudo
 from foredraft.train.data.shards import read_pseudo
 
 
@@ -19,7 +19,7 @@ def test_two_ray_workers_of_which_one_is_killed(tiny_model_path, tmp_path):
     data = tmp_path / "articles.jsonl"
     texts = [" ".join(f"w{3 + (5 * i + j) % 90}" for j in range(6 + i % 7)) for i in range(24)]
     data.write_text("".join(json.dumps({"article": text}) + "\n" for text in texts))
-    order, engine = Order(temperature=1.0, shard_size=2, max_new_tokens=6), Engine(str(tiny_model_path), batch_size=2)
+    order, engine = PseudoConfig(temperature=1.0, shard_size=2, max_new_tokens=6), EngineConfig(str(tiny_model_path), batch_size=2)
     pseudo(data, tmp_path / "one", order, engine, progress=False)
     out, pids, killed = tmp_path / "ray", [], []
     manifest = open_folder(data, out, order, engine)

@@ -10,7 +10,7 @@ import foredraft
 from foredraft.engine.drafters.neural.lstm import LSTMModel
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
-from foredraft.train.drafter.compact import compact_drafter, frequent_ids
+from foredraft.train.drafter.compact import compact_drafter, frequent_tokens
 
 SIZES = dict(hidden_size=8, num_heads=2, d_kv=6, d_ff=16)
 
@@ -20,10 +20,10 @@ def rows(*texts):
 
 
 def test_the_most_frequent_ids_come_first_and_the_end_token_is_among_them():
-    assert frequent_ids(rows([5, 5, 5, 7], [7, 9, 3]), 4, 20, end_token=1).tolist() == [1, 5, 7, 3]
-    assert frequent_ids([], 2, 20, end_token=1).tolist() == [1, 0]
+    assert frequent_tokens(rows([5, 5, 5, 7], [7, 9, 3]), 4, 20, end_token=1).tolist() == [1, 5, 7, 3]
+    assert frequent_tokens([], 2, 20, end_token=1).tolist() == [1, 0]
     with pytest.raises(UserError, match="--draft-vocab 21"):
-        frequent_ids([], 21, 20, end_token=1)
+        frequent_tokens([], 21, 20, end_token=1)
 
 
 def test_a_compacted_drafter_drafts_its_ids_and_the_sources(tiny_model_path, tmp_path):

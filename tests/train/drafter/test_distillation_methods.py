@@ -8,7 +8,7 @@ from foredraft.errors import UserError
 from foredraft.train.data.pairs import IGNORE
 from foredraft.train.drafter.distillation_methods import (
     METHODS,
-    Distillation,
+    DistillationConfig,
     fixed_rows,
     step_inputs,
     step_loss,
@@ -42,7 +42,7 @@ def loss_of(method, batch, samples=None):
 
 
 def test_the_baseline_is_cross_entropy_on_human_summaries_alone(batch):
-    inputs, logits, _, counts, value = loss_of(Distillation(loss=1, kd_loss=0), batch)
+    inputs, logits, _, counts, value = loss_of(DistillationConfig(loss=1, kd_loss=0), batch)
     assert inputs["labels"].tolist() == [[2, 3, 1], [4, 1, IGNORE]] and counts == (5, 0)
     assert inputs["input_ids"].tolist() == [[0, 2, 3], [0, 4, 1]]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 3, 1, 4, 1]))
@@ -50,7 +50,7 @@ def test_the_baseline_is_cross_entropy_on_human_summaries_alone(batch):
 
 
 def test_seq_kd_weighs_the_two_kinds_of_summary(batch):
-    inputs, logits, _, counts, value = loss_of(Distillation(loss=0.5, kd_loss=2.0), batch)
+    inputs, logits, _, counts, value = loss_of(DistillationConfig(loss=0.5, kd_loss=2.0), batch)
     assert inputs["row"].tolist() == [0, 1, 0, 1] and counts == (5, 5)
     hard, soft = (torch.nn.functional.cross_entropy(part, torch.tensor(labels))
                   for part, labels in ((logits[:5], [2, 3, 1, 4, 1]), (logits[5:], [5, 1, 6, 6, 6])))
@@ -58,7 +58,7 @@ def test_seq_kd_weighs_the_two_kinds_of_summary(batch):
 
 
 def test_supervised_kd_reads_human_summaries_once_and_carries_t_squared(batch):
-    method = Distillation(loss=1, kd_loss=1, distill_method="Supervised_KD", kd_temp=4.0)
+    method = DistillationConfig(loss=1, kd_loss=1, distill_method="Supervised_KD", kd_temp=4.0)
     inputs, logits, teacher, counts, value = loss_of(method, batch)
     assert len(inputs["labels"]) == 2 and counts == (5, 5)
     p, q = torch.softmax(teacher / 4, -1), torch.log_softmax(logits / 4, -1)
@@ -69,7 +69,7 @@ def test_supervised_kd_reads_human_summaries_once_and_carries_t_squared(batch):
 
 def test_imit_kd_takes_the_teachers_argmax_after_the_drafters_prefixes(batch):
     samples = [np.array([3, 3], np.uint16), np.array([1], np.uint16)]
-    inputs, logits, teacher, counts, value = loss_of(Distillation(loss=0, distill_method="Imit_KD"), batch, samples)
+    inputs, logits, teacher, counts, value = loss_of(DistillationConfig(loss=0, distill_method="Imit_KD"), batch, samples)
     assert inputs["input_ids"].tolist() == [[0, 3], [0, 1]] and counts == (0, 3)
     expected = torch.nn.functional.cross_entropy(logits, teacher.argmax(-1))
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -78,7 +78,7 @@ def test_imit_kd_takes_the_teachers_argmax_after_the_drafters_prefixes(batch):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_blind_to_padding(batch, name):
     """Longer neighbours change nothing in a row's share."""
-    method = Distillation(loss=0, distill_method=name, lmbda=0.0 if name != "MiniLLM" else None, kd_temp=1)
+    method = DistillationConfig(loss=0, distill_method=name, lmbda=0.0 if name != "MiniLLM" else None, kd_temp=1)
     samples = batch["own"] if name in ("Imit_KD", "MiniLLM") else None
     inputs, logits, teacher, counts, value = loss_of(method, batch, samples)
     parts, start = 0.0, 0
@@ -91,30 +91,30 @@ def test_every_method_is_blind_to_padding(batch, name):
 
 
 def test_mixtures(batch):
-    rows = fixed_rows(Distillation(distill_method="f_Distill", kd_data="mixed"), batch)
+    rows = fixed_rows(DistillationConfig(distill_method="f_Distill", kd_data="mixed"), batch)
     assert [row.tolist() for row in rows] == [[5, 1], [4, 1]]
-    method = Distillation(distill_method="on_policy_GKD", lmbda=0.3)
+    method = DistillationConfig(distill_method="on_policy_GKD", lmbda=0.3)
     steps = [method.is_on_policy(0, step, 2000) for step in range(2000)]
     assert abs(sum(steps) - 600) < 10 * (2000 * 0.3 * 0.7) ** 0.5
     assert steps[:9] == [method.is_on_policy(0, i, 2000) for i in range(9)]
 
 
 def test_a_drafter_that_knows_nothing_yet_is_not_taught_on_its_own_samples():
-    mini = Distillation(distill_method="MiniLLM")
+    mini = DistillationConfig(distill_method="MiniLLM")
     assert [mini.is_on_policy(0, step, 10) for step in range(10)] == [False] * 5 + [True] * 5
-    assert not any(Distillation(distill_method="MiniLLM", kd_loss=0).is_on_policy(0, step, 10) for step in range(10))
-    imitation = Distillation(distill_method="Imit_KD")
+    assert not any(DistillationConfig(distill_method="MiniLLM", kd_loss=0).is_on_policy(0, step, 10) for step in range(10))
+    imitation = DistillationConfig(distill_method="Imit_KD")
     steps = np.array([imitation.is_on_policy(0, step, 4000) for step in range(4000)])
     # the exponential's mean over the first and the last tenth
     for part, share in ((steps[:400], 1 - (1 - 0.005**0.1) / (0.1 * np.log(200))), (steps[-400:], 1.0)):
         assert abs(part.sum() - 400 * share) < 10 * (400 * 0.25) ** 0.5
-    assert imitation.on_policy(0.0) == 0 and Distillation(distill_method="Imit_KD", lmbda=1.0).on_policy(0.0) == 1
+    assert imitation.on_policy(0.0) == 0 and DistillationConfig(distill_method="Imit_KD", lmbda=1.0).on_policy(0.0) == 1
 
 
 def test_minillm_begins_with_the_targets_summaries(batch):
-    method = Distillation(loss=0, distill_method="MiniLLM", kd_temp=1)
+    method = DistillationConfig(loss=0, distill_method="MiniLLM", kd_temp=1)
     _, logits, _, _, value = loss_of(method, batch, None)
-    assert value.item() == pytest.approx(loss_of(Distillation(loss=0), batch, None)[-1].item(), rel=1e-6)
+    assert value.item() == pytest.approx(loss_of(DistillationConfig(loss=0), batch, None)[-1].item(), rel=1e-6)
     assert value.item() != pytest.approx(loss_of(method, batch, batch["own"])[-1].item(), rel=1e-3)
 
 
@@ -129,4 +129,4 @@ def test_minillm_begins_with_the_targets_summaries(batch):
 ])
 def test_bad_settings_are_one_line(settings, complaint):
     with pytest.raises(UserError, match=complaint):
-        Distillation(**settings)
+        DistillationConfig(**settings)

@@ -9,16 +9,16 @@ import torch
 from foredraft.cli.matrix import parse_steps
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import read_drafter_data
-from foredraft.train.data.heldout import held_articles
-from foredraft.train.data.pseudo import Engine, Order, pseudo
+from foredraft.train.data.heldout import heldout_articles
+from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
 from foredraft.train.drafter import drafter_grid as module
 from foredraft.train.drafter.distillation_methods import METHODS
-from foredraft.train.drafter.drafter_grid import BASELINE, Plan, checkpoint_of, run_folder, train_matrix
-from foredraft.train.drafter.train_drafter import DrafterRecipe
-from foredraft.train.drafter.training_context import TargetKit
+from foredraft.train.drafter.drafter_grid import BASELINE, DrafterGrid, checkpoint_of, run_folder, train_grid
+from foredraft.train.drafter.train_drafter import DrafterTrainingConfig
+from foredraft.train.drafter.training_context import TrainingContext
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))
-PLAN = Plan(("ngram", "lstm"), (BASELINE, "Seq_KD"), (0,), DrafterRecipe(
+PLAN = DrafterGrid(("ngram", "lstm"), (BASELINE, "Seq_KD"), (0,), DrafterTrainingConfig(
     steps=2, warmup_steps=1, decay_steps=1, batch_size=4, max_target=8), (("lstm", SIZES),), evaluate_every=2)
 
 
@@ -29,32 +29,32 @@ def world(tiny_model_path, tmp_path_factory):
     data = folder / "train.jsonl"
     texts = [" ".join(f"w{3 + (7 * i + j) % 90}" for j in range(9)) for i in range(8)]
     data.write_text("".join(json.dumps({"article": text, "highlights": text[:20]}) + "\n" for text in texts))
-    pseudo(data, folder / "own", Order(max_new_tokens=8), Engine(str(tiny_model_path)), progress=False)
-    kit = TargetKit(tiny_model_path, folder / "cache")
-    return kit, read_drafter_data(data, folder / "own", kit.tokenizer, 16, 8), held_articles(kit, data, 2, 16, 8)
+    pseudo(data, folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)), progress=False)
+    kit = TrainingContext(tiny_model_path, folder / "cache")
+    return kit, read_drafter_data(data, folder / "own", kit.tokenizer, 16, 8), heldout_articles(kit, data, 2, 16, 8)
 
 
 def test_the_matrix_trains_everything_once(world, tmp_path, monkeypatch):
     said = []
-    results, failures = train_matrix(PLAN, *world, tmp_path, said.append)
+    results, failures = train_grid(PLAN, *world, tmp_path, said.append)
     assert not failures and [(r["drafter"], r["method"]) for r in results] == [
         ("ngram", BASELINE), ("lstm", BASELINE), ("ngram", "Seq_KD"), ("lstm", "Seq_KD")]
     assert all(checkpoint_of(result, tmp_path).exists() for result in results)
     monkeypatch.setattr(module, "train_drafter", None)
-    assert train_matrix(PLAN, *world, tmp_path, said.append)[0] == results
+    assert train_grid(PLAN, *world, tmp_path, said.append)[0] == results
     with pytest.raises(UserError, match="other settings"):
-        train_matrix(replace(PLAN, recipe=replace(PLAN.recipe, steps=3)), *world, tmp_path, said.append)
+        train_grid(replace(PLAN, recipe=replace(PLAN.recipe, steps=3)), *world, tmp_path, said.append)
 
 
 def test_a_failing_run_does_not_end_the_others(world, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_drafter", lambda *_, **__: 1 / 0)
-    results, failures = train_matrix(PLAN, *world, tmp_path, lambda line: None)
+    results, failures = train_grid(PLAN, *world, tmp_path, lambda line: None)
     assert [r["drafter"] for r in results] == ["ngram", "ngram"] and len(failures) == 2
     assert "ZeroDivisionError" in (run_folder(tmp_path, "lstm", BASELINE, 0) / "error.txt").read_text()
 
 
 def test_both_sides_of_a_comparison_get_the_same(world):
-    plan = Plan(seeds=(0, 1))
+    plan = DrafterGrid(seeds=(0, 1))
     assert len(plan.runs()) == 2 * 4 * 7 + 2 and plan.runs()[0][1] == BASELINE
     for drafter in ("cnn", "lstm", "t5small", "t5shallow"):
         baseline = plan.recipe_of(drafter, BASELINE, 1)
@@ -65,19 +65,19 @@ def test_both_sides_of_a_comparison_get_the_same(world):
 
 
 def test_a_drafter_may_take_other_steps_on_both_sides():
-    plan = Plan(recipe=DrafterRecipe(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
+    plan = DrafterGrid(recipe=DrafterTrainingConfig(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
     for method in (BASELINE, "Seq_KD"):
         few, many = plan.recipe_of("t5small", method, 0), plan.recipe_of("lstm", method, 0)
         assert (few.steps, few.warmup_steps, few.decay_steps) == (10, 10, 5)
         assert (many.steps, many.warmup_steps, many.decay_steps) == (200, 20, 100)
     with pytest.raises(UserError, match="--steps-of: ngram"):
-        Plan(steps=(("ngram", 10),))
+        DrafterGrid(steps=(("ngram", 10),))
     with pytest.raises(UserError, match="--steps-of lstm=none"):
         parse_steps("lstm=none")
 
 
 def test_unknown_names():
     with pytest.raises(UserError, match="--drafters: gru"):
-        Plan(drafters=("gru",))
+        DrafterGrid(drafters=("gru",))
     with pytest.raises(UserError, match="--methods: Magic"):
-        Plan(methods=("Magic",))
+        DrafterGrid(methods=("Magic",))

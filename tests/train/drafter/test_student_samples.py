@@ -10,7 +10,7 @@ from foredraft.engine.models.t5_weights import load_weights
 from foredraft.train.drafter import student_samples as samples
 from foredraft.train.drafter.student_samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.drafter.teacher import Teacher
-from foredraft.train.drafter.train_drafter import DrafterRecipe, new_drafter
+from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, new_drafter
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))
 SOURCE = torch.tensor([5, 9, 30, 31, 1])
@@ -22,7 +22,7 @@ def world(tiny_checkpoints):
     """The folder of a tiny target, its engine, an LSTM drafter's module and the source's encoding."""
     folder = tiny_checkpoints["v1.0"]
     target = T5(load_weights(folder))
-    model = new_drafter(DrafterRecipe(sizes=SIZES), folder).eval()
+    model = new_drafter(DrafterTrainingConfig(sizes=SIZES), folder).eval()
     with torch.no_grad():
         # sharp enough for counts to tell
         model.pointer.outer.weight *= 8
@@ -66,7 +66,7 @@ def test_a_drafters_own_samples_follow_its_distribution(world):
 def test_a_head_goes_on_from_its_own_states(world, monkeypatch):
     """However many tokens it runs ahead between two looks, its greedy sample is the same."""
     folder, target, _, encoded = world
-    model = new_drafter(DrafterRecipe(drafter="head", sizes=SIZES[1:]), folder)
+    model = new_drafter(DrafterTrainingConfig(drafter="head", sizes=SIZES[1:]), folder)
     with torch.no_grad():
         # its states decide, and no copy of the end token
         model.pointer.outer.weight *= 8

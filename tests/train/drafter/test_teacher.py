@@ -10,7 +10,7 @@ from foredraft.engine.models.t5_weights import load_weights
 from foredraft.errors import UserError
 from foredraft.train.data import encoder_outputs as module
 from foredraft.train.data.encoder_outputs import encode_sources
-from foredraft.train.drafter.teacher import Teacher, keep_top_logits
+from foredraft.train.drafter.teacher import Teacher, cache_top_logits
 
 SOURCES = [np.array(ids, np.uint16) for ids in ([5, 6, 7, 1], [9, 1], [8, 8, 1])]
 SUMMARIES = [np.array(ids, np.uint16) for ids in ([4, 3, 1], [11], [12, 1])]
@@ -31,7 +31,7 @@ def test_the_teacher_is_the_checkpoint_and_takes_no_gradient(tiny_checkpoint):
 
 def test_kept_logits_are_log_probabilities_over_the_whole_vocabulary(tiny_checkpoints, tmp_path):
     teacher = Teacher(tiny_checkpoints["v1.0"])
-    kept = keep_top_logits(tmp_path, teacher, "hash", SOURCES, SUMMARIES, 5, 2.0, batch_size=2)
+    kept = cache_top_logits(tmp_path, teacher, "hash", SOURCES, SUMMARIES, 5, 2.0, batch_size=2)
     ids, log_p = kept.batch_size([2, 0])
     source, read = torch.tensor([[8, 8, 1]]), torch.tensor([[0, 12]])
     mask = torch.ones_like(source)
@@ -40,9 +40,9 @@ def test_kept_logits_are_log_probabilities_over_the_whole_vocabulary(tiny_checkp
     torch.testing.assert_close(log_p[:2], distribution.gather(1, ids[:2]), rtol=1e-2, atol=1e-2)
     assert (log_p.exp().sum(-1) < 1).all()
     # from then on nobody needs the teacher; for other settings somebody does
-    keep_top_logits(tmp_path, None, "hash", SOURCES, SUMMARIES, 5, 2.0)
+    cache_top_logits(tmp_path, None, "hash", SOURCES, SUMMARIES, 5, 2.0)
     with pytest.raises(UserError, match="make it where the teacher fits"):
-        keep_top_logits(tmp_path, None, "hash", SOURCES, SUMMARIES, 5, 1.0)
+        cache_top_logits(tmp_path, None, "hash", SOURCES, SUMMARIES, 5, 1.0)
 
 
 def test_encodings_are_kept_and_padded_with_zeros(tiny_checkpoints, tmp_path, monkeypatch):

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from foredraft.engine.drafters.trained import kind_of
 from foredraft.errors import UserError
-from foredraft.train.data.drafter_data import DrafterDataset, collate_drafter, pad_rows, read_drafter_data
-from foredraft.train.data.heldout import held_articles
+from foredraft.train.data.drafter_data import DrafterDataset, collate_drafter, pad_sequences, read_drafter_data
+from foredraft.train.data.heldout import heldout_articles
 from foredraft.train.data.pairs import IGNORE
-from foredraft.train.data.pseudo import Engine, Order, pseudo
-from foredraft.train.drafter.distillation_methods import METHODS, Distillation
-from foredraft.train.drafter.train_drafter import DrafterRecipe, new_drafter, train_drafter
-from foredraft.train.drafter.training_context import TargetKit
-from foredraft.train.target.history import read_history
+from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
+from foredraft.train.drafter.distillation_methods import METHODS, DistillationConfig
+from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, new_drafter, train_drafter
+from foredraft.train.drafter.training_context import TrainingContext
+from foredraft.train.history import read_history
 
 TINY = {
     "lstm": (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
@@ -30,7 +30,7 @@ TINY = {
     "t5small": (("num_layers", 1), ("num_decoder_layers", 1)),
     "t5shallow": (("layers", (0,)),),
 }
-RECIPE = DrafterRecipe(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
+RECIPE = DrafterTrainingConfig(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
                        sample_tokens=8, sizes=TINY["lstm"])
 
 
@@ -52,10 +52,10 @@ def world(tiny_model_path, tmp_path_factory):
             words = [f"w{3 + (7 * i + j) % 90}" for j in range(10 + i % 5)]
             lines.append(json.dumps({"article": " ".join(words), "highlights": " ".join(words[: 3 + i % 4])}))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    pseudo(folder / "train.jsonl", folder / "own", Order(max_new_tokens=8), Engine(str(tiny_model_path)), progress=False)
-    kit = TargetKit(tiny_model_path, folder / "cache")
+    pseudo(folder / "train.jsonl", folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)), progress=False)
+    kit = TrainingContext(tiny_model_path, folder / "cache")
     articles = read_drafter_data(folder / "train.jsonl", folder / "own", kit.tokenizer, 16, 10)
-    held = held_articles(kit, folder / "validation.jsonl", 4, 16, 8)
+    held = heldout_articles(kit, folder / "validation.jsonl", 4, 16, 8)
     return kit, articles, held, folder
 
 
@@ -76,20 +76,20 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_an_lstm(world, tmp_path, name):
-    figures = train(world, tmp_path, method=Distillation(distill_method=name, kd_temp=2), steps=2)
+    figures = train(world, tmp_path, method=DistillationConfig(distill_method=name, kd_temp=2), steps=2)
     assert 0 < figures["alpha"] < 1 and kind_of(tmp_path) == "lstm"
     assert all(torch.isfinite(torch.tensor(losses(tmp_path))))
 
 
 @pytest.mark.parametrize("drafter", ["cnn", "head", "t5small", "t5shallow"])
 def test_every_drafter_trains_on_its_own_samples(world, tmp_path, drafter):
-    method = Distillation(distill_method="on_policy_GKD", lmbda=1.0, kd_temp=1)
+    method = DistillationConfig(distill_method="on_policy_GKD", lmbda=1.0, kd_temp=1)
     figures = train(world, tmp_path, drafter=drafter, sizes=TINY[drafter], method=method, steps=2)
     assert figures["best_step"] == 2 and kind_of(tmp_path) == drafter
 
 
 def test_distillation_raises_alpha_and_the_best_checkpoint_is_kept(world, tmp_path):
-    method = Distillation(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
+    method = DistillationConfig(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
     figures = train(world, tmp_path, method=method, steps=30, evaluate_every=10, save_every=10, keep=1)
     alphas = {entry["step"]: entry["eval_alpha"] for entry in log(tmp_path) if "eval_alpha" in entry}
     best = max(alphas, key=alphas.get)
@@ -101,7 +101,7 @@ def test_distillation_raises_alpha_and_the_best_checkpoint_is_kept(world, tmp_pa
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_path, monkeypatch):
-    method = Distillation(distill_method="on_policy_GKD", kd_temp=1)
+    method = DistillationConfig(distill_method="on_policy_GKD", kd_temp=1)
     train(world, tmp_path / "whole", method=method, steps=6)
     seen, get = [], DrafterDataset.__getitem__
 
@@ -123,9 +123,9 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_p
 def test_a_head_learns_its_targets_states(world, tmp_path):
     """The distance to them falls, after one prediction and after three."""
     kit, articles, _, _ = world
-    method = Distillation(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
+    method = DistillationConfig(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
     batch = collate_drafter([DrafterDataset(articles)[0, i] for i in range(4)])
-    read, labels = pad_rows(batch["own"])
+    read, labels = pad_sequences(batch["own"])
     inputs = (read, kit.encoded(articles).rows([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
     hidden, scored = kit.teacher.hidden(*inputs), labels != IGNORE
 
@@ -143,7 +143,7 @@ def test_a_head_learns_its_targets_states(world, tmp_path):
 
 
 def test_accumulation_does_not_change_the_update(world, tmp_path):
-    method = Distillation(distill_method="Supervised_KD", kd_temp=2)
+    method = DistillationConfig(distill_method="Supervised_KD", kd_temp=2)
     for accumulation in (1, 2):
         train(world, tmp_path / str(accumulation), method=method, accumulation=accumulation)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), abs=1e-5)
@@ -151,7 +151,7 @@ def test_accumulation_does_not_change_the_update(world, tmp_path):
 
 def test_the_teachers_kept_logits_stand_for_the_teacher(world, tmp_path):
     """All 100 ids kept: the loss is the teacher's own."""
-    base = Distillation(loss=0, distill_method="f_Distill", divergence="rkl", kd_temp=2)
+    base = DistillationConfig(loss=0, distill_method="f_Distill", divergence="rkl", kd_temp=2)
     for name, method in (("live", base), ("kept", replace(base, teacher_logits=100))):
         train(world, tmp_path / name, method=method, steps=2)
     assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "live"), rel=2e-2)
@@ -176,17 +176,17 @@ def test_alpha_while_training_is_the_engines(world, tmp_path, drafter):
 _TWO = """
 import sys, torch
 from foredraft.train.drafter.train_drafter import *
-from foredraft.train.drafter.training_context import TargetKit
+from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.data.drafter_data import read_drafter_data
-from foredraft.train.data.heldout import held_articles
+from foredraft.train.data.heldout import heldout_articles
 torch.set_num_threads(1)
 target, folder, out, method = sys.argv[1:]
-kit = TargetKit(target, folder + "/cache")
+kit = TrainingContext(target, folder + "/cache")
 articles = read_drafter_data(folder + "/train.jsonl", folder + "/own", kit.tokenizer, 16, 10)
-held = held_articles(kit, folder + "/validation.jsonl", 4, 16, 8)
-recipe = DrafterRecipe(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
+held = heldout_articles(kit, folder + "/validation.jsonl", 4, 16, 8)
+recipe = DrafterTrainingConfig(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
     sizes=(("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
-    method=Distillation(distill_method=method, kd_temp=2))
+    method=DistillationConfig(distill_method=method, kd_temp=2))
 train_drafter(kit, articles, held, out, recipe, 2, 2, log_every=1, progress=False)
 """
 
@@ -201,7 +201,7 @@ def test_two_processes_lose_what_one_loses(world, tmp_path):
     done = subprocess.run([*launch, str(script), str(kit.folder), str(folder), str(tmp_path / "two"), "Supervised_KD"],
                           env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    train(world, tmp_path / "one", method=Distillation(distill_method="Supervised_KD", kd_temp=2))
+    train(world, tmp_path / "one", method=DistillationConfig(distill_method="Supervised_KD", kd_temp=2))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
@@ -220,7 +220,7 @@ def test_bad_input_is_one_line(world, tmp_path, changes, complaint):
 
 def test_missing_summaries_are_told_at_the_start(world, tmp_path):
     kit, articles, held, folder = world
-    for method, own, complaint in ((Distillation(), False, "--pseudo-dataset-path"), (Distillation(), True, "--data")):
+    for method, own, complaint in ((DistillationConfig(), False, "--pseudo-dataset-path"), (DistillationConfig(), True, "--data")):
         lacking = replace(articles, own=[[]] * 12) if not own else replace(articles, gold=[None] * 12)
         with pytest.raises(UserError, match=complaint):
             train_drafter(kit, lacking, held, tmp_path, replace(RECIPE, method=method))
@@ -234,4 +234,4 @@ def test_a_start_of_another_kind_or_target_is_refused(world, tmp_path, tiny_chec
     with pytest.raises(UserError, match="shares the embeddings"):
         new_drafter(replace(RECIPE, init=str(tmp_path)), tiny_checkpoints["v1.0"])
     with pytest.raises(UserError, match="tokenizer.json is missing"):
-        TargetKit(tiny_checkpoints["v1.0"], tmp_path)
+        TrainingContext(tiny_checkpoints["v1.0"], tmp_path)

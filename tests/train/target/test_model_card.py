@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 from foredraft.errors import UserError
 from foredraft.train.data.pairs import END
+from foredraft.train.history import describe_run, record_run
 from foredraft.train.target.copy_init import copy_init
 from foredraft.train.target.export import export_target
-from foredraft.train.target.history import describe_run, record_run
 from foredraft.train.target.model_card import DEMANDS, card_text, engine_generate, measure_target, write_card
 from foredraft.train.target.target_metrics import copied_share, repeats, rouge, words
-from foredraft.train.target.train_target import Recipe
+from foredraft.train.target.train_target import TargetTrainingConfig
 
 WORDS = ["river", "bridge", "walked", "mayor", "opened", "children", "festival", "police", "storm", "garden"]
 
@@ -70,8 +70,8 @@ def test_the_engine_writes_the_summaries_transformers_would(world):
 
 def test_the_card_states_figures_commands_samples_and_misses(world):
     data = [{"file": "train.jsonl", "pairs": 77, "fingerprint": "ab" * 32}]
-    record_run(world / "target", describe_run(Recipe(lowercase=True), data, 0, 50, 600.0))
-    record_run(world / "target", describe_run(Recipe(steps=70), data, 50, 70, 60.0))
+    record_run(world / "target", describe_run(TargetTrainingConfig(lowercase=True), data, 0, 50, 600.0))
+    record_run(world / "target", describe_run(TargetTrainingConfig(steps=70), data, 50, 70, 60.0))
 
     def stutter(sources):
         return [source[:5] + source[:5] for source in sources]

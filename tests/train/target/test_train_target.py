@@ -10,9 +10,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForCo
 
 from foredraft.errors import UserError
 from foredraft.train.data.pairs import PairDataset
+from foredraft.train.history import command, read_history
 from foredraft.train.target import train_target as module
-from foredraft.train.target.history import command, read_history
-from foredraft.train.target.train_target import Recipe, new_target, train_target
+from foredraft.train.target.train_target import TargetTrainingConfig, new_target, train_target
 from foredraft.train.trainer import learning_rate_factor
 
 
@@ -50,8 +50,8 @@ def world(tmp_path_factory):
 
 def train(world, out, **changes):
     known = {"steps": 7, "warmup_steps": 2, "decay_steps": 3, "batch_size": 8, "learning_rate": 1e-2}
-    settings = {key: changes.pop(key) for key in list(changes) if key in Recipe.__dataclass_fields__}
-    recipe = Recipe(init=str(world / "tiny"), max_source=24, max_target=8, span_every=4, **{**known, **settings})
+    settings = {key: changes.pop(key) for key in list(changes) if key in TargetTrainingConfig.__dataclass_fields__}
+    recipe = TargetTrainingConfig(init=str(world / "tiny"), max_source=24, max_target=8, span_every=4, **{**known, **settings})
     options = {"save_every": 4, "evaluate_every": 100, "log_every": 1, **changes}
     return train_target(world, out, world / "tokenizer.json", recipe, **options)
 
@@ -104,7 +104,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, unint
         assert torch.equal(whole[name], resumed[name]), name
     first, second = read_history(out)
     assert (first["first_step"], second["first_step"], second["last_step"]) == (0, max(steps), 7)
-    assert command(second, Recipe).endswith("--lowercase --resume")
+    assert command(second, TargetTrainingConfig).endswith("--lowercase --resume")
 
 
 def test_a_resumed_run_may_be_given_another_length(world, uninterrupted, tmp_path):
@@ -155,7 +155,7 @@ def test_the_schedule_warms_up_stays_and_decays_to_zero():
 
 
 def test_the_default_geometry_is_the_shipped_one():
-    model = new_target(Recipe())
+    model = new_target(TargetTrainingConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 13_537_792
     assert model.config.n_positions == 256 and model.config.vocab_size == 32128
 
@@ -171,7 +171,7 @@ def test_the_default_geometry_is_the_shipped_one():
     ],
 )
 def test_bad_input_is_one_line_with_the_mend(world, tmp_path, changes, complaint):
-    recipe = Recipe(init=changes.pop("init", str(world / "tiny")), max_source=24, max_target=8)
+    recipe = TargetTrainingConfig(init=changes.pop("init", str(world / "tiny")), max_source=24, max_target=8)
     paths = {"data": world, "tokenizer_path": world}
     paths |= {key: world / changes.pop(key) for key in list(changes) if key in paths}
     with pytest.raises(UserError, match=complaint) as error:

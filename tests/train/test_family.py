@@ -8,10 +8,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.ngram_native.table import Table
+from foredraft.train.family import build_family
+from foredraft.train.history import read_history
 from foredraft.train.target import family as module
-from foredraft.train.target.family import build_family
-from foredraft.train.target.history import read_history
-from foredraft.train.target.train_target import Recipe
+from foredraft.train.target.train_target import TargetTrainingConfig
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def world(tmp_path):
 
 
 def test_one_call_makes_target_card_and_table(world):
-    recipe = Recipe(init=str(world / "tiny"), steps=2, decay_steps=1, batch_size=4, max_source=20, max_target=8)
+    recipe = TargetTrainingConfig(init=str(world / "tiny"), steps=2, decay_steps=1, batch_size=4, max_source=20, max_target=8)
     longer = replace(recipe, steps=3, sequence_unlikelihood=1.0, sequence_every=1)
     figures = build_family(world, world, world / "work", world / "assets", [recipe, longer], test_articles=4)
     assert [run["last_step"] for run in read_history(world / "assets" / "target")] == [2, 3]

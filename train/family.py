@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from foredraft.train.drafter.fit_ngram import fit_ngram
-from foredraft.train.target.history import NAME
+from foredraft.train.history import NAME
 from foredraft.train.target.model_card import write_card
-from foredraft.train.target.train_target import Recipe, find_split, train_target
+from foredraft.train.target.train_target import TargetTrainingConfig, find_split, train_target
 
 TARGET_FILES = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 TABLE_ORDER, TABLE_BYTES = 4, 3_000_000
 SAMPLES = 3
 
 # How the shipped target was trained: to the end of a decay, then on, against the loops of its own greedy output.
-SHIPPED = Recipe(steps=2000, decay_steps=500, embedding_scale=2.0, extracts=0.75, bf16=True, lowercase=True)
+SHIPPED = TargetTrainingConfig(steps=2000, decay_steps=500, embedding_scale=2.0, extracts=0.75, bf16=True, lowercase=True)
 UNLOOPED = replace(SHIPPED, steps=2500, decay_steps=500, sequence_unlikelihood=4.0, sequence_every=1)
 
 
@@ -27,7 +27,7 @@ def build_family(
     tokenizer: str | Path,
     work: str | Path,
     out: str | Path,
-    phases: Sequence[Recipe] = (SHIPPED, UNLOOPED),
+    phases: Sequence[TargetTrainingConfig] = (SHIPPED, UNLOOPED),
     resume: bool = False,
     test_articles: int = 500,
 ) -> dict[str, float] | None:
