@@ -27,10 +27,10 @@ def record_run(folder: str | Path, run: dict) -> None:
     write_atomic(path, json.dumps([*read_history(folder), run], indent=1) + "\n")
 
 
-def describe_run(recipe, data: list[dict], first_step: int, last_step: int, seconds: float) -> dict:
-    """One entry: recipe, data files (name, pairs, fingerprint), the steps ``(first, last]`` done and the time taken."""
+def describe_run(config, data: list[dict], first_step: int, last_step: int, seconds: float) -> dict:
+    """One entry: config, data files (name, pairs, fingerprint), the steps ``(first, last]`` done and the time taken."""
     return {
-        "recipe": asdict(recipe),
+        "recipe": asdict(config),
         "data": data,
         "first_step": first_step,
         "last_step": last_step,

@@ -26,18 +26,18 @@ def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> floa
 
 
 class TrainerMixin:
-    """Before a transformers Trainer in the bases: `recipe` (steps, warmup_steps, decay_steps), checkpoints that appear
+    """Before a transformers Trainer in the bases: `config` (steps, warmup_steps, decay_steps), checkpoints that appear
     whole or not at all."""
 
-    def __init__(self, recipe, **arguments):
+    def __init__(self, config, **arguments):
         super().__init__(**arguments)
-        self.recipe = recipe
+        self.config = config
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        recipe = self.recipe
+        config = self.config
 
         def factor(step: int) -> float:
-            return learning_rate_factor(step, recipe.warmup_steps, recipe.steps, recipe.decay_steps)
+            return learning_rate_factor(step, config.warmup_steps, config.steps, config.decay_steps)
 
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler

@@ -32,14 +32,14 @@ LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "head": 1e-3, "t5small": 5e-4, "t5s
 
 @dataclass(frozen=True)
 class DrafterGrid:
-    """The runs: drafters x (baseline, methods) x seeds, `recipe` with their settings in place."""
+    """The runs: drafters x (baseline, methods) x seeds, `config` with their settings in place."""
 
     drafters: tuple[str, ...] = DRAFTERS
     methods: tuple[str, ...] = (BASELINE, *METHODS)
     seeds: tuple[int, ...] = (0,)
-    recipe: DrafterTrainingConfig = DrafterTrainingConfig()
+    config: DrafterTrainingConfig = DrafterTrainingConfig()
     sizes: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()  # by drafter
-    steps: tuple[tuple[str, int], ...] = ()  # by drafter, where not the recipe's
+    steps: tuple[tuple[str, int], ...] = ()  # by drafter, where not the config's
     learning_rate: float | None = None  # for all; None: LEARNING_RATES
     evaluate_every: int = 100
     ngram_order: int = 4
@@ -61,18 +61,18 @@ class DrafterGrid:
         return [(drafter, method, seed) for seed in self.seeds for method in self.methods for drafter in self.drafters
                 if drafter != "ngram" or (method in (BASELINE, "Seq_KD") and seed == self.seeds[0])]
 
-    def recipe_of(self, drafter: str, method: str, seed: int) -> DrafterTrainingConfig:
+    def config_of(self, drafter: str, method: str, seed: int) -> DrafterTrainingConfig:
         """A baseline is cross-entropy on the human summaries; a method is its own term alone, in as many steps on as many
         articles, so that the two read equally much."""
-        base = self.recipe.method
-        steps = dict(self.steps).get(drafter, self.recipe.steps)
+        base = self.config.method
+        steps = dict(self.steps).get(drafter, self.config.steps)
         if method == BASELINE:
             distillation = replace(base, loss=1.0, kd_loss=0.0)
         else:
             distillation = replace(base, loss=0.0, kd_loss=1.0, distill_method=method)
-        return replace(self.recipe, drafter=drafter, method=distillation, seed=seed, sizes=dict(self.sizes).get(drafter, ()),
-                       steps=steps, warmup_steps=min(self.recipe.warmup_steps, steps),
-                       decay_steps=self.recipe.decay_steps * steps // self.recipe.steps,
+        return replace(self.config, drafter=drafter, method=distillation, seed=seed, sizes=dict(self.sizes).get(drafter, ()),
+                       steps=steps, warmup_steps=min(self.config.warmup_steps, steps),
+                       decay_steps=self.config.decay_steps * steps // self.config.steps,
                        learning_rate=self.learning_rate or LEARNING_RATES[drafter])
 
 
@@ -85,7 +85,7 @@ def result_of(folder: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def train_grid(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held: dict[float, Articles], out: Path,
+def train_grid(plan: DrafterGrid, context: TrainingContext, articles: Articles, heldout: dict[float, Articles], out: Path,
                  say: Callable[[str], None] = print) -> tuple[list[dict], list[str]]:
     """Train what is not yet trained; returns the results of all finished runs, and what failed, a line each.
 
@@ -100,10 +100,10 @@ def train_grid(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            recipe = None if drafter == "ngram" else asdict(plan.recipe_of(drafter, method, seed))
+            config = None if drafter == "ngram" else asdict(plan.config_of(drafter, method, seed))
             described = json.loads(json.dumps({
-                "drafter": drafter, "method": method, "seed": seed, "target_hash": kit.hash, "articles": len(articles),
-                "recipe": recipe or {"order": plan.ngram_order}}))
+                "drafter": drafter, "method": method, "seed": seed, "target_hash": context.hash, "articles": len(articles),
+                "recipe": config or {"order": plan.ngram_order}}))
             if (known := result_of(folder)) is not None:
                 if any(known.get(name) != value for name, value in described.items()):
                     raise UserError(f"{folder}: was trained with other settings or for another target; give another --out, "
@@ -111,7 +111,7 @@ def train_grid(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held
                 continue
             say(f"[{number}/{len(wanted)}] {folder.name}")
             try:
-                figures = _run(plan, kit, articles, held, folder, drafter, method, seed)
+                figures = _run(plan, context, articles, heldout, folder, drafter, method, seed)
             except Exception as error:  # one broken run must not cost the others
                 failures.append(f"{folder.name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
                 (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
@@ -126,17 +126,17 @@ def train_grid(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held
     return [result for result in found if result is not None], failures
 
 
-def _run(plan: DrafterGrid, kit: TrainingContext, articles: Articles, held: dict[float, Articles], folder: Path, drafter: str,
+def _run(plan: DrafterGrid, context: TrainingContext, articles: Articles, heldout: dict[float, Articles], folder: Path, drafter: str,
          method: str, seed: int) -> dict | None:
     if drafter == "ngram":
-        return _fit_ngram(plan, kit, articles, folder, method)
+        return _fit_ngram(plan, context, articles, folder, method)
     resume = any(folder.glob("checkpoint-*"))
     every = plan.evaluate_every
-    return train_drafter(kit, articles, held, folder, plan.recipe_of(drafter, method, seed), every, every, keep=1,
+    return train_drafter(context, articles, heldout, folder, plan.config_of(drafter, method, seed), every, every, keep=1,
                          resume=resume, progress=False)
 
 
-def _fit_ngram(plan: DrafterGrid, kit: TrainingContext, articles: Articles, folder: Path, method: str) -> dict:
+def _fit_ngram(plan: DrafterGrid, context: TrainingContext, articles: Articles, folder: Path, method: str) -> dict:
     """A table of the human summaries, or of as many of the target's own: the first of each article."""
     from foredraft.train.drafter.fit_ngram import fit_ngram
 
@@ -144,8 +144,8 @@ def _fit_ngram(plan: DrafterGrid, kit: TrainingContext, articles: Articles, fold
     texts = folder / "summaries.jsonl"
     with open(texts, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps({"highlights": kit.tokenizer.decode(row.tolist())}) + "\n")
-    fitted = fit_ngram([texts], folder / f"{folder.name}.ngram", kit.folder, order=plan.ngram_order, progress=False)
+            file.write(json.dumps({"highlights": context.tokenizer.decode(row.tolist())}) + "\n")
+    fitted = fit_ngram([texts], folder / f"{folder.name}.ngram", context.folder, order=plan.ngram_order, progress=False)
     texts.unlink()
     return {"texts": fitted.texts, "tokens": fitted.tokens}
 

@@ -19,27 +19,27 @@ def overlaps(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_forced_alpha(model, kit, articles, temperature: float, batch_size: int = 8) -> float:
+def teacher_forced_alpha(model, context, articles, temperature: float, batch_size: int = 8) -> float:
     """E[sum_x min(p, q)] over every prefix of the articles' first own summaries (Leviathan et al. 2023, Corollary 3.6)."""
     total = places = 0.0
-    encodings = kit.encoded(articles)
+    encodings = context.encoded(articles)
     numbers = [i for i in range(len(articles)) if articles.own[i]]
     numbers.sort(key=lambda i: len(articles.own[i][0]))
     for first in range(0, len(numbers), batch_size):
         part = numbers[first : first + batch_size]
         batch = collate_drafter([{"article": i, "source": articles.sources[i], "gold": None, "own": articles.own[i][0],
                                   "coin": 0.0} for i in part])
-        input_ids, labels = pad_sequences(batch["own"], kit.engine.start_token)
+        input_ids, labels = pad_sequences(batch["own"], context.engine.start_token)
         scored = labels != IGNORE
         source_ids, mask = batch["source_ids"], batch["source_mask"]
         if encodings is None:
-            encoded = kit.teacher.encode(source_ids.to(kit.device), mask.to(kit.device))
+            encoded = context.teacher.encode(source_ids.to(context.device), mask.to(context.device))
         else:
             encoded = encodings.rows(part, source_ids.shape[1])
-        inputs = [x.to(kit.device) for x in (input_ids, encoded, mask, source_ids, scored)]
-        hidden = kit.teacher.hidden(*inputs[:3])
+        inputs = [x.to(context.device) for x in (input_ids, encoded, mask, source_ids, scored)]
+        hidden = context.teacher.hidden(*inputs[:3])
         student = model(*inputs[:4], scored=inputs[4], **({"features": hidden} if model.reads_features else {}))
-        teacher = kit.teacher.score(hidden[inputs[4]])
+        teacher = context.teacher.score(hidden[inputs[4]])
         total += float(overlaps(student, teacher, temperature).sum())
         places += int(scored.sum())
     return total / places

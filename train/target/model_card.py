@@ -204,7 +204,7 @@ def _making(history: list[dict]) -> str:
     for run in history:
         first, last, of = run["first_step"], run["last_step"], run["machine"]
         lines.append(
-            f"- Steps {first} to {last}: {(last - first) * run['recipe']['batch_size']:,} examples in "
+            f"- Steps {first} to {last}: {(last - first) * run['config']['batch_size']:,} examples in "
             f"{run['seconds'] / 60:.0f} minutes on {of['device']} ({of['threads']} threads), torch {of['torch']}, "
             f"transformers {of['transformers']}."
         )

@@ -50,37 +50,36 @@ class TargetTrainingConfig:
     lowercase: bool = False  # the tokenizer lower-cases its input
 
 
-def new_target(recipe: TargetTrainingConfig) -> T5ForConditionalGeneration:
+def new_target(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
     """A model in fp32: a fresh one with the copy circuit or random weights, or the checkpoint that ``init`` names."""
-    model = _initial(recipe)
+    model = _initial(config)
     # T5 has no position limit of its own; this records how long a source it was trained on
-    model.config.n_positions = recipe.max_source
+    model.config.n_positions = config.max_source
     fuse_gelu(model)
     return model
 
 
-def _initial(recipe: TargetTrainingConfig) -> T5ForConditionalGeneration:
-    if recipe.init not in ("copy", "random"):
-        if not (Path(recipe.init) / "config.json").is_file():
-            raise UserError(f"--init {recipe.init}: neither 'copy' nor 'random' nor a checkpoint directory")
-        return T5ForConditionalGeneration.from_pretrained(recipe.init, dtype=torch.float32)
-    torch.manual_seed(recipe.seed)
-    config = T5Config(
+def _initial(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
+    if config.init not in ("copy", "random"):
+        if not (Path(config.init) / "config.json").is_file():
+            raise UserError(f"--init {config.init}: neither 'copy' nor 'random' nor a checkpoint directory")
+        return T5ForConditionalGeneration.from_pretrained(config.init, dtype=torch.float32)
+    torch.manual_seed(config.seed)
+    model = T5ForConditionalGeneration(T5Config(
         vocab_size=32128,
-        d_model=recipe.width,
+        d_model=config.width,
         d_kv=64,
-        d_ff=recipe.feed_forward,
-        num_layers=recipe.layers,
-        num_decoder_layers=recipe.layers,
-        num_heads=recipe.heads,
+        d_ff=config.feed_forward,
+        num_layers=config.layers,
+        num_decoder_layers=config.layers,
+        num_heads=config.heads,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=True,
-        dropout_rate=recipe.dropout,
+        dropout_rate=config.dropout,
         decoder_start_token_id=0,
-    )
-    model = T5ForConditionalGeneration(config)
-    if recipe.init == "copy":
-        copy_init(model, recipe.seed)
+    ))
+    if config.init == "copy":
+        copy_init(model, config.seed)
     return model
 
 
@@ -88,11 +87,11 @@ class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
     """Seq2SeqTrainer with the loss, order and probes of a target."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        recipe = self.recipe
-        loss = target_loss(model, inputs, recipe.bf16, recipe.unlikelihood if model.training else 0.0)
-        if model.training and recipe.sequence_unlikelihood and self.state.global_step % recipe.sequence_every == 0:
-            penalty = repetition_loss(model, inputs, recipe.max_target, recipe.bf16)
-            loss = loss + recipe.sequence_unlikelihood * penalty
+        config = self.config
+        loss = target_loss(model, inputs, config.bf16, config.unlikelihood if model.training else 0.0)
+        if model.training and config.sequence_unlikelihood and self.state.global_step % config.sequence_every == 0:
+            penalty = repetition_loss(model, inputs, config.max_target, config.bf16)
+            loss = loss + config.sequence_unlikelihood * penalty
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model=None):
@@ -100,13 +99,13 @@ class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
         embedding = model.get_input_embeddings().weight
         rest = [parameter for parameter in model.parameters() if parameter is not embedding]
         rate = self.args.learning_rate
-        groups = [{"params": rest}, {"params": [embedding], "lr": rate * self.recipe.embedding_scale}]
+        groups = [{"params": rest}, {"params": [embedding], "lr": rate * self.config.embedding_scale}]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None):
         pairs = (train_dataset or self.train_dataset).pairs
-        return LengthGroups(np.diff(pairs.target_starts), self.recipe.batch_size, self.recipe.seed)
+        return LengthGroups(np.diff(pairs.target_starts), self.config.batch_size, self.config.seed)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
         # a data loader draws from the global generator: looking must not change what dropout does next
@@ -117,14 +116,14 @@ class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
         return {**metrics, **extra}
 
 
-def _with_extracts(pairs: Path, cache: Path, tokenizer, recipe: TargetTrainingConfig) -> Path:
+def _with_extracts(pairs: Path, cache: Path, tokenizer, config: TargetTrainingConfig) -> Path:
     """The pair file with a share of its summaries replaced, made once and kept in ``cache``."""
     if pairs.suffix == ".npz":
         raise UserError(f"{pairs}: holds ids; extracts are chosen from text, so give a .jsonl or .jsonl.gz")
-    name = fingerprint(pairs, tokenizer, recipe.max_source, recipe.max_target)[:16]
-    mixed = cache / f"extracts-{recipe.extracts:g}-{recipe.seed}-{name}.jsonl.gz"
+    name = fingerprint(pairs, tokenizer, config.max_source, config.max_target)[:16]
+    mixed = cache / f"extracts-{config.extracts:g}-{config.seed}-{name}.jsonl.gz"
     if not mixed.is_file():
-        mix_extracts(pairs, mixed, tokenizer, recipe.extracts, recipe.max_source, recipe.max_target, recipe.seed)
+        mix_extracts(pairs, mixed, tokenizer, config.extracts, config.max_source, config.max_target, config.seed)
     return mixed
 
 
@@ -132,7 +131,7 @@ def train_target(
     data: str | Path,
     out: str | Path,
     tokenizer_path: str | Path,
-    recipe: TargetTrainingConfig,
+    config: TargetTrainingConfig,
     validation: str | Path | None = None,
     evaluate_every: int = 500,
     evaluate_examples: int = 64,
@@ -148,32 +147,32 @@ def train_target(
     checkpoint in ``out``.
     """
     out = Path(out)
-    tokenizer = read_tokenizer(tokenizer_path, recipe.lowercase)
+    tokenizer = read_tokenizer(tokenizer_path, config.lowercase)
     folder = Path(data).is_dir()
     train_file = find_split(data, "train") if folder else Path(data)
     validation = validation or (find_split(data, "validation") if folder else None)
     if validation is None:
         raise UserError("--data is a single file: name a second one with --validation")
-    limits = recipe.max_source, recipe.max_target
-    mixed = _with_extracts(train_file, out / "cache", tokenizer, recipe) if recipe.extracts else train_file
+    limits = config.max_source, config.max_target
+    mixed = _with_extracts(train_file, out / "cache", tokenizer, config) if config.extracts else train_file
     train = load_pairs(mixed, tokenizer, *limits, cache=out / "cache")
-    held = load_pairs(validation, tokenizer, *limits, cache=out / "cache").head(evaluate_examples)
+    heldout = load_pairs(validation, tokenizer, *limits, cache=out / "cache").head(evaluate_examples)
     if limit is not None:
         train = train.head(limit)
     checkpoint = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
     if resume and checkpoint is None:
         raise UserError(f"{out}: no checkpoint-N to resume from; start without --resume")
 
-    model = new_target(recipe)
+    model = new_target(config)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(out),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=32,
-        learning_rate=recipe.learning_rate,
+        learning_rate=config.learning_rate,
         max_grad_norm=1.0,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
+        seed=config.seed,
+        data_seed=config.seed,
         eval_strategy="steps",
         eval_steps=evaluate_every,
         save_strategy="steps",
@@ -181,23 +180,23 @@ def train_target(
         save_total_limit=keep,
         logging_steps=log_every,
         predict_with_generate=True,
-        generation_max_length=recipe.max_target + 1,
+        generation_max_length=config.max_target + 1,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
     trainer = TargetTrainer(
-        recipe,
+        config,
         model=model,
         args=arguments,
         data_collator=collate,
-        train_dataset=PairDataset(train, recipe.span_every, recipe.seed),
-        eval_dataset=PairDataset(held),
+        train_dataset=PairDataset(train, config.span_every, config.seed),
+        eval_dataset=PairDataset(heldout),
         compute_metrics=lambda prediction: summary_figures(prediction.predictions, prediction.label_ids, tokenizer),
         callbacks=[watch := Watch(out / "log.jsonl")],
     )
     first_step = checkpoint_step(checkpoint)
-    if first_step >= recipe.steps:
+    if first_step >= config.steps:
         # trained to the end, but perhaps cut off before the export
         export_target(T5ForConditionalGeneration.from_pretrained(checkpoint), tokenizer, out)
         return True
@@ -205,9 +204,9 @@ def train_target(
     trainer.train(resume_from_checkpoint=checkpoint)
     data = [
         {"file": Path(path).name, "pairs": len(pairs), "fingerprint": pairs.fingerprint}
-        for path, pairs in ((train_file, train), (validation, held))
+        for path, pairs in ((train_file, train), (validation, heldout))
     ]
-    record_run(out, describe_run(recipe, data, first_step, trainer.state.global_step, time.monotonic() - started))
+    record_run(out, describe_run(config, data, first_step, trainer.state.global_step, time.monotonic() - started))
     if watch.stopping:
         return False
     export_target(model, tokenizer, out)

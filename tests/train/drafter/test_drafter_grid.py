@@ -30,8 +30,8 @@ def world(tiny_model_path, tmp_path_factory):
     texts = [" ".join(f"w{3 + (7 * i + j) % 90}" for j in range(9)) for i in range(8)]
     data.write_text("".join(json.dumps({"article": text, "highlights": text[:20]}) + "\n" for text in texts))
     pseudo(data, folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)), progress=False)
-    kit = TrainingContext(tiny_model_path, folder / "cache")
-    return kit, read_drafter_data(data, folder / "own", kit.tokenizer, 16, 8), heldout_articles(kit, data, 2, 16, 8)
+    context = TrainingContext(tiny_model_path, folder / "cache")
+    return context, read_drafter_data(data, folder / "own", context.tokenizer, 16, 8), heldout_articles(context, data, 2, 16, 8)
 
 
 def test_the_matrix_trains_everything_once(world, tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ def test_the_matrix_trains_everything_once(world, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_drafter", None)
     assert train_grid(PLAN, *world, tmp_path, said.append)[0] == results
     with pytest.raises(UserError, match="other settings"):
-        train_grid(replace(PLAN, recipe=replace(PLAN.recipe, steps=3)), *world, tmp_path, said.append)
+        train_grid(replace(PLAN, config=replace(PLAN.config, steps=3)), *world, tmp_path, said.append)
 
 
 def test_a_failing_run_does_not_end_the_others(world, tmp_path, monkeypatch):
@@ -57,17 +57,17 @@ def test_both_sides_of_a_comparison_get_the_same(world):
     plan = DrafterGrid(seeds=(0, 1))
     assert len(plan.runs()) == 2 * 4 * 7 + 2 and plan.runs()[0][1] == BASELINE
     for drafter in ("cnn", "lstm", "t5small", "t5shallow"):
-        baseline = plan.recipe_of(drafter, BASELINE, 1)
+        baseline = plan.config_of(drafter, BASELINE, 1)
         assert baseline.is_baseline
         for method in METHODS:
-            twin = plan.recipe_of(drafter, method, 1)
+            twin = plan.config_of(drafter, method, 1)
             assert replace(twin, method=baseline.method) == baseline and twin.method.kd_loss == 1
 
 
 def test_a_drafter_may_take_other_steps_on_both_sides():
-    plan = DrafterGrid(recipe=DrafterTrainingConfig(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
+    plan = DrafterGrid(config=DrafterTrainingConfig(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
     for method in (BASELINE, "Seq_KD"):
-        few, many = plan.recipe_of("t5small", method, 0), plan.recipe_of("lstm", method, 0)
+        few, many = plan.config_of("t5small", method, 0), plan.config_of("lstm", method, 0)
         assert (few.steps, few.warmup_steps, few.decay_steps) == (10, 10, 5)
         assert (many.steps, many.warmup_steps, many.decay_steps) == (200, 20, 100)
     with pytest.raises(UserError, match="--steps-of: ngram"):

@@ -44,7 +44,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def world(tiny_model_path, tmp_path_factory):
-    """A kit of the tiny target, 12 articles with human and own summaries, held-out ones; the folder."""
+    """A context of the tiny target, 12 articles with human and own summaries, held-out ones; the folder."""
     folder = tmp_path_factory.mktemp("world")
     for name, count, first in (("train", 12, 0), ("validation", 4, 40)):
         lines = []
@@ -53,17 +53,17 @@ def world(tiny_model_path, tmp_path_factory):
             lines.append(json.dumps({"article": " ".join(words), "highlights": " ".join(words[: 3 + i % 4])}))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     pseudo(folder / "train.jsonl", folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)), progress=False)
-    kit = TrainingContext(tiny_model_path, folder / "cache")
-    articles = read_drafter_data(folder / "train.jsonl", folder / "own", kit.tokenizer, 16, 10)
-    held = heldout_articles(kit, folder / "validation.jsonl", 4, 16, 8)
-    return kit, articles, held, folder
+    context = TrainingContext(tiny_model_path, folder / "cache")
+    articles = read_drafter_data(folder / "train.jsonl", folder / "own", context.tokenizer, 16, 10)
+    heldout = heldout_articles(context, folder / "validation.jsonl", 4, 16, 8)
+    return context, articles, heldout, folder
 
 
 def train(world, out, **changes):
-    kit, articles, held, _ = world
+    context, articles, heldout, _ = world
     options = {"evaluate_every": 2, "save_every": 2, "log_every": 1, "progress": False}
     options |= {name: changes.pop(name) for name in ("resume", "evaluate_every", "save_every", "keep") if name in changes}
-    return train_drafter(kit, articles, held, out, replace(RECIPE, **changes), **options)
+    return train_drafter(context, articles, heldout, out, replace(RECIPE, **changes), **options)
 
 
 def log(folder: Path) -> list[dict]:
@@ -122,21 +122,21 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_p
 
 def test_a_head_learns_its_targets_states(world, tmp_path):
     """The distance to them falls, after one prediction and after three."""
-    kit, articles, _, _ = world
+    context, articles, _, _ = world
     method = DistillationConfig(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
     batch = collate_drafter([DrafterDataset(articles)[0, i] for i in range(4)])
     read, labels = pad_sequences(batch["own"])
-    inputs = (read, kit.encoded(articles).rows([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
-    hidden, scored = kit.teacher.hidden(*inputs), labels != IGNORE
+    inputs = (read, context.encoded(articles).rows([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
+    hidden, scored = context.teacher.hidden(*inputs), labels != IGNORE
 
     def apart(model):
         found = model.passes(*inputs, batch["source_ids"], hidden, 3)
         return [float((states[scored] - hidden[scored]).abs().mean()) for states, _ in found]
 
-    recipe = dict(drafter="head", sizes=TINY["head"], method=method, steps=30, evaluate_every=30, save_every=30)
-    figures = train(world, tmp_path, **recipe)
-    before = new_drafter(replace(RECIPE, drafter="head", sizes=TINY["head"]), kit.folder)
-    after = type(before).load(tmp_path, kit.folder)
+    config = dict(drafter="head", sizes=TINY["head"], method=method, steps=30, evaluate_every=30, save_every=30)
+    figures = train(world, tmp_path, **config)
+    before = new_drafter(replace(RECIPE, drafter="head", sizes=TINY["head"]), context.folder)
+    after = type(before).load(tmp_path, context.folder)
     with torch.no_grad():
         assert all(now < 0.9 * then for now, then in zip(apart(after), apart(before), strict=True))
     assert figures["alpha"] > 0.25
@@ -163,11 +163,11 @@ def test_alpha_while_training_is_the_engines(world, tmp_path, drafter):
     from foredraft.bench.harness.alpha import alpha_tv
     from foredraft.engine.generate import load
 
-    kit, _, held, _ = world
+    context, _, heldout, _ = world
     train(world, tmp_path, steps=2, drafter=drafter, sizes=TINY[drafter])
     entry = next(entry for entry in log(tmp_path) if "eval_alpha_T0" in entry)
-    model = load(kit.folder, tmp_path)
-    for temperature, articles in held.items():
+    model = load(context.folder, tmp_path)
+    for temperature, articles in heldout.items():
         outputs = [own[0].tolist() for own in articles.own]
         ours = alpha_tv(model, [source.tolist() for source in articles.sources], outputs, temperature)
         assert entry[f"eval_alpha_T{temperature:g}"] == pytest.approx(ours, abs=1e-3)
@@ -181,24 +181,24 @@ from foredraft.train.data.drafter_data import read_drafter_data
 from foredraft.train.data.heldout import heldout_articles
 torch.set_num_threads(1)
 target, folder, out, method = sys.argv[1:]
-kit = TrainingContext(target, folder + "/cache")
-articles = read_drafter_data(folder + "/train.jsonl", folder + "/own", kit.tokenizer, 16, 10)
-held = heldout_articles(kit, folder + "/validation.jsonl", 4, 16, 8)
-recipe = DrafterTrainingConfig(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
+context = TrainingContext(target, folder + "/cache")
+articles = read_drafter_data(folder + "/train.jsonl", folder + "/own", context.tokenizer, 16, 10)
+heldout = heldout_articles(context, folder + "/validation.jsonl", 4, 16, 8)
+config = DrafterTrainingConfig(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
     sizes=(("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16)),
     method=DistillationConfig(distill_method=method, kd_temp=2))
-train_drafter(kit, articles, held, out, recipe, 2, 2, log_every=1, progress=False)
+train_drafter(context, articles, heldout, out, config, 2, 2, log_every=1, progress=False)
 """
 
 
 def test_two_processes_lose_what_one_loses(world, tmp_path):
-    kit, _, _, folder = world
+    context, _, _, folder = world
     script = tmp_path / "two.py"
     script.write_text(_TWO)
     checkout = Path(__file__).resolve().parents[3]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
-    done = subprocess.run([*launch, str(script), str(kit.folder), str(folder), str(tmp_path / "two"), "Supervised_KD"],
+    done = subprocess.run([*launch, str(script), str(context.folder), str(folder), str(tmp_path / "two"), "Supervised_KD"],
                           env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     train(world, tmp_path / "one", method=DistillationConfig(distill_method="Supervised_KD", kd_temp=2))
@@ -219,18 +219,18 @@ def test_bad_input_is_one_line(world, tmp_path, changes, complaint):
 
 
 def test_missing_summaries_are_told_at_the_start(world, tmp_path):
-    kit, articles, held, folder = world
+    context, articles, heldout, folder = world
     for method, own, complaint in ((DistillationConfig(), False, "--pseudo-dataset-path"), (DistillationConfig(), True, "--data")):
         lacking = replace(articles, own=[[]] * 12) if not own else replace(articles, gold=[None] * 12)
         with pytest.raises(UserError, match=complaint):
-            train_drafter(kit, lacking, held, tmp_path, replace(RECIPE, method=method))
+            train_drafter(context, lacking, heldout, tmp_path, replace(RECIPE, method=method))
 
 
 def test_a_start_of_another_kind_or_target_is_refused(world, tmp_path, tiny_checkpoints):
-    kit = world[0]
-    new_drafter(RECIPE, kit.folder).save(tmp_path)
+    context = world[0]
+    new_drafter(RECIPE, context.folder).save(tmp_path)
     with pytest.raises(UserError, match="holds a lstm drafter, not cnn"):
-        new_drafter(replace(RECIPE, drafter="cnn", init=str(tmp_path)), kit.folder)
+        new_drafter(replace(RECIPE, drafter="cnn", init=str(tmp_path)), context.folder)
     with pytest.raises(UserError, match="shares the embeddings"):
         new_drafter(replace(RECIPE, init=str(tmp_path)), tiny_checkpoints["v1.0"])
     with pytest.raises(UserError, match="tokenizer.json is missing"):

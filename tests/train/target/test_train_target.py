@@ -51,9 +51,9 @@ def world(tmp_path_factory):
 def train(world, out, **changes):
     known = {"steps": 7, "warmup_steps": 2, "decay_steps": 3, "batch_size": 8, "learning_rate": 1e-2}
     settings = {key: changes.pop(key) for key in list(changes) if key in TargetTrainingConfig.__dataclass_fields__}
-    recipe = TargetTrainingConfig(init=str(world / "tiny"), max_source=24, max_target=8, span_every=4, **{**known, **settings})
+    config = TargetTrainingConfig(init=str(world / "tiny"), max_source=24, max_target=8, span_every=4, **{**known, **settings})
     options = {"save_every": 4, "evaluate_every": 100, "log_every": 1, **changes}
-    return train_target(world, out, world / "tokenizer.json", recipe, **options)
+    return train_target(world, out, world / "tokenizer.json", config, **options)
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +171,9 @@ def test_the_default_geometry_is_the_shipped_one():
     ],
 )
 def test_bad_input_is_one_line_with_the_mend(world, tmp_path, changes, complaint):
-    recipe = TargetTrainingConfig(init=changes.pop("init", str(world / "tiny")), max_source=24, max_target=8)
+    config = TargetTrainingConfig(init=changes.pop("init", str(world / "tiny")), max_source=24, max_target=8)
     paths = {"data": world, "tokenizer_path": world}
     paths |= {key: world / changes.pop(key) for key in list(changes) if key in paths}
     with pytest.raises(UserError, match=complaint) as error:
-        train_target(out=tmp_path / "out", recipe=recipe, **paths, **changes)
+        train_target(out=tmp_path / "out", config=config, **paths, **changes)
     assert "\n" not in str(error.value)
