@@ -1,33 +1,50 @@
-"""Files that are on the disk whole or not at all; a leaf that every room may write with."""
+"""Atomic writes: a file appears complete under its name, or not at all."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
-def write_atomic(path: str | Path, data: str | bytes) -> None:
-    """`data` (text in UTF-8) under a temporary name, flushed to the disk and renamed over `path`, whose folder is made if
-    need be. After an OSError, which is passed on, the old file stands and nothing else is left."""
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, which is created. After the block the file is flushed to the disk and renamed.
+
+    After an exception the temporary file is deleted and an old file at `path` is unchanged.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(partial, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield partial
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             partial.unlink()
         raise
     sync_folder(path.parent)
 
 
+@contextmanager
+def open_atomic(path: str | Path, mode: str = "wb", encoding: str | None = None) -> Iterator[IO]:
+    """A file open for writing that replaces `path` after the block (see atomic_path)."""
+    with atomic_path(path) as partial, open(partial, mode, encoding=encoding) as file:
+        yield file
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Replace the file at `path` by `data`; text is written in UTF-8."""
+    with open_atomic(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Flush a folder's directory entries to the disk."""
     folder = os.open(path, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
