@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from foredraft.bench.report.collection import place
 from foredraft.errors import UserError
 
 CALIBRATION = "calibration"
@@ -63,13 +62,3 @@ def compare(before: Sequence[Run], after: Sequence[Run], limit: float = LIMIT) -
         verification = "slower" if change > limit else "faster" if change < 1 / limit else "same"
         rows.append({"case": name, "before": min(old), "after": min(new), "change": change, "verification": verification})
     return sorted(rows, key=lambda row: -(row["change"] or 0))
-
-
-def said(rows: Sequence[dict]) -> str:
-    """Markdown of the records of `foredraft bench regression`, a sentence each; empty without any."""
-    return "\n".join(
-        f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms "
-        f"({row['timed_again']} timed again, changes {row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}); "
-        f"slowed {row['slow']:g} times, {len(row['missed'])} missed ({row['seeded']['least']:.2f} to "
-        f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}), {place(row)}:\n\n```\n{row['command']}\n```\n"
-        for row in rows)

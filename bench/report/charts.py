@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foredraft.bench.harness.machine import file_name
 from foredraft.bench.harness.methods import REFERENCE
-from foredraft.bench.report.collection import place
+from foredraft.bench.report.collection import machine_name
 
 # Roles and their colours on a light ground; in SVG each becomes the CSS variable of its name.
 PALETTE = {
@@ -93,7 +93,7 @@ def _stem(run: Sequence[dict]) -> str:
 
 def _where(run: Sequence[dict]) -> str:
     row = run[0]
-    return f"{row['data']['articles']} articles of {row['data']['name']}, {place(row)}."
+    return f"{row['data']['articles']} articles of {row['data']['name']}, {machine_name(row)}."
 
 
 def ran(run: Sequence[dict]) -> list[dict]:
@@ -246,7 +246,7 @@ def scale(row: dict, number: int) -> list[Chart]:
     """Milliseconds and memory an article against articles, source length and output length; resident memory against
     articles."""
     charts = []
-    said = f"{place(row)}, batch size {row['batch_size']}, drafter {row['drafter']['name']}"
+    said = f"{machine_name(row)}, batch size {row['batch_size']}, drafter {row['drafter']['name']}"
     for axis, what in (("articles", "articles decoded"), ("source", "source tokens"), ("output", "output tokens")):
         points = row["curves"].get(axis, ())
         if len(points) < 2:
@@ -297,7 +297,7 @@ def alarm(row: dict, number: int) -> Chart:
     axes.set_ylim(1.6, -0.6)
     axes.set_xlabel("times the cost of the runs before")
     axes.spines["left"].set_visible(False)
-    note = (f"{place(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} false "
+    note = (f"{machine_name(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} false "
             f"alarms, {row['timed_again']} timed again; slowed: {len(row['missed'])} missed.")
     return Chart(f"alarm-{number}", "Changes that raise the alarm", note, figure, [row])
 
@@ -348,4 +348,4 @@ def _few():
 
 def sources(charts: Sequence[Chart]) -> list[tuple[str, str, str]]:
     """(command, machine, time) behind charts, each once."""
-    return list(dict.fromkeys((row["command"], place(row), row["time"][:10]) for chart in charts for row in chart.rows))
+    return list(dict.fromkeys((row["command"], machine_name(row), row["time"][:10]) for chart in charts for row in chart.rows))

@@ -1,4 +1,4 @@
-"""Charts of trained drafters: what training without the target gives, and what distillation adds."""
+"""Charts of trained drafters: the baseline, and what distillation adds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from foredraft.bench.report import collection
 from foredraft.bench.report.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, blank
 from foredraft.bench.report.collection import BASELINE, best_distilled, by_method, figures_at, mean, untrained, values
 
-# in the place of a training method, for a drafter without one
+# stands for the training method of a drafter without one
 OTHER = ""
 
 
@@ -17,7 +17,7 @@ def alphas(rows: Sequence[dict], temperature: float) -> Chart | None:
 
 
 def tokens_per_step(rows: Sequence[dict], temperature: float) -> Chart | None:
-    return _dots(rows, temperature, "round", "tokens a round", collection.tokens_per_step, (1.0, None))
+    return _dots(rows, temperature, "step", "tokens per step", collection.tokens_per_step, (1.0, None))
 
 
 def speed_ups(rows: Sequence[dict], temperature: float) -> Chart | None:
@@ -26,8 +26,8 @@ def speed_ups(rows: Sequence[dict], temperature: float) -> Chart | None:
 
 def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value: Callable[[dict], float | None],
           ends: tuple[float | None, float | None]) -> Chart | None:
-    """A value of every run, a line for each drafter: its baselines hollow, the best method filled and named; drafters that
-    were not trained here come last."""
+    """A value of each run, a line for each drafter: baselines hollow, the best method filled and named. Drafters without
+    training come last."""
     found = by_method(rows) | {drafter: {OTHER: [row]} for drafter, row in untrained(rows).items()}
     drafters = {drafter: methods for drafter, methods in found.items()
                 if any(mean(runs, temperature, value) is not None for runs in methods.values())}
@@ -56,12 +56,12 @@ def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value:
     axes.set_xlabel(what)
     axes.spines["left"].set_visible(False)
     return Chart(f"{name}-T{temperature:g}", f"{what[0].upper()}{what[1:]} of trained drafters at T={temperature:g}",
-                 "A dot a run. Hollow: trained on human summaries alone; coloured: distilled, the best method named.",
+                 "A dot a run. Hollow: trained on human summaries; coloured: distilled, the best method named.",
                  figure, _of(drafters))
 
 
-def by_place(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """accepted / tested at each place of the longest draft: a panel for each drafter, its baseline grey, the best distilled
+def by_position(rows: Sequence[dict], temperature: float) -> Chart | None:
+    """accepted / tested at each position of the longest draft: a panel for each drafter, its baseline grey, the best distilled
     in colour and named."""
     drafters = {}
     for drafter, methods in by_method(rows).items():
@@ -77,25 +77,25 @@ def by_place(rows: Sequence[dict], temperature: float) -> Chart | None:
         panel.set_title(drafter, loc="left", color=INK)
         for method, figures in pair.items():
             rates = max(figures["rows"], key=lambda one: one["draft_tokens"])["acceptance"]["at"]
-            known = [(place, rate) for place, rate in enumerate(rates, 1) if rate is not None]
+            known = [(position, rate) for position, rate in enumerate(rates, 1) if rate is not None]
             colour = BAR if method == BASELINE else ACCENT
             if known:
                 panel.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=3.5)
             if method != BASELINE:
                 panel.set_title(method, loc="right", color=ACCENT, fontsize=10)
-        panel.set_xlabel("place in the draft")
+        panel.set_xlabel("position in the draft")
         longest = max(one["draft_tokens"] for figures in pair.values() for one in figures["rows"])
         panel.set_xlim(0.5, longest + 0.5)
         panel.set_xticks(range(1, longest + 1, -(-longest // 6)))
     axes[0].set_ylim(0, 1)
     axes[0].set_ylabel("accepted / tested")
-    return Chart(f"place-T{temperature:g}", f"Acceptance by place in the draft at T={temperature:g}",
+    return Chart(f"position-T{temperature:g}", f"Acceptance by position in the draft at T={temperature:g}",
                  "Grey: baseline; coloured: the best distilled run, each at the K that it was measured at.", figure,
                  _of(by_method(rows)))
 
 
 def speed_by_K(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """Measured and predicted speed-up by K, of every drafter that was measured at several K without being trained here."""
+    """Measured and predicted speed-up by K, of each untrained drafter that was measured at several K."""
     found = [(name, figures, row) for name, row in untrained(rows).items()
              if (figures := figures_at(row, temperature)) is not None and len(figures["rows"]) > 1]
     if not found:
@@ -126,7 +126,7 @@ def speed_panels(panels: Sequence[tuple[str, dict]], name: str, title: str, rows
 
 
 def _grid(panels: int, **options):
-    """Two panels beside each other, as many rows as it takes; what is left over is not shown."""
+    """Two panels beside each other, in as many lines as needed; a spare panel is hidden."""
     down = -(-panels // 2)
     figure, axes = blank(20 + 175 * down, across=min(2, panels), down=down, **options)
     flat = list(axes.flat)

@@ -1,18 +1,18 @@
-"""The chart of `foredraft bench methods`: what every way of drafting gains, setting by setting."""
+"""The chart of bench.studies.methods_comparison: the speed-up of each drafter at each setting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from foredraft.bench.report.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, blank
-from foredraft.bench.report.collection import place
+from foredraft.bench.report.collection import machine_name
 from foredraft.bench.report.methods_table import fastest_by_drafter
 from foredraft.engine.params import AUTO
 
 
 def speed_ups(rows: Sequence[dict]) -> Chart:
-    """A panel for each setting of rows from one machine: each drafter's fastest way over plain decoding, with its 95 %
-    interval, the simulated speed-up hollow."""
+    """A panel for each setting of rows from one machine: each drafter's fastest configuration over plain decoding,
+    with its 95 % interval; the simulated speed-up hollow."""
     settings = fastest_by_drafter(rows)
     names = list(dict.fromkeys(name for found in settings.values() for name in found))
     figure, axes = blank(64 + (70 + 20 * len(names)) * -(-len(settings) // 2), across=min(2, len(settings)),
@@ -41,6 +41,6 @@ def speed_ups(rows: Sequence[dict]) -> Chart:
     axes.flat[0].scatter([], [], s=24, facecolors="none", edgecolors=MUTED, label="simulated, on a GPU")
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=MUTED, handletextpad=0.2,
                   columnspacing=1.2)
-    return Chart("methods", "Ways of drafting, over plain decoding",
-                 f"{place(rows[0])}. Filled: measured, each drafter's fastest way, with its 95 % interval; coloured: "
+    return Chart("methods", "Drafters, over plain decoding",
+                 f"{machine_name(rows[0])}. Filled: measured, each drafter's fastest configuration, with its 95 % interval; coloured: "
                  "drafter auto. Hollow: simulated at the costs of a large target on a GPU.", figure, list(rows))

@@ -53,10 +53,10 @@ def collect(path: Path) -> Collection:
             kinds.setdefault(row.get("kind", RUN), []).append(row)
 
     def newest(kind: str, key: Callable[[dict], tuple]) -> list[dict]:
-        return list(latest(kinds.get(kind, ()), lambda row: (place(row), *key(row))).values())
+        return list(latest(kinds.get(kind, ()), lambda row: (machine_name(row), *key(row))).values())
 
     evaluated = latest([row for kind in DRAFTERS for row in kinds.get(kind, ())],
-                       lambda row: (place(row), row["target"]["hash"], row["data"]["name"], *trained(row)))
+                       lambda row: (machine_name(row), row["target"]["hash"], row["data"]["name"], *trained(row)))
     return Collection(
         latest_groups(kinds.get(RUN, ()), "temperature", "batch_size", "draft_tokens"),
         latest_groups(kinds.get("methods", ()), "temperature", "batch_size"),
@@ -83,7 +83,7 @@ def read_objects(path: Path) -> list[dict]:
     return rows
 
 
-def place(row: dict) -> str:
+def machine_name(row: dict) -> str:
     """The machine of a row, in words."""
     machine = row["machine"]
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
@@ -109,7 +109,7 @@ def latest_groups(rows: Sequence[dict], *setting: str) -> list[list[dict]]:
     """The newest comparison of every machine and setting on real articles, in that order."""
     newest: dict[tuple, list[dict]] = {}
     for row in rows:
-        key = (place(row), *(row[name] for name in setting))
+        key = (machine_name(row), *(row[name] for name in setting))
         if row["data"]["name"] == SAMPLE_TEXTS:
             continue
         known = newest.get(key)

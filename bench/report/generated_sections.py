@@ -1,73 +1,81 @@
-"""The README's tables and pictures, generated from records, and the check that they still are what the records say."""
+"""Tables and pictures of README.md and docs/, generated from records, and the check that they still match them.
+
+A block lies between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of README.md or of one page in docs/.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from foredraft.atomic_write import write_atomic
-from foredraft.bench.regression import compare_runs as regression
 from foredraft.bench.report import charts, charts_drafters, charts_methods
-from foredraft.bench.report import markdown_tables as tables
-from foredraft.bench.report import methods_table as tables_methods
 from foredraft.bench.report.charts import Chart
 from foredraft.bench.report.collection import Collection
-from foredraft.bench.report.scale_table import scale_table
-from foredraft.bench.report.spec_bench_table import spec_bench_table
+from foredraft.bench.report.drafters_table import drafters_table
+from foredraft.bench.report.methods_table import methods_table
+from foredraft.bench.report.other_tables import regression_text, scale_table, spec_bench_table
+from foredraft.bench.report.runs_table import runs_table, summary_table
 from foredraft.errors import UserError
 
 DIGEST = "Records"
-# What a block says before there is a record.
-NOTHING = {"methods": "Not measured yet: `foredraft bench methods --data test.jsonl.gz`.\n"}
+IMAGES = "docs/images"
+# The text of a block without a record.
+NOTHING = {"methods": "Not measured yet: `python -m foredraft.bench.studies.methods_comparison --data test.jsonl.gz`.\n"}
 
-# The block that a picture ends, its file's stem and what it shows.
-PICTURES = {"table": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters"),
-            "methods": ("methods", "Ways of drafting")}
+# The block under which a picture stands, the stem of its file, and its text.
+PICTURES = {"runs": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters"),
+            "methods": ("methods", "Speed-up by drafter")}
 
 
-def blocks(found: Collection, pictures: str) -> dict[str, str]:
-    """What goes between the README's markers, by their name. `pictures`: their folder as the page names it."""
-    shown = {"table": tables.runs_table(found.runs), "drafters": tables.drafters_table(found.drafters),
-             "methods": tables_methods.methods_table(found.methods), "scale": scale_table(found.scale),
-             "spec-bench": spec_bench_table(found.spec_bench),
-             "regression": regression.said(found.regression)}
-
-    def pictured(name: str, text: str) -> str:
-        if not text or name not in PICTURES:
-            return text
-        stem, what = PICTURES[name]
-        return f"{text}\n![{what}]({pictures}/{stem}.png)\n"
-
-    return {name: pictured(name, text) or NOTHING.get(name, "") for name, text in shown.items()}
+def blocks(found: Collection) -> dict[str, str]:
+    """The text of each block, without its picture."""
+    shown = {"summary": summary_table(found.runs), "runs": runs_table(found.runs), "drafters": drafters_table(found.drafters),
+             "methods": methods_table(found.methods), "scale": scale_table(found.scale),
+             "spec-bench": spec_bench_table(found.spec_bench), "regression": regression_text(found.regression)}
+    return {name: text or NOTHING.get(name, "") for name, text in shown.items()}
 
 
 def picture_rows(found: Collection) -> dict[str, Sequence[dict]]:
-    """The rows behind each picture, by its file's stem; greedy at batch size 1 for the speeds, if there is such a run."""
+    """The records behind each picture, by the stem of its file; for the speeds the run at T=0 and B=1, if there is one."""
     first = [run for run in found.runs if run[0]["temperature"] == 0 and run[0]["batch_size"] == 1] or found.runs
     rows = {"speeds": first[0] if first else [], "drafters": [row for row in found.drafters if row.get("training")],
             "methods": [row for setting in found.methods for row in setting]}
     return {name: shown for name, shown in rows.items() if shown}
 
 
-def update(readme: Path, found: Collection, pictures: Path) -> None:
-    """Write the README's blocks, and the pictures into their folder. UserError: markers are missing."""
-    page = _read(readme)
-    for name, text in blocks(found, _named(readme, pictures)).items():
-        before, _, after = _parts(readme, page, name)
-        page = f"{before}{text}{after}"
+def update(root: Path, found: Collection) -> None:
+    """Write the blocks and pictures of the checkout at `root`.
+
+    Raises
+    ------
+    UserError
+        A block's markers are missing, or are in more than one page.
+    """
+    pages = _pages(root)
+    for name, text in blocks(found).items():
+        path = _page_of(root, pages, name)
+        before, _, after = _parts(pages[path], name)
+        pages[path] = f"{before}{_pictured(root, path, name, text)}{after}"
+    (root / IMAGES).mkdir(parents=True, exist_ok=True)
     for name, rows in picture_rows(found).items():
-        charts.save_png(_draw(name, rows), pictures / f"{name}.png", {DIGEST: digest(rows)})
-    write_atomic(readme, page)
+        charts.save_png(_draw(name, rows), root / IMAGES / f"{name}.png", {DIGEST: digest(rows)})
+    for path, text in pages.items():
+        write_atomic(path, text)
 
 
-def stale(readme: Path, found: Collection, pictures: Path) -> list[str]:
-    """What no longer follows from the records: names of blocks and pictures."""
-    page = _read(readme)
-    wrong = [name for name, text in blocks(found, _named(readme, pictures)).items() if _parts(readme, page, name)[1] != text]
+def stale(root: Path, found: Collection) -> list[str]:
+    """Names of the blocks and pictures that do not match the records."""
+    pages, wrong = _pages(root), []
+    for name, text in blocks(found).items():
+        path = _page_of(root, pages, name)
+        if _parts(pages[path], name)[1] != _pictured(root, path, name, text):
+            wrong.append(name)
     for name, rows in picture_rows(found).items():
-        path = pictures / f"{name}.png"
+        path = root / IMAGES / f"{name}.png"
         if not path.is_file() or digest(rows).encode() not in path.read_bytes():
             wrong.append(path.name)
     return wrong
@@ -83,18 +91,35 @@ def _draw(name: str, rows: Sequence[dict]) -> Chart:
     return charts.speeds(rows) if name == "speeds" else charts_drafters.alphas(rows, 0.0)
 
 
-def _named(readme: Path, pictures: Path) -> str:
-    return pictures.resolve().relative_to(readme.resolve().parent).as_posix()
+def _pictured(root: Path, page: Path, name: str, text: str) -> str:
+    """The block's text with its picture, named from the page's folder."""
+    if name not in PICTURES or text in ("", NOTHING.get(name)):
+        return text
+    stem, what = PICTURES[name]
+    return f"{text}\n![{what}]({Path(os.path.relpath(root / IMAGES / stem, page.parent)).as_posix()}.png)\n"
 
 
-def _read(readme: Path) -> str:
-    return readme.read_text(encoding="utf-8")
+def _pages(root: Path) -> dict[Path, str]:
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 
 
-def _parts(readme: Path, page: str, name: str) -> tuple[str, str, str]:
-    """The page up to and with the opening marker, what lies between, and the rest."""
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    if page.count(begin) != 1 or page.count(end) != 1 or page.index(end) < page.index(begin):
-        raise UserError(f"{readme}: needs the lines {begin.strip()} and {end} once each, where generated text goes")
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+
+
+def _page_of(root: Path, pages: dict[Path, str], name: str) -> Path:
+    begin, end = _markers(name)
+    found = [path for path, text in pages.items() if begin in text or end in text]
+    if len(found) != 1 or pages[found[0]].count(begin) != 1 or pages[found[0]].count(end) != 1 or (
+            pages[found[0]].index(end) < pages[found[0]].index(begin)):
+        raise UserError(f"{root}: README.md or one page in docs/ needs the lines {begin.strip()} and {end} once each, where "
+                        "the generated text goes")
+    return found[0]
+
+
+def _parts(page: str, name: str) -> tuple[str, str, str]:
+    """The page up to and with the opening marker, the block, and the rest."""
+    begin, end = _markers(name)
     start, stop = page.index(begin) + len(begin), page.index(end)
     return page[:start], page[start:stop], page[stop:]

@@ -1,4 +1,4 @@
-"""The report: one HTML page with all it needs inside, made from records alone."""
+"""The report: one self-contained HTML page, made from records alone."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 
-from foredraft.bench.report import charts, charts_drafters, charts_methods
-from foredraft.bench.report import methods_table as tables_methods
-from foredraft.bench.report import spec_bench_table as tables_spec_bench
+from foredraft.bench.report import (
+    charts,
+    charts_drafters,
+    charts_methods,
+    drafters_table,
+    methods_table,
+    other_tables,
+    runs_table,
+)
 from foredraft.bench.report.charts import Chart
-from foredraft.bench.report.collection import Collection, place
-from foredraft.bench.report.markdown_tables import DRAFTER_HEADS, drafter_rows
+from foredraft.bench.report.collection import Collection, machine_name
 from foredraft.bench.report.page_style import STYLE
-from foredraft.bench.report.tables import COLUMNS, FOOTPRINT, footprint
+from foredraft.bench.report.tables import Table, absent, number, ran
 
 TEMPERATURES = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A text of ours decoded by the embedded model: pieces (text, who produced it) of its tokens, in order."""
+    """A text decoded by the embedded model: pieces (text, proposer) of its tokens, in order."""
 
     name: str
     drafter: str
     draft_tokens: int
-    rounds: int
+    steps: int
     pieces: Sequence[tuple[str, str]]
 
 
@@ -34,14 +39,13 @@ class Section:
     title: str
     text: str
     charts: Sequence[Chart] = ()
-    # title, heads, lines
-    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
+    tables: Sequence[Table] = ()
     html: str = ""
 
 
 @dataclass
 class Page:
-    """What a report shows: sections with their charts."""
+    """Sections with their charts, under a sentence of results."""
 
     sections: list[Section] = field(default_factory=list)
     lede: str = ""
@@ -56,38 +60,35 @@ def build(found: Collection, sample: Sample | None) -> Page:
     page = Page(lede=lede(found))
     if found.runs:
         page.sections.append(Section(
-            "Who is faster", "Every method decodes the same articles in one process, taking turns. The dashed line is plain "
-            "decoding; a speed-up over it is told only where every token is the same.",
-            [charts.speeds(run) for run in found.runs],
-            [(charts.setting(run), ("method", *(name for name, _ in COLUMNS), *FOOTPRINT),
-              [[row["method"], *(cell(row) for _, cell in COLUMNS), *footprint(row)] for row in charts.ran(run)])
-             for run in found.runs],
-            absences(found.runs)))
+            "Who is faster", "Every method decodes the same articles in one process, batch by batch in a random order. The dashed "
+            "line is plain decoding. A speed-up over it is given only where every token is the same.",
+            [charts.speeds(run) for run in found.runs], [_run_table(run) for run in found.runs],
+            absence_notes(found.runs, lambda row: row["method"], charts.setting)))
     if found.methods:
         page.sections.append(Section(
-            "Which way of drafting", "Every drafter at the K that other articles chose and with lengths that adapt, drawn "
-            "drafts verified token by token and as blocks, all in turns; drafter auto chooses by itself. What a large "
-            "target on a GPU would gain is simulated: measured tokens a round, costs counted from bytes and launches.",
+            "Which drafter", "Every drafter at the K that was best on other articles, and with adaptive draft lengths; sampled "
+            "drafts are verified token by token and as blocks. The drafter auto chooses by itself. The speed-up of a large "
+            "target on a GPU is simulated: tokens per step as measured, costs counted from bytes and launches.",
             methods_charts(found.methods),
-            [(f"{tables_methods.setting(rows)}, {place(rows[0])}", tables_methods.HEADS, tables_methods.lines(rows))
+            [Table(f"{methods_table.setting(rows)}, {machine_name(rows[0])}", methods_table.HEADS, methods_table.lines(rows))
              for rows in found.methods],
-            absences(found.methods, tables_methods.spec, tables_methods.setting)))
+            absence_notes(found.methods, methods_table.spec, methods_table.setting)))
     if sample is not None:
-        page.sections.append(Section("Who wrote which token", sample_text(sample), html=sample_html(sample)))
+        page.sections.append(Section("Who proposed which token", sample_text(sample), html=sample_html(sample)))
     drafts = [draw(found.drafters, temperature) for temperature in TEMPERATURES
-              for draw in (charts_drafters.alphas, charts_drafters.by_place, charts_drafters.tokens_per_step,
+              for draw in (charts_drafters.alphas, charts_drafters.by_position, charts_drafters.tokens_per_step,
                            charts_drafters.speed_ups)]
     if any(drafts):
         page.sections.append(Section(
-            "What distillation adds", "alpha is the share of the target's distribution that a drafter covers, over every prefix of "
-            "the target's own output. Baselines were trained on human summaries alone, the others by the target, on as "
-            "many articles and steps.", [chart for chart in drafts if chart],
-            [("All runs", DRAFTER_HEADS, drafter_rows(found.drafters, TEMPERATURES))]))
+            "What distillation adds", "alpha is E[sum min(p, q)] over every prefix of the target's own output. Baselines were "
+            "trained on human summaries, the others by the target, on as many articles and steps.",
+            [chart for chart in drafts if chart],
+            [Table("All runs", drafters_table.HEADS, drafters_table.drafter_lines(found.drafters, TEMPERATURES))]))
     speeds = [chart for temperature in TEMPERATURES if (chart := charts_drafters.speed_by_K(found.drafters, temperature))]
     speeds += theory_charts(found.theory)
     if speeds:
         page.sections.append(Section(
-            "How many tokens to draft", "What the cost model expects of each K, and what was measured.", speeds,
+            "How many tokens to draft", "The speed-up that the cost model predicts for each K, and the measured one.", speeds,
             theory_tables(found.theory)))
     times = [chart for run in found.runs if (chart := charts.time_split(run))]
     times += [chart for draw in (charts.token_time, charts.encoding) if (chart := draw(found.steps)) is not None]
@@ -95,7 +96,7 @@ def build(found: Collection, sample: Sample | None) -> Page:
         page.sections.append(Section(
             "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
             "those bytes over the bandwidth measured in the same process. Coloured: drafting; strokes, where known: the "
-            "least that encoding and the whole could take.", times, encoder_tables(found.steps)))
+            "least time of encoding and of the whole.", times, encoder_tables(found.steps)))
     scaled = charts.batches(found.runs)
     scaled += [chart for number, row in enumerate(found.scale) for chart in charts.scale(row, number)]
     many = [charts.throughput(row, number) for number, row in enumerate(found.throughput)]
@@ -104,27 +105,30 @@ def build(found: Collection, sample: Sample | None) -> Page:
         page.sections.append(Section("How it scales", "Time and memory an article as the work grows.", scaled))
     if found.spec_bench:
         page.sections.append(Section(
-            "As Spec-Bench tells it", "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
-            "over articles of each one's own speed, encoding included, to be set beside published figures.",
-            tables=[(tables_spec_bench.setting(row), tables_spec_bench.HEADS, tables_spec_bench.lines(row))
-                    for row in found.spec_bench],
-            html=absences([row["rows"] for row in found.spec_bench])))
+            "As Spec-Bench computes it", "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
+            "over articles of each article's speed, encoding included, comparable with published figures.",
+            tables=[Table(other_tables.spec_bench_setting(row), other_tables.SPEC_BENCH_HEADS,
+                          other_tables.spec_bench_lines(row)) for row in found.spec_bench],
+            html=absence_notes([row["rows"] for row in found.spec_bench], lambda row: row["method"], charts.setting)))
     if found.regression:
         page.sections.append(Section(
-            "Would a slowdown be seen", "Each case of make bench in units of a calibration beside it, over three runs "
-            "before: runs of the same code, and one in which every case was slowed. Right of the dashed line lies an alarm.",
+            "Would a slowdown be seen", "Each case of make bench in units of a calibration beside it, relative to three earlier "
+            "runs: runs of the same code, and one in which every case was slowed. Right of the dashed line is an alarm.",
             [charts.alarm(row, number) for number, row in enumerate(found.regression)]))
     return page
 
 
+def _run_table(run: Sequence[dict]) -> Table:
+    lines = [[*line, *runs_table.footprint(row)] for line, row in zip(runs_table.lines(run), ran(run), strict=True)]
+    return Table(charts.setting(run), (*runs_table.heads(), *runs_table.FOOTPRINT), lines)
+
+
 def lede(found: Collection) -> str:
-    """What the newest comparison at batch size 1 and temperature 0 showed, in a sentence or two."""
+    """The result of the newest comparison at batch size 1 and temperature 0, in a sentence."""
     for run in found.runs:
-        rows = [row for row in charts.ran(run) if row["speed_up"] is not None]
-        drafted = [row for row in rows if row["acceptance"] and row["acceptance"]["drafted"]]
-        if run[0]["temperature"] == 0 and run[0]["batch_size"] == 1 and drafted:
-            best = max(drafted, key=lambda row: row["speed_up"]["median"])
-            others = [row for row in rows if row["acceptance"] is None]
+        best = runs_table.best_drafter(run)
+        if run[0]["temperature"] == 0 and run[0]["batch_size"] == 1 and best:
+            others = [row for row in ran(run) if row["speed_up"] is not None and row["acceptance"] is None]
             said = (f"On {best['data']['articles']} articles, greedy and one at a time, the {best['method']} drafter "
                     f"decodes {best['speed_up']['median']:.2f} times as fast as foredraft's own plain decoding")
             if others:
@@ -132,34 +136,27 @@ def lede(found: Collection) -> str:
                 times = best["tokens_per_second"]["median"] / peer["tokens_per_second"]["median"]
                 said += f" and {times:.1f} times as fast as {peer['method']}, the fastest other engine of the run"
             return said + ", with the same tokens."
-    return "What the committed records show."
+    return "Results of the committed records."
 
 
 def methods_charts(settings: Sequence[Sequence[dict]]) -> list[Chart]:
-    """One for each machine."""
-    machines: dict[str, list[dict]] = {}
+    """A chart for each machine."""
+    found: dict[str, list[dict]] = {}
     for rows in settings:
-        machines.setdefault(place(rows[0]), []).extend(rows)
-    return [replace(charts_methods.speed_ups(rows), name=f"methods-{number}")
-            for number, rows in enumerate(machines.values())]
+        found.setdefault(machine_name(rows[0]), []).extend(rows)
+    return [replace(charts_methods.speed_ups(rows), name=f"methods-{number}") for number, rows in enumerate(found.values())]
 
 
-def absences(runs: Sequence[Sequence[dict]], name: Callable[[dict], str] = lambda row: row["method"],
-             setting: Callable[[Sequence[dict]], str] = charts.setting) -> str:
-    missing: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        for row in run:
-            if row["absent"] is not None:
-                missing.setdefault((name(row), row["absent"]), []).append(setting(run))
+def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str], setting: Callable[[Sequence[dict]], str]) -> str:
     return "".join(f'<p class="quiet"><b>{escape(method)}</b> is absent at {"; ".join(where)}: {escape(why)}.</p>'
-                   for (method, why), where in missing.items())
+                   for (method, why), where in absent(runs, name, setting).items())
 
 
 def sample_text(sample: Sample) -> str:
     drafted = sum(proposer != "target" for _, proposer in sample.pieces)
-    return (f"One of our own texts ({sample.name}) summarised greedily by the small embedded model with the "
-            f"{sample.drafter} drafter, K={sample.draft_tokens}: {len(sample.pieces)} tokens in {sample.rounds} rounds, "
-            f"{drafted} of them drafted. Plain decoding writes the same tokens, one a round.")
+    return (f"A sample text ({sample.name}) summarised greedily by the small embedded model with the {sample.drafter} drafter, "
+            f"K={sample.draft_tokens}: {len(sample.pieces)} tokens in {sample.steps} steps, {drafted} of them drafted. "
+            "Plain decoding gives the same tokens, one a step.")
 
 
 def sample_html(sample: Sample) -> str:
@@ -180,8 +177,7 @@ def theory_charts(rows: Sequence[dict]) -> list[Chart]:
         f"{row['drafter']['name']}: speed-up for every K", [row]) for number, row in enumerate(rows)]
 
 
-def theory_tables(rows: Sequence[dict]) -> list[tuple[str, tuple, list]]:
-    heads = ("K", "c", "v(K+1)", "predicted", "measured", "")
+def theory_tables(rows: Sequence[dict]) -> list[Table]:
     tables = []
     for row in rows:
         for figures in row["figures"]:
@@ -191,50 +187,46 @@ def theory_tables(rows: Sequence[dict]) -> list[tuple[str, tuple, list]]:
                 said = " and ".join(word for word, pick in (("the model's pick", "picked"), ("the best", "best"))
                                     if figures[pick] == K)
                 measured = f"{one['speed_up']['median']:.2f}x" if "speed_up" in one else "other tokens"
-                lines.append((str(K), _number(one["c"], 3), _number(one["v"]), f"{_number(one['predicted'])}x", measured,
-                              said))
-            tables.append((f"{row['drafter']['name']}, T={figures['temperature']:g}, alpha {figures['alpha']['value']:.3f}",
-                           heads, lines))
+                lines.append((str(K), number(one["c"], 3), number(one["v"]), f"{number(one['predicted'])}x", measured, said))
+            tables.append(Table(
+                f"{row['drafter']['name']}, T={figures['temperature']:g}, alpha {figures['alpha']['value']:.3f}",
+                ("K", "c", "v(K+1)", "predicted", "measured", ""), lines))
     return tables
 
 
-def encoder_tables(steps: Sequence[dict]) -> list[tuple[str, tuple, list]]:
+def encoder_tables(steps: Sequence[dict]) -> list[Table]:
     if not steps:
         return []
     heads = ("geometry", "step, ms", "floor, ms", "over it", "v(6)", "encoder, ms", "of its FLOP floor", "GB/s", "GFLOP/s")
     lines = [(f"{row['geometry']}, {stored}", f"{f['step_ms']['1']['median']:.2f}", f"{f['floor_ms']:.2f}",
-              f"{f['over_floor']:.2f}x", _number(f["v"].get("6")), f"{f['encoder']['ms']:.0f}",
+              f"{f['over_floor']:.2f}x", number(f["v"].get("6")), f"{f['encoder']['ms']:.0f}",
               f"{f['encoder']['share_of_floor']:.0%}", f"{f['read_gb_s']:.1f}", f"{f['encoder']['gflop_s']:.0f}")
              for row in steps for stored, f in row["weights"].items()]
-    return [(f"Steps and the encoder at {steps[0]['source_tokens']} source tokens", heads, lines)]
+    return [Table(f"Steps and the encoder at {steps[0]['source_tokens']} source tokens", heads, lines)]
 
 
 def render(page: Page, found: Collection) -> str:
     """The page as HTML that loads nothing from anywhere."""
     body = "".join(_section(section) for section in page.sections)
     records = "".join(f"<li><code>{escape(command)}</code><br><span class=quiet>{escape(machine)}, {day}</span></li>"
-                      for command, machine, day in dict.fromkeys((row["command"], place(row), row["time"][:10])
+                      for command, machine, day in dict.fromkeys((row["command"], machine_name(row), row["time"][:10])
                                                                 for row in found.all))
+    machines = "; ".join(dict.fromkeys(machine_name(row) for row in found.all))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>foredraft, measured</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>'
         f'<h1>foredraft, measured</h1><p class="lede">{escape(page.lede)}</p>'
-        f'<p class="quiet">Made by <code>foredraft report</code> from committed records: {escape(machines(found))}. '
-        "Every figure names the command that gave it.</p>"
-        f"{body}<h2>All records</h2><details><summary>{len(found.all)} rows, by command</summary><ul>{records}</ul>"
+        f'<p class="quiet">Made by <code>foredraft report</code> from committed records: {escape(machines)}. '
+        "Every figure names the command that produced it.</p>"
+        f"{body}<h2>All records</h2><details><summary>{len(found.all)} records, by command</summary><ul>{records}</ul>"
         "</details></main></body></html>\n")
-
-
-def machines(found: Collection) -> str:
-    return "; ".join(dict.fromkeys(place(row) for row in found.all))
 
 
 def _section(section: Section) -> str:
     figures = "".join(_figure(chart) for chart in section.charts)
-    tables = "".join(_table(*table) for table in section.tables)
     return (f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>{section.html}"
-            + (f'<div class="figures">{figures}</div>' if figures else "") + tables + "</section>")
+            + (f'<div class="figures">{figures}</div>' if figures else "") + "".join(map(_table, section.tables)) + "</section>")
 
 
 def _figure(chart: Chart) -> str:
@@ -244,13 +236,9 @@ def _figure(chart: Chart) -> str:
             f'{charts.svg(chart)}<details><summary>machine and command</summary>{how}</details></figure>')
 
 
-def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    return (f"<details><summary>Table: {escape(title)}</summary>"
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.heads)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table.lines)
+    return (f"<details><summary>Table: {escape(table.title)}</summary>"
             f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
             "</details>")
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

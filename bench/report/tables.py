@@ -1,15 +1,81 @@
-"""Rows for people: a table on the terminal, a table in Markdown."""
+"""One table type for the terminal, Markdown and HTML, and the cells that several tables share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from foredraft.bench.harness.methods import REFERENCE
 
 Column = tuple[str, Callable[[dict], str]]
+# characters of a line on the terminal and in docs/
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads and lines of text cells. `wide`: heads that the terminal shows only with --wide."""
+
+    title: str
+    heads: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    wide: Iterable[str] = ()
+    caption: str | None = None
+
+    def _figures(self, i: int) -> bool:
+        """Whether a column holds numbers, which stand to the right."""
+        return any(line[i][:1].isdigit() for line in self.lines)
+
+    def show(self, console: Console, wide: bool = False) -> None:
+        """Print the table; without `wide` only the columns that fit WIDTH characters."""
+        kept = [i for i, head in enumerate(self.heads) if wide or head not in self.wide]
+        table = RichTable(title=self.title, title_justify="left", caption=self.caption, caption_justify="left")
+        for i in kept:
+            table.add_column(self.heads[i], justify="right" if self._figures(i) else "left", no_wrap=not i, overflow="fold")
+        for line in self.lines:
+            table.add_row(*(line[i] for i in kept))
+        console.print(table, markup=False)
+
+    def markdown(self) -> str:
+        """The table in Markdown, without its title."""
+        rules = ["---:" if self._figures(i) else "---" for i in range(len(self.heads))]
+        lines = [self.heads, rules, *self.lines]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of WIDTH characters."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def command_block(rows: Iterable[dict]) -> str:
+    """The commands of the records, each once, as a code block; a long one continues after a backslash."""
+    commands = []
+    for command in dict.fromkeys(row["command"] for row in rows):
+        lines = textwrap.wrap(command, WIDTH - 2, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        commands.append(" \\\n".join(lines) if shlex.split(command) == shlex.split(" ".join(lines)) else command)
+    return "\n```\n" + "\n".join(commands) + "\n```\n"
+
+
+def absent(runs: Iterable[Sequence[dict]], name: Callable[[dict], str],
+           setting: Callable[[Sequence[dict]], str]) -> dict[tuple[str, str], list[str]]:
+    """Settings of the methods that did not run, by (name, reason)."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for row in run:
+            if row["absent"] is not None:
+                missing.setdefault((name(row), row["absent"]), []).append(setting(run))
+    return missing
+
+
+def absences(runs: Iterable[Sequence[dict]], name: Callable[[dict], str], setting: Callable[[Sequence[dict]], str]) -> list[str]:
+    """A Markdown sentence for each of `absent`."""
+    return [f"`{method}` is absent at {', '.join(where)}: {why}." for (method, why), where in absent(runs, name, setting).items()]
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -23,13 +89,13 @@ def rate(field: str) -> Callable[[dict], str]:
     return cell
 
 
-def times(field: str) -> Callable[[dict], str]:
-    def cell(row: dict) -> str:
-        if row["method"] == REFERENCE:
-            return "1"
-        return "{median:.2f}x ({low:.2f}-{high:.2f})".format(**row[field]) if row[field] else "-"
+def interval(found: dict | None) -> str:
+    """A speed-up with its 95 % interval."""
+    return "{median:.2f}x ({low:.2f}-{high:.2f})".format(**found) if found else "-"
 
-    return cell
+
+def times(field: str) -> Callable[[dict], str]:
+    return lambda row: "1" if row["method"] == REFERENCE else interval(row[field])
 
 
 def accepted(field: str) -> Callable[[dict], str]:
@@ -42,7 +108,7 @@ def accepted(field: str) -> Callable[[dict], str]:
 
 
 def gate(row: dict) -> str:
-    return "own noise" if row["differ"] is None else f"{row['differ']} of {row['data']['articles']}"
+    return "not comparable" if row["differ"] is None else f"{row['differ']} of {row['data']['articles']}"
 
 
 def rouge(row: dict) -> str:
@@ -50,98 +116,6 @@ def rouge(row: dict) -> str:
     return " / ".join(number(found[kind], 1) for kind in ("rouge1", "rouge2", "rougeLsum")) if found else "-"
 
 
-FOOTPRINT = ("load, s", "first token, ms", "peak, MB")
-
-
-def footprint(row: dict) -> list[str]:
-    """The cells of FOOTPRINT."""
-    found = row.get("footprint")
-    if not found:
-        return ["-", "-", "-"]
-    peak = f"{found['peak_bytes'] / 1e6:,.0f}" if found["peak_bytes"] else "-"
-    return [number(found["load_seconds"], 1), number(found["first_token_ms"], 1), peak]
-
-
-COLUMNS: tuple[Column, ...] = (
-    ("tok/s", rate("tokens_per_second")),
-    ("speed-up", times("speed_up")),
-    ("tok/s with encoding", rate("tokens_per_second_encoding")),
-    ("speed-up with it", times("speed_up_encoding")),
-    ("tokens a round", accepted("tokens_per_step")),
-    ("accepted / tested", accepted("rate")),
-    ("accepted / drafted", accepted("per_drafted")),
-    ("alpha", accepted("alpha_tv")),
-    ("coverage", accepted("coverage")),
-    ("ROUGE-1/2/Lsum", rouge),
-    ("articles that differ", gate),
-)
-
-
-CAPTION = (
-    "tok/s: median (20th-80th percentile) over the passes. speed-up: over plain (95 % interval over batches), none for "
-    "a method whose tokens differ from plain decoding's. alpha: the drafter's share of the target's distribution over every "
-    "prefix of the target's own output."
-)
-
-
-def title(row: dict) -> str:
-    """What a run measured, from any of its rows."""
-    target, data, lengths = row["target"], row["data"], row["data"]["source_tokens"]
-    return (
-        f"{target['model']} ({target['parameters'] / 1e6:.1f}M, {target['weights']}, {target['hash'][:12]}) on "
-        f"{data['articles']} x {data['name']}, {lengths['min']}-{lengths['max']} source tokens; B={row['batch_size']}, "
-        f"K={row['draft_tokens']}, T={row['temperature']:g}, up to {row['max_new_tokens']} new tokens, "
-        f"{row['repeats']} passes; {row['machine']['gpu'] or row['machine']['cpu']}, {target['threads']} threads, "
-        f"{row['machine']['read_gb_s']} GB/s"
-    )
-
-
-def show(rows: Sequence[dict], console: Console) -> None:
-    """Print a run: its table, where the time went, acceptance by place, and why a method is absent."""
-    ran = [row for row in rows if row["absent"] is None]
-    table = Table(title=title(rows[0]), title_justify="left", caption=CAPTION, caption_justify="left")
-    table.add_column("method", no_wrap=True)
-    for name, _ in COLUMNS:
-        table.add_column(name, justify="right")
-    for row in ran:
-        table.add_row(row["method"], *(cell(row) for _, cell in COLUMNS))
-    console.print(table)
-
-    parts = Table(title="seconds of one pass", title_justify="left")
-    for name in ("method", "total", "encode", "draft", "verify", "other", *FOOTPRINT, "accepted/tested by place"):
-        parts.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
-    for row in ran:
-        places = (row["acceptance"] or {}).get("at", [])
-        seconds = [number(row["seconds"][part], 3) for part in ("total", "encode", "draft", "verify", "other")]
-        shares = " ".join(number(place) for place in places) if any(places) else "-"
-        parts.add_row(row["method"], *seconds, *footprint(row), shares)
-    console.print(parts)
-    for row in rows:
-        if row["absent"] is not None:
-            console.print(f"{row['method']} is absent: {row['absent']}", markup=False, highlight=False)
-
-
-def markdown(rows: Sequence[dict]) -> str:
-    """The rows of one run as a Markdown table under its title; absent methods and their reasons below."""
-    lines = [
-        title(rows[0]), "",
-        "| method | " + " | ".join(name for name, _ in COLUMNS) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
-    ]
-    ran = [row for row in rows if row["absent"] is None]
-    lines += [f"| {row['method']} | " + " | ".join(cell(row) for _, cell in COLUMNS) + " |" for row in ran]
-    missing = [f"- {row['method']} is absent: {row['absent']}" for row in rows if row["absent"] is not None]
-    return "\n".join(lines + ([""] + missing if missing else [])) + "\n"
-
-
-def gain(rows: Sequence[dict]) -> str:
-    """What a run showed, one clause a method: never a speed-up without equal tokens."""
-    clauses = []
-    for row in rows:
-        if row["method"] == REFERENCE or row["absent"] is not None:
-            continue
-        if row["speed_up"] is None:
-            clauses.append(f"{row['method']} gave other tokens than plain decoding ({gate(row)} articles)")
-        else:
-            clauses.append(f"{row['method']} gave the same tokens at {row['speed_up']['median']:.2f}x the speed")
-    return "Against plain decoding: " + "; ".join(clauses) + "."
+def ran(rows: Sequence[dict]) -> list[dict]:
+    """The records of methods that ran."""
+    return [row for row in rows if row["absent"] is None]

@@ -1,4 +1,4 @@
-"""`foredraft report`: the records as one page, as pictures, and as the README's tables."""
+"""`foredraft report`: the records as an HTML page, as pictures, and as the tables of README.md and docs/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from foredraft.errors import UserError
 
-# Long enough for both drafters to show, short enough to read.
+# The sample: long enough that both drafters propose tokens, short enough to read.
 SAMPLE_TOKENS, SAMPLE_DRAFTER, SAMPLE_K = 96, "lookup+ngram", 5
 
 
@@ -22,17 +22,17 @@ def register(app: typer.Typer) -> None:
 def report(
     records: Annotated[Path, typer.Argument(help="A record file, or a folder of them.")] = Path("bench/results"),
     out: Annotated[Path | None, typer.Option(help="Folder for index.html and the pictures.")] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="Write README.md's tables and pictures anew.")] = False,
-    sample: Annotated[int, typer.Option(min=1, help="Which sample text is shown with its drafts.")] = 1,
+    docs: Annotated[bool, typer.Option("--docs", help="Regenerate the tables and pictures of README.md and docs/.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Number of the sample text that the page shows.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Make a page, pictures, or the README's tables from records. The last line is JSON."""
-    from foredraft.bench.report import charts, collection, page
-    from foredraft.bench.report import generated_sections as readme_page
+    """Make an HTML page, pictures, or the tables of README.md and docs/ from records."""
+    from foredraft.bench.report import charts, collection, generated_sections, page
 
-    if out is None and not readme:
-        raise UserError("report: name what to make: --out DIR, --readme, or both")
+    if out is None and not docs:
+        raise UserError("report: give --out DIR, --docs, or both")
     try:
-        import matplotlib  # noqa: F401  asked for before anything is written
+        import matplotlib  # noqa: F401  refused before anything is written
     except ImportError:
         raise UserError("report: the charts need matplotlib; pip install 'foredraft[bench]'") from None
     found = collection.collect(records)
@@ -46,26 +46,31 @@ def report(
         partial.write_text(page.render(built, found), encoding="utf-8")
         partial.replace(out / "index.html")
         made |= {"page": str(out / "index.html"), "pictures": len(built.charts)}
-        print(f"{made['page']}: {len(built.sections)} sections, {made['pictures']} charts from {len(found.all)} rows")
-    if readme:
-        readme_page.update(Path("README.md"), found, records if records.is_dir() else records.parent)
-        made |= {"readme": "README.md"}
-        print("README.md: tables and pictures written anew")
-    print(json.dumps(made))
+    if docs:
+        generated_sections.update(Path("."), found)
+        made |= {"docs": list(generated_sections.blocks(found))}
+    if as_json:
+        print(json.dumps(made))
+        return
+    if out is not None:
+        print(f"{made['page']}: {len(built.sections)} sections, {made['pictures']} charts from {len(found.all)} records")
+    if docs:
+        print(f"README.md and docs/: {', '.join(made['docs'])} regenerated")
 
 
 def decode_sample(number: int):
-    """A bench.page.Sample: one of our own texts, decoded with drafts by the embedded model."""
+    """One of the sample texts, decoded with drafts by the embedded model."""
     import foredraft
     from foredraft.bench.harness.cases import sample_texts
     from foredraft.bench.report.page import Sample
     from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
 
     texts = sample_texts()
     if number > len(texts):
         raise UserError(f"--sample is {number}; there are {len(texts)} sample texts")
     name, text = texts[number - 1]
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(drafter=SAMPLE_DRAFTER)
     out = model.generate([text], max_new_tokens=SAMPLE_TOKENS, draft_tokens=SAMPLE_K)
     pieces = show.pieces(out.token_ids[0], show.proposer_names(out)[0], model.tokenizer)

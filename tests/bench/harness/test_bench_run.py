@@ -11,7 +11,7 @@ from foredraft.bench.harness import bench_run as compare
 from foredraft.bench.harness import methods, record
 from foredraft.bench.harness.cases import Case, describe
 from foredraft.bench.harness.settings import Settings
-from foredraft.bench.report import tables as report
+from foredraft.bench.report import runs_table as report
 from foredraft.errors import UserError
 
 CASES = [Case(str(i), (*range(3, 8 + i), 1), 0, None) for i in range(4)]
@@ -101,11 +101,11 @@ def test_tables(run):
     report.show(rows, console)
     shown = console.file.getvalue()
     assert "ngram is absent: no table" in shown and "4 of 4" in shown
-    table = report.markdown(rows)
+    table = report.runs_table([rows])
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("|")}
     assert len({line.count("|") for line in lines.values()}) == 1
     assert "x (" in lines["lookup"] and "x (" not in lines["wrong"]
-    assert "ngram is absent" in table
+    assert "`ngram` is absent" in table
     said = report.gain(rows)
     assert "lookup gave the same tokens" in said and "wrong gave other tokens than plain decoding (4 of 4" in said
 

@@ -39,7 +39,7 @@ def test_every_chart_is_there_once_with_its_command(written):
     text = file.read_text()
     names = [chart.name for chart in drawn]
     assert len(set(names)) == len(names)
-    assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "place-T1", "round-T0", "gain-T1", "predicted-T0", "theory-0",
+    assert {"speed-acme-7-2-cores-T0-B1-K5", "alpha-T0", "position-T1", "step-T0", "gain-T1", "predicted-T0", "theory-0",
             "time-acme-7-2-cores-T0-B1-K5", "token-time", "encode-time", "throughput-0",
             "batch-acme-7-2-cores-K5", "methods-0", "scale-0-articles", "scale-0-source", "scale-0-output", "memory-0",
             "alarm-0"} <= set(names)
@@ -93,7 +93,8 @@ def test_the_command(command, tmp_path, monkeypatch):
     monkeypatch.setattr(cli_report, "decode_sample", lambda number: SAMPLE)
     code, out, err = command("report", records, "--out", tmp_path / "made")
     assert code == 0, err
-    made = json.loads(out.splitlines()[-1])
+    assert "charts from" in out and "{" not in out
+    made = json.loads(command("report", records, "--out", tmp_path / "made", "--json")[1])
     names = sorted(file.name for file in (tmp_path / "made").iterdir())
     assert "index.html" in names and len(names) == made["pictures"] + 1
     assert command("report", records)[0] == 2
@@ -122,6 +123,6 @@ def test_the_sample_is_a_text_of_ours_as_the_embedded_model_writes_it():
     plain = foredraft.load(drafter=None).generate([text], max_new_tokens=cli_report.SAMPLE_TOKENS)
     assert found.name == name and "".join(piece for piece, _ in found.pieces) == plain.texts[0]
     drafted = sum(proposer != "target" for _, proposer in found.pieces)
-    assert 0 < drafted < len(found.pieces) and found.passes < plain.stats.steps
+    assert 0 < drafted < len(found.pieces) and found.steps < plain.stats.steps
     with pytest.raises(UserError, match="--sample is 99; there are 14"):
         cli_report.decode_sample(99)

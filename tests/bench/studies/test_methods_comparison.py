@@ -9,8 +9,8 @@ import pytest
 import foredraft
 from foredraft.bench.harness.measure import Sample
 from foredraft.bench.harness.settings import Settings
-from foredraft.bench.studies import methods_contest as contest
-from foredraft.bench.studies.methods_contest import Way
+from foredraft.bench.studies import methods_comparison as contest
+from foredraft.bench.studies.methods_comparison import Way
 
 SOURCES = [[5, 6, 7, 5, 6, 7, 5, 6, 1], [9, 8, 1]]
 
