@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from foredraft.cli import main
+from foredraft.cli.main import main
 
 COMMANDS = ("train", "eval")
 

@@ -1,6 +1,6 @@
 """`python -m foredraft`: the same as the command `foredraft`."""
 
-from foredraft.cli import main
+from foredraft.cli.main import main
 
 if __name__ == "__main__":
     main()

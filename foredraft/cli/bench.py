@@ -1,4 +1,4 @@
-"""The measuring commands: `foredraft bench run` and `foredraft demo`."""
+"""The measuring commands: the group `foredraft bench`, and `foredraft bench run`."""
 
 from __future__ import annotations
 
@@ -10,51 +10,29 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.bench_adaptive import adaptive
-from foredraft.cli.bench_big_little import big_little
-from foredraft.cli.bench_compare import compare as compare_command
-from foredraft.cli.bench_compare import regression
-from foredraft.cli.bench_compiled import compiled
-from foredraft.cli.bench_kernels import kernels
-from foredraft.cli.bench_methods import methods as methods_command
-from foredraft.cli.bench_model import model as model_command
-from foredraft.cli.bench_ngram import ngram
-from foredraft.cli.bench_scale import scale
-from foredraft.cli.bench_steps import steps
-from foredraft.cli.bench_theory import theory
-from foredraft.cli.bench_throughput import throughput
-from foredraft.cli.bench_weights import weights as weights_command
+from foredraft.cli.lazy import group
 from foredraft.errors import UserError
 
-bench = typer.Typer(help="Measure decoding methods side by side.", no_args_is_help=True, rich_markup_mode=None)
+bench = group({
+    "run": ("foredraft.cli.bench:run", "Compare decoding methods on the same articles."),
+    "steps": ("foredraft.cli.bench_steps:steps", "Time plain decode steps at a real model's sizes."),
+    "throughput": ("foredraft.cli.bench_throughput:throughput", "Articles and tokens a second by batch size."),
+    "ngram": ("foredraft.cli.bench_ngram:ngram", "Size and speed of n-gram tables, beside KenLM."),
+    "gpu": ("foredraft.cli.bench_kernels:kernels", "Time the kernels of a device."),
+    "compare": ("foredraft.cli.bench_compare:compare", "Find cases that became slower between two runs."),
+    "adaptive": ("foredraft.cli.bench_adaptive:adaptive", "Study: adaptive draft lengths."),
+    "big-little": ("foredraft.cli.bench_big_little:big_little", "Study: Big Little Decoder."),
+    "regression": ("foredraft.cli.bench_compare:regression", "Study: does the alarm of compare work?"),
+    "kernels": ("foredraft.cli.bench_kernels:kernels", "Study: kernels."),
+    "scale": ("foredraft.cli.bench_scale:scale", "Study: scaling."),
+    "methods": ("foredraft.cli.bench_methods:methods", "Study: methods."),
+    "model": ("foredraft.cli.bench_model:model", "Study: roofline."),
+    "compiled": ("foredraft.cli.bench_compiled:compiled", "Study: compiled kernels."),
+    "theory": ("foredraft.cli.bench_theory:theory", "Study: predicted and measured speed-up."),
+    "weights": ("foredraft.cli.bench_weights:weights", "Study: storage of the weights."),
+}, help="Measure decoding methods side by side.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add `bench` and `demo` to the application."""
-    bench.command("adaptive")(adaptive)
-    bench.command("big-little")(big_little)
-    bench.command("compare")(compare_command)
-    bench.command("regression")(regression)
-    bench.command("kernels")(kernels)
-    bench.command("steps")(steps)
-    bench.command("throughput")(throughput)
-    bench.command("scale")(scale)
-    bench.command("methods")(methods_command)
-    bench.command("model")(model_command)
-    bench.command("compiled")(compiled)
-    bench.command("ngram")(ngram)
-    bench.command("theory")(theory)
-    bench.command("weights")(weights_command)
-    app.add_typer(bench, name="bench")
-    app.command("demo")(demo)
-
-
-@bench.callback()
-def options() -> None:
-    """Measure decoding methods side by side."""
-
-
-@bench.command("run")
 def run(
     suite: Annotated[
         str | None, typer.Option(help="Settings by name: quick, cpu, gpu, paper, spec-bench; options go before.")
@@ -91,8 +69,8 @@ def run(
     from foredraft.bench.harness import cases, machine, record, suites
     from foredraft.bench.harness.methods import METHODS, OF_ARGUMENT
     from foredraft.bench.harness.settings import Settings
-    from foredraft.cli import coloured_text as show
-    from foredraft.cli.eval import parse_numbers
+    from foredraft.cli.options import parse_numbers
+    from foredraft.cli.output import announce_compilation
 
     asked = suites.chosen(suite, dict(
         limit=limit, batch_sizes=batch_sizes, temperatures=temperatures, draft_tokens=draft_tokens, repeats=repeats,
@@ -109,7 +87,7 @@ def run(
                         "--temperatures")
     names = (asked["methods"] or ",".join(name for name in METHODS if name not in OF_ARGUMENT)).split(",")
     names += [f"drafter:{path}" for path in (drafters or "").split(",") if path]
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=None, device=asked["device"], dtype=asked["dtype"], weights=weights)
     articles = cases.load_cases(data, model.tokenizer, limit=asked["limit"], max_source=max_source or model.source_limit)
     described, command = cases.describe(data, articles), shlex.join(["foredraft", *sys.argv[1:]])
@@ -165,34 +143,6 @@ def _tell_spec_bench(folder: Path | None, model, articles, told: dict[str, dict]
     return write
 
 
-def demo() -> None:
-    """Summarise two sample texts, drafts coloured, then measure what the drafts gain. About a minute."""
-    from rich.console import Console
-
-    import foredraft
-    from foredraft.bench.harness import bench_run as compare
-    from foredraft.bench.harness import cases
-    from foredraft.bench.harness.settings import Settings
-    from foredraft.bench.report import tables as report
-    from foredraft.cli import coloured_text as show
-
-    console = Console(highlight=False)
-    show.announce_compilation()
-    model = foredraft.load(drafter="lookup")
-    texts = cases.sample_texts()[:2]
-    for name, text in texts:
-        console.print(f"{name}: {text[:160]} ...", style="dim", markup=False)
-    out = model.generate([text for _, text in texts], max_new_tokens=64)
-    show.summaries(console, [name for name, _ in texts], out, model.tokenizer)
-    settings = Settings(max_new_tokens=64, repeats=2)
-    articles = cases.load_cases(None, model.tokenizer, max_source=model.source_limit)
-    described = cases.describe(None, articles)
-    common = compare.common_fields(model, settings, described, "foredraft demo", foredraft.__version__)
-    rows = _compare(model, articles, settings, ["lookup", "ngram", "hf-greedy"], common)
-    console.print(report.gain(rows))
-    print(json.dumps({"rows": rows}))
-
-
 def _compare(model, articles, settings, names: list[str], common: dict, footprints: bool = False,
              on_samples=None) -> list[dict]:
     """Measure under a progress bar on stderr, and print the tables on stdout."""
@@ -200,7 +150,7 @@ def _compare(model, articles, settings, names: list[str], common: dict, footprin
     from rich.progress import Progress
 
     from foredraft.bench.harness import bench_run as compare
-    from foredraft.bench.report import tables as report
+    from foredraft.bench.report import runs_table as report
 
     batches = settings.repeats * -(-len(articles) // settings.batch_size)
     with Progress(console=Console(stderr=True), transient=True) as progress:

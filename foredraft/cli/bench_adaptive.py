@@ -36,12 +36,12 @@ def adaptive(
     from foredraft.bench.harness import cases, machine, record
     from foredraft.bench.harness.settings import Settings
     from foredraft.bench.studies import adaptive as lengths
-    from foredraft.cli import coloured_text as show
-    from foredraft.cli.eval import parse_numbers
+    from foredraft.cli.options import parse_numbers
+    from foredraft.cli.output import announce_compilation
 
     temperatures = parse_numbers("--temperature", temperature, float, 0)
     sizes, Ks = parse_numbers("--batch-size", batch_size, int, 1), parse_numbers("--draft-tokens", draft_tokens, int, 1)
-    show.announce_compilation()
+    announce_compilation()
     plain = foredraft.load(target, drafter=None)
     articles = cases.load_cases(data, plain.tokenizer, limit=limit, max_source=plain.source_limit)
     known = plain.describe()

@@ -33,13 +33,13 @@ def big_little(
     from foredraft.bench.harness import cases, machine, record
     from foredraft.bench.harness.settings import Settings
     from foredraft.bench.studies import big_little as bench
-    from foredraft.cli import coloured_text as show
-    from foredraft.cli.eval import parse_numbers
+    from foredraft.cli.options import parse_numbers
+    from foredraft.cli.output import announce_compilation
 
     grid = [(below, apart) for below in parse_numbers("--fallback", fallback, float, 0)
             for apart in parse_numbers("--rollback", rollback, float, 0)]
     settings = Settings(batch_size=batch_size, draft_tokens=draft_tokens, max_new_tokens=max_new_tokens, repeats=repeats)
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=drafter)
     articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=model.source_limit)
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -31,7 +31,7 @@ def kernels(
     import foredraft
     from foredraft.bench.harness import machine, record
     from foredraft.bench.studies.linear_bandwidth import STORED, measure_shape, parse_shape
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
 
     sizes = {shape: parse_shape(shape) for shape in shapes.split(",")}
     names = weights.split(",")
@@ -40,7 +40,7 @@ def kernels(
     if not all(count.isdigit() and int(count) > 0 for count in rows.split(",")):
         raise UserError(f"--rows: {rows!r} holds something that is no count above 0; write them as 1,2,6")
     counts = [int(count) for count in rows.split(",")]
-    show.announce_compilation()
+    announce_compilation()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     found = {shape: measure_shape(*sizes[shape], counts, names, repeats)
              for shape in track(sizes, description="shapes", console=Console(stderr=True), transient=True)}

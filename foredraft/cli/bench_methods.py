@@ -39,9 +39,9 @@ def methods(
     import foredraft
     from foredraft.bench.harness import cases, machine, record
     from foredraft.bench.harness.settings import Settings
-    from foredraft.bench.studies import methods_contest as contest
-    from foredraft.cli import coloured_text as show
-    from foredraft.cli.eval import parse_numbers
+    from foredraft.bench.studies import methods_comparison as contest
+    from foredraft.cli.options import parse_numbers
+    from foredraft.cli.output import announce_compilation
     from foredraft.engine.params import AUTO
 
     if only and not drafter:
@@ -52,7 +52,7 @@ def methods(
         for T in parse_numbers("--temperature", temperature, float, 0)
         for size in parse_numbers("--batch-size", batch_size, int, 1)]
     Ks = parse_numbers("--widths", widths, int, 1)
-    show.announce_compilation()
+    announce_compilation()
     plain = foredraft.load(target, drafter=None)
     articles = cases.load_cases(data, plain.tokenizer, limit=limit + tune, max_source=plain.source_limit)
     if len(articles) < limit + tune:

@@ -41,12 +41,12 @@ def ngram(
 
     import foredraft
     from foredraft.bench.harness import machine, record
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
 
     wanted = parts.split(",")
     if unknown := set(wanted) - set(PARTS):
         raise UserError(f"--parts: {', '.join(sorted(unknown))} not known; choose from {', '.join(PARTS)}")
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=None)
     row = {
         "kind": "ngram", "time": datetime.now(UTC).isoformat(timespec="seconds"), "foredraft": foredraft.__version__,

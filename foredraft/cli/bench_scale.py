@@ -37,12 +37,12 @@ def scale(
     from foredraft.bench.harness.evaluate import common_fields
     from foredraft.bench.harness.settings import Settings
     from foredraft.bench.studies import scale as scaling
-    from foredraft.cli import coloured_text as show
-    from foredraft.cli.eval import parse_numbers
+    from foredraft.cli.options import parse_numbers
+    from foredraft.cli.output import announce_compilation
 
     sizes = {name: parse_numbers(f"--{name}", text, int, low) for name, text, low in (
         ("articles", articles, 1), ("source", source, 2), ("output", output, 1))}
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=None if drafter == "none" else drafter, weights=weights)
     found = cases.load_cases(data, model.tokenizer, limit=limit, max_source=model.source_limit)
     settings = Settings(batch_size=batch_size, draft_tokens=draft_tokens, max_new_tokens=max_new_tokens, repeats=repeats)

@@ -34,12 +34,12 @@ def steps(
     from foredraft.bench.harness.step_peers import PEERS, compare_peers
     from foredraft.bench.harness.steps import loaded_target, measure_steps, random_source
     from foredraft.bench.report import steps_tables as steps_report
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
 
     names = list(PEERS) if peers == "all" else [] if peers == "none" else peers.split(",")
     if unknown := [name for name in names if name not in PEERS]:
         raise UserError(f"--peers: no engine called {unknown[0]!r}; choose from {', '.join(PEERS)}")
-    show.announce_compilation()
+    announce_compilation()
     with tempfile.TemporaryDirectory(prefix="foredraft-steps-") as folder:
         checkpoint = write_checkpoint(geometry, folder)
         storages = {}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.eval import parse_numbers
+from foredraft.cli.options import parse_numbers
 
 
 def theory(
@@ -38,11 +38,11 @@ def theory(
     from foredraft.bench.harness.evaluate import common_fields, drafter_spec
     from foredraft.bench.harness.settings import Settings
     from foredraft.bench.studies.theory import theory as measured
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
 
     temperatures = parse_numbers("--temperature", temperature, float, 0)
     spec, kind = drafter_spec(ckpt_path, drafter or (None if ckpt_path else "lookup"))
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=spec, weights=weights)
     articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=model.source_limit)
     found = []

@@ -42,7 +42,7 @@ def throughput(
     from foredraft.bench.harness import throughput as bench
     from foredraft.bench.harness.geometry import write_checkpoint
     from foredraft.bench.harness.settings import Settings
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
     from foredraft.engine.params import draft_length
 
     try:
@@ -56,7 +56,7 @@ def throughput(
         raise UserError(f"--engines: no engine called {unknown[0]!r}; choose from {', '.join(ENGINES)}")
     K = draft_length(draft_tokens)
     settings = Settings(max_new_tokens=max_new_tokens, repeats=repeats)
-    show.announce_compilation()
+    announce_compilation()
     with tempfile.TemporaryDirectory(prefix="foredraft-throughput-") if geometry else nullcontext() as folder:
         tokenizer = foredraft.load(drafter=None).tokenizer if geometry else None
         path = write_checkpoint(geometry, folder) if geometry else target

@@ -28,9 +28,9 @@ def weights(
     import foredraft
     from foredraft.bench.harness import cases, machine, record
     from foredraft.bench.studies.weights import EXACT, compare_weights
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
 
-    show.announce_compilation()
+    announce_compilation()
     names = weights.split(",")
     articles: list[cases.Case] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:

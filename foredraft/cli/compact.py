@@ -1,4 +1,4 @@
-"""`foredraft compact`; everything heavy is imported inside the command."""
+"""`foredraft compact`"""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from typing import Annotated
 import typer
 
 from foredraft.errors import UserError
-
-
-def register(app: typer.Typer) -> None:
-    """Add `compact` to the application."""
-    app.command("compact")(compact)
 
 
 def compact(

@@ -10,12 +10,7 @@ from typing import Annotated
 
 import typer
 
-from foredraft.errors import UserError
-
-
-def register(app: typer.Typer) -> None:
-    """Add `eval` to the application."""
-    app.command("eval")(evaluate)
+from foredraft.cli.options import parse_numbers
 
 
 def evaluate(
@@ -53,14 +48,14 @@ def evaluate(
     from foredraft.bench.harness import cases, record
     from foredraft.bench.harness import evaluate as evaluation
     from foredraft.bench.harness.settings import Settings
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
     from foredraft.engine.params import thresholds
 
     lossy = thresholds(big_little)
     Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
     temperatures = parse_numbers("--temperature", temperature, float, 0)
     spec, kind = evaluation.drafter_spec(ckpt_path, drafter)
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=spec, device=device, weights=weights)
     articles = cases.load_cases(data, model.tokenizer, limit=limit, max_source=max_source or model.source_limit)
     sources = [case.source for case in articles]
@@ -81,17 +76,6 @@ def evaluate(
     if out is not None:
         record.append_lines(out, [row])
     print(json.dumps(row))
-
-
-def parse_numbers(flag: str, text: str, kind: type, low: float) -> list:
-    """Numbers from `low` on with commas between; UserError names the flag."""
-    try:
-        values = [kind(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(low <= value < float("inf") for value in values):
-        raise UserError(f"{flag} is {text!r}; give numbers from {low} on with commas between")
-    return values
 
 
 def show_table(row: dict, console) -> None:

@@ -1,4 +1,4 @@
-"""An output file that grows by whole lines, each on the disk before the next, and goes on where it was stopped."""
+"""An output file of complete lines, each synced to disk before the next, that a later run resumes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,28 @@ from pathlib import Path
 from foredraft.atomic_write import sync_folder
 from foredraft.errors import UserError
 
-# A disk, a quota or a file that can grow no more.
+# errors of a full disk, an exhausted quota and a file at its size limit
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 1 << 16
 
 
 class Journal:
-    """JSON objects with an `index`, one a line, appended and synced; a context manager that closes.
+    """Appends JSON objects with an `index`, one a line, each synced to disk; a context manager.
 
-    `done`: {index: id} of the lines that were there. A half-written last line is cut off. One writer at a time (flock).
-    Not `is_file`, such as a pipe: written to and never read. UserError: in use, or a broken line.
+    A half-written last line is removed. The file is locked: one writer at a time. A path that is no regular file, such as a
+    pipe, is written and never read.
+
+    Attributes
+    ----------
+    done : dict[int, object]
+        {index: id} of the lines that the file had.
+    is_file : bool
+        Whether the path is a regular file.
+
+    Raises
+    ------
+    UserError
+        Another process has the file open, or a line is not one of ours.
     """
 
     def __init__(self, path: str | Path):
@@ -47,9 +59,9 @@ class Journal:
     def close(self) -> None:
         os.close(self._fd)
 
-    def append(self, row: dict) -> None:
-        """Write a line and wait for the disk. UserError where it is full: what was there before stays whole."""
-        line = memoryview(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    def append(self, record: dict) -> None:
+        """Write a line and sync it. UserError if the disk is full: the earlier lines stay intact."""
+        line = memoryview(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         before = os.fstat(self._fd).st_size if self.is_file else 0
         try:
             while line:
@@ -62,29 +74,29 @@ class Journal:
                     os.ftruncate(self._fd, before)
             if error.errno not in FULL:
                 raise
-            raise UserError(f"{self.path}: {error.strerror.lower()}; all that was finished is written: make room, and run "
-                            "the same command again to go on") from None
+            raise UserError(f"{self.path}: {error.strerror.lower()}; all finished lines are written; free some space and "
+                            "run the same command again to resume") from None
 
     def _open_file(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{self.path}: another run is writing it; wait for it, or give another --output") from None
+            raise UserError(f"{self.path}: another run is writing it; wait for that run, or give another --output") from None
         size = os.fstat(self._fd).st_size
-        whole = self._end_of_last_line(size)
-        if whole < size:
-            os.ftruncate(self._fd, whole)
+        end = self._end_of_last_line(size)
+        if end < size:
+            os.ftruncate(self._fd, end)
         for number, line in enumerate(self._lines(), 1):
             try:
-                row = json.loads(line)
-                self.done[int(row["index"])] = row["id"]
+                record = json.loads(line)
+                self.done[int(record["index"])] = record["id"]
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{self.path}, line {number}: not a summary of an earlier run; give another --output, or "
+                raise UserError(f"{self.path}, line {number}: not a result of an earlier run; give another --output, or "
                                 "delete the line") from None
         sync_folder(self.path.parent)
 
     def _end_of_last_line(self, size: int) -> int:
-        """Bytes up to and with the last line end."""
+        """Bytes up to the last line end, inclusive."""
         end = size
         while end > 0:
             start = max(0, end - BLOCK)

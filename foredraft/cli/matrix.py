@@ -14,11 +14,6 @@ from foredraft.atomic_write import write_atomic
 from foredraft.errors import UserError
 
 
-def register(app: typer.Typer) -> None:
-    """Add `matrix` to the application."""
-    app.command("matrix")(matrix)
-
-
 def matrix(
     data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test, .jsonl(.gz).")],
     out: Annotated[Path, typer.Option(help="Folder of the runs; the same command goes on where it was stopped.")],
@@ -65,7 +60,7 @@ def matrix(
     """Train {drafters} x {baseline, methods} x {seeds} on the same articles and steps, and evaluate each."""
     from foredraft import embedded
     from foredraft.cli.options import parse_numbers
-    from foredraft.cli.train_drafter import parse_sizes
+    from foredraft.cli.train import parse_sizes
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data
     from foredraft.train.data.heldout import heldout_articles

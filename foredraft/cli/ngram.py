@@ -19,11 +19,6 @@ Quantise = Annotated[bool, typer.Option("--quantise", "--quantize", help="Probab
 MaxSize = Annotated[float | None, typer.Option(min=0.0, help="Largest table in MB (10^6 bytes).")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add `ngram` to the application."""
-    app.add_typer(ngram, name="ngram")
-
-
 @ngram.command("count")
 def count(
     data: Annotated[list[Path], typer.Argument(help="Texts: .jsonl, .jsonl.gz, .parquet; ids: .npy, .npz.")],

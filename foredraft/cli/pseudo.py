@@ -1,4 +1,4 @@
-"""`foredraft pseudo`; everything heavy is imported inside the command."""
+"""`foredraft pseudo`"""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-
-def register(app: typer.Typer) -> None:
-    """Add `pseudo` to the application."""
-    app.command("pseudo")(pseudo)
 
 
 def pseudo(

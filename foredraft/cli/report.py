@@ -14,11 +14,6 @@ from foredraft.errors import UserError
 SAMPLE_TOKENS, SAMPLE_DRAFTER, SAMPLE_K = 96, "lookup+ngram", 5
 
 
-def register(app: typer.Typer) -> None:
-    """Add `report` to the application."""
-    app.command("report")(report)
-
-
 def report(
     records: Annotated[Path, typer.Argument(help="A record file, or a folder of them.")] = Path("bench/results"),
     out: Annotated[Path | None, typer.Option(help="Folder for index.html and the pictures.")] = None,

@@ -1,4 +1,4 @@
-"""`foredraft tune-skip`; everything heavy is imported inside the command."""
+"""`foredraft tune-skip`"""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-
-def register(app: typer.Typer) -> None:
-    """Add `tune-skip` to the application."""
-    app.command("tune-skip")(tune_skip)
 
 
 def tune_skip(
@@ -32,11 +27,11 @@ def tune_skip(
 ) -> None:
     """Search which decoder sublayers the target's own drafts skip (drafter self:OUT). The last line is JSON."""
     import foredraft
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
     from foredraft.train.data.pseudo import read_sources
     from foredraft.train.tune.tune_skip import tune_skip as search
 
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=None, weights=weights)
     sources = read_sources(model, data, limit, max_source)
     try:

@@ -1,4 +1,4 @@
-"""`foredraft tune-tree`; everything heavy is imported inside the command."""
+"""`foredraft tune-tree`"""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-
-def register(app: typer.Typer) -> None:
-    """Add `tune-tree` to the application."""
-    app.command("tune-tree")(tune_tree)
 
 
 def tune_tree(
@@ -31,11 +26,11 @@ def tune_tree(
 ) -> None:
     """Find the shape of a draft tree that pays most on this machine. The last line is JSON."""
     import foredraft
-    from foredraft.cli import coloured_text as show
+    from foredraft.cli.output import announce_compilation
     from foredraft.train.data.pseudo import read_sources
     from foredraft.train.tune.tune_tree import tune_tree as search
 
-    show.announce_compilation()
+    announce_compilation()
     model = foredraft.load(target, drafter=drafter, weights=weights)
     sources = read_sources(model, data, limit, max_source)
     shape = search(model, sources, out, max_new_tokens, nodes, children, levels, temperature, independent)

@@ -103,12 +103,8 @@ def test_what_is_no_target_is_refused(world, tmp_path):
 
 
 def test_the_commands_list_their_options():
-    import typer
+    from foredraft.cli.main import app
 
-    from foredraft.cli.train import register
-
-    app = typer.Typer()
-    register(app)
     for name, option in (("train-target", "--sequence-unlikelihood"), ("target-card", "--limit")):
         result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
         assert result.exit_code == 0 and option in result.output

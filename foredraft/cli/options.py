@@ -1,0 +1,95 @@
+"""Every option that two commands share, declared once. A command gives the default: `target: options.Target = None`.
+
+Shared options that a command must describe in its own words (--out, --data of a training command) are made by functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foredraft.errors import UserError
+
+# the model
+Target = Annotated[
+    str | None, typer.Option("--target", help="T5 checkpoint: folder or Hugging Face name. Default: the embedded model.")]
+Drafter = Annotated[
+    str, typer.Option(
+        "--drafter", help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, the folder of a trained drafter, "
+                          "tree:SHAPE:NAME, cascade:A,B, staged:A,B, auto or none.")]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Encoder: float32 or bfloat16.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Storage of the decoder: fp32, bf16 or int8. Default: as stored.")]
+
+# decoding
+DraftTokens = Annotated[
+    str | None, typer.Option(
+        "--draft-tokens", help="Tokens drafted a step (K): a number, 0 (plain decoding) or auto. Default: 5; auto with "
+                               "--drafter auto.")]
+MaxDraftTokens = Annotated[int, typer.Option("--draft-tokens", min=0, help="Most tokens drafted a step (K).")]
+DraftTokensList = Annotated[
+    str | None, typer.Option("--draft-tokens", help="Tokens drafted a step (K), separated by commas.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy decoding.")]
+TemperatureList = Annotated[
+    str | None, typer.Option("--temperatures", "--temperature", help="Separated by commas; 0 is greedy decoding.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K most likely tokens; 0 is off.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", help="Sample from the most likely tokens that hold this probability; 1 is off.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the sampling; makes it repeatable.")]
+Verification = Annotated[str, typer.Option("--verification", help="Verify sampled drafts by token or by block.")]
+BigLittle = Annotated[
+    str | None, typer.Option(
+        "--big-little", help="FALLBACK,ROLLBACK of Big Little Decoder, such as 0.6,4. LOSSY, greedy only. Default: off.")]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", "--gen-length", help="Longest output, in tokens.")]
+MaxSource = Annotated[
+    int | None, typer.Option("--max-source", help="Source tokens kept. Default: the target's own limit.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Texts decoded together.")]
+BatchSizeList = Annotated[
+    str | None, typer.Option("--batch-sizes", "--batch-size", help="Texts decoded together, separated by commas.")]
+KvMemory = Annotated[
+    float | None, typer.Option(
+        "--kv-memory", help="Memory for keys and values, in GB. Default: half of the machine's available memory.")]
+
+# data
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Articles, .jsonl(.gz) of 'article' and 'highlights'. Default: sample texts.")]
+Articles = Annotated[Path, typer.Option("--data", help="Articles, .jsonl(.gz) with 'article' on every line.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first articles.")]
+
+# drafters on disk
+CkptPath = Annotated[
+    Path | None, typer.Option("--ckpt-path", help="Folder of a trained drafter, or an n-gram table.")]
+PseudoDatasetPath = Annotated[
+    list[Path] | None, typer.Option("--pseudo-dataset-path", help="Output of `foredraft pseudo`; repeatable.")]
+DraftVocab = Annotated[
+    int, typer.Option("--draft-vocab", min=0, help="Draft vocabulary: the most frequent tokens; 0 is all.")]
+
+# training
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Updates in all.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16; weights stay in float32.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
+TrainingSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data order and samples.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+
+# measuring
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed passes.")]
+Results = Annotated[Path, typer.Option("--out", help="Folder of the records; this run is appended.")]
+
+# output
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print all columns of the tables.")]
+
+
+def parse_numbers(flag: str, text: str, kind: type, low: float) -> list:
+    """Numbers of at least `low`, separated by commas. UserError names the flag."""
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= value < float("inf") for value in values):
+        raise UserError(f"{flag} is {text!r}; give numbers of at least {low}, separated by commas")
+    return values

@@ -1,0 +1,38 @@
+"""What commands print besides their result: tables of at most 100 columns, and notices on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+WIDTH = 100
+# for all columns, where the output is no terminal
+WIDE = 200
+
+
+def console(wide: bool = False):
+    """A rich Console on stdout, at most WIDTH columns; with `wide` as wide as the terminal."""
+    from rich.console import Console
+
+    found = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    return found if wide else Console(highlight=False, width=min(found.width, WIDTH))
+
+
+def progress():
+    """A rich Progress on stderr that leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+def notice(text: str) -> None:
+    """One line on stderr."""
+    print(f"foredraft: {text}", file=sys.stderr)
+
+
+def announce_compilation() -> None:
+    """Say on stderr that the first run compiles kernels; nothing if compiled kernels are cached."""
+    from foredraft.kernels.core.backend import HAS_NUMBA, is_compiled
+
+    if HAS_NUMBA and not is_compiled():
+        notice("first run: compiling kernels for this machine, about a minute, once")

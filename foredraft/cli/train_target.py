@@ -1,0 +1,139 @@
+"""`foredraft train-target`, `target-card` and `family`: the target model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train_target(
+    data: Annotated[
+        Path, typer.Option(help="Pair file (.jsonl, .jsonl.gz, .npz) or a folder with train and validation.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the finished target.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the T5 vocabulary, or a folder that holds it.")],
+    validation: Annotated[Path | None, typer.Option(help="Pair file to evaluate on, when --data is a file.")] = None,
+    init: Annotated[str, typer.Option(help="copy, random, or a checkpoint folder to start from.")] = "copy",
+    steps: Annotated[int, typer.Option(min=1, help="Updates in all.")] = 5000,
+    warmup_steps: Annotated[int, typer.Option(min=0, help="Updates of linear warm-up.")] = 100,
+    decay_steps: Annotated[int, typer.Option(min=0, help="Last updates, with a linear decay to zero.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples an update.")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="AdamW learning rate of the stable phase.")] = 4e-4,
+    embedding_scale: Annotated[float, typer.Option(min=0.0, help="Factor on it for the embeddings.")] = 1.0,
+    unlikelihood: Annotated[float, typer.Option(min=0.0, help="Weight of token-level unlikelihood.")] = 0.0,
+    sequence_unlikelihood: Annotated[
+        float, typer.Option(min=0.0, help="Weight of sequence-level unlikelihood of repeated 4-grams.")
+    ] = 0.0,
+    sequence_every: Annotated[int, typer.Option(min=1, help="Updates between two sequence-level terms.")] = 8,
+    span_every: Annotated[int, typer.Option(min=0, help="One example in this many copies a span; 0 for none.")] = 16,
+    extracts: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the summaries replaced by the article's own sentences.")
+    ] = 0.0,
+    max_source: Annotated[int, typer.Option(min=8, help="Source tokens, end included.")] = 256,
+    max_target: Annotated[int, typer.Option(min=8, help="Summary tokens, end included.")] = 104,
+    width: Annotated[int, typer.Option(min=64, help="Model width of a new target.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Encoder layers, and decoder layers, of a new target.")] = 3,
+    heads: Annotated[int, typer.Option(min=1, help="Heads of 64 of a new target.")] = 4,
+    feed_forward: Annotated[int, typer.Option(min=1, help="Feed-forward width of a new target.")] = 640,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Dropout of a new target.")] = 0.0,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Let the tokenizer lower-case its input.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16 (weights stay fp32).")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Updates between evaluations.")] = 500,
+    evaluate_examples: Annotated[int, typer.Option(min=1, help="Validation pairs an evaluation uses.")] = 64,
+    save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 500,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first pairs only.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+) -> None:
+    """Train a T5 target on article/summary pairs."""
+    from foredraft.train.target import train_target as target
+
+    recipe = target.TargetTrainingConfig(
+        init=init,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        decay_steps=decay_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        embedding_scale=embedding_scale,
+        unlikelihood=unlikelihood,
+        sequence_unlikelihood=sequence_unlikelihood,
+        sequence_every=sequence_every,
+        span_every=span_every,
+        extracts=extracts,
+        max_source=max_source,
+        max_target=max_target,
+        width=width,
+        layers=layers,
+        heads=heads,
+        feed_forward=feed_forward,
+        dropout=dropout,
+        seed=seed,
+        bf16=bf16,
+        lowercase=lowercase,
+    )
+    finished = target.train_target(
+        data,
+        out,
+        tokenizer,
+        recipe,
+        validation=validation,
+        evaluate_every=evaluate_every,
+        evaluate_examples=evaluate_examples,
+        save_every=save_every,
+        keep=keep,
+        resume=resume,
+        limit=limit,
+    )
+    _stop_unless(finished, out)
+
+
+def target_card(
+    target: Annotated[Path, typer.Option(help="Folder of the finished target; its README.md is written anew.")],
+    data: Annotated[Path, typer.Option(help="Test pairs, .jsonl or .jsonl.gz.")],
+    limit: Annotated[int, typer.Option(min=2, help="Use the first pairs only.")] = 500,
+    texts: Annotated[Path | None, typer.Option(help="Folder of .txt files for the samples.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="How many of them to show.")] = 3,
+) -> None:
+    """Measure a target and write its model card."""
+    from foredraft.train.target.model_card import write_card
+
+    files = sorted(texts.glob("*.txt"))[:samples] if texts else []
+    _show(write_card(target, data, limit, files))
+
+
+def family(
+    data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the T5 vocabulary, or a folder that holds it.")],
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints and the log.")],
+    out: Annotated[Path, typer.Option(help="Folder to write target/ and ngram/ in; its texts/ give the samples.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --work.")] = False,
+) -> None:
+    """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
+    from foredraft.train.family import build_family
+
+    figures = build_family(data, tokenizer, work, out, resume=resume)
+    _stop_unless(figures is not None, work)
+    _show(figures)
+
+
+def _stop_unless(finished: bool, folder: Path) -> None:
+    if not finished:
+        typer.echo(f"foredraft: interrupted; the same command with --resume continues from {folder}", err=True)
+        raise typer.Exit(1)
+
+
+def _show(figures: dict[str, float]) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:g}")
+    Console().print(table)
+    print(json.dumps(figures))
