@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli import options
 from foredraft.errors import UserError
 
 ENGINES = ("scheduled", "scheduled+drafts", "fixed", "fixed+drafts", "transformers", "ctranslate2")
@@ -43,8 +44,6 @@ def throughput(
     from foredraft.bench.harness.geometry import write_checkpoint
     from foredraft.bench.harness.settings import Settings
     from foredraft.cli.output import announce_compilation
-    from foredraft.engine.params import draft_length
-
     try:
         sizes = [int(size) for size in batch_sizes.split(",")]
     except ValueError:
@@ -54,7 +53,7 @@ def throughput(
     names = engines.split(",")
     if unknown := [name for name in names if name not in ENGINES]:
         raise UserError(f"--engines: no engine called {unknown[0]!r}; choose from {', '.join(ENGINES)}")
-    K = draft_length(draft_tokens)
+    K = options.parse_draft_tokens(draft_tokens)
     settings = Settings(max_new_tokens=max_new_tokens, repeats=repeats)
     announce_compilation()
     with tempfile.TemporaryDirectory(prefix="foredraft-throughput-") if geometry else nullcontext() as folder:

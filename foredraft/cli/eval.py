@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli import options
 from foredraft.cli.options import parse_numbers
 
 
@@ -49,9 +50,7 @@ def evaluate(
     from foredraft.bench.harness import evaluate as evaluation
     from foredraft.bench.harness.settings import Settings
     from foredraft.cli.output import announce_compilation
-    from foredraft.engine.params import thresholds
-
-    lossy = thresholds(big_little)
+    lossy = options.parse_big_little(big_little)
     Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
     temperatures = parse_numbers("--temperature", temperature, float, 0)
     spec, kind = evaluation.drafter_spec(ckpt_path, drafter)

@@ -52,8 +52,6 @@ def _run(
     as_json: options.Json = False,
 ) -> None:
     """The body of both commands; `command` is the name of one of them."""
-    from foredraft.engine.params import draft_length, thresholds
-
     if (input is None) != (output is None) or sum(map(bool, (files, text, input))) > 1:
         raise UserError("give FILEs, or --text TEXT, or --input FILE.jsonl with --output FILE.jsonl")
     names, texts = ([], []) if input else _texts(text) if text else _read(files or [])
@@ -68,8 +66,8 @@ def _run(
         max_new_tokens=max_new_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
         batch_size=batch_size, max_source=max_source, kv_memory=None if kv_memory is None else int(kv_memory * 1e9),
-        verification=verification, big_little=thresholds(big_little),
-        **({} if draft_tokens is None else {"draft_tokens": draft_length(draft_tokens)}),
+        verification=verification, big_little=options.parse_big_little(big_little),
+        **({} if draft_tokens is None else {"draft_tokens": options.parse_draft_tokens(draft_tokens)}),
     )
     key = "summary" if command == "summarize" else "output"
     if input is not None:

@@ -1,7 +1,4 @@
-"""Every option that two commands share, declared once. A command gives the default: `target: options.Target = None`.
-
-Shared options that a command must describe in its own words (--out, --data of a training command) are made by functions.
-"""
+"""Every option that two commands share, declared once. A command gives the default: `target: options.Target = None`."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.engine.params import AUTO
 from foredraft.errors import UserError
 
 # the model
@@ -39,6 +37,7 @@ TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K most likel
 TopP = Annotated[
     float, typer.Option("--top-p", help="Sample from the most likely tokens that hold this probability; 1 is off.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the sampling; makes it repeatable.")]
+SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
 Verification = Annotated[str, typer.Option("--verification", help="Verify sampled drafts by token or by block.")]
 BigLittle = Annotated[
     str | None, typer.Option(
@@ -59,6 +58,7 @@ Data = Annotated[
     Path | None, typer.Option("--data", help="Articles, .jsonl(.gz) of 'article' and 'highlights'. Default: sample texts.")]
 Articles = Annotated[Path, typer.Option("--data", help="Articles, .jsonl(.gz) with 'article' on every line.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first articles.")]
+Field = Annotated[str, typer.Option("--field", help="Name of the text in a line or column.")]
 
 # drafters on disk
 CkptPath = Annotated[
@@ -68,11 +68,27 @@ PseudoDatasetPath = Annotated[
 DraftVocab = Annotated[
     int, typer.Option("--draft-vocab", min=0, help="Draft vocabulary: the most frequent tokens; 0 is all.")]
 
+# n-gram tables
+Smoothing = Annotated[
+    str, typer.Option("--smoothing", help="N-grams: kneser-ney, absolute, laplace or stupid-backoff.")]
+Discount = Annotated[
+    float | None, typer.Option("--discount", help="Subtracted from every n-gram count. Default: estimated.")]
+Added = Annotated[float, typer.Option("--added", help="Laplace smoothing: added to every n-gram count.")]
+Factor = Annotated[float, typer.Option("--factor", help="Stupid back-off: factor of each shorter n-gram.")]
+Quantise = Annotated[bool, typer.Option("--quantise", "--quantize", help="Store n-gram probabilities in 16 bits.")]
+MinCount = Annotated[
+    int, typer.Option("--min-count", min=1, help="Drop n-grams longer than 1 token that occur less often.")]
+MaxSize = Annotated[
+    float | None, typer.Option("--max-size", min=0.0, help="Largest n-gram table, in MB (10^6 bytes).")]
+VocabSize = Annotated[
+    int | None, typer.Option("--vocab-size", min=2, help="Vocabulary of the target. Default: that of its files.")]
+
 # training
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Updates in all.")]
+WarmupSteps = Annotated[int, typer.Option("--warmup-steps", min=0, help="Updates of linear warm-up.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16; weights stay in float32.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
-TrainingSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data order and samples.")]
+TrainingSeed = Annotated[int, typer.Option("--seed", help="Seed of weights, data order and samples.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
 
 # measuring
@@ -93,3 +109,21 @@ def parse_numbers(flag: str, text: str, kind: type, low: float) -> list:
     if not values or not all(low <= value < float("inf") for value in values):
         raise UserError(f"{flag} is {text!r}; give numbers of at least {low}, separated by commas")
     return values
+
+
+def parse_draft_tokens(text: str) -> int | str:
+    """`--draft-tokens` as typed: a whole number, or "auto"."""
+    if text == AUTO or text.lstrip("-").isdigit():
+        return text if text == AUTO else int(text)
+    raise UserError(f"--draft-tokens is {text!r}; give a whole number or {AUTO}")
+
+
+def parse_big_little(text: str | None) -> tuple[float, float] | None:
+    """`--big-little` as typed: FALLBACK,ROLLBACK."""
+    if text is None:
+        return None
+    try:
+        fallback, rollback = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"--big-little is {text!r}; give FALLBACK,ROLLBACK, such as 0.6,4") from None
+    return fallback, rollback
