@@ -23,7 +23,8 @@ from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
-from foredraft.engine.models.t5_weights import load_tokenizer, load_weights
+from foredraft.engine.models.t5_weights import load_weights
+from foredraft.engine.models.tokenizer import load_tokenizer
 from foredraft.engine.params import AUTO, DecodeConfig
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps

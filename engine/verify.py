@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foredraft.engine.state import NO_DISTRIBUTIONS, DecodeState, Draft, Verification
 from foredraft.kernels.core.split_softmax_triton import Scratch, make_scratch
-from foredraft.kernels.sampling.top_k_top_p_triton import cut_triton
+from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
 from foredraft.kernels.verify.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
 from foredraft.kernels.verify.accept_triton import accept_greedy_triton, accept_sampled_triton
 from foredraft.kernels.verify.big_little_rollback import ROLLBACK
@@ -84,7 +84,7 @@ def _verify_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: 
         logits, cuts = target.logits(hidden), (None, None)
         if state.cuts:
             cuts = space.floors, space.ties
-            cut_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
+            top_k_top_p_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
         accept_sampled_triton(
             logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
             *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit, state.block)

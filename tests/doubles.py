@@ -17,7 +17,7 @@ from foredraft.kernels.drafting.tree_children import children_loop
 from foredraft.kernels.drafting.vocabulary_head import VocabularyHead
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
 from foredraft.ngram_native.prompt_lookup.source_index import PromptLookupIndex
-from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.stopping import COST
 
 # of tiny trained drafters, by kind (engine/drafters/trained.py)
 SIZES = {

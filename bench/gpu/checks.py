@@ -10,13 +10,13 @@ from torch import Tensor
 from foredraft.bench.gpu.rounding_bounds import BFLOAT16, attended, rounding, unsigned
 from foredraft.bench.gpu.sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
 from foredraft.engine.drafters.neural.lstm import LSTMConfig
-from foredraft.engine.models.t5_weights import ModelConfig
-from foredraft.kernels.core.pdl_triton import OVERLAPPED
+from foredraft.engine.models.spec import ModelConfig
+from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION
 from foredraft.kernels.drafting.lstm_cell_triton import CELL, MIX
-from foredraft.kernels.drafting.vocabulary_head_triton import LIST_CHOOSE, LIST_LOGITS, List, Pointed
+from foredraft.kernels.drafting.vocabulary_head_triton import VOCABULARY_CHOOSE, VOCABULARY_LOGITS, CopyScores, DeviceVocabulary
 from foredraft.kernels.model.cross_attention_triton import FUSED_CROSS_ATTENTION, PAGE, work_size
-from foredraft.kernels.model.embed_triton import CLOSE, EMBED
+from foredraft.kernels.model.embed_triton import FINAL_NORM, EMBED
 from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.model.lm_head_triton import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.model.self_attention_triton import FUSED_SELF_ATTENTION
@@ -119,7 +119,7 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     yield case.compare("embedding", EMBED, (tokens, positions, None, case.draw(V, C), norm), (
         torch.full((B, R, R), -77, dtype=torch.int8, device=case.device), case.empty(M, C, dtype=torch.float32),
         case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)), terms=16)
-    yield case.compare("closing norm", CLOSE, (x, squares, norm, 1e-6, 0.5),
+    yield case.compare("closing norm", FINAL_NORM, (x, squares, norm, 1e-6, 0.5),
                        (case.empty(M, C, dtype=torch.float32), case.empty(M, C)), terms=C)
     head = case.draw(V, C, scale=C**-0.5)
     logits = case.empty(M, V, dtype=torch.float32)
@@ -155,15 +155,15 @@ def check_drafters(sizes: Sizes) -> Iterator[dict]:
     S, few = min(sizes.source, V // 4), min(1024, V // 2)
     ids = torch.randperm(V, device=case.device, generator=case.generator)
     source, counts = ids[:S].sort().values.repeat(B, 1), torch.full_like(at, S)
-    listed = List(ids[S // 2 :][:few], source, counts, torch.zeros(B, few, dtype=torch.int8, device=case.device))
+    listed = DeviceVocabulary(ids[S // 2 :][:few], source, counts, torch.zeros(B, few, dtype=torch.int8, device=case.device))
     listed.left_out[:, : S - S // 2] = 1
     scores, ones = case.draw(B, S, dtype=torch.float32), torch.ones(B, device=case.device)
-    pointed = Pointed(source, counts, scores, scores.amax(1), ones * S, 3 * ones)
+    pointed = CopyScores(source, counts, scores, scores.amax(1), ones * S, 3 * ones)
     y, logits = case.draw(B, C, scale=C**-0.5), torch.full((B, V), float("-inf"), device=case.device)
-    yield case.compare("listed logits", LIST_LOGITS, (y, embedding, listed, pointed), (logits,), terms=C + S)
+    yield case.compare("listed logits", VOCABULARY_LOGITS, (y, embedding, listed, pointed), (logits,), terms=C + S)
     parts = -(-few // WIDTH) + -(-S // WIDTH)
     chosen = torch.zeros(B, dtype=torch.int64, device=case.device)
-    LIST_CHOOSE["triton"](y, embedding, listed, pointed, chosen, case.empty(B * parts, dtype=torch.float32),
+    VOCABULARY_CHOOSE["triton"](y, embedding, listed, pointed, chosen, case.empty(B * parts, dtype=torch.float32),
                           torch.zeros(B * parts, dtype=torch.int32, device=case.device), chosen.new_zeros(1).int())
     yield {"check": "choice is the listed logits' argmax", "passed": bool((chosen == logits.argmax(1)).all())}
 
@@ -201,7 +201,7 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
     yield {"check": "bf16 bits of a short source, launched for its own pages and for a long one's",
            "passed": torch.equal(*found)}
     if can_overlap(sizes):
-        target.launch = OVERLAPPED
+        target.launch = PDL_LAUNCH
         yield {"check": "bf16 bits with launches that overlap",
                "passed": all(torch.equal(a, b) for a, b in zip(plain, run(largest, R), strict=True))}
 

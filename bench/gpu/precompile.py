@@ -16,7 +16,7 @@ from foredraft.bench.gpu.sizes import Sizes, can_overlap, fill_caches, one_pass,
 from foredraft.bench.gpu.times import start_rounds
 from foredraft.bench.gpu.verification_peers import CASES, VOCABULARY, Case
 from foredraft.engine.loop import step
-from foredraft.kernels.core.pdl_triton import OVERLAPPED
+from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 
 
 def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
@@ -32,7 +32,7 @@ def _passes(sizes: Sizes, geometry: str) -> None:
     target = random_target(sizes, geometry, layers=1)
     for rows, reads in passes(sizes, geometry):
         fill_caches(target, rows, sizes.source, max(*sizes.reads, sizes.draft_tokens + 1))
-        for launch in ({}, OVERLAPPED) if rows == 1 and can_overlap(sizes) else ({},):
+        for launch in ({}, PDL_LAUNCH) if rows == 1 and can_overlap(sizes) else ({},):
             target.launch = launch
             one_pass(target, rows, reads)()
 

@@ -28,7 +28,7 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.engine.state import DecodeState
-from foredraft.kernels.core.pdl_triton import OVERLAPPED
+from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 
 
 def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
@@ -64,7 +64,7 @@ def measure_steps(sizes: Sizes, bandwidth: Sequence[dict]) -> Iterator[dict]:
                 if rows == 1 and reads in (1, R):
                     taken["eager_us"] = microseconds(seconds(sizes, run))
                 if rows == 1 and can_overlap(sizes):
-                    target.launch = OVERLAPPED
+                    target.launch = PDL_LAUNCH
                     taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
                     target.launch = {}
             expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"), machine)

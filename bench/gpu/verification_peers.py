@@ -22,7 +22,7 @@ from foredraft.bench.harness.steps import spread
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.verify.accept import ACCEPT_SAMPLED
-from foredraft.kernels.verify.accept_triton import Rows, accept_sampled_triton
+from foredraft.kernels.verify.accept_triton import CommitTensors, accept_sampled_triton
 
 VOCABULARY = 32128
 # (B, K); the ones that the goals speak of come first, for a section may run out of time
@@ -53,7 +53,7 @@ class Case:
         self.lengths = zeros(B) + K
         self.temperature = torch.ones(B, device=device)
         self.seeds = torch.arange(B, device=device)
-        self.rows = Rows(
+        self.rows = CommitTensors(
             zeros(B, K, dtype=torch.uint8), torch.ones(B, R, C, dtype=torch.bfloat16, device=device), zeros(B) + T, -1,
             zeros(B, T + 1), zeros(B, T + 1, dtype=torch.uint8), zeros(B) + 1, zeros(B, dtype=torch.bool),
             zeros(B, C, dtype=torch.float32), zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B),

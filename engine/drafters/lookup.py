@@ -19,7 +19,7 @@ from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.kernels.drafting.tree_children import Tree
 from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM, PromptLookupIndex
-from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.stopping import COST
 from foredraft.ngram_native.table import Table
 
 # Ids of earlier outputs that stay findable: about a thousand summaries, 3 MB.

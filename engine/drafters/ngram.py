@@ -22,7 +22,7 @@ from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.ngram_native import query
-from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.stopping import COST, is_worth_drafting
 from foredraft.ngram_native.table import Table, vocabulary_fingerprint
 
 
@@ -95,7 +95,7 @@ class NgramDrafter(Drafter):
         for place in range(K):
             query.log_distributions(self.table, texts.numpy(), lengths.numpy(), logits.numpy(), largest.numpy())
             reach *= largest
-            running &= (place < allowed) & (reach * (1 + cost * place) > cost * expected)
+            running &= (place < allowed) & is_worth_drafting(reach, place, expected, cost)
             if not bool(running.any()):
                 break
             expected += reach

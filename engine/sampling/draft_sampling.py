@@ -7,8 +7,9 @@ from torch import Tensor
 
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.core.split_softmax_triton import make_scratch
-from foredraft.kernels.sampling.sample import SAMPLE, sample_triton
-from foredraft.kernels.sampling.top_k_top_p_triton import cut_triton
+from foredraft.kernels.sampling.sample import SAMPLE
+from foredraft.kernels.sampling.sample_triton import sample_triton
+from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
 
 
 def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
@@ -44,7 +45,7 @@ def sample_into(draft: Draft, place: int, logits: Tensor, state: DecodeState) ->
         space, cuts = state.sampler, (None, None)
         if state.cuts:
             cuts = space.floors, space.ties
-            cut_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
+            top_k_top_p_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
         sample_triton(logits, state.temperature, *cuts, state.seeds, state.lengths, place, draft.tokens[:, place],
                       draft.logits[:, place], draft.lse[:, place], space.scratch)
         return draft.tokens[:, place]

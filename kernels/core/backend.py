@@ -81,7 +81,7 @@ def power_of_2(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def tile_rows(B: int, weight: int) -> int:
+def sequences_per_program(B: int, weight: int) -> int:
     """Batch rows a program takes: one on a device; under the interpreter, which runs program after program, as many as
     B allows while `weight` elements of each stay within reason."""
     return min(power_of_2(B), max(1, 2**20 // power_of_2(weight))) if is_interpreted() else 1

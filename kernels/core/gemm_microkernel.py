@@ -156,7 +156,7 @@ def _tile_pair(x, x_stride, weight, w, w_stride, K, out, out_stride, M):
 
 
 @njit()
-def tile_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks):
+def gemm_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks):
     """M rows against `blocks` blocks of 16 outputs, by addresses and element strides; `weight` is passed for its dtype.
 
     Rows are split evenly over as few tiles as hold them; blocks side by side keep enough sums in flight.

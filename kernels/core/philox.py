@@ -1,16 +1,17 @@
-"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011), the same on every backend.
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011), the same bits on every backend.
 
-    uniform(seed, stream, position, offset) -> float64 in (0, 1), 53 bits; seed any int64, the rest int64 >= 0
-    (their low 32 bits count)
+    uniform(seed, stream, position, offset) -> float64 in (0, 1), 53 bits
+    seed any int64; the rest int64 >= 0, of which the low 32 bits count
 
-Streams keep draws apart that must be independent: a draft and the coin that accepts it never share noise.
+Draws that must be independent use different streams: POINT (the target's token when drafts are point masses), DRAFT (a
+drafted token), ACCEPT (the acceptance test of a drafted token), RESIDUAL (the token that replaces a rejected one).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.core.backend import jit, njit, tl
+from foredraft.kernels.core.backend import njit
 
 POINT, DRAFT, ACCEPT, RESIDUAL = range(4)
 
@@ -36,7 +37,7 @@ def uniform_reference(seed: int, stream: int, position: int, offset: int) -> flo
 
 @njit()
 def uniform(seed, stream, position, offset):
-    """The compiled twin of uniform_reference."""
+    """uniform_reference for use inside compiled kernels."""
     mask = np.uint64(_MASK)
     shift = np.uint64(32)
     k0, k1 = np.uint64(seed) & mask, (np.uint64(seed) >> shift) & mask
@@ -50,25 +51,10 @@ def uniform(seed, stream, position, offset):
     return (high * 67108864.0 + low + 0.5) / 9007199254740992.0
 
 
-@jit
-def uniform_tile(seed, stream, position, offset):
-    """The same for tiles of int64, in Triton."""
-    seed = seed.to(tl.uint64, bitcast=True)
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
-    c0, c1 = position.to(tl.uint64, bitcast=True) & 0xFFFFFFFF, stream.to(tl.uint64, bitcast=True) & 0xFFFFFFFF
-    c2 = offset.to(tl.uint64, bitcast=True) & 0xFFFFFFFF
-    c3 = c2 & 0
-    for _ in tl.static_range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & 0xFFFFFFFF, (a >> 32) ^ c3 ^ k1, a & 0xFFFFFFFF
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return ((c0 >> 5).to(tl.float64) * 67108864.0 + (c1 >> 6).to(tl.float64) + 0.5) / 9007199254740992.0
-
-
-def row_seed(seed: int, row: int) -> int:
-    """The int64 seed of request `row` under a call's `seed`: one splitmix64 step of each, so that rows differ."""
+def request_seed(seed: int, request: int) -> int:
+    """The int64 seed of a request under a call's `seed`: one splitmix64 step of each, so that requests differ."""
     value = 0
-    for word in (seed, row):
+    for word in (seed, request):
         value = (value + word + 0x9E3779B97F4A7C15) % 2**64
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64

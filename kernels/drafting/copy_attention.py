@@ -3,9 +3,9 @@
     query        [n, Q] float32             [state ; the latest ids' normed embeddings, the last one first]
     mixed        [n, U + H D + C] float32   [state ; room for the context ; normed embedding of the last id]
     rows         [n] int64                  which sequence each is
-    weights      Pointer, packed as in linear.py: query [HD/16, Q, 16], inner [F/16, U + H D + C, 16], outer [C/16, F, 16],
+    weights      CopyWeights, packed as in linear.py: query [HD/16, Q, 16], inner [F/16, U + H D + C, 16], outer [C/16, F, 16],
                  biases float32, gain [U + H D + C], gain_bias [1] float32
-    source       Source: pages_k, pages_v, table, sources as in attention.py
+    source       SourceCache: pages_k, pages_v, table, sources as in attention.py
     out          [n, C] float32             outer(relu(inner(mixed)))
     copied       [n, S] float32             gain >= 0 times the weights of head 0 over the source, 0 past its end
 """
@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft.kernels.core.backend import get_num_threads, njit
-from foredraft.kernels.core.gemm_microkernel import LANES, tile_blocks
+from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 from foredraft.kernels.model.attention import PAGE, cross_attention_reference, read_page, softmax_loop
 from foredraft.kernels.model.linear import linear_loop, linear_reference
 
 
-class Pointer(NamedTuple):
+class CopyWeights(NamedTuple):
     query: np.ndarray
     query_bias: np.ndarray
     inner: np.ndarray
@@ -33,14 +33,14 @@ class Pointer(NamedTuple):
     gain_bias: np.ndarray
 
 
-class Source(NamedTuple):
+class SourceCache(NamedTuple):
     pages_k: np.ndarray
     pages_v: np.ndarray
     table: np.ndarray
     sources: np.ndarray
 
 
-def pointer_reference(query, mixed, rows, weights, source, out, copied) -> None:
+def copy_attention_reference(query, mixed, rows, weights, source, out, copied) -> None:
     n, C = out.shape
     H, D = source.pages_k.shape[1], source.pages_k.shape[3]
     U = mixed.shape[1] - H * D - C
@@ -81,7 +81,7 @@ def _attend(q, rows, source, context, copied):
             q_at = q.ctypes.data + (i * H + h) * D * 4
             for start in range(0, S, PAGE):
                 keys = source.pages_k[pages[start // PAGE], h]
-                tile_blocks(q_at, D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4, PAGE, 1,
+                gemm_blocks(q_at, D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4, PAGE, 1,
                             PAGE // LANES)
             scale = np.float32(1.0) / softmax_loop(scores[:S])
             for s in range(S):
@@ -93,14 +93,14 @@ def _attend(q, rows, source, context, copied):
             seen[:] = np.float32(0.0)
             for start in range(0, S, PAGE):
                 values = source.pages_v[pages[start // PAGE], h]
-                tile_blocks(scores.ctypes.data + start * 4, PAGE, values, values.ctypes.data, PAGE * LANES,
+                gemm_blocks(scores.ctypes.data + start * 4, PAGE, values, values.ctypes.data, PAGE * LANES,
                             min(PAGE, S - start), part.ctypes.data, wide, 1, source.pages_v.shape[2])
                 for d in range(D):
                     seen[d] += part[d]
 
 
 @njit()
-def pointer_loop(query, mixed, rows, weights, source, out, copied, threads):
+def copy_attention_loop(query, mixed, rows, weights, source, out, copied, threads):
     n, C = out.shape
     H, D = source.pages_k.shape[1], source.pages_k.shape[3]
     U = mixed.shape[1] - H * D - C
@@ -119,8 +119,8 @@ def pointer_loop(query, mixed, rows, weights, source, out, copied, threads):
     linear_loop(inner, weights.outer, out, threads)
 
 
-def pointer_numba(query, mixed, rows, weights, source, out, copied) -> None:
-    pointer_loop(query, mixed, rows, weights, source, out, copied, get_num_threads())
+def copy_attention_numba(query, mixed, rows, weights, source, out, copied) -> None:
+    copy_attention_loop(query, mixed, rows, weights, source, out, copied, get_num_threads())
 
 
-POINTER = {"reference": pointer_reference, "numba": pointer_numba}
+COPY_ATTENTION = {"reference": copy_attention_reference, "numba": copy_attention_numba}

@@ -13,7 +13,7 @@
 
 A distribution promises its largest probability at temperature 0, where a draft stands if the target agrees, and CURVE of it above,
 where it is drawn and stands by the overlap of two distributions; both times how the request's drafts have done against that. As in
-ngram_native/query.py an id is drafted only if it adds more ids a second than the round has without it, and the next distribution is
+ngram_native/stopping.py an id is drafted only if it adds more ids a second than the round has without it, and the next distribution is
 looked at only if, at the request's mean, it is going to.
 
 Lossless: whether x_i is drafted depends on q_1 .. q_i, x_1 .. x_i-1 and rounds whose noise is never used again, not on x_i.

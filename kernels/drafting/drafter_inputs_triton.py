@@ -12,13 +12,13 @@ that one id is new after a rejection, and two are after a draft that was accepte
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, power_of_2, tile_rows, tl
-from foredraft.kernels.step.step_inputs import room
+from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 
 @jit
-def _begin_kernel(tokens, lengths, finished, limits, widths, temperature, read, places, later, dense, B, T1, K,
-                  ROWS: tl.constexpr, K_PAD: tl.constexpr):
+def _drafter_inputs_kernel(tokens, lengths, finished, limits, widths, temperature, read, places, later, dense, B, T1, K,
+                           ROWS: tl.constexpr, K_PAD: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = b < B
     length = tl.load(lengths + b, mask=inside, other=1)
@@ -30,35 +30,35 @@ def _begin_kernel(tokens, lengths, finished, limits, widths, temperature, read, 
     tl.store(read + b[:, None] * 2 + two, ids, mask=inside[:, None])
     tl.store(places + b[:, None] * 2 + two, tl.where(is_read, place, -1), mask=inside[:, None])
     k = tl.arange(0, K_PAD)[None, :]
-    allowed = tl.minimum(room(b, inside, lengths, limits, finished, widths), K)
+    allowed = tl.minimum(drafts_allowed(b, inside, lengths, limits, finished, widths), K)
     tl.store(later + k * B + b[:, None], tl.where(k + 1 < allowed[:, None], length[:, None] + k, -1),
              mask=inside[:, None] & (k < K))
     tl.store(dense + b, tl.load(temperature + b, mask=inside, other=0.0) > 0, mask=inside)
 
 
 @jit
-def _end_kernel(drafted, lengths, finished, limits, widths, counts, end_token, B, K, ROWS: tl.constexpr,
-                K_PAD: tl.constexpr):
+def _draft_lengths_kernel(drafted, lengths, finished, limits, widths, counts, end_token, B, K, ROWS: tl.constexpr,
+                          K_PAD: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = b < B
     k = tl.arange(0, K_PAD)[None, :]
     ids = tl.load(drafted + b[:, None] * K + k, mask=inside[:, None] & (k < K), other=-1)
-    allowed = tl.minimum(room(b, inside, lengths, limits, finished, widths), K)
+    allowed = tl.minimum(drafts_allowed(b, inside, lengths, limits, finished, widths), K)
     ended = tl.min(tl.where((ids == end_token) & (k < K), k + 1, K).to(tl.int64), axis=1)
     tl.store(counts + b, tl.minimum(allowed, ended), mask=inside)
 
 
-def begin_triton(tokens, lengths, finished, limits, widths, temperature, read, places, later, dense) -> None:
+def drafter_inputs_triton(tokens, lengths, finished, limits, widths, temperature, read, places, later, dense) -> None:
     """One launch, no wait."""
     (B, T1), K = tokens.shape, later.shape[0]
-    rows = tile_rows(B, K)
-    _begin_kernel[(-(-B // rows),)](tokens, lengths, finished, limits, widths, temperature, read, places, later, dense, B,
-                                    T1, K, ROWS=rows, K_PAD=power_of_2(K), num_warps=1)
+    rows = sequences_per_program(B, K)
+    _drafter_inputs_kernel[(-(-B // rows),)](tokens, lengths, finished, limits, widths, temperature, read, places, later,
+                                             dense, B, T1, K, ROWS=rows, K_PAD=power_of_2(K), num_warps=1)
 
 
-def end_triton(drafted, lengths, finished, limits, widths, end_token, counts) -> None:
+def draft_lengths_triton(drafted, lengths, finished, limits, widths, end_token, counts) -> None:
     """One launch, no wait."""
     B, K = drafted.shape
-    rows = tile_rows(B, K)
-    _end_kernel[(-(-B // rows),)](drafted, lengths, finished, limits, widths, counts, end_token, B, K, ROWS=rows,
-                                  K_PAD=power_of_2(K), num_warps=1)
+    rows = sequences_per_program(B, K)
+    _draft_lengths_kernel[(-(-B // rows),)](drafted, lengths, finished, limits, widths, counts, end_token, B, K, ROWS=rows,
+                                            K_PAD=power_of_2(K), num_warps=1)

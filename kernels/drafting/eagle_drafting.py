@@ -19,10 +19,15 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import get_num_threads, njit
-from foredraft.kernels.drafting.copy_attention import pointer_loop, pointer_reference
+from foredraft.kernels.drafting.copy_attention import copy_attention_loop, copy_attention_reference
 from foredraft.kernels.drafting.draft_stopping import begin_loop, begin_reference, weigh_loop, weigh_reference
 from foredraft.kernels.drafting.recurrent_drafting import EPSILON, embed_normed_loop
-from foredraft.kernels.drafting.vocabulary_head import pick_loop, pick_reference, shortlist_loop, shortlist_reference
+from foredraft.kernels.drafting.vocabulary_head import (
+    sample_draft_loop,
+    sample_draft_reference,
+    vocabulary_head_loop,
+    vocabulary_head_reference,
+)
 from foredraft.kernels.model.linear import widen
 from foredraft.kernels.model.norm import norm_loop, norm_reference
 
@@ -44,11 +49,11 @@ def draft_reference(tokens, lengths, allowed, hidden, embedding, pointer, source
             mixed = np.zeros((1, len(pointer.gain)), np.float32)
             mixed[:, :C], mixed[:, -C:] = state, latest[:1]
             out, copied = np.empty((1, C), np.float32), np.zeros((1, list.places.shape[1]), np.float32)
-            pointer_reference(query, mixed, one, pointer, source, out, copied)
+            copy_attention_reference(query, mixed, one, pointer, source, out, copied)
             features[b, i], before = out[0], out
             scores = np.zeros((1, len(list.ids) + list.own_ids.shape[1]), np.float32)
-            shortlist_reference(out * np.float32(scale), one, list, copied, scores)
-            pick_reference(scores, one, list, temperature, top_k, top_p, seeds, lengths, i, drafted, logits, lse)
+            vocabulary_head_reference(out * np.float32(scale), one, list, copied, scores)
+            sample_draft_reference(scores, one, list, temperature, top_k, top_p, seeds, lengths, i, drafted, logits, lse)
             own, sampled = len(list.ids) + int(list.own_counts[b]), temperature[b] > 0
             taken, more = weigh_reference(stops, b, i, scores[0, :own], sampled, lse[b, i : i + 1] if sampled else lse)
             counts[b] += taken
@@ -101,19 +106,19 @@ def _draft_loop(tokens, lengths, allowed, hidden, embedding, pointer, source, li
             for back in range(places):
                 query[j, (back + 1) * C : (back + 2) * C] = latest[rows[j], back]
             mixed[j, mixed.shape[1] - C :] = latest[rows[j], 0]
-        pointer_loop(query[:n], mixed[:n], rows[:n], pointer, source, out[:n], copied[:n], threads)
+        copy_attention_loop(query[:n], mixed[:n], rows[:n], pointer, source, out[:n], copied[:n], threads)
         for j in range(n):
             features[rows[j], i] = out[j]
             for c in range(C):
                 out[j, c] *= np.float32(scale)
-        shortlist_loop(out[:n], rows[:n], list, copied[:n], scores[:n], threads)
+        vocabulary_head_loop(out[:n], rows[:n], list, copied[:n], scores[:n], threads)
         for j in range(n):
             b = rows[j]
             distribution, total = no_distribution, no_lse
             if temperature[b] > 0:
                 distribution, total = logits[b, i], lse[b, i : i + 1]
-            drafted[b, i] = pick_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b], i, distribution,
-                                      total)
+            drafted[b, i] = sample_draft_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b],
+                                              i, distribution, total)
             own = list.ids.shape[0] + list.own_counts[b]
             taken, more = weigh_loop(stops, b, i, scores[j, :own], temperature[b] > 0, total)
             counts[b] += taken
@@ -126,4 +131,4 @@ def draft_numba(tokens, lengths, allowed, hidden, embedding, pointer, source, li
                 end_token, stops, features, drafted, counts, logits, lse, get_num_threads())
 
 
-DRAFT_FEATURES = {"reference": draft_reference, "numba": draft_numba}
+DRAFT_EAGLE = {"reference": draft_reference, "numba": draft_numba}

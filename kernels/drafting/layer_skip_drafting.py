@@ -29,7 +29,12 @@ import numpy as np
 
 from foredraft.kernels.core.backend import get_num_threads, njit
 from foredraft.kernels.core.sum_of_exp import sum_of_exp_loop
-from foredraft.kernels.drafting.vocabulary_head import pick_loop, pick_reference, shortlist_loop, shortlist_reference
+from foredraft.kernels.drafting.vocabulary_head import (
+    sample_draft_loop,
+    sample_draft_reference,
+    vocabulary_head_loop,
+    vocabulary_head_reference,
+)
 from foredraft.kernels.model.decoder import decoder_reference, embed_loop, layers_loop
 from foredraft.kernels.model.norm import norm_loop
 
@@ -97,8 +102,9 @@ def draft_reference(tokens, lengths, allowed, decoder, list, scale, exit, rounds
         hidden = np.zeros((B, 1, decoder.norms.shape[2]), np.float32)
         decoder_reference(ids, positions, np.full((B, 1), -1), *decoder, hidden)
         scores = np.zeros((len(rows), len(list.ids) + list.own_ids.shape[1]), np.float32)
-        shortlist_reference(hidden[rows, 0] * np.float32(scale), rows, list, np.zeros((len(rows), 0), np.float32), scores)
-        pick_reference(scores, rows, list, temperature, top_k, top_p, seeds, lengths, i, drafted, logits, lse)
+        vocabulary_head_reference(hidden[rows, 0] * np.float32(scale), rows, list, np.zeros((len(rows), 0), np.float32),
+                                  scores)
+        sample_draft_reference(scores, rows, list, temperature, top_k, top_p, seeds, lengths, i, drafted, logits, lse)
         for j, b in enumerate(rows):
             counts[b] = i + 1
             known = scores[j, : len(list.ids) + list.own_counts[b]].astype(np.float64)
@@ -153,14 +159,14 @@ def _draft_loop(tokens, lengths, allowed, decoder, list, scale, exit, rounds, ac
         for j in range(n):
             for c in range(C):
                 normed[j, c] *= np.float32(scale)
-        shortlist_loop(normed[:n], rows[:n], list, nothing[:n], scores[:n], threads)
+        vocabulary_head_loop(normed[:n], rows[:n], list, nothing[:n], scores[:n], threads)
         for j in range(n):
             b = rows[j]
             distribution, total = no_distribution, no_lse
             if temperature[b] > 0:
                 distribution, total = logits[b, i], lse[b, i : i + 1]
-            drafted[b, i] = pick_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b], i, distribution,
-                                      total)
+            drafted[b, i] = sample_draft_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b],
+                                              i, distribution, total)
             counts[b] = i + 1
             going[b] = drafted[b, i] != end_token
             if exit.goal > 0 and going[b] and i + 1 < K:
@@ -178,4 +184,4 @@ def draft_numba(tokens, lengths, allowed, decoder, list, scale, exit, rounds, ac
                 end_token, drafted, counts, logits, lse, get_num_threads())
 
 
-DRAFT_SKIPPED = {"reference": draft_reference, "numba": draft_numba}
+DRAFT_LAYER_SKIP = {"reference": draft_reference, "numba": draft_numba}

@@ -5,7 +5,7 @@
     proposed [B, K], proposed_lengths [B] int64     out: the draft, 0 past its end
 
 One program a row. For each id all suffixes and all slots of their probes are read at once, so that an id costs two
-latencies of memory. The stopping rule is ngram_native/query.py's.
+latencies of memory. The stopping rule is ngram_native/stopping.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, power_of_2, tl
-from foredraft.kernels.step.step_inputs import room
+from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 
 class Hash(NamedTuple):
@@ -77,12 +77,12 @@ def likeliest(keys, best, best_probability, seed, root_best, root_probability, V
 
 
 @jit
-def _chain_kernel(keys, best, best_probability, seed, root_best, root_probability, V, tokens, lengths, finished, limits,
-                  widths, proposed, proposed_lengths, end_token, T1, BITS: tl.constexpr, SUFFIXES: tl.constexpr,
-                  SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr, STRICT: tl.constexpr,
-                  COST: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr):
+def _ngram_lookup_kernel(keys, best, best_probability, seed, root_best, root_probability, V, tokens, lengths, finished,
+                         limits, widths, proposed, proposed_lengths, end_token, T1, BITS: tl.constexpr,
+                         SUFFIXES: tl.constexpr, SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr,
+                         STRICT: tl.constexpr, COST: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    allowed = tl.minimum(room(row, row >= 0, lengths, limits, finished, widths), K)
+    allowed = tl.minimum(drafts_allowed(row, row >= 0, lengths, limits, finished, widths), K)
     length = tl.load(lengths + row)
     s, k = tl.arange(0, SUFFIXES_PAD), tl.arange(0, K_PAD)
     # the text's last ids, the newest first
@@ -95,7 +95,7 @@ def _chain_kernel(keys, best, best_probability, seed, root_best, root_probabilit
         word, likely = likeliest(keys, best, best_probability, seed, root_best, root_probability, V, text, length + step,
                                  growing, BITS, SUFFIXES, SUFFIXES_PAD, PROBES, PROBES_PAD, STRICT)
         reach *= likely
-        # a further id must promise more tokens a pass than the draft has without it (ngram_native/query.py)
+        # a further id must promise more tokens a pass than the draft has without it (ngram_native/stopping.py)
         growing = growing & (count < allowed) & (reach * (1 + COST * step) > COST * expected)
         expected += tl.where(growing, reach, 0.0)
         chain = tl.where(k == tl.where(growing, step, -1), word, chain)
@@ -107,10 +107,10 @@ def _chain_kernel(keys, best, best_probability, seed, root_best, root_probabilit
     tl.store(proposed_lengths + row, count)
 
 
-def chain_triton(table: Hash, tokens, lengths, finished, limits, widths, end_token, cost, proposed,
-                 proposed_lengths) -> None:
+def ngram_lookup_triton(table: Hash, tokens, lengths, finished, limits, widths, end_token, cost, proposed,
+                        proposed_lengths) -> None:
     """One launch, no wait."""
     B, K = proposed.shape
-    _chain_kernel[(B,)](
+    _ngram_lookup_kernel[(B,)](
         *table.tensors(), tokens, lengths, finished, limits, widths, proposed, proposed_lengths, end_token, tokens.shape[1],
         **table.constants(), COST=cost, K=K, K_PAD=power_of_2(max(K, 1)), num_warps=1)

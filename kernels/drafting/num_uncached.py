@@ -15,7 +15,7 @@ import numpy as np
 from foredraft.kernels.core.backend import HAS_NUMBA, njit
 
 
-def unread_reference(tokens, lengths, fed, counts, unread) -> None:
+def num_uncached_reference(tokens, lengths, fed, counts, unread) -> None:
     for b, length in enumerate(lengths):
         most = min(counts[b], length - 1)
         differing = np.flatnonzero(fed[b, :most] != tokens[b, :most])
@@ -23,7 +23,7 @@ def unread_reference(tokens, lengths, fed, counts, unread) -> None:
 
 
 @njit()
-def unread_loop(tokens, lengths, fed, counts, unread):
+def num_uncached_loop(tokens, lengths, fed, counts, unread):
     for b in range(lengths.shape[0]):
         most = min(counts[b], lengths[b] - 1)
         t = 0
@@ -32,9 +32,9 @@ def unread_loop(tokens, lengths, fed, counts, unread):
         unread[b] = lengths[b] - t
 
 
-def unread_numba(tokens, lengths, fed, counts, unread) -> None:
-    unread_loop(tokens, lengths, fed, counts, unread)
+def num_uncached_numba(tokens, lengths, fed, counts, unread) -> None:
+    num_uncached_loop(tokens, lengths, fed, counts, unread)
 
 
-UNREAD = {"reference": unread_reference, "numba": unread_numba}
+NUM_UNCACHED = {"reference": num_uncached_reference, "numba": num_uncached_numba}
 BACKEND = "numba" if HAS_NUMBA else "reference"

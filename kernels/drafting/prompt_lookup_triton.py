@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from foredraft.kernels.core.backend import constexpr, jit, power_of_2, tl
 from foredraft.kernels.drafting.ngram_lookup_triton import Hash, likeliest
-from foredraft.kernels.step.step_inputs import room
+from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 # Positions compared together.
 BLOCK = 256
@@ -110,7 +110,7 @@ def _learn(row, output, length, live, tested, last, LAST, MAX_MATCH: tl.constexp
 
 
 @jit
-def _lookup_kernel(
+def _prompt_lookup_kernel(
     source, source_lengths, tokens, lengths, finished, limits, widths, tested, last, keys, best, best_probability, seed,
     root_best, root_probability, V, proposed, proposed_lengths, proposers, end_token, S, T1, LAST, K: tl.constexpr,
     K_PAD: tl.constexpr, WINDOW: tl.constexpr, MIN_MATCH: tl.constexpr, MAX_MATCH: tl.constexpr, PAD: tl.constexpr,
@@ -119,7 +119,7 @@ def _lookup_kernel(
     PROBES_PAD: tl.constexpr, STRICT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    allowed = tl.minimum(room(row, row >= 0, lengths, limits, finished, widths), K)
+    allowed = tl.minimum(drafts_allowed(row, row >= 0, lengths, limits, finished, widths), K)
     length = tl.load(lengths + row)
     emitted = length - 1
     text, output = source + row * S, tokens + row * T1
@@ -164,7 +164,7 @@ def _lookup_kernel(
         copies = held & (sure >= likely)
         token, trust = tl.where(copies, candidate, word), tl.where(copies, sure, likely)
         reach *= trust
-        # a further id must promise more tokens a pass than the draft has without it (ngram_native/query.py)
+        # a further id must promise more tokens a pass than the draft has without it (ngram_native/stopping.py)
         pays = reach * (1 + COST * count.to(tl.float64)) > COST * expected
         growing = growing & (count < allowed) & pays
         if not TABLE:
@@ -189,15 +189,15 @@ def _lookup_kernel(
     tl.store(last + row * LAST + 2 + 2 * k, matched, mask=1 + 2 * k < LAST)
 
 
-def lookup_triton(source, source_lengths, tokens, lengths, finished, limits, widths, tested, last, table: Hash | None,
-                  end_token, window, min_match, fade, cost, proposed, proposed_lengths, proposers) -> None:
+def prompt_lookup_triton(source, source_lengths, tokens, lengths, finished, limits, widths, tested, last, table: Hash | None,
+                         end_token, window, min_match, fade, cost, proposed, proposed_lengths, proposers) -> None:
     """window: how far back an output's positions are found; fade: where counts are halved. One launch, no wait."""
     B, K = proposed.shape
     max_match = tested.shape[1] - 1
     constants = {name: 1 for name in ("BITS", "SUFFIXES", "SUFFIXES_PAD", "PROBES", "PROBES_PAD", "STRICT")}
     if table is not None:
         constants = table.constants()
-    _lookup_kernel[(B,)](
+    _prompt_lookup_kernel[(B,)](
         source, source_lengths, tokens, lengths, finished, limits, widths, tested, last,
         *((None,) * 7 if table is None else table.tensors()), proposed, proposed_lengths, proposers, end_token,
         source.shape[1], tokens.shape[1], last.shape[1], K=K, K_PAD=power_of_2(max(K, 1)), WINDOW=window,

@@ -4,7 +4,7 @@ one compiled call.
     tokens       [B, T'] int64, lengths, allowed [B] int64     committed ids; how many each row may draft
     embedding    [V, C] float32, or bfloat16 bits as uint16
     cell         Cell: the LSTM (kind 0, lstm.py) or the CNN (kind 1, cnn.py)
-    memory       Memory: by slot, [B, T] int64: fed, the id read there (-1: none), above, the slot it follows; embedded
+    memory       StateCache: by slot, [B, T] int64: fed, the id read there (-1: none), above, the slot it follows; embedded
                  [B, T, C] float32; counts, nodes [B] int64: slots of committed ids, and of the last draft behind them
     pointer, source, list     pointer.py, shortlist.py;  scale float: of the outputs, before the head
     temperature, top_k, top_p, seeds [B]; end_token int
@@ -26,12 +26,12 @@ import numpy as np
 
 from foredraft.kernels.core.backend import get_num_threads, njit
 from foredraft.kernels.drafting.causal_conv import cnn_loop
-from foredraft.kernels.drafting.copy_attention import pointer_loop
+from foredraft.kernels.drafting.copy_attention import copy_attention_loop
 from foredraft.kernels.drafting.draft_stopping import begin_loop, weigh_loop
 from foredraft.kernels.drafting.lstm_cell import lstm_loop
-from foredraft.kernels.drafting.num_uncached import unread_loop
+from foredraft.kernels.drafting.num_uncached import num_uncached_loop
 from foredraft.kernels.drafting.tree_children import children_loop
-from foredraft.kernels.drafting.vocabulary_head import shortlist_loop
+from foredraft.kernels.drafting.vocabulary_head import vocabulary_head_loop
 from foredraft.kernels.model.norm import norm_loop
 
 LSTM, CNN = 0, 1
@@ -49,7 +49,7 @@ class Cell(NamedTuple):
     c: np.ndarray
 
 
-class Memory(NamedTuple):
+class StateCache(NamedTuple):
     fed: np.ndarray
     above: np.ndarray
     embedded: np.ndarray
@@ -109,7 +109,7 @@ def _look(rows, at, cell, memory, pointer, source, scale, copied, threads):
                 seen = memory.above[b, seen]
         mixed[i, :U] = state
         mixed[i, mixed.shape[1] - C :] = memory.embedded[b, t]
-    pointer_loop(query, mixed, rows, pointer, source, out, copied, threads)
+    copy_attention_loop(query, mixed, rows, pointer, source, out, copied, threads)
     for i in range(n):
         for c in range(C):
             out[i, c] *= scale
@@ -146,7 +146,7 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, sour
     for b in range(B):
         if memory.nodes[b] > 0:
             _settle(b, tokens[b], lengths[b], cell, memory)
-    unread_loop(tokens, lengths, memory.fed, memory.counts, unread)
+    num_uncached_loop(tokens, lengths, memory.fed, memory.counts, unread)
     longest = 0
     for b in range(B):
         counts[b] = 0
@@ -188,7 +188,7 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, sour
         copied = np.empty((n, list.places.shape[1]), np.float32)
         scores = np.empty((n, list.ids.shape[0] + list.own_ids.shape[1]), np.float32)
         x = _look(rows[:n], at[:n], cell, memory, pointer, source, np.float32(scale), copied, threads)
-        shortlist_loop(x, rows[:n], list, copied, scores, threads)
+        vocabulary_head_loop(x, rows[:n], list, copied, scores, threads)
         for j in range(n):
             b, node, first = rows[j], nodes[j], counts[rows[j]]
             most = 0

@@ -1,7 +1,7 @@
 """Children of a node of a tree: the likeliest ids, or ids that are drawn, and the very distribution of each.
 
     scores       [F + X] float32 of one row, as shortlist.py has them; overwritten
-    b, list      the row's sequence and its Shortlist;  first, most: place of the first child in the draft, how many at most
+    b, list      the row's sequence and its VocabularyHead;  first, most: place of the first child in the draft, how many at most
     temperature, top_k, top_p, seed, start    one row's, as in sample.py; temperature 0 takes the likeliest, of equals the
                  lower places
     replaced     bool: children are drawn independently (SpecInfer, Miao et al. 2023); else without replacement, each from
@@ -23,7 +23,13 @@ import numpy as np
 from foredraft.kernels.core.argmax import argmax_loop, largest_loop
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.philox import DRAFT, uniform, uniform_reference
-from foredraft.kernels.sampling.top_k_top_p import draw_loop, draw_reference, sum_loop, warp_loop, warp_reference
+from foredraft.kernels.sampling.top_k_top_p import (
+    inverse_cdf_loop,
+    inverse_cdf_reference,
+    sum_loop,
+    warp_loop,
+    warp_reference,
+)
 
 
 class Tree(NamedTuple):
@@ -50,7 +56,7 @@ def children_reference(scores, b, list, temperature, top_k, top_p, seed, start, 
         total = float(weights.sum(dtype=np.float64))
         if total == 0:
             return place - first
-        at = draw_reference(weights, total, uniform_reference(int(seed), DRAFT, int(start), int(place)))
+        at = inverse_cdf_reference(weights, total, uniform_reference(int(seed), DRAFT, int(start), int(place)))
         drafted[place], lse[place] = ids[at], math.log(total)
         logits[place] = -np.inf
         kept = weights > 0
@@ -89,7 +95,7 @@ def children_loop(scores, b, list, temperature, top_k, top_p, seed, start, first
                 if not total > 0:
                     return place - first
                 logits[place, drafted[place - 1]] = np.float32(-np.inf)
-        at = draw_loop(weights, total, uniform(seed, DRAFT, start, place))
+        at = inverse_cdf_loop(weights, total, uniform(seed, DRAFT, start, place))
         drafted[place] = list.ids[at] if at < F else list.own_ids[b, at - F]
         lse[place] = np.log(total)
     return most

@@ -2,7 +2,7 @@
 
     x            [n, C] float32         scaled outputs of the drafter
     rows         [n] int64              which sequence each is
-    list         Shortlist: ids [F] int64 and their rows of the head [F/16, C, 16] (packed as in linear.py, any storage),
+    list         VocabularyHead: ids [F] int64 and their rows of the head [F/16, C, 16] (packed as in linear.py, any storage),
                  own_ids [B, X], own_head [B, X/16, C, 16], own_counts [B]: those of a source that the list lacks,
                  places [B, S] int64: where each source position's id stands in [ids ; own_ids]
     copied       [n, S'] float32        added to the logits at `places` (pointer.py); S' = 0 adds nothing
@@ -27,10 +27,10 @@ from foredraft.kernels.core.gemm_microkernel import LANES
 from foredraft.kernels.core.philox import DRAFT, uniform
 from foredraft.kernels.model.linear import SCALE_ROWS, linear_loop, linear_reference, linear_serial
 from foredraft.kernels.sampling.sample import sample_reference
-from foredraft.kernels.sampling.top_k_top_p import draw_loop, warp_loop
+from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, warp_loop
 
 
-class Shortlist(NamedTuple):
+class VocabularyHead(NamedTuple):
     ids: np.ndarray
     head: np.ndarray
     own_ids: np.ndarray
@@ -54,7 +54,7 @@ def take_outputs(packed: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.concatenate((taken, scale.view(np.int8).reshape(-1, SCALE_ROWS, LANES)), 1)
 
 
-def shortlist_reference(x, rows, list, copied, scores) -> None:
+def vocabulary_head_reference(x, rows, list, copied, scores) -> None:
     F = len(list.ids)
     scores[:, :F] = linear_reference(x, list.head, F)
     for i, b in enumerate(rows):
@@ -66,7 +66,7 @@ def shortlist_reference(x, rows, list, copied, scores) -> None:
 
 
 @njit()
-def shortlist_loop(x, rows, list, copied, scores, threads):
+def vocabulary_head_loop(x, rows, list, copied, scores, threads):
     F = list.ids.shape[0]
     common = scores[:, :F]
     linear_loop(x, list.head, common, threads)
@@ -80,12 +80,12 @@ def shortlist_loop(x, rows, list, copied, scores, threads):
                 scores[i, list.places[b, s]] += copied[i, s]
 
 
-def shortlist_numba(x, rows, list, copied, scores) -> None:
-    shortlist_loop(x, rows, list, copied, scores, get_num_threads())
+def vocabulary_head_numba(x, rows, list, copied, scores) -> None:
+    vocabulary_head_loop(x, rows, list, copied, scores, get_num_threads())
 
 
 @njit()
-def pick_loop(scores, b, list, temperature, top_k, top_p, seed, start, offset, processed, lse):
+def sample_draft_loop(scores, b, list, temperature, top_k, top_p, seed, start, offset, processed, lse):
     """The id that row b drafts from scores [F + X]; above temperature 0 its distribution goes to processed [V] and lse [1]."""
     F = list.ids.shape[0]
     scores = scores[: F + list.own_counts[b]]
@@ -94,7 +94,7 @@ def pick_loop(scores, b, list, temperature, top_k, top_p, seed, start, offset, p
     else:
         weights = np.empty(scores.shape[0], np.float32)
         total = warp_loop(scores, temperature, top_k, top_p, weights)
-        at = draw_loop(weights, total, uniform(seed, DRAFT, start, offset))
+        at = inverse_cdf_loop(weights, total, uniform(seed, DRAFT, start, offset))
         lse[0] = np.log(total)
         top, rate = largest_loop(scores), np.float32(1.0 / np.float64(temperature))
         processed[:] = np.float32(-np.inf)
@@ -104,7 +104,8 @@ def pick_loop(scores, b, list, temperature, top_k, top_p, seed, start, offset, p
     return list.ids[at] if at < F else list.own_ids[b, at - F]
 
 
-def pick_reference(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse) -> None:
+def sample_draft_reference(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits,
+                           lse) -> None:
     for i, b in enumerate(rows):
         own = int(list.own_counts[b])
         ids = np.concatenate((list.ids, list.own_ids[b, :own]))
@@ -119,20 +120,20 @@ def pick_reference(scores, rows, list, temperature, top_k, top_p, seeds, starts,
 
 
 @njit()
-def _pick_rows(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse):
+def _sample_draft_sequences(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse):
     no_distribution, no_lse = np.empty(0, np.float32), np.empty(0, np.float64)
     for i in range(rows.shape[0]):
         b = rows[i]
         distribution, total = no_distribution, no_lse
         if temperature[b] > 0:
             distribution, total = logits[b, offset], lse[b, offset : offset + 1]
-        drafted[b, offset] = pick_loop(scores[i], b, list, temperature[b], top_k[b], top_p[b], seeds[b], starts[b], offset,
-                                       distribution, total)
+        drafted[b, offset] = sample_draft_loop(scores[i], b, list, temperature[b], top_k[b], top_p[b], seeds[b], starts[b],
+                                               offset, distribution, total)
 
 
-def pick_numba(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse) -> None:
-    _pick_rows(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse)
+def sample_draft_numba(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse) -> None:
+    _sample_draft_sequences(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse)
 
 
-PICK = {"reference": pick_reference, "numba": pick_numba}
-SHORTLIST = {"reference": shortlist_reference, "numba": shortlist_numba}
+SAMPLE_DRAFT = {"reference": sample_draft_reference, "numba": sample_draft_numba}
+VOCABULARY_HEAD = {"reference": vocabulary_head_reference, "numba": vocabulary_head_numba}

@@ -10,7 +10,7 @@
     work       float32, ids int32    B (ceil(F/32) + ceil(X/32)) or more of each: the parts' maxima
     arrived    [ceil(B/16)] or more int32    zeros, and zeros again afterwards
 
-    pointer    None, or Pointed (engine/drafters/neural/copy_module.py): copying raises the logit of each own id by
+    pointer    None, or CopyScores (engine/drafters/neural/copy_module.py): copying raises the logit of each own id by
                    gain[b] sum over places s of the source that hold it of exp(scores[b, s] - top[b]) / total[b]
 
 Ids outside the list have probability 0: a draft's distribution is lossless whatever it leaves out. The list of all ids, with X = 0,
@@ -32,14 +32,14 @@ from foredraft.kernels.model.lm_head_triton import TOGETHER, WIDTH, head_tiling,
 CHUNK = 64
 
 
-class List(NamedTuple):
+class DeviceVocabulary(NamedTuple):
     common: Tensor
     own: Tensor
     own_counts: Tensor
     left_out: Tensor
 
 
-class Pointed(NamedTuple):
+class CopyScores(NamedTuple):
     """source [B, S], lengths [B] int64; scores [B, S], top, total, gain [B] float32."""
 
     source: Tensor
@@ -65,10 +65,10 @@ def _raised(source, lengths, scores, top, total, gain, b, ids, S, N: tl.constexp
 
 
 @jit
-def _list_kernel(y, weight, common, own, own_counts, left_out, source, source_lengths, scores, top, total, gain, logits,
-                 chosen, work, work_ids, arrived, B, F, X, S, own_stride, chosen_stride, V: tl.constexpr, C: tl.constexpr,
-                 N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr, CHUNK: tl.constexpr,
-                 CHOOSES: tl.constexpr, POINTS: tl.constexpr):
+def _vocabulary_kernel(y, weight, common, own, own_counts, left_out, source, source_lengths, scores, top, total, gain,
+                       logits, chosen, work, work_ids, arrived, B, F, X, S, own_stride, chosen_stride, V: tl.constexpr,
+                       C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
+                       CHUNK: tl.constexpr, CHOOSES: tl.constexpr, POINTS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * 16
     rows = first + tl.arange(0, 16)
     is_row = rows < B
@@ -120,25 +120,26 @@ def _launch(y, weight, list, pointer, logits, chosen, work, ids, arrived) -> Non
     (B, C), V, F, X = y.shape, weight.shape[0], len(list.common), list.own.shape[1]
     grid = (-(-B // 16), -(-F // WIDTH) + min(B, 16) * -(-X // WIDTH))
     pointed = (None,) * 6 if pointer is None else pointer
-    _list_kernel[grid](
+    _vocabulary_kernel[grid](
         y, weight, *list, *pointed, logits, chosen, work, ids, arrived, B, F, X,
         0 if pointer is None else pointer.source.shape[1], list.own.stride(0), 0 if chosen is None else chosen.stride(0),
         V=V, C=C, N=WIDTH, TOGETHER=TOGETHER, CHUNK=CHUNK, CHOOSES=chosen is not None, POINTS=pointer is not None,
         **head_tiling(weight))
 
 
-def list_logits_triton(y: Tensor, weight: Tensor, list: List, pointer: Pointed | None, logits: Tensor) -> None:
+def vocabulary_logits_triton(y: Tensor, weight: Tensor, list: DeviceVocabulary, pointer: CopyScores | None,
+                             logits: Tensor) -> None:
     """One launch, no wait."""
     _launch(y, weight, list, pointer, logits, None, None, None, None)
 
 
-def list_choose_triton(y: Tensor, weight: Tensor, list: List, pointer: Pointed | None, chosen: Tensor, work: Tensor,
-                       ids: Tensor, arrived: Tensor) -> None:
+def vocabulary_choose_triton(y: Tensor, weight: Tensor, list: DeviceVocabulary, pointer: CopyScores | None, chosen: Tensor,
+                             work: Tensor, ids: Tensor, arrived: Tensor) -> None:
     """One launch, no wait."""
     _launch(y, weight, list, pointer, None, chosen, work, ids, arrived)
 
 
-def list_logits_reference(y, weight, list, pointer, logits) -> None:
+def vocabulary_logits_reference(y, weight, list, pointer, logits) -> None:
     for b in range(len(y)):
         own = list.own[b, : list.own_counts[b]].tolist()
         for token in set(list.common.tolist()) | set(own):
@@ -150,12 +151,12 @@ def list_logits_reference(y, weight, list, pointer, logits) -> None:
                 logits[b, token] += share
 
 
-def list_choose_reference(y, weight, list, pointer, chosen, work=None, ids=None, arrived=None) -> None:
+def vocabulary_choose_reference(y, weight, list, pointer, chosen, work=None, ids=None, arrived=None) -> None:
     logits = torch.full((len(y), len(weight)), float("-inf"))
-    list_logits_reference(y, weight, list, pointer, logits)
+    vocabulary_logits_reference(y, weight, list, pointer, logits)
     for b, row in enumerate(logits.tolist()):
         chosen[b] = row.index(max(row))
 
 
-LIST_LOGITS = {"reference": list_logits_reference, "triton": list_logits_triton}
-LIST_CHOOSE = {"reference": list_choose_reference, "triton": list_choose_triton}
+VOCABULARY_LOGITS = {"reference": vocabulary_logits_reference, "triton": vocabulary_logits_triton}
+VOCABULARY_CHOOSE = {"reference": vocabulary_choose_reference, "triton": vocabulary_choose_triton}

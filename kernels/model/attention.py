@@ -26,7 +26,7 @@ import numpy as np
 from foredraft.kernels.core.argmax import largest_loop
 from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads, njit, prange
 from foredraft.kernels.core.exp import exp32
-from foredraft.kernels.core.gemm_microkernel import LANES, tile_blocks
+from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 
 PAGE = 64
 # Fewer multiply-adds than this cost less than waking a second thread (linear.py).
@@ -171,8 +171,8 @@ def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last
         q_at = q.ctypes.data + (i * H + h) * D * 4
         for start in range(0, S, PAGE):
             keys = pages_k[pages[start // PAGE], h]
-            tile_blocks(q_at, H * D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4,
-                        scores.shape[1], M, PAGE // LANES)
+            gemm_blocks(q_at, H * D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4, scores.shape[1],
+                        M, PAGE // LANES)
         for m in range(M):
             weight = np.float32(1.0) / softmax_loop(scores[m, :S])
             for s in range(S):
@@ -180,7 +180,7 @@ def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last
         total[:M] = np.float32(0.0)
         for start in range(0, S, PAGE):
             values = pages_v[pages[start // PAGE], h]
-            tile_blocks(scores.ctypes.data + start * 4, scores.shape[1], values, values.ctypes.data, PAGE * LANES,
+            gemm_blocks(scores.ctypes.data + start * 4, scores.shape[1], values, values.ctypes.data, PAGE * LANES,
                         min(PAGE, S - start), part.ctypes.data, wide, M, pages_v.shape[2])
             for m in range(M):
                 for d in range(wide):

@@ -7,7 +7,7 @@
     out               [M, H D]              in the type of q; a sequence without a source leaves it as it is
     work              float32               B H pages R (D + 2) or more: what the pages' programs leave for the last of them
     arrived           [B H] or more int32   zeros, and zeros again afterwards
-    places            None, or Places, out, of head 0, for a pointer: scores [M, 64 pages] of any stride over M, top, total
+    places            None, or SourceScores, out, of head 0, for a pointer: scores [M, 64 pages] of any stride over M, top, total
                       [M] float32: a place's weight is exp(score - top) / total
 
 One program a page: it reads the page's keys and values once for all rows of the request. The last of a sequence's programs
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, power_of_2, tl
-from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.core.pdl_triton import pdl_wait
 
 PAGE = 64
 TOGETHER = 8
@@ -35,7 +35,7 @@ def page_bucket(source: int) -> int:
     return power_of_2(-(-source // PAGE))
 
 
-class Places(NamedTuple):
+class SourceScores(NamedTuple):
     scores: Tensor
     top: Tensor
     total: Tensor
@@ -44,8 +44,8 @@ class Places(NamedTuple):
 @jit
 def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, place_scores, place_top, place_total,
                             table_stride, scores_stride, pages, R, H: tl.constexpr, D: tl.constexpr, D_UP: tl.constexpr,
-                            TOGETHER: tl.constexpr, PLACES: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                            TOGETHER: tl.constexpr, SOURCE_SCORES: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     page, head, b = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(sources + b)
     if page * 64 < length:
@@ -68,7 +68,7 @@ def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arri
                            other=0.0)
             scores = tl.dot(mine, tl.trans(keys), input_precision="ieee")
             scores = tl.where(inside[None, :], scores, float("-inf"))
-            if PLACES:
+            if SOURCE_SCORES:
                 if head == 0:
                     at = page * 64 + tl.arange(0, 64)
                     tl.store(place_scores + (b * R + r)[:, None] * scores_stride + at[None, :], scores, mask=is_row[:, None])
@@ -105,7 +105,7 @@ def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arri
                     total = total * kept + tl.sum(weights * part_totals, 0)
                     sums = sums * kept[:, None] + tl.sum(weights[:, :, None] * parts, 0)
                     top = higher
-                if PLACES:
+                if SOURCE_SCORES:
                     if head == 0:
                         tl.store(place_top + b * R + r, top, mask=is_row)
                         tl.store(place_total + b * R + r, total, mask=is_row)
@@ -121,13 +121,13 @@ def work_size(rows: int, reads: int, heads: int, pages: int, head_size: int) -> 
 
 
 def fused_cross_attention_triton(q: Tensor, pages_k: Tensor, pages_v: Tensor, table: Tensor, sources: Tensor, out: Tensor,
-                                 work: Tensor, arrived: Tensor, places: Places | None = None, **launch) -> None:
+                                 work: Tensor, arrived: Tensor, places: SourceScores | None = None, **launch) -> None:
     B, pages = table.shape
     M, H, D = q.shape
     _cross_attention_kernel[(pages, H, B)](q, pages_k, pages_v, table, sources, out, work, arrived,
                                            *(places or (None, None, None)), table.stride(0),
                                            0 if places is None else places.scores.stride(0), pages, M // B, H=H, D=D,
-                                           D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, PLACES=places is not None,
+                                           D_UP=max(16, power_of_2(D)), TOGETHER=TOGETHER, SOURCE_SCORES=places is not None,
                                            # a page in float32 fills the registers of twice as many threads
                                            num_warps=4 if pages_k.dtype == torch.bfloat16 else 8, num_stages=2, **launch)
 

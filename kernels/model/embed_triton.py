@@ -15,14 +15,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, power_of_2, tl
-from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.core.pdl_triton import pdl_wait
 
 
 @jit
 def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, squares, tokens_stride, R: tl.constexpr,
                   R_UP: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr,
-                  CHAIN: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                  CHAIN: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     m = tl.program_id(0).to(tl.int64)
     position, token = tl.load(positions + m), tl.load(tokens + m // R * tokens_stride + m % R)
     c = tl.arange(0, C_UP)
@@ -48,9 +48,9 @@ def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, sq
 
 
 @jit
-def _close_kernel(x, squares, norm, hidden, y, epsilon, scale, EVERY: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr,
-                  TILES: tl.constexpr, TILES_UP: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+def _final_norm_kernel(x, squares, norm, hidden, y, epsilon, scale, EVERY: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr,
+                       TILES: tl.constexpr, TILES_UP: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     m = tl.program_id(0).to(tl.int64)
     row = m * EVERY + (EVERY - 1)
     c, tile = tl.arange(0, C_UP), tl.arange(0, TILES_UP)
@@ -69,11 +69,11 @@ def embed_triton(tokens: Tensor, positions: Tensor, parents: Tensor | None, embe
                         TILES_UP=power_of_2(squares.shape[1]), CHAIN=parents is None, num_warps=4, **launch)
 
 
-def close_triton(x: Tensor, squares: Tensor, norm: Tensor, epsilon: float, scale: float, hidden: Tensor, y: Tensor,
-                 **launch) -> None:
+def final_norm_triton(x: Tensor, squares: Tensor, norm: Tensor, epsilon: float, scale: float, hidden: Tensor, y: Tensor,
+                      **launch) -> None:
     (M, C), N = x.shape, hidden.shape[0]
-    _close_kernel[(N,)](x, squares, norm, hidden, y, epsilon, scale, EVERY=M // N, C=C, C_UP=power_of_2(C),
-                        TILES=squares.shape[1], TILES_UP=power_of_2(squares.shape[1]), num_warps=4, **launch)
+    _final_norm_kernel[(N,)](x, squares, norm, hidden, y, epsilon, scale, EVERY=M // N, C=C, C_UP=power_of_2(C),
+                             TILES=squares.shape[1], TILES_UP=power_of_2(squares.shape[1]), num_warps=4, **launch)
 
 
 def embed_reference(tokens, positions, parents, embedding, norm, visible, x, y, squares) -> None:
@@ -90,7 +90,7 @@ def embed_reference(tokens, positions, parents, embedding, norm, visible, x, y, 
             x[b * R + r], y[b * R + r], squares[b * R + r, 0] = values, values * norm, values.square().sum()
 
 
-def close_reference(x, squares, norm, epsilon, scale, hidden, y) -> None:
+def final_norm_reference(x, squares, norm, epsilon, scale, hidden, y) -> None:
     every = len(x) // len(hidden)
     x, squares = x[every - 1 :: every], squares[every - 1 :: every]
     hidden[:] = x.double() / (squares.double().sum(1, keepdim=True) / x.shape[1] + epsilon).sqrt() * norm
@@ -98,4 +98,4 @@ def close_reference(x, squares, norm, epsilon, scale, hidden, y) -> None:
 
 
 EMBED = {"reference": embed_reference, "triton": embed_triton}
-CLOSE = {"reference": close_reference, "triton": close_triton}
+FINAL_NORM = {"reference": final_norm_reference, "triton": final_norm_triton}

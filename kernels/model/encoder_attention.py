@@ -15,7 +15,7 @@ import numpy as np
 from foredraft.kernels.core.argmax import larger
 from foredraft.kernels.core.backend import get_num_threads, njit, prange
 from foredraft.kernels.core.exp import exp32
-from foredraft.kernels.core.gemm_microkernel import LANES, tile_blocks
+from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 from foredraft.kernels.model.attention import attend_reference
 
 # Queries whose scores stay in the second-level cache beside a head's keys and values.
@@ -78,12 +78,12 @@ def _tasks(mixed, bias, out, first, last):
             _pack_head(mixed, h, H, keys, values)
             packed = h
         q_at = mixed.ctypes.data + (start * mixed.shape[1] + h * D) * 4
-        tile_blocks(q_at, mixed.shape[1], keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data, padded, M, blocks)
+        gemm_blocks(q_at, mixed.shape[1], keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data, padded, M, blocks)
         for m in range(M):
             behind = S - 1 - start - m
             totals[m] = _softmax_with(scores[m, :S], bias[h, behind : behind + S])
-        tile_blocks(scores.ctypes.data, padded, values, values.ctypes.data, S * LANES, S, seen.ctypes.data,
-                    wide * LANES, M, wide)
+        gemm_blocks(scores.ctypes.data, padded, values, values.ctypes.data, S * LANES, S, seen.ctypes.data, wide * LANES, M,
+                    wide)
         for m in range(M):
             scale = np.float32(1.0) / totals[m]
             for d in range(D):

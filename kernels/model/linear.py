@@ -16,7 +16,7 @@ import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop
 from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads, njit, prange
-from foredraft.kernels.core.gemm_microkernel import LANES, tile_blocks
+from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 
 # int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
 SCALE_ROWS = 4
@@ -88,7 +88,7 @@ def _span(x, weight, first, last, out, out_offset):
     M, K = x.shape
     w_stride = weight.shape[1] * LANES
     w_at = weight.ctypes.data + first * w_stride * weight.itemsize
-    tile_blocks(x.ctypes.data, x.strides[0] // 4, weight, w_at, w_stride, K, out.ctypes.data + out_offset * 4,
+    gemm_blocks(x.ctypes.data, x.strides[0] // 4, weight, w_at, w_stride, K, out.ctypes.data + out_offset * 4,
                 out.strides[0] // 4, M, last - first)
 
 

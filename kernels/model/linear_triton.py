@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, power_of_2, tl
-from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.core.pdl_triton import pdl_wait
 from foredraft.kernels.model.activation import activate_reference
 
 # Outputs of a program: narrow, so that one request's step fills the machine; a tensor core's smallest tile.
@@ -56,8 +56,8 @@ def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.conste
 @jit
 def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
                 TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                STEP: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     pieces: tl.constexpr = (D + N - 1) // N
@@ -84,8 +84,8 @@ def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.
 @jit
 def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr,
                     TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr,
-                    OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                    PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
@@ -98,8 +98,8 @@ def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C:
 @jit
 def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.constexpr, ACTIVATION: tl.constexpr,
                  GATED: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                 STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                 STEP: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
@@ -122,8 +122,8 @@ def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.con
 
 @jit
 def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
-                N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)

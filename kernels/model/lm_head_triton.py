@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, tl
-from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.core.pdl_triton import pdl_wait
 from foredraft.kernels.model.linear_triton import tiling, weigh
 
 WIDTH = 32
@@ -25,8 +25,8 @@ TOGETHER = 128
 
 @jit
 def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                   STEP: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                   STEP: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     scores = weigh(y, weight, rows, rows < M, ids, ids < V, C, N, WAYS, STEP)
@@ -54,8 +54,8 @@ def largest_part(work, work_ids, rows, is_row, parts, V: tl.constexpr, TOGETHER:
 @jit
 def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexpr, C: tl.constexpr,
                    N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
-                   OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                   PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)

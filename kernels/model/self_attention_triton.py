@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, power_of_2, tl
-from foredraft.kernels.core.pdl_triton import await_inputs
+from foredraft.kernels.core.pdl_triton import pdl_wait
 
 BLOCK = 64
 
 
 @jit
 def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R, H: tl.constexpr, D: tl.constexpr,
-                           D_UP: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr = False):
-    await_inputs(OVERLAP)
+                           D_UP: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr = False):
+    pdl_wait(PDL)
     b, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     r = tl.program_id(2) * 16 + tl.arange(0, 16)
     d = tl.arange(0, D_UP)

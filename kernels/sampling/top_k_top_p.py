@@ -1,12 +1,13 @@
-"""The distribution that tokens are drawn from: logits under temperature, then top-k, then top-p, as transformers orders them.
+"""The warped distribution that tokens are sampled from: temperature, then top-k, then top-p, in transformers' order.
 
-    logits       [V] float32      temperature float > 0; top_k int, 0 is off; top_p float in (0, 1], 1 is off
-    weights      [V] float32      out: unnormalised, the largest 1, 0 where cut or below e^-87; returned is their sum,
-                                  float64
+    logits       [V] float32
+    temperature  float > 0;  top_k int, 0: off;  top_p float in (0, 1], 1: off
+    weights      [V] float32    out: unnormalised probabilities, the largest 1; 0 where filtered or below e^-87
+    returns      float64        the sum of the weights
 
-top-k keeps every logit that is not below the k-th largest; top-p keeps the shortest run of largest probabilities that
-reaches p (Holtzman et al. 2020), lower ids first among equals. One distribution for the target and for drafters alike. On a
-device: draw.py and cut.py.
+top-k keeps every logit that is at least the k-th largest. top-p keeps the smallest set of the most probable tokens whose
+probability reaches p (Holtzman et al. 2020); of equal probabilities the lower tokens come first. Target and drafters use
+the same function.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from foredraft.kernels.core.argmax import largest_loop
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import LOWEST, exp32
 
-# Ids whose weights are summed together before one among them is looked for.
+# Tokens whose weights are summed together before one of them is searched for.
 BLOCK = 256
 
 
@@ -32,10 +33,10 @@ def warp_reference(logits: np.ndarray, temperature: float, top_k: int, top_p: fl
                   for value, logit in zip(scaled, logits, strict=True)]
     values = weights.tolist()
     if top_p < 1.0:
-        whole, before = sum(values), 0.0
+        total, before = sum(values), 0.0
         for index in sorted(range(V), key=lambda i: (-values[i], i)):
             value = values[index]
-            if before >= top_p * whole:
+            if before >= top_p * total:
                 values[index] = 0.0
             before += value
     weights[:] = values
@@ -44,7 +45,7 @@ def warp_reference(logits: np.ndarray, temperature: float, top_k: int, top_p: fl
 
 @njit(fastmath={"reassoc", "contract"})
 def sum_loop(weights):
-    """In float64."""
+    """The sum in float64."""
     total = 0.0
     for i in range(weights.shape[0]):
         total += np.float64(weights[i])
@@ -52,8 +53,8 @@ def sum_loop(weights):
 
 
 @njit()
-def _cut_top_p(weights, total, top_p):
-    """Zero what lies outside the nucleus; sorts only the large weights, and all of them only if it must."""
+def _filter_top_p(weights, total, top_p):
+    """Zero the weights outside the nucleus. Sorts the large weights only, unless these do not reach p."""
     V = weights.shape[0]
     for fraction in (1e-3, 1e-6, 0.0):
         chosen = np.empty(V, np.int64)
@@ -101,12 +102,12 @@ def warp_loop(logits, temperature, top_k, top_p, weights):
     rate = np.float32(1.0 / np.float64(temperature))
     total = _exponentials(logits, largest_loop(logits), floor, rate, weights)
     if top_p < 1.0:
-        total = _cut_top_p(weights, total, np.float64(top_p))
+        total = _filter_top_p(weights, total, np.float64(top_p))
     return total
 
 
-def draw_reference(weights: np.ndarray, total: float, uniform: float) -> int:
-    """Inverse CDF: the first id whose cumulative weight exceeds uniform * total."""
+def inverse_cdf_reference(weights: np.ndarray, total: float, uniform: float) -> int:
+    """Sample by inverse CDF: the first token whose cumulative weight exceeds uniform * total."""
     reached, last = 0.0, 0
     for index, weight in enumerate(weights):
         if weight > 0.0:
@@ -118,7 +119,7 @@ def draw_reference(weights: np.ndarray, total: float, uniform: float) -> int:
 
 
 @njit()
-def draw_loop(weights, total, uniform):
+def inverse_cdf_loop(weights, total, uniform):
     threshold = uniform * total
     reached = before = 0.0
     block = 0
@@ -129,7 +130,7 @@ def draw_loop(weights, total, uniform):
             reached += inside
             if reached > threshold:
                 break
-    # where rounding leaves none beyond the threshold, the last id that has weight
+    # if rounding leaves no token beyond the threshold: the last one that has weight
     chosen = block
     for i in range(block, min(block + BLOCK, weights.shape[0])):
         if weights[i] > 0.0:

@@ -1,10 +1,8 @@
-"""Move what a cache holds of an accepted tree path together, so that positions are slots again.
+"""Move the cached keys and values of an accepted tree path together, so that slots are decoder positions again.
 
-    k, v   [L, B', H, T, D] float32    slot base + r of sequence b holds row r (attention.py)
-    base   [B] int64                   the slot of row 0, -1: nothing was read
-    path   [B, R] int64                the rows walked, ascending, 0 past them: row path[b, i] goes to slot base + i
-
-Ascending, so that no row is overwritten before it was moved.
+    k, v   [L, B', H, T, D] float32    slot base + r of sequence b holds query position r (model/attention.py)
+    base   [B] int64                   slot of query position 0, -1: the sequence was not read
+    path   [B, R] int64                accepted query positions, ascending, then 0: path[b, i] moves to slot base + i
 """
 
 from __future__ import annotations
@@ -12,16 +10,17 @@ from __future__ import annotations
 from foredraft.kernels.core.backend import HAS_NUMBA, njit
 
 
-def keep_reference(k, v, base, path) -> None:
-    for b, rows in enumerate(path):
-        for i, row in enumerate(rows):
-            if base[b] >= 0 and row > 0:
+def compact_reference(k, v, base, path) -> None:
+    for b, positions in enumerate(path):
+        for i, r in enumerate(positions):
+            if base[b] >= 0 and r > 0:
                 for cache in (k, v):
-                    cache[:, b, :, base[b] + i] = cache[:, b, :, base[b] + row].copy()
+                    cache[:, b, :, base[b] + i] = cache[:, b, :, base[b] + r].copy()
 
 
 @njit()
-def _keep_loop(k, v, base, path):
+def _compact_loop(k, v, base, path):
+    # in ascending order, so that no slot is overwritten before it was moved
     for b in range(path.shape[0]):
         if base[b] < 0:
             continue
@@ -37,9 +36,9 @@ def _keep_loop(k, v, base, path):
                     v[layer, b, h, to] = v[layer, b, h, source]
 
 
-def keep_numba(k, v, base, path) -> None:
-    _keep_loop(k, v, base, path)
+def compact_numba(k, v, base, path) -> None:
+    _compact_loop(k, v, base, path)
 
 
-KEEP = {"reference": keep_reference, "numba": keep_numba}
+COMPACT = {"reference": compact_reference, "numba": compact_numba}
 BACKEND = "numba" if HAS_NUMBA else "reference"

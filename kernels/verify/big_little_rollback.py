@@ -1,14 +1,14 @@
-"""Verify greedy drafts as Big Little Decoder does (Kim et al. 2023, section 3.3, rollback policy). LOSSY.
+"""Verify greedy drafts by the rollback policy of Big Little Decoder (Kim et al. 2023, section 3.3). LOSSY.
 
-    logits         [B, R, V] float32   the target's, row 0 after the last committed token, row i + 1 after draft i
-    draft_tokens   [B, K] int64        draft_lengths [B] int64 in 0..K; chains of point masses
+    logits         [B, R, V] float32   the target's, query position 0 after the last committed token, i + 1 after draft i
+    draft_tokens   [B, K] int64        draft_lengths [B] int64 in 0..K; point masses without branches
     threshold      float >= 0          the paper's alpha_RB, in nats
-    tokens         [B, R] int64        out: what to emit;  counts [B] int64: how many, 1..R
+    tokens         [B, R] int64        out: emitted tokens;  counts [B] int64: how many, 1..R
 
-A draft stands while its distance, the cross-entropy of its id as a hard label under the target, -log p(x), is at most the
-threshold; at the first that is further off the target's own choice takes its place, and after a draft that stands whole it
-follows. The target's own choice always stands, however unsure it is, as in the authors' code: with threshold 0 what is
-emitted is plain decoding's, with infinity all that was drafted stands.
+The distance of a draft is -log p(x), the cross-entropy of its token under the target. A draft is accepted while its
+distance is at most the threshold; the target's argmax is always accepted, as in the authors' code. The first rejected draft
+is replaced by the target's argmax, and a fully accepted draft is followed by it. Threshold 0 emits what plain decoding
+emits; an infinite threshold accepts every draft.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from foredraft.kernels.core.sum_of_exp import sum_of_exp_loop
 
 def rollback_reference(logits, draft_tokens, draft_lengths, threshold, tokens, counts) -> None:
     for b in range(len(logits)):
-        for row in range(int(draft_lengths[b]) + 1):
-            scores = logits[b, row].astype(np.float64)
-            chosen = int(np.argmax(logits[b, row]))
-            tokens[b, row], counts[b] = chosen, row + 1
-            if row == draft_lengths[b]:
+        for r in range(int(draft_lengths[b]) + 1):
+            scores = logits[b, r].astype(np.float64)
+            chosen = int(np.argmax(logits[b, r]))
+            tokens[b, r], counts[b] = chosen, r + 1
+            if r == draft_lengths[b]:
                 break
-            drafted = int(draft_tokens[b, row])
+            drafted = int(draft_tokens[b, r])
             distance = float(scores.max() + np.log(np.exp(scores - scores.max()).sum()) - scores[drafted])
             if drafted != chosen and not distance <= threshold:
                 break
-            tokens[b, row] = drafted
+            tokens[b, r] = drafted
 
 
 @njit(parallel=True)
 def _rollback_loop(logits, draft_tokens, draft_lengths, threshold, tokens, counts):
     for b in prange(logits.shape[0]):
-        row, stands = 0, True
-        while stands:
-            token = argmax_loop(logits[b, row])
-            stands = row < draft_lengths[b]
-            if stands and draft_tokens[b, row] != token:
-                apart = np.float64(logits[b, row, token]) - np.float64(logits[b, row, draft_tokens[b, row]])
-                stands = apart + np.log(sum_of_exp_loop(logits[b, row])) <= threshold
-                if stands:
-                    token = draft_tokens[b, row]
-            tokens[b, row] = token
-            row += 1
-        counts[b] = row
+        r, accepted = 0, True
+        while accepted:
+            token = argmax_loop(logits[b, r])
+            accepted = r < draft_lengths[b]
+            if accepted and draft_tokens[b, r] != token:
+                gap = np.float64(logits[b, r, token]) - np.float64(logits[b, r, draft_tokens[b, r]])
+                accepted = gap + np.log(sum_of_exp_loop(logits[b, r])) <= threshold
+                if accepted:
+                    token = draft_tokens[b, r]
+            tokens[b, r] = token
+            r += 1
+        counts[b] = r
 
 
 def rollback_numba(logits, draft_tokens, draft_lengths, threshold, tokens, counts) -> None:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from foredraft.engine.models.t5_cuda_weights import check_memory
+from foredraft.engine.models.device_memory import check_memory
 from foredraft.engine.sampling.draft_sampling import dense_draft
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.drafting.drafter_inputs_triton import draft_lengths_triton, drafter_inputs_triton

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foredraft.engine.models.t5_cuda_weights import Layout, check_memory, layout_bytes
+from foredraft.engine.models.device_memory import Layout, check_memory, layout_bytes
 from foredraft.engine.sampling.draft_sampling import sample_into
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.drafting.vocabulary_head_triton import (

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from foredraft.engine.models.t5_cuda_weights import check_memory
+from foredraft.engine.models.device_memory import check_memory
 from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.kernels.core.backend import power_of_2
@@ -20,7 +20,7 @@ from foredraft.kernels.drafting.prompt_lookup_triton import prompt_lookup_triton
 from foredraft.ngram_native.device_table import export_device
 from foredraft.ngram_native.prompt_lookup.hash_chains import WINDOW
 from foredraft.ngram_native.prompt_lookup.source_index import FADE, PRIOR, PRIOR_CONFIDENCE
-from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.stopping import COST
 from foredraft.ngram_native.table import Table
 
 # Drafts that there is room for from the first request on.

@@ -20,7 +20,8 @@ from foredraft.engine.drafters.neural.cnn import CNNModel
 from foredraft.engine.drafters.neural.copy_module import MATCHED
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, rms_norm
 from foredraft.engine.drafters.neural.lstm import LSTMModel
-from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, Layout, check_memory, layout_bytes
+from foredraft.engine.models.device_memory import Layout, check_memory, layout_bytes
+from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 from foredraft.kernels.drafting.causal_conv_triton import convolution_triton

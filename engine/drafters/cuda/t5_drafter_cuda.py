@@ -17,15 +17,9 @@ from foredraft.engine.drafters.cuda.draft_buffers import BuffersByState
 from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DraftVocabularyCuda
 from foredraft.engine.drafters.neural.t5_drafter import ShallowT5Model, check_vocabulary
 from foredraft.engine.models.checkpoint import Tensors
+from foredraft.engine.models.device_memory import check_memory
 from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import (
-    STORED,
-    T5WeightsCuda,
-    assemble,
-    check_memory,
-    load_cuda_weights,
-    weight_bytes,
-)
+from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, assemble, load_cuda_weights, weight_bytes
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft
 
@@ -77,14 +71,14 @@ class T5DrafterCuda(Drafter):
         if not state.max_draft:
             return draft
         # only ever in a state's first round, which is not captured
-        self.t5.extend(state.capacity + 2)
+        self.t5.reserve_slots(state.capacity + 2)
         turn.begin(state)
         for place in range(state.max_draft):
             if place:
                 self.t5.decode(draft.tokens[:, place - 1 : place], turn.later[place - 1][:, None])
             else:
                 self.t5.decode(turn.read, turn.places, last=True)
-            self.lists.draft_into(draft, place, self.t5.scaled(state.batch_size), state)
+            self.lists.draft_into(draft, place, self.t5.head_input(state.batch_size), state)
         return turn.end(state)
 
 
@@ -104,5 +98,5 @@ class ShallowT5DrafterCuda(T5DrafterCuda):
                       "head": model.head.detach().to(target.device, STORED[target.stored])}
         tensors = Tensors(model.state_dict())
         weights = assemble(c, target.dtype, target.stored, False, target.device,
-                           lambda name, shape: tensors.raw(name), tables)
+                           tensors.read, tables)
         return cls(weights, model.draft_ids)

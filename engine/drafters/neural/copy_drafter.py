@@ -55,7 +55,7 @@ class CopyDrafter(Drafter):
         with torch.inference_mode():
             for row, source, output in zip(rows, sources, encoded, strict=True):
                 k, v = self.model.pointer.source(output[None], rms_norm(self.tables.embed(source))[None])
-                self.keys.hold(row, len(source))
+                self.keys.allocate(row, len(source))
                 self.keys.write_source(0, row, k.view(-1, H, D), v.view(-1, H, D))
                 self.lists.admit(row, source)
 

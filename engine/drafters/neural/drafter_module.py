@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.atomic_write import write_atomic
-from foredraft.engine.models.checkpoint import StoredTensors, weights_hash
-from foredraft.engine.models.t5_weights import ModelConfig, T5Weights
+from foredraft.engine.models.checkpoint import StoredTensors, read_config, weights_hash
+from foredraft.engine.models.spec import ModelConfig, tensor_parts
+from foredraft.engine.models.t5_weights import T5Weights
 from foredraft.errors import UserError
 from foredraft.kernels.model.linear import pack
 
@@ -130,7 +131,7 @@ class DraftModel(nn.Module):
             for name, tensor in self.state_dict().items():
                 if name == "head" and self.head is self.embedding:
                     continue
-                found = stored.raw(name) if name in stored.where else None
+                found = stored.raw(name) if name in stored.names else None
                 if found is None or found.shape != tensor.shape:
                     what = "is missing" if found is None else f"is {tuple(found.shape)}"
                     raise UserError(f"{folder}: tensor {name} {what}, config.json says {tuple(tensor.shape)}")
@@ -164,7 +165,7 @@ def storage_of(folder: Path, target: T5Weights) -> str:
     if target.stored == "int8":
         return "int8"
     with StoredTensors(folder) as tensors:
-        return "bf16" if any(tensors.raw(name).dtype == torch.bfloat16 for name in tensors.where) else "fp32"
+        return "bf16" if any(tensors.raw(name).dtype == torch.bfloat16 for name in tensors.names) else "fp32"
 
 
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -179,14 +180,16 @@ def earlier(x: Tensor, steps: int) -> Tensor:
 
 def read_tables(target: str | Path, config: DraftConfig) -> tuple[Tensor, Tensor]:
     """Embedding and head [V, C] float32 of a target's folder; one tensor when they are tied."""
+    ours = read_config(Path(target))
     with StoredTensors(target) as tensors:
-        name = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
-        embedding = tensors.matrix(name, torch.float32)
-        head = tensors.matrix("lm_head.weight", torch.float32) if "lm_head.weight" in tensors.where else embedding
-    if tuple(embedding.shape) != (config.vocab_size, config.d_model):
-        raise UserError(f"{target}: {name} is {tuple(embedding.shape)}, the drafter needs "
-                        f"({config.vocab_size}, {config.d_model})")
-    return embedding, head
+        name, tied = tensors.tables(ours)
+        parts, shape = tensor_parts(ours, tied, name), (config.vocab_size, config.d_model)
+
+        def table(name: str) -> Tensor:
+            return tensors.read(parts[name].names[0][0], shape).to(torch.float32, copy=True)
+
+        embedding = table("embedding")
+        return embedding, embedding if tied else table("head")
 
 
 def target_entries(target: str | Path) -> dict[str, Any]:

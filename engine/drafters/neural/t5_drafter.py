@@ -29,7 +29,9 @@ from foredraft.engine.drafters.neural.drafter_module import (
 )
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import ModelConfig, T5Weights, decoder_weights, load_tokenizer, load_weights
+from foredraft.engine.models.spec import ModelConfig
+from foredraft.engine.models.t5_weights import T5Weights, decoder_weights, load_weights
+from foredraft.engine.models.tokenizer import load_tokenizer
 from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError

@@ -18,10 +18,10 @@ from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
 from foredraft.kernels.core.triton_compile import Cost, costs
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-PASS = {"_inputs_kernel", "_embed_kernel", "_qkv_kernel", "_self_attention_kernel", "_add_kernel", "_project_kernel",
-        "_cross_attention_kernel", "_gate_kernel", "_close_kernel"}
+PASS = {"_step_inputs_kernel", "_embed_kernel", "_qkv_kernel", "_self_attention_kernel", "_add_kernel", "_project_kernel",
+        "_cross_attention_kernel", "_gate_kernel", "_final_norm_kernel"}
 GREEDY, SAMPLED = PASS | {"_choose_kernel", "_greedy_kernel"}, PASS | {"_logits_kernel", "_accept_kernel"}
-POINTED = {"_begin_kernel", "_mix_kernel", "_list_kernel", "_end_kernel"}
+POINTED = {"_drafter_inputs_kernel", "_mix_kernel", "_vocabulary_kernel", "_draft_lengths_kernel"}
 # geometry, round, stored: what each of a round's kernels can be
 ROUNDS = {
     "greedy": ("flan-t5-xl", Round(8, 5, position=128), "bf16"),
@@ -37,15 +37,15 @@ ROUNDS = {
 }
 # the kernels of each, and as how many codes: one for each type and alignment that they meet
 KERNELS = {
-    "greedy": (GREEDY | {"_lookup_kernel"}, 13),
-    "sampled": (SAMPLED | {"_begin_kernel", "_list_kernel", "_cut_kernel", "_sample_kernel", "_end_kernel"}, 34),
+    "greedy": (GREEDY | {"_prompt_lookup_kernel"}, 13),
+    "sampled": (SAMPLED | {"_drafter_inputs_kernel", "_vocabulary_kernel", "_top_k_top_p_kernel", "_sample_kernel", "_draft_lengths_kernel"}, 34),
     "recurrent": (SAMPLED | POINTED | {"_cell_kernel", "_sample_kernel"}, 29),
     "convolution": (GREEDY | POINTED | {"_convolution_kernel"}, 32),
-    "table": (GREEDY | {"_lookup_kernel"}, 13),
+    "table": (GREEDY | {"_prompt_lookup_kernel"}, 13),
     "plain": (SAMPLED, 12),
     "trees": (SAMPLED | {"_commit_kernel"}, 13),
-    "wide": (SAMPLED | {"_chain_kernel", "_cut_kernel"}, 14),
-    "longest": (SAMPLED | {"_lookup_kernel", "_cut_kernel"}, 14),
+    "wide": (SAMPLED | {"_ngram_lookup_kernel", "_top_k_top_p_kernel"}, 14),
+    "longest": (SAMPLED | {"_prompt_lookup_kernel", "_top_k_top_p_kernel"}, 14),
     "longest trees": (SAMPLED | {"_commit_kernel"}, 13),
 }
 
@@ -79,7 +79,7 @@ def test_the_command_lists_what_kernels_take():
     assert done.returncode == 0, done.stderr
     *said, last = done.stdout.splitlines()
     (row,) = json.loads(last)["compiled"]
-    assert row["kernel"] == "_close_kernel" and row["registers"] > 0 and row["fits"] and "registers" in said[0]
+    assert row["kernel"] == "_final_norm_kernel" and row["registers"] > 0 and row["fits"] and "registers" in said[0]
 
 
 def test_what_it_does_not_know_is_refused_in_a_line():

@@ -44,7 +44,7 @@ def test_kernels_of_drafters_pass_their_checks():
 @pytest.mark.parametrize(("kernel", "place", "left", "check"), [
     ("FUSED_LOGITS", 0, 0.99, "logits"), ("ADD", 0, 0.99, "add"), ("FUSED_SELF_ATTENTION", 2, 0.95, "self-attention"),
     ("FUSED_CROSS_ATTENTION", 2, 0.95, "cross-attention"), ("CELL", 3, 0.9, "recurrent cell"),
-    ("MIX", 2, 0.9, "mixed inputs"), ("CONVOLUTION", 1, 0.95, "convolution"), ("LIST_LOGITS", 0, 0.99, "listed logits")])
+    ("MIX", 2, 0.9, "mixed inputs"), ("CONVOLUTION", 1, 0.95, "convolution"), ("VOCABULARY_LOGITS", 0, 0.99, "listed logits")])
 def test_a_kernel_that_leaves_a_part_of_a_term_out_fails_its_check(kernel, place, left, check, monkeypatch):
     """A hundredth of one of the inputs' columns, or a tenth where rounding is coarser."""
     right = getattr(gpu_checks, kernel)
@@ -129,7 +129,7 @@ def test_sections_before_the_peers_leave_them_their_time():
 def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
     """Its kernels, by what a compiler is told of them, are all that the timed passes, rounds and verifications need."""
     # as on a device: the interpreter takes as many rows together as there are
-    monkeypatch.setattr(verification, "tile_rows", lambda B, weight: 1)
+    monkeypatch.setattr(verification, "sequences_per_program", lambda B, weight: 1)
     jobs = gpu_compile.jobs(SIZES, V=100)
     assert list(jobs) == ["passes of tiny", "rounds of tiny", "verifications of 1", "verifications of 2", "verifications of 4",
                           "verifications of 8"]

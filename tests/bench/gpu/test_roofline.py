@@ -35,27 +35,27 @@ TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_lay
 
 # What each kernel of a pass is a part of; `_add_kernel` closes the part before it.
 PARTS = {
-    "_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_close_kernel": "embedding and closing norm",
+    "_step_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_final_norm_kernel": "embedding and closing norm",
     "_qkv_kernel": "self-attention's matrices", "_self_attention_kernel": "self-attention",
     "_project_kernel": "cross-attention's matrices", "_cross_attention_kernel": "cross-attention",
-    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head", "_cut_kernel": "top-k and top-p",
+    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head", "_top_k_top_p_kernel": "top-k and top-p",
     "_accept_kernel": "verification and commit", "_greedy_kernel": "verification and commit",
 }
 CLOSED = {"_self_attention_kernel": "self-attention's matrices", "_cross_attention_kernel": "cross-attention's matrices",
           "_gate_kernel": "feed-forward"}
 # Of a drafter, by what its network is made of; a `_mix_kernel` in front of a convolution lets an id in.
 DRAFTED = {
-    "_begin_kernel": "turn", "_end_kernel": "turn", "_list_kernel": "head", "_cut_kernel": "draws",
+    "_drafter_inputs_kernel": "turn", "_draft_lengths_kernel": "turn", "_vocabulary_kernel": "head", "_top_k_top_p_kernel": "draws",
     "_sample_kernel": "draws", "_cell_kernel": "cell", "_convolution_kernel": "cell", "_mix_kernel": "pointer",
-    "_embed_kernel": "embedding and closing norm", "_close_kernel": "embedding and closing norm"}
+    "_embed_kernel": "embedding and closing norm", "_final_norm_kernel": "embedding and closing norm"}
 
 
 def counted(kernels):
     """Launches by part; all before the inputs are the drafter's."""
-    first = kernels.index("_inputs_kernel")
+    first = kernels.index("_step_inputs_kernel")
     found = Counter()
     for name, after in pairwise(kernels[: first + 1]):
-        if name in ("_lookup_kernel", "_chain_kernel"):
+        if name in ("_prompt_lookup_kernel", "_ngram_lookup_kernel"):
             found["draft"] += 1
         elif (name, after) == ("_mix_kernel", "_convolution_kernel"):
             found["draft: cell"] += 1

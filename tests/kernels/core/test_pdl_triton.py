@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from foredraft.kernels.core.backend import HAS_TRITON
-from foredraft.kernels.core.pdl_triton import OVERLAPPED
+from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.model.linear_triton import PROJECT
 
 
 def overlapping():
     y, squares, weight = torch.empty(6, 512), torch.empty(6, 32), torch.empty(384, 512)
-    PROJECT["triton"](y, squares, weight, 1e-6, torch.empty(6, 384), **OVERLAPPED)
+    PROJECT["triton"](y, squares, weight, 1e-6, torch.empty(6, 384), **PDL_LAUNCH)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from foredraft.kernels.core.philox import ACCEPT, DRAFT, philox_reference, row_seed, uniform, uniform_reference
+from foredraft.kernels.core.philox import ACCEPT, DRAFT, philox_reference, request_seed, uniform, uniform_reference
 
 
 def test_known_answers_of_the_paper():
@@ -32,4 +32,4 @@ def test_streams_are_not_correlated():
 
 
 def test_row_seeds_differ():
-    assert len({row_seed(seed, row) for seed in range(50) for row in range(50)}) == 2500
+    assert len({request_seed(seed, row) for seed in range(50) for row in range(50)}) == 2500

@@ -8,7 +8,7 @@ from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-PLACES = torch.tensor([[0, 1, 7, -1] + [3] * 14, [0] * 18]).T[:, 0]
+POSITIONS = torch.tensor([[0, 1, 7, -1] + [3] * 14, [0] * 18]).T[:, 0]
 
 
 @pytest.mark.parametrize(("dtype", "dilation"), [(torch.float32, 2), (torch.bfloat16, 1)])
@@ -18,12 +18,12 @@ def test_convolution(dtype, dilation):
     # in float32, and rounded to the type of the weights where they are read: here they are of that type already
     below = torch.randn(B, T, U, generator=draw).to(dtype).float()
     weight, bias = torch.randn(3, 2 * U, U, generator=draw).to(dtype) / 4, torch.randn(2 * U, generator=draw)
-    for b, at in enumerate(PLACES.tolist()):
+    for b, at in enumerate(POSITIONS.tolist()):
         below[b, at + 1 :] = float("nan")
     results = []
     for name in ("reference", "triton"):
         above = torch.full((B, T, U), float("nan"))
-        CONVOLUTION[name](PLACES, below, weight, bias, dilation, above)
+        CONVOLUTION[name](POSITIONS, below, weight, bias, dilation, above)
         results.append(above)
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5, equal_nan=True)
     assert int((~results[1].isnan()).sum()) == 17 * U

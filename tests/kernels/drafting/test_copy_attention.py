@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from foredraft.kernels.core.backend import HAS_NUMBA
-from foredraft.kernels.drafting.copy_attention import POINTER, Pointer, Source
+from foredraft.kernels.drafting.copy_attention import COPY_ATTENTION, CopyWeights, SourceCache
 from foredraft.kernels.model.attention import new_pages, write_page
 from foredraft.kernels.model.linear import pack
 
@@ -23,13 +23,13 @@ def test_numba_equals_reference(n, C, U, H, D, F):
             pages_v[table[b, page]] = 0
             write_page(pages_k[table[b, page]], pages_v[table[b, page]], k[start : start + 64], v[start : start + 64])
     M, Q = U + H * D + C, U + 3 * C
-    weights = Pointer(pack(draw(H * D, Q)), draw(H * D), pack(draw(F, M)), draw(F), pack(draw(C, F)), draw(M), draw(1))
+    weights = CopyWeights(pack(draw(H * D, Q)), draw(H * D), pack(draw(F, M)), draw(F), pack(draw(C, F)), draw(M), draw(1))
     query, mixed, rows = draw(n, Q), draw(n, M), np.array([2, 0, 1])[:n]
     mixed[:, U : U + H * D] = np.nan
     found = {}
-    for name, pointer in POINTER.items():
+    for name, pointer in COPY_ATTENTION.items():
         out, copied = np.full((n, C), np.nan, np.float32), np.full((n, 80), np.nan, np.float32)
-        pointer(query, mixed.copy(), rows, weights, Source(pages_k, pages_v, table, sources), out, copied)
+        pointer(query, mixed.copy(), rows, weights, SourceCache(pages_k, pages_v, table, sources), out, copied)
         found[name] = out, copied
     for ours, reference in zip(found["numba"], found["reference"], strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5, rtol=1e-4)

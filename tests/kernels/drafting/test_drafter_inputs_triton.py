@@ -5,7 +5,7 @@ import torch
 
 from foredraft.kernels.core.backend import HAS_TRITON
 from foredraft.kernels.core.triton_compile import costs
-from foredraft.kernels.drafting.drafter_inputs_triton import begin_triton, end_triton
+from foredraft.kernels.drafting.drafter_inputs_triton import draft_lengths_triton, drafter_inputs_triton
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 K, END = 3, 1
@@ -23,7 +23,7 @@ def test_the_last_two_ids_and_the_drafts_that_are_followed():
     temperature = torch.tensor([0.0, 1.0, 0.0, 0.5, 1.0, 0.0])
     read, places = (torch.full((6, 2), -9) for _ in range(2))
     later, dense = torch.full((K, 6), -9), torch.ones(6, dtype=torch.bool)
-    begin_triton(*rows, temperature, read, places, later, dense)
+    drafter_inputs_triton(*rows, temperature, read, places, later, dense)
     assert places.tolist() == [[-1, 0], [0, 1], [5, 6], [5, 6], [-1, -1], [3, 4]]
     for b in range(6):
         for r in range(2):
@@ -38,7 +38,7 @@ def test_a_draft_ends_with_its_end_token():
     drafted = torch.tensor([[5, 6, 7], [5, END, 7], [5, 6, END], [END, END, 5], [5, 6, 7]])
     counts = torch.full((5,), -9)
     lengths, finished, limits, widths = rows
-    end_triton(drafted, lengths, finished, limits, widths, END, counts)
+    draft_lengths_triton(drafted, lengths, finished, limits, widths, END, counts)
     assert counts.tolist() == [3, 2, 2, 1, 0]
 
 
@@ -46,12 +46,13 @@ def at_real_size():
     B, T = 8, 130
     tokens, column = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)
     rows = column, torch.zeros(B, dtype=torch.bool), column, column
-    begin_triton(tokens, *rows, torch.zeros(B), torch.zeros(B, 2, dtype=torch.int64), torch.zeros(B, 2, dtype=torch.int64),
-                 torch.zeros(5, B, dtype=torch.int64), torch.zeros(B, dtype=torch.bool))
-    end_triton(torch.zeros(B, 5, dtype=torch.int64), *rows, END, column)
+    drafter_inputs_triton(tokens, *rows, torch.zeros(B), torch.zeros(B, 2, dtype=torch.int64),
+                          torch.zeros(B, 2, dtype=torch.int64), torch.zeros(5, B, dtype=torch.int64),
+                          torch.zeros(B, dtype=torch.bool))
+    draft_lengths_triton(torch.zeros(B, 5, dtype=torch.int64), *rows, END, column)
 
 
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_size")
-    assert [cost.kernel for cost in found[::3]] == ["_begin_kernel", "_end_kernel"]
+    assert [cost.kernel for cost in found[::3]] == ["_drafter_inputs_kernel", "_draft_lengths_kernel"]
     assert all(cost.spills == 0 and cost.registers <= 64 for cost in found), found

@@ -10,7 +10,7 @@ from foredraft.kernels.drafting.lstm_cell_triton import CELL, MIX
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 B, C, U, T = 18, 20, 24, 9
-PLACES = torch.tensor([0, 1, 5, -1, 8] + [2] * 13)
+POSITIONS = torch.tensor([0, 1, 5, -1, 8] + [2] * 13)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -31,9 +31,9 @@ def test_cell(first, dtype):
     results = []
     for name in ("reference", "triton"):
         h, c = normal(B, T, U, seed=5, dtype=dtype), normal(B, T, U, seed=6)
-        for b, at in enumerate(PLACES.tolist()):
+        for b, at in enumerate(POSITIONS.tolist()):
             h[b, max(at, 0) :], c[b, max(at, 0) :] = float("nan"), float("nan")
-        CELL[name](ids if first else None, PLACES, below, *weights, h, c)
+        CELL[name](ids if first else None, POSITIONS, below, *weights, h, c)
         results.append((h, c))
     for wanted, found in zip(*results, strict=True):
         close(wanted, found)
@@ -65,11 +65,11 @@ def test_mix(kind, dtype):
         shape = (B, T, N) if kind == "by place" else (B, N - (kind == "inner"))
         out = torch.full(shape, float("nan"), dtype=torch.float32 if kind == "by place" else dtype)
         gain = torch.full((B,), float("nan")) if kind == "inner" else None
-        MIX[name](PLACES, *arguments, out, gain, kind == "normed query")
-        read = PLACES >= 0
+        MIX[name](POSITIONS, *arguments, out, gain, kind == "normed query")
+        read = POSITIONS >= 0
         if kind == "by place":
             assert int(out.isnan().sum()) == out.numel() - int(read.sum()) * N
-            out = out[torch.arange(B), PLACES.clamp(min=0)]
+            out = out[torch.arange(B), POSITIONS.clamp(min=0)]
         results.append((out[read], torch.zeros(0) if gain is None else gain[read]))
     for wanted, found in zip(*results, strict=True):
         close(wanted, found)
@@ -81,7 +81,7 @@ def test_a_row_s_bits_do_not_depend_on_the_others():
     ids, results = torch.arange(B), []
     for rows in (slice(0, B), slice(17, 18)):
         h, c = normal(B, T, U, seed=5)[rows].contiguous(), normal(B, T, U, seed=6)[rows].contiguous()
-        CELL["triton"](ids[rows], PLACES[rows], embedding, *weights, h, c)
+        CELL["triton"](ids[rows], POSITIONS[rows], embedding, *weights, h, c)
         results.append((h[-1], c[-1]))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foredraft.kernels.drafting.tree_children import CHILDREN, children_numba
-from foredraft.kernels.drafting.vocabulary_head import Shortlist, pick_reference
+from foredraft.kernels.drafting.vocabulary_head import VocabularyHead, sample_draft_reference
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
 
 
@@ -12,7 +12,7 @@ def shortlist(F, own, V, rng):
     """One sequence: F ids for all, `own` of its source."""
     ids = rng.permutation(V)[: F + own]
     head = np.zeros((1, 1, 16), np.float32)
-    return Shortlist(ids[:F], head, ids[None, F:], head[None], np.array([own]), np.zeros((1, 0), np.int64))
+    return VocabularyHead(ids[:F], head, ids[None, F:], head[None], np.array([own]), np.zeros((1, 0), np.int64))
 
 
 def draw(children, scores, found, distribution, first, most, replaced, K, V):
@@ -69,7 +69,7 @@ def test_one_child_is_a_chains_draft():
         scores, place = rng.standard_normal(35).astype(np.float32), 2
         distribution = [np.array([value]) for value in (np.float32(temperature), 0, np.float32(1), seed, 9)]
         drafted, logits, lse = np.full((1, 4), -1), np.zeros((1, 4, V), np.float32), np.zeros((1, 4))
-        pick_reference(scores[None], [0], found, *distribution, place, drafted, logits, lse)
+        sample_draft_reference(scores[None], [0], found, *distribution, place, drafted, logits, lse)
         ours = draw(children_numba, scores, found, [item[0] for item in distribution], place, 1, False, 4, V)
         assert ours[0] == 1 and ours[1][place] == drafted[0, place]
         if temperature:

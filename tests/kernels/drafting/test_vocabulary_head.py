@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from foredraft.kernels.core.backend import HAS_NUMBA
-from foredraft.kernels.drafting.vocabulary_head import PICK, SHORTLIST, Shortlist, take_outputs
+from foredraft.kernels.drafting.vocabulary_head import SAMPLE_DRAFT, VOCABULARY_HEAD, VocabularyHead, take_outputs
 from foredraft.kernels.model.linear import pack, quantize, unpack, widen
 
 rng = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def test_outputs_are_taken_with_their_scales(kind, ids):
     np.testing.assert_array_equal(unpack(widen(taken), len(ids)), unpack(widen(packed), 100)[ids])
 
 
-def lists(V: int, F: int, kind: str) -> tuple[Shortlist, np.ndarray]:
+def lists(V: int, F: int, kind: str) -> tuple[VocabularyHead, np.ndarray]:
     """Two rows, one of which brings three ids of its own, and scores poisoned with NaN."""
     head = stored(rng.standard_normal((V, 8)).astype(np.float32), kind)
     ids = rng.permutation(V)[:F]
@@ -33,7 +33,7 @@ def lists(V: int, F: int, kind: str) -> tuple[Shortlist, np.ndarray]:
     if len(own):
         own_ids[1, : len(own)], own_head[1] = own, take_outputs(head, own)
     places = np.array([[0, F - 1, 0, 0], [0, F, F, F - 1]]) if len(own) else np.zeros((2, 4), np.int64)
-    some = Shortlist(ids, take_outputs(head, ids), own_ids, own_head, counts, places)
+    some = VocabularyHead(ids, take_outputs(head, ids), own_ids, own_head, counts, places)
     return some, np.full((2, F + 16), np.nan, np.float32)
 
 
@@ -45,14 +45,15 @@ def test_numba_equals_reference(V, F, kind, distribution):
     x = rng.standard_normal((2, 8)).astype(np.float32)
     copied = rng.random((2, 4)).astype(np.float32)
     rows = np.array([0, 1])
-    temperature, top_k, top_p = (np.full(2, value, dtype) for value, dtype in zip(distribution, ("f4", "i8", "f4"), strict=True))
+    temperature, top_k, top_p = (np.full(2, value, dtype) for value,
+                                 dtype in zip(distribution, ("f4", "i8", "f4"), strict=True))
     found = {}
-    for name in SHORTLIST:
+    for name in VOCABULARY_HEAD:
         scores = blank.copy()
-        SHORTLIST[name](x, rows, some, copied, scores)
+        VOCABULARY_HEAD[name](x, rows, some, copied, scores)
         drafted, logits, lse = np.full((2, 3), -1), np.full((2, 3, V), np.nan, np.float32), np.full((2, 3), np.nan)
         keys = np.array([5, 6]), np.array([2, 9])
-        PICK[name](scores, rows, some, temperature, top_k, top_p, *keys, 1, drafted, logits, lse)
+        SAMPLE_DRAFT[name](scores, rows, some, temperature, top_k, top_p, *keys, 1, drafted, logits, lse)
         found[name] = scores, drafted, logits, lse
     for ours, reference in zip(found["numba"], found["reference"], strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5, rtol=1e-4)

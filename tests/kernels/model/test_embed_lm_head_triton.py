@@ -6,7 +6,7 @@ import torch
 from foredraft.bench.gpu.rounding_bounds import rounding, unsigned
 from foredraft.kernels.core.backend import HAS_TRITON
 from foredraft.kernels.core.triton_compile import costs
-from foredraft.kernels.model.embed_triton import CLOSE, EMBED
+from foredraft.kernels.model.embed_triton import EMBED, FINAL_NORM
 from foredraft.kernels.model.lm_head_triton import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -30,7 +30,7 @@ def test_embed_and_close(parents, dtype):
         EMBED[name](tokens, positions, None if parents is None else torch.tensor(parents), embedding, norm, visible, x, y,
                     squares)
         embedded = y.clone()
-        CLOSE[name](x, squares, norm, 1e-6, 0.5, hidden, y)
+        FINAL_NORM[name](x, squares, norm, 1e-6, 0.5, hidden, y)
         results.append((visible, x, embedded, squares, hidden, y))
     for wanted, found in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-2 if found.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
@@ -44,7 +44,7 @@ def test_the_last_of_every_two_rows_is_closed_and_tokens_may_have_a_stride():
         x, y, squares, hidden = poisoned(4, C), poisoned(4, C), poisoned(4, 2), poisoned(2, C)
         EMBED[name](tokens, torch.tensor([[-1, 0], [3, 4]]), None, embedding, norm, poisoned(2, 2, 2, dtype=torch.int8), x,
                     y, squares)
-        CLOSE[name](x, squares, norm, 1e-6, 0.5, hidden, y[:2])
+        FINAL_NORM[name](x, squares, norm, 1e-6, 0.5, hidden, y[:2])
         results.append((hidden, y[:2]))
     for wanted, found in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -104,7 +104,7 @@ def ends_at_real_size():
     embedding, x, y = torch.empty(V, C, dtype=bf16), torch.empty(M, C), torch.empty(M, C, dtype=bf16)
     places, norm, squares = torch.zeros(1, M, dtype=torch.int64), torch.empty(C), torch.empty(M, C // 16)
     EMBED["triton"](places, places, places, embedding, norm, torch.zeros(1, M, M, dtype=torch.int8), x, y, squares)
-    CLOSE["triton"](x, squares, norm, 1e-6, 1.0, x, y)
+    FINAL_NORM["triton"](x, squares, norm, 1e-6, 1.0, x, y)
     FUSED_LOGITS["triton"](y, embedding, torch.empty(M, V))
     FUSED_CHOOSE["triton"](y, embedding, torch.zeros(M, dtype=torch.int64), torch.empty(M, 1004),
                            torch.empty(M, 1004, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
@@ -112,7 +112,8 @@ def ends_at_real_size():
 
 def test_the_machine_code_fits_and_does_not_spill():
     found = costs(f"{__file__}:ends_at_real_size")
-    assert [cost.kernel for cost in found[::3]] == ["_embed_kernel", "_close_kernel", "_logits_kernel", "_choose_kernel"]
+    assert [cost.kernel for cost in found[::3]] == ["_embed_kernel", "_final_norm_kernel", "_logits_kernel",
+                                                    "_choose_kernel"]
     for cost in found:
         # eight bytes of stack are no spilled register
         assert cost.spills <= 8 and cost.shared <= {"sm_80": 163, "sm_90": 227, "gfx942": 64}[cost.target] * 1024, cost

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.kernels.sampling.top_k_top_p import draw_loop, draw_reference, warp_loop, warp_reference
+from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, inverse_cdf_reference, warp_loop, warp_reference
 
-DISTRIBUTIONS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6), (3.0, 10**6, 0.999999)]
+DISTRIBUTIONS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6),
+                 (3.0, 10**6, 0.999999)]
 
 
 @pytest.mark.parametrize("V", [2, 16, 100, 8193])
@@ -48,7 +49,7 @@ def test_top_p_reaches_into_a_flat_tail():
 
 def test_draws_invert_the_cumulative_distribution():
     weights = np.array([0.0, 2.0, 0.0, 1.0, 1.0, 0.0])
-    for draw in (draw_reference, draw_loop):
+    for draw in (inverse_cdf_reference, inverse_cdf_loop):
         assert [draw(weights, 4.0, u) for u in (1e-12, 0.49, 0.51, 0.74, 0.76, 1 - 1e-12)] == [1, 1, 3, 3, 4, 4]
         # a sum rounded upwards still ends on an id that has weight
         assert draw(weights, 4.5, 0.999) == 4
@@ -62,8 +63,9 @@ def test_draws_over_many_ids_agree():
     weights[-600:] = 0
     total = float(weights.sum(dtype=np.float64))
     uniforms = [*draw.random(300), 0.0, 1 - 1e-12]
-    assert [draw_loop(weights, total, u) for u in uniforms] == [draw_reference(weights, total, u) for u in uniforms]
-    assert draw_loop(weights, total * 1.01, 0.9999) == np.nonzero(weights)[0][-1]
+    assert [inverse_cdf_loop(weights, total, u) for u in uniforms] == [inverse_cdf_reference(weights, total,
+                                                                                             u) for u in uniforms]
+    assert inverse_cdf_loop(weights, total * 1.01, 0.9999) == np.nonzero(weights)[0][-1]
 
 
 def test_what_is_masked_has_no_weight():

@@ -8,21 +8,22 @@ from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.sampling import top_k_top_p_triton as cut
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
-from foredraft.kernels.sampling.top_k_top_p_triton import cut_triton
+from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
 DEVICE = "cpu" if is_interpreted() else "cuda"
-DISTRIBUTIONS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6), (3.0, 10**6, 0.999999),
-        (0.0, 3, 0.5)]
+DISTRIBUTIONS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6),
+                 (3.0, 10**6, 0.999999), (0.0, 3, 0.5)]
 
 
 def kept(logits, distributions, dtype=torch.float32):
     """Ids kept by the kernel for one row a distribution; logits [B, V]."""
     x = torch.from_numpy(logits).to(dtype).to(DEVICE)[:, None]
     temperature, top_k, top_p = (torch.tensor(column, device=DEVICE) for column in zip(*distributions, strict=True))
-    floors, ties = torch.full((len(distributions), 1), torch.nan, device=DEVICE), torch.full((len(distributions), 1), -9, device=DEVICE).int()
+    floors, ties = torch.full((len(distributions), 1), torch.nan, device=DEVICE), torch.full((len(distributions), 1), -9,
+                                                                                             device=DEVICE).int()
     zeros = torch.zeros(len(distributions), dtype=torch.int64, device=DEVICE)
-    cut_triton(x.contiguous(), zeros, zeros > 0, temperature, top_k, top_p, floors, ties)
+    top_k_top_p_triton(x.contiguous(), zeros, zeros > 0, temperature, top_k, top_p, floors, ties)
     x = x[:, 0].float()
     ids = torch.arange(x.shape[1], device=DEVICE)
     return ((x > floors) | ((x == floors) & (ids <= ties))).cpu().numpy()
@@ -57,11 +58,11 @@ def at_real_sizes():
     B, R, V = 8, 5, 32128
     ids = torch.zeros(B, dtype=torch.int64)
     for dtype in (torch.bfloat16, torch.float32):
-        cut_triton(torch.empty(B, R, V, dtype=dtype), ids, ids > 0, torch.empty(B), ids, torch.empty(B), torch.empty(B, R),
-                   torch.zeros(B, R, dtype=torch.int32))
+        top_k_top_p_triton(torch.empty(B, R, V, dtype=dtype), ids, ids > 0, torch.empty(B), ids, torch.empty(B),
+                           torch.empty(B, R), torch.zeros(B, R, dtype=torch.int32))
 
 
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_sizes")
-    assert [cost.kernel for cost in found[::3]] == ["_cut_kernel"] * 2
+    assert [cost.kernel for cost in found[::3]] == ["_top_k_top_p_kernel"] * 2
     assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 16_384 for cost in found), found

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from foredraft.kernels.core.backend import can_launch, is_interpreted
-from foredraft.kernels.step import commit
-from foredraft.kernels.step.commit import commit_numba, commit_reference, commit_triton
+from foredraft.kernels.step import commit_triton as triton_file
+from foredraft.kernels.step.commit import commit_numba, commit_reference
+from foredraft.kernels.step.commit_triton import commit_triton
 
 DEVICE = "cpu" if is_interpreted() else "cuda"
 
@@ -57,7 +58,7 @@ def test_a_tree_is_tested_as_deep_as_drafts_followed():
 @pytest.mark.parametrize("B, K, T, C", [(1, 1, 2, 1), (1, 0, 5, 3), (7, 4, 9, 5), (40, 7, 30, 1030)])
 def test_triton_equals_the_reference(B, K, T, C, rows, monkeypatch):
     if rows is not None:
-        monkeypatch.setattr(commit, "tile_rows", lambda B, weight: rows)
+        monkeypatch.setattr(triton_file, "sequences_per_program", lambda B, weight: rows)
     for seed in range(4):
         read, theirs = case(B, K, T, C, seed)
         on_device = [torch.from_numpy(item).to(DEVICE) if isinstance(item, np.ndarray) else item for item in read]

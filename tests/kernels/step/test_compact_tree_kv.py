@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from foredraft.kernels.core.backend import HAS_NUMBA
-from foredraft.kernels.step.compact_tree_kv import keep_numba, keep_reference
+from foredraft.kernels.step.compact_tree_kv import compact_numba, compact_reference
 
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
@@ -10,7 +10,7 @@ def test_accepted_rows_stand_at_their_positions():
     path = np.array([[0, 2, 4, 5, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 2, 5, 0, 0], [0, 3, 4, 0, 0, 0]])
     base = np.array([2, 5, 0, -1])
     k, v = (np.random.default_rng(i).standard_normal((2, 5, 3, 12, 4)).astype(np.float32) for i in range(2))
-    for keep in (keep_reference, keep_numba):
+    for keep in (compact_reference, compact_numba):
         moved = k.copy(), v.copy()
         keep(*moved, base, path)
         for before, after in zip((k, v), moved, strict=True):

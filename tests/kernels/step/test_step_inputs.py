@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foredraft.kernels.core.backend import can_launch
-from foredraft.kernels.step.step_inputs import ALLOWED, INPUTS
+from foredraft.kernels.step.step_inputs import ALLOWED, STEP_INPUTS
 
 BACKENDS = ["reference", "numba", pytest.param("triton", marks=pytest.mark.skipif(
     not can_launch(), reason="needs a GPU, or TRITON_INTERPRET=1"))]
@@ -35,7 +35,7 @@ def test_rows_that_are_read_and_where_they_stand(backend, tree):
     parents = np.array([[0, 0, 1, 3], [0, 1, 2, 3], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 2, 2]]) if tree else None
     read, positions = np.full((B, K + 1), -7), np.full((B, K + 1), -7)
     above = np.full((B, K + 1), -7) if tree else None
-    call(INPUTS, backend, tokens, lengths, finished, drafts, drafted, parents, read, positions, above)
+    call(STEP_INPUTS, backend, tokens, lengths, finished, drafts, drafted, parents, read, positions, above)
     for b in range(B):
         last, depth = int(lengths[b]) - 1, [0]
         assert read[b].tolist() == [tokens[b, last], *drafts[b]]

@@ -128,5 +128,5 @@ def at_real_sizes():
 @pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_sizes")
-    assert [cost.kernel for cost in found[::3]] == ["_cut_kernel", "_sample_kernel", "_sample_kernel"]
+    assert [cost.kernel for cost in found[::3]] == ["_top_k_top_p_kernel", "_sample_kernel", "_sample_kernel"]
     assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 32_768 for cost in found), found

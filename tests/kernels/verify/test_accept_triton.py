@@ -14,11 +14,11 @@ from foredraft.kernels.core import split_softmax_triton as draw
 from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.core.triton_compile import costs
-from foredraft.kernels.sampling.top_k_top_p_triton import cut_triton
-from foredraft.kernels.step.commit import commit_triton
+from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
+from foredraft.kernels.step.commit_triton import commit_triton
 from foredraft.kernels.verify import accept_triton as verification
 from foredraft.kernels.verify.accept import accept_greedy_reference, accept_reference
-from foredraft.kernels.verify.accept_triton import Rows, accept_greedy_triton, accept_sampled_triton
+from foredraft.kernels.verify.accept_triton import CommitTensors, accept_greedy_triton, accept_sampled_triton
 from foredraft.kernels.verify.block import block_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")]
@@ -26,14 +26,15 @@ DEVICE = "cpu" if is_interpreted() else "cuda"
 SIZES = [(1, 1, 2), (5, 3, 16), (9, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128), (6, 0, 50)]
 
 
-def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> Rows:
+def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> CommitTensors:
     """A state's tensors with nothing in them."""
     def zeros(*shape, dtype=torch.int64):
         return torch.zeros(*shape, dtype=dtype, device=device)
 
-    return Rows(zeros(B, K, dtype=torch.uint8), zeros(B, K + 1, C, dtype=dtype), zeros(B) + T, 1, zeros(B, T + 1),
-                zeros(B, T + 1, dtype=torch.uint8), zeros(B), zeros(B, dtype=torch.bool), zeros(B, C, dtype=torch.float32),
-                zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B), zeros(B))
+    return CommitTensors(zeros(B, K, dtype=torch.uint8), zeros(B, K + 1, C, dtype=dtype), zeros(B) + T, 1, zeros(B, T + 1),
+                         zeros(B, T + 1, dtype=torch.uint8), zeros(B), zeros(B, dtype=torch.bool),
+                         zeros(B, C, dtype=torch.float32), zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B),
+                         zeros(B), zeros(B))
 
 
 def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32, block=False):
@@ -53,10 +54,10 @@ def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32
     cuts = (None, None)
     if bool(((top_k > 0) | (top_p < 1)).any()):
         cuts = torch.full((B, K + 1), torch.nan, device=DEVICE), torch.full((B, K + 1), -9, dtype=torch.int32, device=DEVICE)
-        cut_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
+        top_k_top_p_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
     for _ in range(2):  # the tickets are as they were
         accept_sampled_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, *cuts, seeds,
-                       rows, *out, scratch, False, block)
+                              rows, *out, scratch, False, block)
     tokens, counts, path = (tensor.cpu() for tensor in out)
     return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
 
@@ -71,7 +72,7 @@ def plain_distributions(arguments):
 def tiles(request, monkeypatch):
     """A device takes one batch row a program; the interpreter takes them together."""
     if request.param == "one row a program":
-        monkeypatch.setattr(verification, "tile_rows", lambda B, weight: 1)
+        monkeypatch.setattr(verification, "sequences_per_program", lambda B, weight: 1)
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ TREE = np.array([0, 0, 1, 2, 4])
 @pytest.mark.parametrize("tree", [TREE, np.arange(40) // 2])
 def test_trees(tree, tiles):
     """Sampled and greedy rows; few ids, so that branches are met."""
-    B, K = 60 if verification.tile_rows(60, 1) > 1 else 8, len(tree)
+    B, K = 60 if verification.sequences_per_program(60, 1) > 1 else 8, len(tree)
     arguments = plain_distributions(case(B, K, 3, seed=6))
     arguments[2][:] = K
     arguments[3], arguments[4] = np.tile(tree, (B, 1)), np.zeros(B, bool)
@@ -263,8 +264,8 @@ def verifications_at_real_sizes(kind="float32", dense=False, cut=False, block=Fa
     distributions = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64)) if dense else (None, None)
     cuts = (torch.empty(B, K + 1), torch.empty(B, K + 1, dtype=torch.int32)) if cut else (None, None)
     logits, parents = torch.empty(B, K + 1, V, dtype=getattr(torch, kind)), ids if tree else None
-    accept_sampled_triton(logits, ids, counts, parents, counts > 0, *distributions, temperature, *cuts, counts, rows, ids, counts, ids,
-                   make_scratch(B, K + 1, V, device), not tree, block)
+    accept_sampled_triton(logits, ids, counts, parents, counts > 0, *distributions, temperature, *cuts, counts, rows, ids,
+                          counts, ids, make_scratch(B, K + 1, V, device), not tree, block)
     accept_greedy_triton(ids, ids, counts, parents, rows, ids, counts, ids, not tree)
     if tree:
         commit_triton(ids, counts, ids, counts, ids, *rows)
@@ -272,7 +273,8 @@ def verifications_at_real_sizes(kind="float32", dense=False, cut=False, block=Fa
 
 point_masses, bfloat16, trees = (
     partial(verifications_at_real_sizes, **kinds) for kinds in (dict(cut=True), dict(kind="bfloat16"), dict(tree=True)))
-dense_drafts, block_drafts = (partial(verifications_at_real_sizes, dense=True, cut=True, block=block) for block in (False, True))
+dense_drafts, block_drafts = (partial(verifications_at_real_sizes, dense=True, cut=True, block=block) for block in (False,
+                                                                                                                    True))
 longest_drafts, longest_blocks = (
     partial(verifications_at_real_sizes, dense=True, cut=True, block=block, K=MAX_DRAFT_TOKENS) for block in (False, True))
 longest_trees = partial(verifications_at_real_sizes, tree=True, K=MAX_DRAFT_TOKENS)

@@ -13,7 +13,7 @@ from foredraft import embedded
 from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda, hashed
 from foredraft.engine.drafters.ngram import NgramDrafter
 from foredraft.engine.drafters.registry import make_drafter
-from foredraft.engine.models import t5_cuda_weights as cuda_weights
+from foredraft.engine.models import device_memory
 from foredraft.engine.params import MAX_DRAFT_TOKENS
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.errors import UserError
@@ -196,22 +196,22 @@ def test_copies_of_sources_take_what_was_counted_and_are_refused_before(monkeypa
     copier.reserve(3, 64)
     held = copier.source, copier.source_lengths, copier.last, copier.tested
     taken, generation = sum(tensor.nbytes for tensor in held), copier.generation
-    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken - 1)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: taken - 1)
     with pytest.raises(UserError, match="the drafter's copies of 5 sources of 64 tokens need .* lower batch_size"):
         copier.reserve(5, 64)
     assert copier.generation == generation and copier.source is held[0]
     with pytest.raises(UserError):
         LookupDrafterCuda(DEVICE).reserve(3, 64)
-    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: taken)
     LookupDrafterCuda(DEVICE).reserve(3, 64)
 
 
 def test_a_table_that_does_not_fit_is_refused_before_it_is_moved(monkeypatch):
     table = fitted(3)
     taken = sum(array.nbytes for array in hashed(table, DEVICE) if isinstance(array, torch.Tensor))
-    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: taken)
     hashed(table, DEVICE)
-    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: taken - 1)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: taken - 1)
     monkeypatch.setattr(torch, "from_numpy", lambda array: pytest.fail("memory was taken"))
     with pytest.raises(UserError, match="the n-gram table's contexts need .* smaller table"):
         hashed(table, DEVICE)

@@ -16,7 +16,7 @@ from foredraft.engine.drafters.registry.cuda import t5_drafter_cuda as draft_dev
 from foredraft.engine.drafters.trained import model_class, open_drafter
 from foredraft.engine.generate import Model
 from foredraft.engine.loop import decode, step
-from foredraft.engine.models import t5_cuda_weights as cuda_weights
+from foredraft.engine.models import device_memory
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import STORED, load_cuda_weights
@@ -187,7 +187,7 @@ def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_mode
 
 
 def free(monkeypatch, size):
-    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: size)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: size)
 
 
 def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(monkeypatch):
