@@ -1,35 +1,34 @@
-"""`foredraft compact`"""
+"""`foredraft compact`: a smaller, faster copy of a trained drafter."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from foredraft.cli import options
+from foredraft.cli.output import print_figures
 from foredraft.errors import UserError
 
 
 def compact(
-    ckpt_path: Annotated[Path, typer.Option("--ckpt-path", "--ckpt_path", help="A trained drafter's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder of the small one.")],
-    pseudo_dataset_path: Annotated[
-        list[Path] | None,
-        typer.Option("--pseudo-dataset-path", "--pseudo_dataset_path", help="Summaries whose ids are counted."),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Pair file, where there are no pseudo-datasets.")] = None,
-    target: Annotated[Path | None, typer.Option(help="Folder of the target; default: embedded.")] = None,
-    draft_vocab: Annotated[
-        int, typer.Option("--draft-vocab", "--draft_vocab", min=0, help="Most frequent ids that are drafted; 0: all.")
-    ] = 1024,
-    dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16 or float32.")] = "bfloat16",
-    limit: Annotated[int | None, typer.Option(min=1, help="The first articles only.")] = None,
+    ckpt_path: Annotated[Path, typer.Option(help="Folder of a trained drafter.")],
+    out: Annotated[Path, typer.Option(help="Folder of the compact drafter.")],
+    pseudo_dataset_path: options.PseudoDatasetPath = None,
+    data: Annotated[Path | None, typer.Option(help="Pairs to count tokens in, if there is no pseudo-dataset.")] = None,
+    target: options.Target = None,
+    draft_vocab: options.DraftVocab = 1024,
+    dtype: Annotated[str, typer.Option(help="Weights: bfloat16 or float32.")] = "bfloat16",
+    limit: options.Limit = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Make a trained drafter small and fast: fewer ids in its head (those of the source are always drafted), bfloat16."""
+    """Make a trained drafter smaller and faster: a draft vocabulary besides the source's tokens, and bfloat16 weights."""
     from foredraft import embedded
     from foredraft.engine.models.checkpoint import find_checkpoint
-    from foredraft.engine.models.t5_weights import DTYPES, ModelConfig, load_tokenizer
+    from foredraft.engine.models.spec import ModelConfig
+    from foredraft.engine.models.t5_weights import DTYPES
+    from foredraft.engine.models.tokenizer import load_tokenizer
     from foredraft.train.data.drafter_data import Articles, read_drafter_data
     from foredraft.train.drafter.compact import compact_drafter
 
@@ -42,4 +41,4 @@ def compact(
         articles = read_drafter_data(data, pseudo_dataset_path, load_tokenizer(folder), longest, 128, limit)
     compact_drafter(ckpt_path, folder, out, articles, draft_vocab, DTYPES[dtype])
     size = sum(file.stat().st_size for file in out.iterdir())
-    print(json.dumps({"out": str(out), "draft_vocab": draft_vocab, "dtype": dtype, "bytes": size}))
+    print_figures({"out": str(out), "draft_vocab": draft_vocab, "dtype": dtype, "bytes": size}, as_json)

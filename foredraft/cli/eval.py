@@ -1,4 +1,4 @@
-"""`foredraft eval`: what a drafter is worth on a target."""
+"""`foredraft eval`: acceptance, cost and speed-up of a drafter on a target."""
 
 from __future__ import annotations
 
@@ -12,44 +12,38 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.options import parse_numbers
+from foredraft.cli.output import announce_compilation, console, progress
 
 
 def evaluate(
-    ckpt_path: Annotated[
-        Path | None, typer.Option("--ckpt-path", "--ckpt_path", help="A trained drafter's folder, or an n-gram table.")
-    ] = None,
+    ckpt_path: options.CkptPath = None,
     drafter: Annotated[
         str | None, typer.Option(
-            help="Its kind; default: told from the checkpoint. lookup, ngram and tree:SHAPE:NAME need none.")
+            help="Kind of the drafter. Default: the checkpoint's. lookup, ngram and tree:SHAPE:NAME need none.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
-    data: Annotated[Path | None, typer.Option(help="jsonl(.gz) of article/highlights; default: sample texts.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first articles only.")] = None,
-    draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K), with commas between.")] = "1,3,5",
-    temperature: Annotated[str, typer.Option(help="With commas between; 0 is greedy.")] = "0,1",
-    gen_length: Annotated[
-        int, typer.Option("--gen-length", "--gen_length", "--max-new-tokens", help="Longest summary, in tokens.")
-    ] = 128,
-    batch_size: Annotated[int, typer.Option("--batch-size", "--batch_size", help="Articles decoded together.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Timed passes over the articles.")] = 1,
-    max_source: Annotated[int | None, typer.Option(help="Source tokens kept; default: the target's, or 512.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling, above temperature 0.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    weights: Annotated[str | None, typer.Option(help="The decoder's: fp32, bf16 or int8; default: as stored.")] = None,
-    big_little: Annotated[
-        str | None, typer.Option(help="FALLBACK,ROLLBACK of Big Little Decoder: LOSSY, at temperature 0; default: off.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the record to this .jsonl file.")] = None,
+    target: options.Target = None,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    draft_tokens: options.DraftTokensList = "1,3,5",
+    temperature: options.TemperatureList = "0,1",
+    gen_length: options.MaxNewTokens = 128,
+    batch_size: options.BatchSize = 1,
+    repeats: options.Repeats = 1,
+    max_source: options.MaxSource = None,
+    seed: options.SamplingSeed = 0,
+    device: options.Device = "cpu",
+    weights: options.Weights = None,
+    big_little: options.BigLittle = None,
+    out: Annotated[Path | None, typer.Option(help="Append the record to this .jsonl file.")] = None,
+    wide: options.Wide = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Acceptance, cost and speed-up of a drafter, predicted and measured. The last line is JSON."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Acceptance, cost and speed-up of a drafter, predicted and measured."""
     import foredraft
     from foredraft.bench.harness import cases, record
     from foredraft.bench.harness import evaluate as evaluation
     from foredraft.bench.harness.settings import Settings
-    from foredraft.cli.output import announce_compilation
+
     lossy = options.parse_big_little(big_little)
     Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
     temperatures = parse_numbers("--temperature", temperature, float, 0)
@@ -60,50 +54,63 @@ def evaluate(
     sources = [case.source for case in articles]
     batches = repeats * -(-len(articles) // batch_size) + -(-len(articles) // 8)
     found = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("measuring", total=batches * len(temperatures))
+    with progress() as bar:
+        task = bar.add_task("measuring", total=batches * len(temperatures))
         for value in temperatures:
             settings = Settings(batch_size=batch_size, temperature=value, max_new_tokens=gen_length, repeats=repeats,
                                 seed=seed, device=device)
-            found.append(evaluation.evaluate({kind: model}, sources, settings, {kind: Ks}, lambda: progress.advance(task),
+            found.append(evaluation.evaluate({kind: model}, sources, settings, {kind: Ks}, lambda: bar.advance(task),
                                              lossy))
-    row = {"kind": "eval"} | evaluation.common_fields(model, cases.describe(data, articles), settings) | {
+    evaluated = {"kind": "eval"} | evaluation.common_fields(model, cases.describe(data, articles), settings) | {
         "foredraft": foredraft.__version__, "command": shlex.join(["foredraft", *sys.argv[1:]]),
         "drafter": {"kind": kind, "path": None if ckpt_path is None else ckpt_path.name},
         "figures": [figures[kind] for figures in found]}
-    show_table(row, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    show_table(evaluated, wide)
     if out is not None:
-        record.append_lines(out, [row])
-    print(json.dumps(row))
+        record.append_lines(out, [evaluated])
+    if as_json:
+        print(json.dumps(evaluated))
 
 
-def show_table(row: dict, console) -> None:
+def show_table(row: dict, wide: bool = False) -> None:
+    """Print the record of an evaluation; `wide` adds the acceptance by position, the coverage and the interval of alpha."""
+    from rich import box
     from rich.table import Table
 
-    of, data = row["target"], row["data"]
+    target, data = row["target"], row["data"]
     table = Table(
-        title=f"{row['drafter']['kind']} for {of['model']} ({of['hash'][:12]}) on {data['articles']} x {data['name']}, "
-              f"batch {row['batch_size']}", title_justify="left", caption_justify="left",
-        caption="alpha: over all prefixes of the target's output, 95 % interval over articles; c, v: in plain steps; "
-                "speed-up: of decoding, and with encoding")
-    for name in ("T", "alpha", "K", "accepted / tested", "/ drafted", "by place", "tokens a round", "coverage", "c",
-                 "v(K+1)", "predicted", "measured", "whole"):
+        title=f"{row['drafter']['kind']} for {target['model']} ({target['hash'][:12]}) on {data['articles']} x "
+              f"{data['name']}, batch {row['batch_size']}",
+        caption="alpha: acceptance rate over all prefixes of the target's output. accepted: of verified draft tokens. "
+                "c, v: cost of a drafted token and of a target pass over K+1 positions, in plain steps.",
+        title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("T", "alpha", "K", "accepted", "tokens/step", "c", "v", "predicted", "measured", "with encoding"):
+        table.add_column(name, justify="right")
+    for name in ("accepted/drafted", "by position", "coverage", "95 % of alpha") if wide else ():
         table.add_column(name, justify="right")
     for figures in row["figures"]:
         alpha = figures["alpha"]
         for one in figures["rows"]:
             found = one["acceptance"]
-            by_place = " ".join("-" if rate is None else f"{rate:.2f}" for rate in found["at"])
-            speeds = [f"{one[name]['median']:.2f}x" if name in one else
-                      f"{'LOSSY, ' if 'lossy' in one else ''}{one['differing']} differ"
-                      for name in ("speed_up", "speed_up_whole")]
-            table.add_row(
-                f"{figures['temperature']:g}", f"{alpha['value']:.3f} ({alpha['low']:.3f}-{alpha['high']:.3f})",
-                str(one["draft_tokens"]), *(_rate(found[name], ".3f") for name in ("rate", "per_drafted")), by_place,
-                *(_rate(found[name], form) for name, form in (("tokens_per_step", ".2f"), ("coverage", ".0%"))),
-                *(_rate(one[name], ".3f") for name in ("c", "v")), _rate(one["predicted"], ".2f", "x"), *speeds)
-    console.print(table)
+            cells = [
+                f"{figures['temperature']:g}", f"{alpha['value']:.3f}", str(one["draft_tokens"]),
+                _cell(found["rate"], ".3f"), _cell(found["tokens_per_step"], ".2f"),
+                _cell(one["c"], ".3f"), _cell(one["v"], ".3f"),
+                _cell(one["predicted"], ".2f", "x"), _speed_up(one, "speed_up"), _speed_up(one, "speed_up_whole")]
+            if wide:
+                by_position = " ".join("-" if rate is None else f"{rate:.2f}" for rate in found["at"])
+                cells += [_cell(found["per_drafted"], ".3f"), by_position, _cell(found["coverage"], ".0%"),
+                          f"{alpha['low']:.3f}-{alpha['high']:.3f}"]
+            table.add_row(*cells)
+    console(wide).print(table)
 
 
-def _rate(value: float | None, form: str, unit: str = "") -> str:
+def _speed_up(row: dict, field: str) -> str:
+    """A measured speed-up; where the tokens differ from plain decoding's there is none."""
+    if field in row:
+        return f"{row[field]['median']:.2f}x"
+    return f"{'LOSSY, ' if 'lossy' in row else ''}{row['differing']} differ"
+
+
+def _cell(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"

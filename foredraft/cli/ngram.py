@@ -1,4 +1,4 @@
-"""`foredraft ngram`: counts and tables on disk."""
+"""`foredraft ngram`: n-gram counts and tables on disk."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli import options
+from foredraft.cli.lazy import SETTINGS
+from foredraft.cli.output import print_figures
 from foredraft.errors import UserError
 
-ngram = typer.Typer(help="Count, fit, inspect and convert n-gram tables.", no_args_is_help=True, rich_markup_mode=None)
+ngram = typer.Typer(help="Count, fit, inspect and convert n-gram tables.", no_args_is_help=True, **SETTINGS)
 
 Tokenizer = Annotated[Path, typer.Option(help="The target's folder, or its tokenizer.json.")]
 OptionalTokenizer = Annotated[
-    Path | None, typer.Option(help="Names the ids by its tokens; without it words are ids in digits.")]
-Quantise = Annotated[bool, typer.Option("--quantise", "--quantize", help="Probabilities in 16 bits.")]
-MaxSize = Annotated[float | None, typer.Option(min=0.0, help="Largest table in MB (10^6 bytes).")]
+    Path | None, typer.Option(help="The words are the tokens of this tokenizer. Default: token numbers.")]
+Order = Annotated[int, typer.Option(help="Longest n-gram, 1 to 8.")]
+Counts = Annotated[Path, typer.Option("--out", help="Counts file to write.")]
+TableOut = Annotated[Path, typer.Option("--out", help="Table file to write.")]
 
 
 @ngram.command("count")
 def count(
-    data: Annotated[list[Path], typer.Argument(help="Texts: .jsonl, .jsonl.gz, .parquet; ids: .npy, .npz.")],
+    data: Annotated[list[Path], typer.Argument(help="Texts: .jsonl, .jsonl.gz, .parquet; tokens: .npy, .npz.")],
     tokenizer: Tokenizer,
-    out: Annotated[Path, typer.Option(help="Counts file to write.")],
-    order: Annotated[int, typer.Option(help="Longest n-gram, 1 to 8.")] = 4,
-    field: Annotated[str, typer.Option(help="Name of the text in a line or column.")] = "highlights",
-    memory: Annotated[int, typer.Option(min=1, help="MB to count in; what outgrows it is merged on disk.")] = 1024,
+    out: Counts,
+    order: Order = 4,
+    field: options.Field = "highlights",
+    memory: Annotated[int, typer.Option(min=1, help="Memory to count in, in MB; larger counts are merged on disk.")] = 1024,
     update: Annotated[Path | None, typer.Option(help="Counts file that the new counts are added to.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(min=2, help="The target's; default: from its config.json.")] = None,
+    vocab_size: options.VocabSize = None,
     ray: Annotated[bool, typer.Option("--ray", help="Count the files in parallel with Ray.")] = False,
 ) -> None:
-    """Count texts into a .counts file."""
+    """Count the n-grams of texts."""
     from foredraft.ngram_native.counts_file import merge_files
     from foredraft.train.drafter.fit_ngram import count_texts
 
@@ -51,33 +55,34 @@ def count(
                 counts = merge_files([update, part], out)
             finally:
                 part.unlink(missing_ok=True)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} ids, {len(counts.counts)} windows of {order}")
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens, {len(counts.counts)} windows of {order}")
 
 
 @ngram.command("merge")
 def merge(
     counts: Annotated[list[Path], typer.Argument(help="Counts files.")],
-    out: Annotated[Path, typer.Option(help="Counts file to write.")],
+    out: Counts,
 ) -> None:
-    """Merge counts of shards: exactly the counts of all their texts together, in bounded memory."""
+    """Merge counts files in bounded memory; the result equals the counts of all texts together."""
     from foredraft.ngram_native.counts_file import merge_files
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    whole = merge_files(counts, out)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {whole.tokens} ids, {len(whole.counts)} windows of {whole.order}")
+    merged = merge_files(counts, out)
+    size = out.stat().st_size / 1e6
+    print(f"{out}: {size:.2f} MB, {merged.tokens} tokens, {len(merged.counts)} windows of {merged.order}")
 
 
 @ngram.command("fit")
 def fit(
     counts: Annotated[Path, typer.Argument(help="Counts file.")],
-    out: Annotated[Path, typer.Option(help="Table file to write.")],
-    smoothing: Annotated[str, typer.Option(help="kneser-ney, absolute, laplace or stupid-backoff.")] = "kneser-ney",
-    discount: Annotated[float | None, typer.Option(help="Taken from every count; default: estimated.")] = None,
-    added: Annotated[float, typer.Option(help="Laplace's parameter.")] = 1.0,
-    factor: Annotated[float, typer.Option(help="Stupid back-off's factor.")] = 0.4,
-    min_count: Annotated[int, typer.Option(min=1, help="Drop longer n-grams seen less often.")] = 1,
-    max_size: MaxSize = None,
-    quantise: Quantise = False,
+    out: TableOut,
+    smoothing: options.Smoothing = "kneser-ney",
+    discount: options.Discount = None,
+    added: options.Added = 1.0,
+    factor: options.Factor = 0.4,
+    min_count: options.MinCount = 1,
+    max_size: options.MaxSize = None,
+    quantise: options.Quantise = False,
 ) -> None:
     """Smooth counts into a table."""
     from foredraft.ngram_native import smooth
@@ -93,10 +98,10 @@ def fit(
 def prune(
     table: Annotated[Path, typer.Argument(help="Table file.")],
     max_size: Annotated[float, typer.Option(min=0.0, help="Largest table in MB (10^6 bytes).")],
-    out: Annotated[Path, typer.Option(help="Table file to write.")],
-    quantise: Quantise = False,
+    out: TableOut,
+    quantise: options.Quantise = False,
 ) -> None:
-    """Drop the n-grams that change a table's predictions least. By count: `fit --min-count`, which has the counts."""
+    """Drop the n-grams that change a table's predictions least. To drop n-grams by count, use `fit --min-count`."""
     from foredraft.ngram_native.assemble import prune as prune_table
     from foredraft.ngram_native.table import Table
 
@@ -106,30 +111,31 @@ def prune(
 @ngram.command("info")
 def info(
     path: Annotated[Path, typer.Argument(help="Table or counts file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As one line of JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Say what a file holds, from its header."""
+    """Print the header of a file."""
     known = _describe(path)
     print(json.dumps(known) if as_json else "\n".join(f"{name}: {value}" for name, value in known.items()))
 
 
 @ngram.command("verify")
 def verify(paths: Annotated[list[Path], typer.Argument(help="Table or counts files.")]) -> None:
-    """Read every page and check its sum."""
+    """Read every page of a file and check its checksum."""
     from foredraft.ngram_native import files
 
     for path in paths:
-        print(f"{path}: {files.verify(path, _kind(path)) / 1e6:.2f} MB of arrays are what was written")
+        print(f"{path}: {files.verify(path, _kind(path)) / 1e6:.2f} MB of arrays, all checksums match")
 
 
 @ngram.command("score")
 def score(
     table: Annotated[Path, typer.Argument(help="Table file.")],
-    data: Annotated[list[Path], typer.Argument(help="What `count` reads.")],
+    data: Annotated[list[Path], typer.Argument(help="Texts or tokens, as for `count`.")],
     tokenizer: Tokenizer,
-    field: Annotated[str, typer.Option(help="Name of the text in a line or column.")] = "highlights",
+    field: options.Field = "highlights",
+    as_json: options.Json = False,
 ) -> None:
-    """Say how well a table predicts texts: ids, log-likelihood and perplexity, as one line of JSON."""
+    """Log-likelihood and perplexity of texts under a table."""
     import numpy as np
 
     from foredraft.engine.drafters.ngram import open_table
@@ -138,31 +144,33 @@ def score(
     from foredraft.train.drafter.fit_ngram import open_tokenizer, sequences
 
     encoder = open_tokenizer(tokenizer, None)[0]
-    device, total, ids, texts = export_device(open_table(table, tokenizer=encoder)), 0.0, 0, 0
+    device, total, scored, texts = export_device(open_table(table, tokenizer=encoder)), 0.0, 0, 0
     for path in data:
         for read in sequences(path, field, encoder):
             tokens = np.concatenate(read).astype(np.int64)
             if not 0 <= tokens.min() <= tokens.max() < device.vocab_size:
-                raise UserError(f"{path}: holds ids {tokens.min()}..{tokens.max()}, the table 0..{device.vocab_size - 1}")
+                raise UserError(f"{path}: has tokens {tokens.min()} to {tokens.max()}, the table 0 to "
+                                f"{device.vocab_size - 1}; give the tokenizer that the table was fitted with")
             total += float(batch.score(device, tokens, np.cumsum([0, *map(len, read)])).sum())
-            ids, texts = ids + len(tokens) - len(read), texts + len(read)
-    if not ids:
-        raise UserError(f"{data[0]}: holds no texts; every line must have one under '{field}'")
-    print(json.dumps({"texts": texts, "ids": ids, "log_likelihood": total, "perplexity": float(np.exp(-total / ids))}))
+            scored, texts = scored + len(tokens) - len(read), texts + len(read)
+    if not scored:
+        raise UserError(f"{data[0]}: has no texts; every line needs one under '{field}'")
+    perplexity = float(np.exp(-total / scored))
+    print_figures({"texts": texts, "tokens": scored, "log_likelihood": total, "perplexity": perplexity}, as_json)
 
 
 @ngram.command("export")
 def export(
     path: Annotated[Path, typer.Argument(help="Table file; for --text a counts file.")],
     arpa: Annotated[Path | None, typer.Option(help="ARPA text to write, for KenLM and SRILM.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Folder to write in the original project's format.")] = None,
-    device: Annotated[Path | None, typer.Option(help=".npz to write: the hash that a GPU probes.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Folder to write in the text format of FastLLM.")] = None,
+    device: Annotated[Path | None, typer.Option(help=".npz to write: the hash table that a GPU reads.")] = None,
     tokenizer: OptionalTokenizer = None,
-    added: Annotated[float, typer.Option(help="Laplace's parameter, in the totals of --text.")] = 1.0,
+    added: options.Added = 1.0,
 ) -> None:
-    """Write a table as ARPA text or as a device hash, or counts in the original project's text format."""
+    """Write a table as ARPA text or as a hash table for a GPU, or counts in the text format of FastLLM."""
     if arpa is None and text is None and device is None:
-        raise UserError("nothing to export to; name --arpa FILE, --text FOLDER or --device FILE.npz")
+        raise UserError("nothing to export; give --arpa FILE, --text FOLDER or --device FILE.npz")
     from foredraft.ngram_native.counts_file import open_counts
     from foredraft.ngram_native.table import Table
 
@@ -186,15 +194,15 @@ def export(
 
 @ngram.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="ARPA text, or a folder of the original project's K.ckpt files.")],
-    out: Annotated[Path, typer.Option(help="Table to write; from a folder: counts file.")],
+    path: Annotated[Path, typer.Argument(help="ARPA text, or a folder of FastLLM's K.ckpt files.")],
+    out: Annotated[Path, typer.Option(help="Table to write; from a folder: counts file to write.")],
     tokenizer: OptionalTokenizer = None,
-    vocab_size: Annotated[int | None, typer.Option(min=2, help="The target's; default: the tokenizer's.")] = None,
-    order: Annotated[int, typer.Option(help="Longest n-gram to read from a folder.")] = 3,
-    added: Annotated[float, typer.Option(help="Laplace's parameter that the folder was saved with.")] = 1.0,
-    quantise: Quantise = False,
+    vocab_size: options.VocabSize = None,
+    order: Annotated[int, typer.Option(help="Longest n-gram read from a folder.")] = 3,
+    added: options.Added = 1.0,
+    quantise: options.Quantise = False,
 ) -> None:
-    """Read ARPA text into a table, or the original project's text format into counts."""
+    """Read ARPA text into a table, or FastLLM's text format into counts."""
     fingerprint = None
     if tokenizer is not None:
         from foredraft.ngram_native.table import vocabulary_fingerprint
@@ -203,7 +211,7 @@ def import_(
         encoder, vocab_size = open_tokenizer(tokenizer, vocab_size)
         fingerprint = vocabulary_fingerprint(encoder.get_vocab())
     if vocab_size is None:
-        raise UserError("--vocab-size or --tokenizer is missing: how many ids does the target have?")
+        raise UserError("--vocab-size or --tokenizer is missing; give the vocabulary size of the target or its tokenizer")
     if path.is_dir():
         from foredraft.ngram_native.counts_file import save_counts
         from foredraft.ngram_native.fastllm_text import read_fastllm
@@ -211,7 +219,7 @@ def import_(
         counts = read_fastllm(path, order, vocab_size, added)
         counts.tokenizer = fingerprint
         save_counts(counts, out)
-        print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} ids")
+        print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens")
         return
     from foredraft.ngram_native.arpa import arpa_words, read_arpa
 
@@ -235,7 +243,7 @@ def _kind(path: Path):
     from foredraft.ngram_native import files, table
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file; name a .ngram table or a .counts file")
+        raise UserError(f"{path}: no such file; give a .ngram table or a .counts file")
     return counter.KIND if files.has_magic(path, counter.KIND) else table.KIND
 
 

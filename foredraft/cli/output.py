@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import NoReturn
 
 WIDTH = 100
 # for all columns, where the output is no terminal
@@ -28,6 +30,24 @@ def progress():
 def notice(text: str) -> None:
     """One line on stderr."""
     print(f"foredraft: {text}", file=sys.stderr)
+
+
+def interrupted(how: str) -> NoReturn:
+    """End an interrupted command with exit code 1 and a line that says how to resume."""
+    import typer
+
+    notice(f"interrupted; {how}")
+    raise typer.Exit(1)
+
+
+def print_figures(figures: dict, as_json: bool) -> None:
+    """A line of JSON, or a line for each figure that is a number or a text."""
+    if as_json:
+        print(json.dumps(figures))
+        return
+    shown = {name: value for name, value in figures.items() if isinstance(value, (str, int, float))}
+    for name, value in shown.items():
+        print(f"{name.replace('_', ' '):{max(map(len, shown))}}  {value if isinstance(value, str) else f'{value:,.6g}'}")
 
 
 def announce_compilation() -> None:

@@ -1,4 +1,4 @@
-"""`foredraft pseudo`"""
+"""`foredraft pseudo`: summaries that the target writes, for its drafters to learn from."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli import options
+from foredraft.cli.output import interrupted, print_figures
+
 
 def pseudo(
-    data: Annotated[Path, typer.Option(help="Articles: .jsonl or .jsonl.gz with 'article' on every line.")],
-    out: Annotated[Path, typer.Option(help="Folder of the shards; the same command goes on where it was stopped.")],
-    target: Annotated[str | None, typer.Option(help="T5 checkpoint, folder or hub id; default: embedded.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    data: options.Articles,
+    out: Annotated[Path, typer.Option(help="Folder of the shards; run the same command again to resume.")],
+    target: options.Target = None,
+    temperature: options.Temperature = 0.0,
     samples_per_article: Annotated[int, typer.Option(min=1, help="Summaries of each article.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Summaries decoded together.")] = 8,
+    batch_size: options.BatchSize = 8,
     format: Annotated[str, typer.Option(help="jsonl or parquet.")] = "jsonl",
     workers: Annotated[int, typer.Option(min=1, help="Processes, or Ray actors.")] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first articles only.")] = None,
+    limit: options.Limit = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Articles a shard.")] = 256,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest summary, in tokens.")] = 128,
-    max_source: Annotated[int | None, typer.Option(min=2, help="Source tokens kept; default: the target's.")] = None,
-    drafter: Annotated[str, typer.Option(help="lookup, ngram, ngram:PATH or none.")] = "lookup",
-    draft_tokens: Annotated[int, typer.Option(min=0, help="Tokens drafted a round (K).")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling; each article's noise is its own.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the encoder: float32 or bfloat16.")] = "float32",
+    max_new_tokens: options.MaxNewTokens = 128,
+    max_source: options.MaxSource = None,
+    drafter: options.Drafter = "lookup",
+    draft_tokens: options.MaxDraftTokens = 5,
+    seed: options.SamplingSeed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
     ray_address: Annotated[
-        str | None, typer.Option(help="Run on Ray: an address, auto, or local to start it here.")
+        str | None, typer.Option(help="Run on Ray: its address, auto, or local to start Ray here.")
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Let the target summarise articles, for its drafters to learn from. Several of these may share --out."""
-    import json
-
+    """Let the target summarise articles, for its drafters to learn from. Several processes may share --out."""
     from foredraft.train.data.pseudo import EngineConfig, PseudoConfig
     from foredraft.train.data.pseudo import pseudo as make
 
@@ -41,6 +43,5 @@ def pseudo(
     try:
         manifest = make(data, out, order, engine, workers, ray_address)
     except KeyboardInterrupt:
-        typer.echo(f"foredraft: interrupted; the same command goes on in {out}", err=True)
-        raise typer.Exit(1) from None
-    print(json.dumps({"out": str(out), **manifest}))
+        interrupted(f"run the same command again to resume {out}")
+    print_figures({"out": str(out), **manifest}, as_json)

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli import options
+from foredraft.cli.output import interrupted, print_figures
+
 
 def train_target(
     data: Annotated[
@@ -16,37 +19,37 @@ def train_target(
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the T5 vocabulary, or a folder that holds it.")],
     validation: Annotated[Path | None, typer.Option(help="Pair file to evaluate on, when --data is a file.")] = None,
     init: Annotated[str, typer.Option(help="copy, random, or a checkpoint folder to start from.")] = "copy",
-    steps: Annotated[int, typer.Option(min=1, help="Updates in all.")] = 5000,
-    warmup_steps: Annotated[int, typer.Option(min=0, help="Updates of linear warm-up.")] = 100,
-    decay_steps: Annotated[int, typer.Option(min=0, help="Last updates, with a linear decay to zero.")] = 1000,
+    steps: options.Steps = 5000,
+    warmup_steps: options.WarmupSteps = 100,
+    decay_steps: Annotated[int, typer.Option(min=0, help="Last updates, with linear decay to 0.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples an update.")] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="AdamW learning rate of the stable phase.")] = 4e-4,
-    embedding_scale: Annotated[float, typer.Option(min=0.0, help="Factor on it for the embeddings.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of AdamW in the stable phase.")] = 4e-4,
+    embedding_scale: Annotated[float, typer.Option(min=0.0, help="Factor on the learning rate for the embeddings.")] = 1.0,
     unlikelihood: Annotated[float, typer.Option(min=0.0, help="Weight of token-level unlikelihood.")] = 0.0,
     sequence_unlikelihood: Annotated[
         float, typer.Option(min=0.0, help="Weight of sequence-level unlikelihood of repeated 4-grams.")
     ] = 0.0,
-    sequence_every: Annotated[int, typer.Option(min=1, help="Updates between two sequence-level terms.")] = 8,
-    span_every: Annotated[int, typer.Option(min=0, help="One example in this many copies a span; 0 for none.")] = 16,
+    sequence_every: Annotated[int, typer.Option(min=1, help="Updates between sequence-level terms.")] = 8,
+    span_every: Annotated[int, typer.Option(min=0, help="One example in this many is to copy a span; 0 is none.")] = 16,
     extracts: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the summaries replaced by the article's own sentences.")
     ] = 0.0,
-    max_source: Annotated[int, typer.Option(min=8, help="Source tokens, end included.")] = 256,
-    max_target: Annotated[int, typer.Option(min=8, help="Summary tokens, end included.")] = 104,
+    max_source: Annotated[int, typer.Option(min=8, help="Source tokens, the end token included.")] = 256,
+    max_target: Annotated[int, typer.Option(min=8, help="Summary tokens, the end token included.")] = 104,
     width: Annotated[int, typer.Option(min=64, help="Model width of a new target.")] = 256,
     layers: Annotated[int, typer.Option(min=1, help="Encoder layers, and decoder layers, of a new target.")] = 3,
-    heads: Annotated[int, typer.Option(min=1, help="Heads of 64 of a new target.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads, 64 wide, of a new target.")] = 4,
     feed_forward: Annotated[int, typer.Option(min=1, help="Feed-forward width of a new target.")] = 640,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Dropout of a new target.")] = 0.0,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Let the tokenizer lower-case its input.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16 (weights stay fp32).")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
+    bf16: options.Bf16 = False,
+    seed: options.TrainingSeed = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Updates between evaluations.")] = 500,
-    evaluate_examples: Annotated[int, typer.Option(min=1, help="Validation pairs an evaluation uses.")] = 64,
+    evaluate_examples: Annotated[int, typer.Option(min=1, help="Validation pairs of an evaluation.")] = 64,
     save_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 500,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first pairs only.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints kept.")] = 3,
+    limit: options.Limit = None,
+    resume: options.Resume = False,
 ) -> None:
     """Train a T5 target on article/summary pairs."""
     from foredraft.train.target import train_target as target
@@ -88,52 +91,37 @@ def train_target(
         resume=resume,
         limit=limit,
     )
-    _stop_unless(finished, out)
+    if not finished:
+        interrupted(f"run the same command with --resume to continue from {out}")
 
 
 def target_card(
-    target: Annotated[Path, typer.Option(help="Folder of the finished target; its README.md is written anew.")],
+    target: Annotated[Path, typer.Option(help="Folder of the finished target; its README.md is rewritten.")],
     data: Annotated[Path, typer.Option(help="Test pairs, .jsonl or .jsonl.gz.")],
-    limit: Annotated[int, typer.Option(min=2, help="Use the first pairs only.")] = 500,
+    limit: Annotated[int, typer.Option(min=2, help="Use only the first pairs.")] = 500,
     texts: Annotated[Path | None, typer.Option(help="Folder of .txt files for the samples.")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="How many of them to show.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, help="How many samples are shown.")] = 3,
+    as_json: options.Json = False,
 ) -> None:
     """Measure a target and write its model card."""
     from foredraft.train.target.model_card import write_card
 
     files = sorted(texts.glob("*.txt"))[:samples] if texts else []
-    _show(write_card(target, data, limit, files))
+    print_figures(write_card(target, data, limit, files), as_json)
 
 
 def family(
     data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test.")],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the T5 vocabulary, or a folder that holds it.")],
     work: Annotated[Path, typer.Option(help="Folder for checkpoints and the log.")],
-    out: Annotated[Path, typer.Option(help="Folder to write target/ and ngram/ in; its texts/ give the samples.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --work.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of target/ and ngram/, which are written; its texts/ give the samples.")],
+    resume: options.Resume = False,
+    as_json: options.Json = False,
 ) -> None:
     """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
     from foredraft.train.family import build_family
 
     figures = build_family(data, tokenizer, work, out, resume=resume)
-    _stop_unless(figures is not None, work)
-    _show(figures)
-
-
-def _stop_unless(finished: bool, folder: Path) -> None:
-    if not finished:
-        typer.echo(f"foredraft: interrupted; the same command with --resume continues from {folder}", err=True)
-        raise typer.Exit(1)
-
-
-def _show(figures: dict[str, float]) -> None:
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "value")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:g}")
-    Console().print(table)
-    print(json.dumps(figures))
+    if figures is None:
+        interrupted(f"run the same command with --resume to continue from {work}")
+    print_figures(figures, as_json)

@@ -86,7 +86,7 @@ def test_the_command_ends_in_one_line_of_json(tiny_model_path, same_as_target, t
     out = tmp_path / "record.jsonl"
     result = CliRunner().invoke(app, [
         "eval", "--ckpt_path", str(same_as_target), "--target", str(tiny_model_path), "--data", str(data), "--limit", "2",
-        "--draft-tokens", "2", "--gen_length", "6", "--batch_size", "2", "--out", str(out)])
+        "--draft-tokens", "2", "--gen_length", "6", "--batch_size", "2", "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout.splitlines()[-1])
     assert row == json.loads(out.read_text())

@@ -10,7 +10,7 @@ from foredraft.cli.journal import Journal
 from foredraft.errors import UserError
 
 
-def row(index, **more):
+def record(index, **more):
     return {"id": f"a{index}", "index": index, "summary": "é" * 5, **more}
 
 
@@ -18,18 +18,18 @@ def test_lines_are_appended_and_known_again(tmp_path):
     path = tmp_path / "out.jsonl"
     with Journal(path) as journal:
         assert journal.done == {}
-        journal.append(row(3))
-        journal.append(row(1))
+        journal.append(record(3))
+        journal.append(record(1))
     with Journal(path) as journal:
         assert journal.done == {3: "a3", 1: "a1"}
-        journal.append(row(2))
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [row(3), row(1), row(2)]
+        journal.append(record(2))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [record(3), record(1), record(2)]
 
 
 @pytest.mark.parametrize("half", [b'{"id": "a2", "ind', b"x" * 200_000])
 def test_a_half_written_last_line_is_cut_off(tmp_path, half):
     path = tmp_path / "out.jsonl"
-    for whole in (b"", json.dumps(row(1)).encode() + b"\n"):
+    for whole in (b"", json.dumps(record(1)).encode() + b"\n"):
         path.write_bytes(whole + half)
         with Journal(path) as journal:
             assert len(journal.done) == (1 if whole else 0)
@@ -42,16 +42,16 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     with Journal(path) as journal:
         resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
         try:
-            journal.append(row(0))
-            journal.append(row(1))
+            journal.append(record(0))
+            journal.append(record(1))
             # does not fit in what is left, so that a part of it is written first
-            with pytest.raises(UserError, match="out.jsonl: file too large; all that was finished is written"):
-                journal.append(row(2, long="z" * 80))
+            with pytest.raises(UserError, match="out.jsonl: file too large; all finished lines are written"):
+                journal.append(record(2, long="z" * 80))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [row(0), row(1)]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [record(0), record(1)]
     with Journal("/dev/full") as journal, pytest.raises(UserError, match="/dev/full: no space left on device"):
-        journal.append(row(0))
+        journal.append(record(0))
 
 
 def test_one_writer_at_a_time_even_if_the_other_dies(tmp_path):
@@ -71,7 +71,7 @@ def test_one_writer_at_a_time_even_if_the_other_dies(tmp_path):
 def test_a_strange_file_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "out.jsonl"
     for text in ('{"article": "w1"}\n', "[1]\n", "words\n"):
-        path.write_text(json.dumps(row(0)) + "\n" + text)
-        with pytest.raises(UserError, match="out.jsonl, line 2: not a summary of an earlier run"):
+        path.write_text(json.dumps(record(0)) + "\n" + text)
+        with pytest.raises(UserError, match="out.jsonl, line 2: not a result of an earlier run"):
             Journal(path)
         assert path.read_text().endswith(text)

@@ -91,7 +91,8 @@ def test_the_command(command, tiny_model_path, tmp_path):
                              "--trials", 2, "--limit", 2, "--max-new-tokens", 6, "--draft-tokens", 2)
     assert code == 2 and "--draft-vocab 1024" in err
     code, out, err = command("tune-skip", "--target", tiny_model_path, "--data", data, "--out", tmp_path / "skip.json",
-                             "--trials", 2, "--limit", 2, "--max-new-tokens", 6, "--draft-tokens", 2, "--draft-vocab", 20)
+                             "--trials", 2, "--limit", 2, "--max-new-tokens", 6, "--draft-tokens", 2, "--draft-vocab", 20,
+                             "--json")
     assert code == 0, err
     last = json.loads(out.splitlines()[-1])
     assert last["articles"] == 2 and last["trials"] == 2 and (tmp_path / "skip.json").is_file()

@@ -70,7 +70,7 @@ def test_the_command(command, tiny_model_path, tmp_path):
     data.write_text("\n".join(json.dumps({"article": f"w{i} w7 w8 w7 w8", "highlights": "w7"}) for i in range(10, 14)))
     code, out, err = command("tune-tree", "--target", tiny_model_path, "--drafter", "lookup", "--data", data, "--out",
                              tmp_path / "shape.json", "--limit", 2, "--max-new-tokens", 8, "--nodes", 4, "--levels", 2,
-                             "--temperature", 1)
+                             "--temperature", 1, "--json")
     assert code == 0, err
     last = json.loads(out.splitlines()[-1])
     assert last["articles"] == 2 and last["temperature"] == 1 and f"tree:{tmp_path / 'shape.json'}:lookup" in out
