@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 from foredraft.bench.harness.methods import OURS, Absent, build
 from foredraft.bench.harness.settings import Settings
-from foredraft.memory import resident_bytes
+from foredraft.memory import peak_resident_bytes
 
 TIMES, LONGEST = 5, 300
 
@@ -44,7 +44,7 @@ def peak_bytes(device: str) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    return resident_bytes(peak=True)
+    return peak_resident_bytes()
 
 
 def main(wanted: dict) -> dict:

@@ -32,7 +32,7 @@ T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 MEMORY = """
 import json, sys
 import foredraft
-from foredraft.memory import give_back_freed
+from foredraft.memory import trim_heap
 
 def anonymous():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -42,12 +42,12 @@ path, batch_size, longest, sources = json.load(sys.stdin)
 model = foredraft.load(path, drafter=None)
 model.generate([max(sources, key=len)] * 2, max_new_tokens=longest, batch_size=2)
 model.target.cache.clear()
-give_back_freed()
+trim_heap()
 before = anonymous()
 with model.stream(sources, max_new_tokens=longest, batch_size=batch_size, max_source=max(map(len, sources))) as results:
     for _ in results:
         pass
-give_back_freed()
+trim_heap()
 print(json.dumps({"grown_bytes": anonymous() - before, "accounted_bytes": model.target.cache.used_bytes()}))
 """
 

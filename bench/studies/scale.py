@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from foredraft.bench.harness.interleave import wait_until_idle
-from foredraft.memory import forget_peak, give_back_freed, resident_bytes
+from foredraft.memory import peak_resident_bytes, reset_peak, resident_bytes, trim_heap
 
 NEVER = -1  # an end token that is no id: outputs then have exactly the length asked for
 
@@ -19,7 +19,7 @@ NEVER = -1  # an end token that is no id: outputs then have exactly the length a
 def let_go() -> None:
     """Give back what earlier work left, so that a size is not charged with, nor spared by, the one before it."""
     gc.collect()
-    give_back_freed()
+    trim_heap()
 
 
 def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, points: list[dict], loaded: int | None = None,
@@ -29,14 +29,14 @@ def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, poin
     them (None where the system does not tell); `rss` after them. `before` is called before each size."""
     for size in sizes:
         before()
-        forget_peak()
+        reset_peak()
         taken = []
         for _ in range(repeats):
             wait_until_idle()
             start = time.perf_counter()
             count = decode(size)
             taken.append((time.perf_counter() - start) * 1e3 / count)
-        peak = resident_bytes(peak=True)
+        peak = peak_resident_bytes()
         points.append({"size": size, "ms_per_article": median(taken), "least_ms": min(taken), "rss": resident_bytes(),
                        "bytes_per_article": None if peak is None or loaded is None else max(0, peak - loaded) / count})
         on_point()
@@ -104,7 +104,7 @@ def _stretched(sources: Sequence[Sequence[int]], length: int, count: int, end: i
 def memory_over(model, sources: Sequence[Sequence[int]], articles: int, options: dict) -> dict | None:
     """Resident memory after each batch, once what is freed was given back, and its slope in bytes an article over all but
     the first fifth, which settles. Without that a heap that grew a step for its holes would look like a leak."""
-    if resident_bytes() is None:
+    if peak_resident_bytes() is None:
         return None
     size, flow = options["batch_size"], cycle(sources)
     # no list that grows as it watches

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foredraft.bench.studies import scale
-from foredraft.memory import resident_bytes
+from foredraft.memory import peak_resident_bytes, resident_bytes
 
 
 def test_the_slope_of_a_leak_and_of_none():
@@ -63,7 +63,7 @@ def test_sources_longer_than_the_checkpoint_says_are_read_whole(tiny_model_path,
     assert read == [3, 3, 3, 4, 9]
 
 
-@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell a process's memory")
+@pytest.mark.skipif(peak_resident_bytes() is None, reason="the system does not report peak memory")
 def test_memory_an_article_is_the_peak_shared_among_them():
     held, points = [], []
 
