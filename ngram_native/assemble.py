@@ -1,4 +1,4 @@
-"""Levels of n-grams with probabilities, pruned and put together as a Table."""
+"""Building a Table from n-grams with probabilities, taking one apart, and pruning."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from foredraft.ngram_native.table import STRICT, Table, codebook, encode, smalle
 
 @dataclass
 class Levels:
-    """Entry k - 1 of each list describes the n-grams of k ids, sorted; level 1 is every id.
+    """N-grams with probabilities, by level. Entry k - 1 of each list describes level k; level 1 contains every token.
 
-    ids [n_k], parents [n_k] the node of the first k - 1 ids at level k - 1, suffixes [n_k] that of the last k - 1,
-    probabilities [n_k] float64; backoffs: per level [n_k] float64, or None for those that make every context sum to 1.
+    Attributes
+    ----------
+    ids
+        Per level [n_k], the last token; n-grams are sorted.
+    parents, suffixes
+        Per level [n_k], the nodes of the first and of the last k - 1 tokens at level k - 1.
+    probabilities
+        Per level [n_k] float64.
+    backoffs
+        Per level [n_k] float64; None stands for the back-offs with which every context sums to 1.
     """
 
     ids: list[np.ndarray]
@@ -24,26 +32,26 @@ class Levels:
     probabilities: list[np.ndarray]
     backoffs: list[np.ndarray] | None = None
 
-    def kept(self, keep: list[np.ndarray]) -> Levels:
-        """The nodes with keep [n_k] bool, renumbered. Their back-offs are the normalising ones."""
+    def select(self, keep: list[np.ndarray]) -> Levels:
+        """The nodes whose entry in keep [n_k] bool is true, renumbered, with normalising back-offs."""
         ids, parents, suffixes, probabilities = [], [], [], []
         number = np.zeros(1, np.int64)
-        for level, kept in enumerate(keep):
-            ids.append(self.ids[level][kept])
-            parents.append(number[self.parents[level][kept]])
-            suffixes.append(number[self.suffixes[level][kept]])
-            probabilities.append(self.probabilities[level][kept])
-            number = np.cumsum(kept) - 1
+        for level, chosen in enumerate(keep):
+            ids.append(self.ids[level][chosen])
+            parents.append(number[self.parents[level][chosen]])
+            suffixes.append(number[self.suffixes[level][chosen]])
+            probabilities.append(self.probabilities[level][chosen])
+            number = np.cumsum(chosen) - 1
         return Levels(ids, parents, suffixes, probabilities)
 
 
 def levels_of(table: Table) -> Levels:
-    """A table taken apart."""
+    """The n-grams of a table."""
     sizes = table.sizes
     children = np.diff(table.first_child.astype(np.int64))
     parents = np.repeat(np.arange(len(children)), children)
     first = np.zeros(1, np.int64) if not len(children) else table.first_child.astype(np.int64)
-    whole = table.values("probabilities").astype(np.float64)
+    probabilities = table.values("probabilities").astype(np.float64)
     levels = Levels([np.arange(table.vocab_size)], [np.zeros(table.vocab_size, np.int64)],
                     [np.zeros(table.vocab_size, np.int64)], [table.unigrams.astype(np.float64)],
                     [table.backoffs[: table.vocab_size].astype(np.float64)])
@@ -57,7 +65,7 @@ def levels_of(table: Table) -> Levels:
         levels.ids.append(table.ids[inside].astype(np.int64))
         levels.parents.append(parents[inside] - offsets[level - 1])
         levels.suffixes.append(suffixes[begin:end] - offsets[level - 1])
-        levels.probabilities.append(whole[inside])
+        levels.probabilities.append(probabilities[inside])
         if level < table.order - 1:
             levels.backoffs.append(table.backoffs[begin:end].astype(np.float64))
     return levels
@@ -75,16 +83,28 @@ def _suffix_nodes(ids, first_child, parents, vocab_size, suffixes):
 
 
 def prune(table: Table, max_bytes: int, quantise: bool | None = None) -> Table:
-    """A smaller table: without the n-grams that add least to what is predicted, by the table's own account of how often.
+    """Remove the n-grams whose removal changes the predictions least (see foredraft.ngram_native.smooth).
 
-    Stands in for the counts, which a table does not hold: p(c w) as a product. Back-offs are set so that every context
-    sums to 1 again (a stupid back-off keeps its factor).
+    A table has no counts, so an n-gram is weighted by its joint probability under the table. Back-offs are recomputed so
+    that every context sums to 1; stupid back-off keeps its factor.
+
+    Parameters
+    ----------
+    table
+        The table to prune.
+    max_bytes
+        Limit of the result's nbytes.
+    quantise
+        Whether to store probabilities in 16 bits; as in `table` by default.
+
+    Returns
+    -------
+    Table
     """
     levels = levels_of(table)
     quantise = table.quantised if quantise is None else quantise
-    # a sequence begins as often as it ends
     joint = levels.probabilities[0].copy()
-    joint[0] = joint[min(1, len(joint) - 1)]
+    joint[0] = joint[min(1, len(joint) - 1)]  # the start token is as frequent as the end token
     gains = [np.full(len(joint), np.inf)]
     for level in range(1, table.order):
         own, parents = levels.probabilities[level], levels.parents[level]
@@ -92,71 +112,71 @@ def prune(table: Table, max_bytes: int, quantise: bool | None = None) -> Table:
         lower = 1 / table.vocab_size if table.strict else levels.probabilities[level - 1][levels.suffixes[level]]
         gains.append(np.maximum(joint * (own - levels.backoffs[level - 1][parents] * lower), 0))
     keep = [np.ones(len(level), bool) for level in levels.ids]
-    budget(levels.parents, levels.suffixes, gains, keep, max_bytes, quantise)
-    return assemble(levels.kept(keep), table.smoothing, table.discounts, table.tokenizer, quantise)
+    limit_bytes(levels.parents, levels.suffixes, gains, keep, max_bytes, quantise)
+    return assemble(levels.select(keep), table.smoothing, table.discounts, table.tokenizer, quantise)
 
 
-def budget(parents: list[np.ndarray], suffixes: list[np.ndarray], gains: list[np.ndarray], keep: list[np.ndarray],
-           max_bytes: int, quantise: bool) -> None:
-    """Cut `keep` to what fits: the n-grams with the largest gains, with their prefixes and suffixes."""
+def limit_bytes(parents: list[np.ndarray], suffixes: list[np.ndarray], gains: list[np.ndarray], keep: list[np.ndarray],
+                max_bytes: int, quantise: bool) -> None:
+    """Clear entries of `keep` until the table fits; n-grams with the largest gains stay, with prefixes and suffixes."""
     order, vocab_size = len(keep), len(keep[0])
     inner, leaf, fixed = _node_bytes(vocab_size, sum(map(len, keep)), quantise)
-    scores = [np.where(kept, gain, -np.inf) for kept, gain in zip(keep, gains, strict=True)]
+    scores = [np.where(chosen, gain, -np.inf) for chosen, gain in zip(keep, gains, strict=True)]
     for level in range(order - 1, 1, -1):
         np.maximum.at(scores[level - 1], parents[level], scores[level])
         np.maximum.at(scores[level - 1], suffixes[level], scores[level])
     flat = np.concatenate(scores[1:]) if order > 1 else np.zeros(0)
     sizes = np.concatenate([np.full(len(s), leaf if k == order - 1 else inner) for k, s in enumerate(scores) if k] or [[]])
-    falling = np.argsort(-flat)
+    descending = np.argsort(-flat)
     room = max_bytes - fixed - vocab_size * (4 + (inner - leaf if order > 1 else 0))
-    fitting = int(np.searchsorted(np.cumsum(sizes[falling]), room, side="right"))
+    fitting = int(np.searchsorted(np.cumsum(sizes[descending]), room, side="right"))
     if fitting < len(flat):
-        # Strictly above the first one left out: equal scores stay together, so no node loses its prefix or suffix.
+        # equal scores are kept or removed together, so no node loses its prefix or suffix
         for level in range(1, order):
-            keep[level] &= scores[level] > flat[falling[fitting]]
+            keep[level] &= scores[level] > flat[descending[fitting]]
 
 
 def _node_bytes(vocab_size: int, nodes: int, quantise: bool) -> tuple[int, int, int]:
-    """Bytes of a node that can be a context, of one at the highest order, and of the rest of a table."""
-    word, index, value = smallest_type(vocab_size - 1).itemsize, smallest_type(nodes).itemsize, 2 if quantise else 4
-    return word + value + index + 4 + word + value, word + value, index
+    """Bytes of a node that can be a context, of a node of the highest order, and of the rest of a table."""
+    token, index, value = smallest_type(vocab_size - 1).itemsize, smallest_type(nodes).itemsize, 2 if quantise else 4
+    return token + value + index + 4 + token + value, token + value, index
 
 
 def assemble(levels: Levels, smoothing: str, discounts: tuple[tuple[float, ...], ...], tokenizer: str | None,
              quantise: bool = False) -> Table:
-    """Number the nodes, choose the back-offs and find every context's likeliest id."""
+    """Build a table: number the nodes, compute the back-offs and find the most probable token of every context."""
     sizes = tuple(map(len, levels.ids))
     vocab_size, nodes, values = sizes[0], sum(sizes), codebook()
     stored = [levels.probabilities[0].astype(np.float32)]
     stored += [encode(p) if quantise else p.astype(np.float32) for p in levels.probabilities[1:]]
-    whole = [(values[p] if p.dtype == np.uint16 else p).astype(np.float64) for p in stored]
+    probabilities = [(values[p] if p.dtype == np.uint16 else p).astype(np.float64) for p in stored]
     first_child, backoffs = [], []
     for level in range(1, len(sizes)):
         size, parents = sizes[level - 1], levels.parents[level]
         if levels.backoffs is not None:
             backoffs.append(levels.backoffs[level - 1])
         elif smoothing == "stupid-backoff":
-            # a context that nothing follows backs off at no cost, as one that is not kept
+            # the back-off of a context without children is 1, as of a context that is not stored
             backoffs.append(np.where(np.bincount(parents, minlength=size) > 0, discounts[0][0], 1.0))
         else:
-            shorter = whole[level - 1][levels.suffixes[level]]
+            shorter = probabilities[level - 1][levels.suffixes[level]]
             lower = np.full(len(shorter), 1 / vocab_size) if smoothing == STRICT else shorter
-            left = 1 - np.bincount(parents, whole[level], minlength=size)
+            left = 1 - np.bincount(parents, probabilities[level], minlength=size)
             unseen = 1 - np.bincount(parents, lower, minlength=size)
-            # where every id was seen nothing is left to back off to
+            # a context that was followed by every token has no mass to back off with
             backoffs.append(np.where(unseen > 1e-9, np.maximum(left, 0) / np.maximum(unseen, 1e-9), 0))
         first = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(parents, minlength=size))])
         first_child.append(first[:-1] + sum(sizes[:level]))
     first_child.append(np.array([nodes]))
-    word, index = smallest_type(vocab_size - 1), smallest_type(nodes)
+    token_type, index_type = smallest_type(vocab_size - 1), smallest_type(nodes)
     empty = [np.zeros(0)]
     table = Table(
         vocab_size, sizes, smoothing, discounts, tokenizer, unigrams=stored[0],
-        ids=np.concatenate(levels.ids[1:] or empty).astype(word),
+        ids=np.concatenate(levels.ids[1:] or empty).astype(token_type),
         probabilities=np.concatenate(stored[1:] or [np.zeros(0, np.uint16 if quantise else np.float32)]),
-        first_child=np.concatenate(first_child).astype(index),
+        first_child=np.concatenate(first_child).astype(index_type),
         backoffs=np.concatenate(backoffs or empty).astype(np.float32),
-        best=np.zeros(nodes - sizes[-1] if len(sizes) > 1 else 0, word),
+        best=np.zeros(nodes - sizes[-1] if len(sizes) > 1 else 0, token_type),
         best_probability=np.zeros(nodes - sizes[-1] if len(sizes) > 1 else 0, np.float32),
     )
     if len(sizes) > 1:
@@ -171,36 +191,36 @@ def assemble(levels: Levels, smoothing: str, discounts: tuple[tuple[float, ...],
 
 @njit(cache=True, nogil=True)
 def _find_best(packed, shorter, best, best_probability):
-    """The likeliest id of every context: a child, or what it backs off to; the smaller id wins a tie.
+    """The most probable token of every context, a child or one that it backs off to; ties go to the smaller token.
 
-    shorter [C]: the context without its first id. Contexts come after their shorter ones.
+    shorter [C] is the node of the context without its first token, which has a smaller number.
     """
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, _, strict, top = packed
     for node in range(len(best)):
         if strict:
-            word, likely = 0, backoffs[node] / vocab_size
+            token, likely = 0, backoffs[node] / vocab_size
         elif node < vocab_size:
-            word, likely = top, backoffs[node] * np.float64(unigrams[top])
+            token, likely = top, backoffs[node] * np.float64(unigrams[top])
         else:
-            word, likely = np.int64(best[shorter[node]]), backoffs[node] * np.float64(best_probability[shorter[node]])
-        own, own_word, hidden = -1.0, -1, False
+            token, likely = np.int64(best[shorter[node]]), backoffs[node] * np.float64(best_probability[shorter[node]])
+        own, own_token, is_child = -1.0, -1, False
         for child in range(first_child[node], first_child[node + 1]):
             at = child - vocab_size
             value = np.float64(codes[np.int64(probabilities[at])]) if codes.shape[0] else np.float64(probabilities[at])
-            hidden |= ids[at] == word
+            is_child |= ids[at] == token
             if value > own:
-                own, own_word = value, np.int64(ids[at])
-        if hidden and own < likely:
-            # its own probability stands in place of what it backs off to, so the next likely one has to be looked for
-            word, likely = _scan(packed, shorter, node)
-        elif own > likely or (own == likely and own_word < word) or hidden:
-            word, likely = own_word, own
-        best[node], best_probability[node] = word, likely
+                own, own_token = value, np.int64(ids[at])
+        if is_child and own < likely:
+            # the shorter context's best token is a child here, with another probability: compare all tokens
+            token, likely = _argmax(packed, shorter, node)
+        elif own > likely or (own == likely and own_token < token) or is_child:
+            token, likely = own_token, own
+        best[node], best_probability[node] = token, likely
 
 
 @njit(cache=True, nogil=True)
-def _scan(packed, shorter, node):
-    """The argmax of a context's whole distribution."""
+def _argmax(packed, shorter, node):
+    """The most probable token of a context and its probability, from the distribution over V."""
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, _, strict, _ = packed
     distribution = unigrams.astype(np.float64)
     path = np.empty(16, np.int64)
@@ -217,5 +237,5 @@ def _scan(packed, shorter, node):
         for child in range(first_child[context], first_child[context + 1]):
             at = child - vocab_size
             distribution[ids[at]] = codes[np.int64(probabilities[at])] if codes.shape[0] else probabilities[at]
-    word = np.argmax(distribution)
-    return word, distribution[word]
+    token = np.argmax(distribution)
+    return token, distribution[token]

@@ -1,9 +1,9 @@
-"""Many look-ups at once, over the n-grams in buckets (foredraft.ngram_native.device_table).
+"""Batched look-ups in the hash buckets of foredraft.ngram_native.device_table.
 
-What a look-up costs is its ways to memory, one for every order, and the branches that a processor cannot foresee. Here the
-buckets of the look-up AHEAD places on are asked for before the one at hand is answered (software prefetching: Chen,
-Ailamaki, Gibbons and Mowry 2004, "Improving hash join performance through prefetching"), and a bucket, one cache line, is
-compared whole. Answers are those of foredraft.ngram_native.query.
+A look-up is bound by the latency of its memory accesses, one for every order, and by unpredictable branches. So the buckets
+of the look-up AHEAD positions on are prefetched before the present one is answered (Chen, Ailamaki, Gibbons and Mowry 2004,
+"Improving hash join performance through prefetching"), and a bucket, one cache line, is compared with vector instructions.
+Results equal those of foredraft.ngram_native.query.
 """
 
 from __future__ import annotations
@@ -14,25 +14,39 @@ from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from foredraft.ngram_native.device_table import BUCKET, MARK, DeviceTable, mixed
+from foredraft.ngram_native.device_table import BUCKET, OVERFLOW, DeviceTable, mix
 
-RING = 16  # look-ups under way together; a power of two
-AHEAD = 8
-MISSED = np.uint64(0x3F80000000000000)  # probability 0, back-off 1
+RING = 16  # slots for look-ups in flight; a power of two above AHEAD
+AHEAD = 8  # prefetch distance in look-ups
+MISSING = np.uint64(0x3F80000000000000)  # probability 0, back-off 1
 
 
-def probabilities(device: DeviceTable, contexts: np.ndarray, words: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """p(words[i] | contexts[i]) for a batch: contexts [n, L] int64, L up to N - 1, words [n] int64 -> [n] float64."""
-    out = np.empty(len(words)) if out is None else out
-    _batch_loop(*_packed(device), min(device.order - 1, contexts.shape[1]), contexts, words, out)
+def probabilities(device: DeviceTable, contexts: np.ndarray, tokens: np.ndarray,
+                  out: np.ndarray | None = None) -> np.ndarray:
+    """p(tokens[i] | contexts[i]) [n] float64, for contexts [n, L] and tokens [n] int64; written to `out` if it is given."""
+    out = np.empty(len(tokens)) if out is None else out
+    _batch_loop(*_packed(device), min(device.order - 1, contexts.shape[1]), contexts, tokens, out)
     return out
 
 
 def score(device: DeviceTable, tokens: np.ndarray, starts: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """log p of every id after the first of its sequence, natural: [n] float64, 0 for the first ones (they are given).
+    """Natural log-probabilities of sequences (see query.score).
 
-    tokens [n] int64; sequence s is tokens[starts[s] : starts[s + 1]], and starts[0] is 0. An id's contexts are the n-grams
-    that ended in the id before it, so that one bucket an order is read for each id.
+    Parameters
+    ----------
+    device
+        The model.
+    tokens
+        [n] int64, all sequences one after the other.
+    starts
+        [m + 1] int64: sequence s is tokens[starts[s] : starts[s + 1]]; starts[0] is 0.
+    out
+        [n] float64 to write to; allocated by default.
+
+    Returns
+    -------
+    numpy.ndarray
+        [n] float64, log p; 0 for the first token of a sequence.
     """
     out = np.empty(len(tokens)) if out is None else out
     _score_loop(*_packed(device), (0,) * device.order, np.asarray(tokens, np.int64), np.asarray(starts, np.int64), out)
@@ -50,7 +64,7 @@ def _prefetch(typingctx, address):
         from llvmlite import ir
 
         byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        # (address, 0: to read, 3: keep in all caches, 1: data)
+        # arguments: address, 0 (read), 3 (keep in all cache levels), 1 (data)
         fetch = get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]), "llvm.prefetch.p0i8")
         builder.call(fetch, [builder.inttoptr(args[0], byte), *(ir.Constant(i32, n) for n in (0, 3, 1))])
@@ -61,10 +75,9 @@ def _prefetch(typingctx, address):
 
 @intrinsic
 def _compare(typingctx, address, value):
-    """(record, whether it is that of the hash `value`, whether the search ends here) for the bucket at an address.
+    """(record, found, end) for the hash `value` in the bucket at an address, without branches.
 
-    The record is the bucket's last one if none is. All three come without a branch: which n-grams are there is as good as
-    random.
+    The record is the bucket's last one if the hash is not found. `end` is true if no further bucket has to be read.
     """
 
     def codegen(context, builder, signature, args):
@@ -80,13 +93,13 @@ def _compare(typingctx, address, value):
             ir.Constant(ir.VectorType(i32, BUCKET), [0] * BUCKET))
         equal = builder.bitcast(builder.icmp_unsigned("==", keys, spread), i4)
         first = get_or_insert_function(builder.module, ir.FunctionType(i32, [i32, i1]), "llvm.cttz.i32")
-        place = builder.call(first, [builder.or_(builder.zext(equal, i32), ir.Constant(i32, 1 << (BUCKET - 1))), i1(1)])
-        at = builder.add(builder.zext(place, i64), ir.Constant(i64, BUCKET))
+        entry = builder.call(first, [builder.or_(builder.zext(equal, i32), ir.Constant(i32, 1 << (BUCKET - 1))), i1(1)])
+        at = builder.add(builder.zext(entry, i64), ir.Constant(i64, BUCKET))
         record = builder.load(builder.gep(base, [at]), align=8)
         found = builder.icmp_unsigned("!=", equal, ir.Constant(i4, 0))
-        unmarked = builder.and_(builder.not_(record), ir.Constant(i64, MARK))
-        # one test of both: as two it would be compiled to two branches
-        ends = builder.icmp_unsigned("!=", builder.or_(builder.zext(equal, i64), unmarked), ir.Constant(i64, 0))
+        no_overflow = builder.and_(builder.not_(record), ir.Constant(i64, OVERFLOW))
+        # one comparison, because two would be compiled to two branches
+        ends = builder.icmp_unsigned("!=", builder.or_(builder.zext(equal, i64), no_overflow), ir.Constant(i64, 0))
         return context.make_tuple(builder, signature.return_type, [record, found, ends])
 
     return types.Tuple((types.uint64, types.boolean, types.boolean))(types.uint64, types.uint64), codegen
@@ -94,13 +107,13 @@ def _compare(typingctx, address, value):
 
 @intrinsic
 def _floats(typingctx, record):
-    """(probability, back-off) of a record, without the mark."""
+    """(probability, back-off) of a record, without the overflow bit."""
 
     def codegen(context, builder, signature, args):
         from llvmlite import ir
 
         i32, single, double = ir.IntType(32), ir.FloatType(), ir.DoubleType()
-        low = builder.and_(builder.trunc(args[0], i32), ir.Constant(i32, MARK - 1))
+        low = builder.and_(builder.trunc(args[0], i32), ir.Constant(i32, OVERFLOW - 1))
         high = builder.trunc(builder.lshr(args[0], ir.Constant(ir.IntType(64), 32)), i32)
         halves = [builder.fpext(builder.bitcast(half, single), double) for half in (low, high)]
         return context.make_tuple(builder, signature.return_type, halves)
@@ -110,28 +123,28 @@ def _floats(typingctx, record):
 
 @njit(cache=True, nogil=True)
 def _bucket(grams, shift, value):
-    """The address of a hash's bucket."""
+    """The address of the bucket of a hash."""
     return grams + ((value >> shift) << np.uint64(6))
 
 
 @njit(cache=True, nogil=True)
 def _find(grams, mask, shift, value):
-    """(probability, back-off, whether it is there) of the n-gram with this hash; 0 and 1 if it is not."""
+    """(probability, back-off, found) of the n-gram with this hash; 0 and 1 if it is not stored."""
     bucket = value >> shift
     record, found, ends = _compare(grams + (bucket << np.uint64(6)), value)
     while not ends:
         bucket = (bucket + np.uint64(1)) & mask
         record, found, ends = _compare(grams + (bucket << np.uint64(6)), value)
-    probability, backoff = _floats(record if found else MISSED)
+    probability, backoff = _floats(record if found else MISSING)
     return probability, backoff, found
 
 
 @njit(cache=True, nogil=True)
 def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, ranks, tokens, starts, out):
-    """p of every id, 1 for first ones. ranks: N of anything, a tuple, so that the compiler knows N.
+    """p of every token, 1 for the first of a sequence. `ranks` is a tuple of length N, so that N is a compile-time constant.
 
-    An id before the sequence's first is -1, which no n-gram holds: what is looked up with it is not there, at no cost.
-    backoffs [2, N]: of the n-grams that end in this id and in the one before it.
+    A position before the sequence's first is token -1, which no n-gram contains, so n-grams with it are not found.
+    backoffs [2, N] are those of the n-grams that end in this token and in the token before it.
     """
     n, one, last, order = len(tokens), np.uint64(1), np.uint64(RING - 1), len(ranks)
     hashes, known, backoffs = np.zeros((RING, len(ranks)), np.uint64), np.zeros(RING, np.int64), np.ones((2, len(ranks)))
@@ -143,9 +156,9 @@ def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, ranks, to
                 sequence += 1
             slot = np.uint64(step) & last
             known[slot] = step - first
-            value = mixed(seed, tokens[step])
+            value = mix(seed, tokens[step])
             for j in range(1, order):
-                value = mixed(value, tokens[np.uint64(step - j)] if j <= step - first else -1)
+                value = mix(value, tokens[np.uint64(step - j)] if j <= step - first else -1)
                 hashes[slot, np.uint64(j)] = max(value, one)
                 _prefetch(_bucket(grams, shift, max(value, one)))
         position = step - AHEAD
@@ -162,17 +175,17 @@ def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, ranks, to
 
 
 @njit(cache=True, nogil=True)
-def _batch_loop(grams, mask, shift, singles, seed, strict, vocab_size, longest, contexts, words, out):
-    """hashes [.., 0]: the n-gram that ends in the word, [.., 1]: its context, both by how many ids that has."""
-    n, one, last, newest = len(words), np.uint64(1), np.uint64(RING - 1), contexts.shape[1]
+def _batch_loop(grams, mask, shift, singles, seed, strict, vocab_size, longest, contexts, tokens, out):
+    """hashes [RING, context size, 2]: of the n-gram that ends in the token, and of its context."""
+    n, one, last, newest = len(tokens), np.uint64(1), np.uint64(RING - 1), contexts.shape[1]
     hashes = np.zeros((RING, longest + 1, 2), np.uint64)
     for step in range(n + AHEAD):
         if step < n:
             slot = np.uint64(step) & last
-            gram, context = mixed(seed, words[step]), seed
+            gram, context = mix(seed, tokens[step]), seed
             for j in range(1, longest + 1):
                 token = contexts[step, newest - j]
-                gram, context = mixed(gram, token), mixed(context, token)
+                gram, context = mix(gram, token), mix(context, token)
                 hashes[slot, j, 0], hashes[slot, j, 1] = max(gram, one), max(context, one)
                 _prefetch(_bucket(grams, shift, max(gram, one)))
                 if j > 1:
@@ -180,7 +193,7 @@ def _batch_loop(grams, mask, shift, singles, seed, strict, vocab_size, longest, 
         i = step - AHEAD
         if i >= 0:
             slot = np.uint64(i) & last
-            likely, _ = _floats(singles[words[i]])
+            likely, _ = _floats(singles[tokens[i]])
             for j in range(1, longest + 1):
                 if j == 1:
                     _, backoff = _floats(singles[contexts[i, newest - 1]])

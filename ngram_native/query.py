@@ -1,11 +1,8 @@
-"""Asking a table: probabilities, one by one and in batches, and argmax chains as drafts.
+"""Queries of an n-gram table: probabilities of single tokens and batches, distributions, and greedy n-gram drafts.
 
-Contract of a draft, for one row: `text` are the ids so far, the start token first. The chain appends the id w with the
-largest p(w | last N - 1 ids), again and again, until `allowed` ids are proposed, the end token has been, or the next id
-costs more than it promises: with r_i the probability that the first i ids are all right (the product of their p) and a
-further row of a pass costing `cost` of a pass, the n-th id is drafted only if r_n / cost exceeds the tokens per pass that
-the draft has without it, (1 + r_1 + ... + r_{n-1}) / (1 + cost (n - 1)). Ties go to the smaller id. Probabilities are the
-table's, whose contract is in foredraft.ngram_native.table.
+Contract of a draft. The draft of a sequence appends the token w with the largest p(w | last N - 1 tokens), repeatedly, until
+`allowed` tokens are drafted, the end token is drafted, or the next token is not worth its cost
+(foredraft.ngram_native.stopping). Ties go to the smaller token. foredraft.ngram_native.table defines the probabilities.
 """
 
 from __future__ import annotations
@@ -13,41 +10,51 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from foredraft.ngram_native.stopping import is_worth_drafting, is_worth_drafting_jit
 from foredraft.ngram_native.table import Table
-
-# What one more row of a pass costs, as a share of a pass: about what the embedded target takes.
-COST = 0.05
 
 
 def draft_reference(table: Table, text: list[int], allowed: int, end_token: int, cost: float) -> list[int]:
-    """The contract by the whole distribution at every id."""
-    proposed, reach, tokens = [], 1.0, 1.0
-    while len(proposed) < allowed and end_token not in proposed[-1:]:
-        distribution = distribution(table, np.array(text + proposed))
-        reach *= distribution.max()
-        if reach * (1 + cost * len(proposed)) <= cost * tokens:
+    """The contract with the distribution over V at every token; `text` begins with the start token."""
+    drafted, reach, expected = [], 1.0, 1.0
+    while len(drafted) < allowed and end_token not in drafted[-1:]:
+        p = distribution(table, np.array(text + drafted))
+        reach *= p.max()
+        if not is_worth_drafting(reach, len(drafted), expected, cost):
             break
-        tokens += reach
-        proposed.append(int(distribution.argmax()))
-    return proposed
+        expected += reach
+        drafted.append(int(p.argmax()))
+    return drafted
 
 
-def probability(table: Table, context: np.ndarray, word: int) -> float:
-    """p(word | context), context [n] int64 of any length; its last N - 1 ids count."""
-    return _probability_loop(table.packed, np.asarray(context, np.int64), word)
+def probability(table: Table, context: np.ndarray, token: int) -> float:
+    """p(token | context); context [n] int64 of any length, of which the last N - 1 tokens are used."""
+    return _probability_loop(table.packed, np.asarray(context, np.int64), token)
 
 
-def probabilities(table: Table, contexts: np.ndarray, words: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """p(words[i] | contexts[i]) for a batch: contexts [n, L] int64, words [n] int64 -> [n] float64."""
-    out = np.empty(len(words)) if out is None else out
-    _batch_loop(table.packed, contexts, words, out)
+def probabilities(table: Table, contexts: np.ndarray, tokens: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """p(tokens[i] | contexts[i]) [n] float64, for contexts [n, L] and tokens [n] int64; written to `out` if it is given."""
+    out = np.empty(len(tokens)) if out is None else out
+    _batch_loop(table.packed, contexts, tokens, out)
     return out
 
 
 def score(table: Table, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """log p of every id after the first of its sequence, natural: [n] float64, 0 for the first ones (they are given).
+    """Natural log-probabilities of sequences.
 
-    tokens [n] int64; sequence s is tokens[starts[s] : starts[s + 1]].
+    Parameters
+    ----------
+    table
+        The model.
+    tokens
+        [n] int64, all sequences one after the other.
+    starts
+        [m + 1] int64: sequence s is tokens[starts[s] : starts[s + 1]].
+
+    Returns
+    -------
+    numpy.ndarray
+        [n] float64, log p of every token after those before it in its sequence; 0 for the first token of a sequence.
     """
     out = np.zeros(len(tokens))
     _score_loop(table.packed, np.asarray(tokens, np.int64), np.asarray(starts, np.int64), out)
@@ -55,43 +62,59 @@ def score(table: Table, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def distribution(table: Table, context: np.ndarray) -> np.ndarray:
-    """p(. | context) as [V] float64."""
-    distribution = np.empty(table.vocab_size)
-    warp_loop(table.packed, np.asarray(context, np.int64), distribution)
-    return distribution
+    """p(. | context) [V] float64; context [n] int64."""
+    p = np.empty(table.vocab_size)
+    _distribution_loop(table.packed, np.asarray(context, np.int64), p)
+    return p
 
 
 def draft(
     table: Table, tokens: np.ndarray, lengths: np.ndarray, allowed: np.ndarray, end_token: int, cost: float,
     proposed: np.ndarray, proposed_lengths: np.ndarray,
 ) -> None:
-    """Draft for every row, in place.
+    """Draft for every sequence of a batch, in place.
 
-    tokens [B, T + 1] int64 hold each row's ids so far, lengths [B] int64 count them, allowed [B] int64. Writes
-    proposed [B, K] int64 (0 past a row's draft) and proposed_lengths [B] int64.
+    Parameters
+    ----------
+    table
+        The model.
+    tokens
+        [B, T + 1] int64, start token and output of each sequence.
+    lengths
+        [B] int64, tokens of each sequence so far.
+    allowed
+        [B] int64, the most tokens to draft.
+    end_token
+        A draft ends with it.
+    cost
+        Cost of a further query position in passes (foredraft.ngram_native.stopping).
+    proposed
+        [B, K] int64, written: the drafts, 0 past their ends.
+    proposed_lengths
+        [B] int64, written.
     """
     _draft_loop(table.packed, tokens, lengths, allowed, end_token, cost, proposed, proposed_lengths)
 
 
 @njit(cache=True, nogil=True)
-def _child(ids, first_child, vocab_size, node, word):
-    """The node of (node's n-gram, word), or -1; binary search among the children."""
+def _child(ids, first_child, vocab_size, node, token):
+    """The node of (the n-gram of `node`, token), or -1, by binary search among the children."""
     low, high = np.int64(first_child[node]) - vocab_size, np.int64(first_child[node + 1]) - vocab_size
     end = high
     while low < high:
         middle = (low + high) >> 1
-        if ids[middle] < word:
+        if ids[middle] < token:
             low = middle + 1
         else:
             high = middle
-    if low < end and ids[low] == word:
+    if low < end and ids[low] == token:
         return low + vocab_size
     return np.int64(-1)
 
 
 @njit(cache=True, nogil=True)
-def walk(ids, first_child, vocab_size, text, begin, end):
-    """The node of text[begin:end], at least one id, or -1."""
+def find_node(ids, first_child, vocab_size, text, begin, end):
+    """The node of text[begin:end], one token or more, or -1."""
     node = np.int64(text[begin])
     if node < 0 or node >= vocab_size:
         return np.int64(-1)
@@ -103,15 +126,15 @@ def walk(ids, first_child, vocab_size, text, begin, end):
 
 
 @njit(cache=True, nogil=True)
-def _probability_loop(packed, context, word):
+def _probability_loop(packed, context, token):
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, order, strict, _ = packed
     end = len(context)
     size = min(order - 1, end)
     weight = 1.0
     while size > 0:
-        node = walk(ids, first_child, vocab_size, context, end - size, end)
+        node = find_node(ids, first_child, vocab_size, context, end - size, end)
         if node >= 0:
-            child = _child(ids, first_child, vocab_size, node, word)
+            child = _child(ids, first_child, vocab_size, node, token)
             if child >= 0:
                 value = probabilities[child - vocab_size]
                 return weight * (codes[np.int64(value)] if codes.shape[0] else value)
@@ -119,13 +142,13 @@ def _probability_loop(packed, context, word):
         if strict:
             return weight / vocab_size
         size -= 1
-    return weight * unigrams[word]
+    return weight * unigrams[token]
 
 
 @njit(cache=True, nogil=True)
-def _batch_loop(packed, contexts, words, out):
-    for i in range(len(words)):
-        out[i] = _probability_loop(packed, contexts[i], words[i])
+def _batch_loop(packed, contexts, tokens, out):
+    for i in range(len(tokens)):
+        out[i] = _probability_loop(packed, contexts[i], tokens[i])
 
 
 @njit(cache=True, nogil=True)
@@ -138,8 +161,8 @@ def _score_loop(packed, tokens, starts, out):
 
 
 @njit(cache=True, nogil=True)
-def warp_loop(packed, context, distribution):
-    """p(. | context) into distribution [V] float64."""
+def _distribution_loop(packed, context, distribution):
+    """Write p(. | context) to distribution [V] float64."""
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, order, strict, _ = packed
     end = len(context)
     longest = min(order - 1, end)
@@ -147,11 +170,11 @@ def warp_loop(packed, context, distribution):
     for size in range(longest if strict else 1, longest + 1):
         if size == 0:
             break
-        node = walk(ids, first_child, vocab_size, context, end - size, end)
+        node = find_node(ids, first_child, vocab_size, context, end - size, end)
         if strict:
             distribution[:] = 1 / vocab_size
         if node < 0:
-            # Suffixes of nodes are nodes: a longer context cannot be there either.
+            # every suffix of a node is a node, so no longer context is stored
             break
         distribution *= backoffs[node]
         for child in range(np.int64(first_child[node]) - vocab_size, np.int64(first_child[node + 1]) - vocab_size):
@@ -161,11 +184,11 @@ def warp_loop(packed, context, distribution):
 
 @njit(cache=True, nogil=True)
 def likeliest(packed, text, end):
-    """The id with the largest probability after text[:end], and that probability."""
+    """The token with the largest probability after text[:end], and that probability."""
     ids, unigrams, _, codes, first_child, _, best, best_probability, vocab_size, order, strict, top = packed
     size = min(order - 1, end)
     while size > 0:
-        node = walk(ids, first_child, vocab_size, text, end - size, end)
+        node = find_node(ids, first_child, vocab_size, text, end - size, end)
         if node >= 0:
             value = best_probability[node]
             return np.int64(best[node]), np.float64(codes[np.int64(value)] if codes.shape[0] else value)
@@ -176,9 +199,9 @@ def likeliest(packed, text, end):
 
 
 def log_distributions(table: Table, texts: np.ndarray, lengths: np.ndarray, logits: np.ndarray, largest: np.ndarray) -> None:
-    """log p(. | text) of every row into logits [B, V] float32, and the largest p into largest [B] float64.
+    """Write log p(. | text) to logits [B, V] float32 and the largest p to largest [B] float64.
 
-    texts [B, L] int64, of which row b has its first lengths[b].
+    texts [B, L] int64; text b is texts[b, : lengths[b]].
     """
     _log_distributions_loop(table.packed, texts, lengths, logits, largest)
 
@@ -186,31 +209,31 @@ def log_distributions(table: Table, texts: np.ndarray, lengths: np.ndarray, logi
 @njit(cache=True, nogil=True)
 def _log_distributions_loop(packed, texts, lengths, logits, largest):
     distribution = np.empty(packed[8])
-    for row in range(len(texts)):
-        warp_loop(packed, texts[row, : lengths[row]], distribution)
-        largest[row] = distribution.max()
-        for word in range(len(distribution)):
-            logits[row, word] = np.log(distribution[word])
+    for b in range(len(texts)):
+        _distribution_loop(packed, texts[b, : lengths[b]], distribution)
+        largest[b] = distribution.max()
+        for token in range(len(distribution)):
+            logits[b, token] = np.log(distribution[token])
 
 
 @njit(cache=True, nogil=True)
 def _draft_loop(packed, tokens, lengths, allowed, end_token, cost, proposed, proposed_lengths):
     order = packed[9]
     text = np.empty(order - 1 + proposed.shape[1], np.int64)
-    for row in range(tokens.shape[0]):
-        proposed[row] = 0
+    for b in range(tokens.shape[0]):
+        proposed[b] = 0
         count = 0
-        known = min(order - 1, lengths[row])
-        text[:known] = tokens[row, lengths[row] - known : lengths[row]]
+        known = min(order - 1, lengths[b])
+        text[:known] = tokens[b, lengths[b] - known : lengths[b]]
         reach, expected = 1.0, 1.0
-        while count < min(allowed[row], proposed.shape[1]):
-            word, likely = likeliest(packed, text, known + count)
+        while count < min(allowed[b], proposed.shape[1]):
+            token, likely = likeliest(packed, text, known + count)
             reach *= likely
-            if reach * (1 + cost * count) <= cost * expected:
+            if not is_worth_drafting_jit(reach, count, expected, cost):
                 break
             expected += reach
-            proposed[row, count] = text[known + count] = word
+            proposed[b, count] = text[known + count] = token
             count += 1
-            if word == end_token:
+            if token == end_token:
                 break
-        proposed_lengths[row] = count
+        proposed_lengths[b] = count

@@ -1,26 +1,26 @@
-"""The n-gram table: a trie in flat arrays, and its file.
+"""The n-gram table: a back-off model (Katz 1987) as a trie in flat arrays, and its file.
 
-Contract. Nodes are numbered level by level: the ids 0..V-1 first (level 1), then every kept n-gram of 2, 3, ..., N ids
-in sorted order. M nodes in all, of which the first C (levels 1..N-1) can be contexts:
+Contract. Nodes are numbered level by level: the tokens 0..V-1 first (level 1), then every stored n-gram of 2, 3, ..., N
+tokens in sorted order. There are M nodes, of which the first C (levels 1..N-1) can be contexts:
 
-    unigrams      [V]      float32, p(w) after no context
-    ids           [M - V]  the last id of the nodes from V on (node n has ids[n - V])
-    probabilities [M - V]  p(last id | the ids before): float32, or uint16 codes (`quantised`)
-    first_child   [C + 1]  the children of context c are the nodes first_child[c] : first_child[c + 1], sorted by id
+    unigrams      [V]      float32, p(w) after the empty context
+    ids           [M - V]  the last token of the nodes from V on (node n has ids[n - V])
+    probabilities [M - V]  p(last token | the tokens before): float32, or uint16 codes (`quantised`)
+    first_child   [C + 1]  the children of context c are the nodes first_child[c] : first_child[c + 1], sorted by token
     backoffs      [C]      float32
-    best          [C]      the id with the largest probability after c, whether a child of c or not
-    best_probability [C]   that probability, stored as the others
+    best          [C]      the token with the largest probability after c, a child of c or not
+    best_probability [C]   its probability, stored like `probabilities`
 
-p(w | c) = the probability of the node (c w) if it is kept, else backoff(c) p(w | c without its first id); a context that
-is not kept backs off at no cost. `strict` tables (Laplace) back off to 1 / V at once, from a context that is not kept too.
-Where a smoothing is normalised, p(. | c) sums to 1 by the choice of the back-offs, with codes as well. Integer arrays
-have the smallest type that fits. Every suffix and prefix of a node is a node.
+If the n-gram (c w) is stored, p(w | c) is its probability; else it is backoff(c) p(w | c without its first token), and the
+back-off of a context that is not stored is 1. In `strict` tables (Laplace) the second factor is 1 / V, at every context.
+For the smoothings that are normalised, the back-offs are chosen so that p(. | c) sums to 1, with codes as well. Integer
+arrays have the smallest type that fits. Every prefix and suffix of a node is a node.
 
-A code q stands for exp(-q CODE_STEP), 65535 for 0; a probability gets the next smaller one, at most 0.04 % below it, so that
-a context never gives away more than it has.
+A code q stands for exp(-q CODE_STEP), 65535 for 0. Probabilities are rounded down to a code, by at most 0.04 %, so that the
+stored probabilities of a context never sum to more than the exact ones.
 
-Files (`.ngram`) are those of foredraft.ngram_native.files. Version 1 held, in place of the probabilities, `alphas` [M]
-float32, p(w | c) = alpha(c w) + backoff(c) p(w | c without its first id); it opens, and is converted.
+Files (`.ngram`) have the format of foredraft.ngram_native.files. Version 1 contained, in place of `probabilities`, the array
+`alphas` [M] float32 with p(w | c) = alpha(c w) + backoff(c) p(w | c without its first token); it is converted when opened.
 """
 
 from __future__ import annotations
@@ -45,32 +45,45 @@ _ARRAYS = ("unigrams", "ids", "probabilities", "first_child", "backoffs", "best"
 
 
 def vocabulary_fingerprint(vocabulary: Mapping[str, int]) -> str:
-    """sha256 (hex) of a tokenizer's vocabulary, `tokenizer.get_vocab()`: equal iff every token has the same id."""
+    """sha256 (hex) of a tokenizer's vocabulary, `tokenizer.get_vocab()`; equal if and only if the vocabularies are."""
     pairs = sorted((index, token) for token, index in vocabulary.items())
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def smallest_type(largest: int) -> np.dtype:
-    """The smallest of uint16, int32, int64 that holds 0..largest."""
+    """The smallest of uint16, int32, int64 that can represent 0..largest."""
     return np.dtype(np.uint16 if largest < 2**16 else np.int32 if largest < 2**31 else np.int64)
 
 
 def encode(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities 0..1 to codes, uint16, rounded down."""
+    """Probabilities in 0..1 as uint16 codes, rounded down."""
     with np.errstate(divide="ignore"):
         codes = np.minimum(np.ceil(-np.log(probabilities) / CODE_STEP), CODES - 2)
     return np.where(probabilities > 0, codes, CODES - 1).astype(np.uint16)
 
 
 def codebook() -> np.ndarray:
-    """[65536] float32: what each code stands for."""
+    """[65536] float32: the probability of each code."""
     return np.append(np.exp(-CODE_STEP * np.arange(CODES - 1)), 0.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Table:
-    """See the module docstring. sizes [N]: nodes per level; discounts: per level, what was taken from counts 1, 2, 3+, or
-    the one parameter of Laplace and stupid back-off; tokenizer: the vocabulary's fingerprint, or None when not known."""
+    """A smoothed n-gram model. The module's docstring defines the arrays.
+
+    Attributes
+    ----------
+    vocab_size
+        V.
+    sizes
+        [N], nodes of each level.
+    smoothing
+        "kneser-ney", "absolute", "laplace", "stupid-backoff" or "arpa".
+    discounts
+        Per level the discounts of counts 1, 2 and 3+; for Laplace and stupid back-off one entry, their parameter.
+    tokenizer
+        Fingerprint of the tokenizer's vocabulary; None if it is not known.
+    """
 
     vocab_size: int
     sizes: tuple[int, ...]
@@ -87,14 +100,17 @@ class Table:
 
     @property
     def order(self) -> int:
+        """N."""
         return len(self.sizes)
 
     @property
     def strict(self) -> bool:
+        """Whether every context backs off to 1 / V."""
         return self.smoothing == STRICT
 
     @property
     def quantised(self) -> bool:
+        """Whether probabilities are stored as codes."""
         return self.probabilities.dtype == np.uint16
 
     @property
@@ -104,7 +120,7 @@ class Table:
 
     @cached_property
     def packed(self) -> tuple:
-        """What compiled code takes: the arrays, the codebook (empty for float32), V, N, strict, the best single id."""
+        """The argument of the kernels: the arrays, the codebook (empty for float32), V, N, strict, the best unigram."""
         values = codebook() if self.quantised else np.zeros(0, np.float32)
         return (self.ids, self.unigrams, self.probabilities, values, self.first_child, self.backoffs, self.best,
                 self.best_probability, self.vocab_size, self.order, self.strict, int(np.argmax(self.unigrams)))
@@ -115,7 +131,7 @@ class Table:
         return codebook()[stored] if stored.dtype == np.uint16 else stored
 
     def save(self, path: str | Path) -> None:
-        """Write the file: a temporary one, flushed to the disk, then renamed."""
+        """Write a `.ngram` file, atomically."""
         files.write(path, KIND, {
             "order": self.order, "vocab_size": self.vocab_size, "sizes": self.sizes, "smoothing": self.smoothing,
             "discounts": self.discounts, "tokenizer": self.tokenizer, "quantised": self.quantised,
@@ -123,7 +139,7 @@ class Table:
 
     @classmethod
     def open(cls, path: str | Path) -> Table:
-        """Map a file; pages are read on first use. UserError if it is missing, foreign, newer, damaged or cut short."""
+        """Map a `.ngram` file into memory; pages are read on first use. UserError as foredraft.ngram_native.files.read."""
         version, header, arrays = files.read(path, KIND)
         if version == 1:
             arrays = _from_version_1(header["vocab_size"], header["sizes"], arrays)
@@ -132,30 +148,25 @@ class Table:
                    **{name: arrays[name] for name in _ARRAYS})
 
 
-def verify(path: str | Path) -> int:
-    """Read every page of a table file; UserError if an array is not what was written. Returns the bytes read."""
-    return files.verify(path, KIND)
-
-
 def _from_version_1(vocab_size: int, sizes: list[int], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    whole = arrays["alphas"].astype(np.float64)
+    values = arrays["alphas"].astype(np.float64)
     children = np.diff(arrays["first_child"].astype(np.int64))
     parents = np.concatenate([np.zeros(vocab_size, np.int64), np.repeat(np.arange(len(children)), children)])
-    _add_backed(arrays["ids"], arrays["first_child"].astype(np.int64), parents, arrays["backoffs"], vocab_size, whole)
-    return arrays | {"unigrams": whole[:vocab_size].astype(np.float32),
-                     "probabilities": whole[vocab_size:].astype(np.float32)}
+    _interpolate(arrays["ids"], arrays["first_child"].astype(np.int64), parents, arrays["backoffs"], vocab_size, values)
+    return arrays | {"unigrams": values[:vocab_size].astype(np.float32),
+                     "probabilities": values[vocab_size:].astype(np.float32)}
 
 
 @njit(cache=True, nogil=True)
-def _add_backed(ids, first_child, parents, backoffs, vocab_size, whole):
-    """whole[n] += backoff(parent) whole[suffix of n], level by level as nodes are numbered."""
-    suffixes = np.zeros(len(whole), np.int64)
-    for node in range(vocab_size, len(whole)):
+def _interpolate(ids, first_child, parents, backoffs, vocab_size, values):
+    """values[n] += backoff(parent) values[suffix of n], level by level."""
+    suffixes = np.zeros(len(values), np.int64)
+    for node in range(vocab_size, len(values)):
         parent = parents[node]
-        word = np.int64(ids[node - vocab_size])
+        token = np.int64(ids[node - vocab_size])
         if parent < vocab_size:
-            suffixes[node] = word
+            suffixes[node] = token
         else:
             low, high = first_child[suffixes[parent]], first_child[suffixes[parent] + 1]
             suffixes[node] = low + np.searchsorted(ids[low - vocab_size : high - vocab_size], ids[node - vocab_size])
-        whole[node] += backoffs[parent] * whole[suffixes[node]]
+        values[node] += backoffs[parent] * values[suffixes[node]]

@@ -1,4 +1,4 @@
-"""N-grams of orders 1..N as a trie in flat arrays: what smoothing works on."""
+"""A trie of counted n-grams of orders 1..N in flat arrays, the input of smoothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from numba import njit
 
 @dataclass
 class Trie:
-    """Entry k - 1 of each list describes the n-grams of k ids, in sorted order.
+    """N-grams by level. Entry k - 1 of each list describes level k, the n-grams of k tokens, sorted.
 
-    counts [n_k] int64, ids [n_k] int32 the last id, parents [n_k] int64 the node of the first k - 1 ids at level k - 1.
-    Level 1 is dense: node v is the id v, n_1 = vocab_size, and counts may be 0 there alone. The children of a node lie
-    side by side.
+    Level 1 is dense: node v is token v, n_1 = V, and only there counts may be 0. The children of a node are adjacent.
+
+    Attributes
+    ----------
+    vocab_size
+        V.
+    counts
+        Per level [n_k] int64, occurrences.
+    ids
+        Per level [n_k] int32, the last token.
+    parents
+        Per level [n_k] int64, the node of the first k - 1 tokens at level k - 1.
     """
 
     vocab_size: int
@@ -24,15 +33,16 @@ class Trie:
 
     @property
     def order(self) -> int:
+        """N."""
         return len(self.counts)
 
     def first_children(self, level: int) -> np.ndarray:
-        """[n_level + 1] int64: node i of `level` has the children first[i] : first[i + 1] of the next level."""
+        """[n_level + 1] int64: the children of node i of `level` are the nodes first[i] : first[i + 1] of the next level."""
         sizes = np.bincount(self.parents[level], minlength=len(self.counts[level - 1]))
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
     def suffixes(self) -> list[np.ndarray]:
-        """Per level k >= 2, [n_k] int64: the node at level k - 1 of the last k - 1 ids. Level 1 has the empty suffix, 0."""
+        """Per level [n_k] int64: the node of the last k - 1 tokens at level k - 1; 0, the empty suffix, at level 1."""
         suffixes = [np.zeros(self.vocab_size, np.int64)]
         for level in range(1, self.order):
             if level == 1:
@@ -46,7 +56,7 @@ class Trie:
 
 
 def dense_level(counts: np.ndarray) -> Trie:
-    """A trie of single ids alone."""
+    """A trie of unigrams with counts [V]."""
     size = len(counts)
     return Trie(size, [counts], [np.arange(size, dtype=np.int32)], [np.zeros(size, np.int64)])
 

@@ -1,5 +1,4 @@
-"""What n-gram tables draft on a target's own outputs, by data, order and smoothing, and what copying and a table do
-together."""
+"""Acceptance of n-gram drafts on a target's outputs, by training data, order and smoothing, alone and with lookup."""
 
 from __future__ import annotations
 
@@ -10,28 +9,30 @@ from pathlib import Path
 
 import numpy as np
 
-from foredraft.bench.harness.replay import first_drafts, replay, rounds_of
+from foredraft.bench.harness.cases import load_cases
+from foredraft.bench.harness.replay import first_drafts, replay, steps_of
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.ngram import NgramDrafter
 from foredraft.engine.protocols import Drafter
+from foredraft.errors import UserError
 from foredraft.ngram_native import smooth
 from foredraft.ngram_native.count import count
-from foredraft.ngram_native.query import COST
+from foredraft.ngram_native.stopping import COST
 
-# Those that a copy's confidence can be compared with: probabilities that are estimates.
+# smoothings whose probabilities are estimates, which a copy's confidence can be compared with
 COMBINED = smooth.INTERPOLATED
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Outputs of the target at one temperature, of the same articles as the others."""
+    """The target's outputs at one temperature."""
 
     temperature: float
     outputs: list[list[int]]
 
 
 def name_of(path: Path) -> str:
-    """What to call a folder that `foredraft pseudo` wrote, or a file of summaries."""
+    """Name of a pseudo-dataset folder, or of a file of summaries."""
     known = path / "pseudo.json"
     return f"own, T={json.loads(known.read_text())['temperature']:g}" if known.is_file() else path.name
 
@@ -39,12 +40,20 @@ def name_of(path: Path) -> str:
 def acceptance(fits: dict[str, tuple[np.ndarray, np.ndarray]], vocab_size: int, sources: Sequence[Sequence[int]],
                texts: Sequence[Texts], orders: Sequence[int], ks: Sequence[int], start_token: int, end_token: int,
                progress: Callable[[], None] = lambda: None) -> list[dict]:
-    """Rows of alpha and tokens a round. fits: by the data's name, ids [n] and starts [m + 1] that tables are fitted on.
-    tokens_per_pass: tokens a round over what a round costs, a drafted id being COST of a pass.
+    """A record of alpha and tokens per step for each drafter, fit, temperature and K.
 
-    `lookup+ngram` rows have beside their figures, as multiples of the better part's tokens a round: their own
-    (over_better), that of a choice between the two drafts that is right in every round (oracle), and of one that is right
-    for every id (oracle_by_id). Both oracles draft K ids whatever they are worth.
+    Parameters
+    ----------
+    fits : dict
+        By the data's name, the tokens [n] and starts [m + 1] that tables are fitted on.
+
+    Returns
+    -------
+    list of dict
+        `tokens_per_pass` is tokens per step over the cost of a step, where a drafted token costs COST of a pass.
+        Records of lookup+ngram also have, relative to the better of lookup and ngram, the tokens per step of lookup+ngram
+        (`over_better`), of an oracle that picks the better draft of each step (`oracle`), and of one that picks the right
+        drafter for each token (`oracle_by_id`). Both oracles draft K tokens in every step.
     """
     ends, rows = (start_token, end_token), []
     plain = {one.temperature: _Measured(LookupDrafter, sources, one.outputs, ks, ends) for one in texts}
@@ -66,11 +75,25 @@ def acceptance(fits: dict[str, tuple[np.ndarray, np.ndarray]], vocab_size: int, 
     return rows
 
 
+def drafts_of_tables(model, fits: dict[str, tuple[np.ndarray, np.ndarray]], test: Path, skip: int, limit: int,
+                     orders: Sequence[int], ks: Sequence[int], temperatures: Sequence[float],
+                     progress: Callable[[], None] = lambda: None) -> list[dict]:
+    """`acceptance` on the target's outputs for `limit` articles of `test` after the first `skip`."""
+    articles = load_cases(test, model.tokenizer, limit=skip + limit, max_source=model.source_limit)[skip:]
+    if not articles:
+        raise UserError(f"{test}: no article is left after --skip {skip}; skip fewer")
+    sources = [list(case.source) for case in articles]
+    texts = [Texts(T, model.generate(sources, draft_tokens=0, batch_size=16, do_sample=T > 0, temperature=T or 1.0,
+                                     seed=0).token_ids) for T in temperatures]
+    target = model.target
+    return acceptance(fits, target.config.vocab_size, sources, texts, orders, ks, target.start_token, target.end_token, progress)
+
+
 class _Measured:
-    """A drafter's figures along outputs: by K those of a replay, and which first drafts are right."""
+    """A drafter's figures along outputs: a replay for each K, and which first drafts are right."""
 
     def __init__(self, make: Callable[[], Drafter], sources, outputs, ks, ends):
-        # all articles at once: the confidences that copying learns then hang on no order of batches
+        # all articles in one batch: the confidences that lookup learns depend on the order of batches
         self.by_k = {K: replay(make(), sources, outputs, K, *ends, len(outputs)) for K in ks}
         self.right = first_drafts(make(), sources, outputs, *ends, len(outputs))
         for found in self.by_k.values():
@@ -83,13 +106,13 @@ class _Measured:
 
 
 def _beside(lookup: _Measured, ngram: _Measured, whole: _Measured, table, sources, outputs, ends) -> dict[int, dict]:
-    """By K: the combined drafter's and both oracles' tokens a round, over the better part's."""
+    """By K: tokens per step of lookup+ngram and of both oracles, relative to the better of the two."""
     emitted, found = sum(map(len, outputs)), {}
     for K in lookup.by_k:
         better = max(part.by_k[K]["tokens_per_step"] for part in (lookup, ngram))
         chosen = replay(LookupDrafter(cost=0.0), sources, outputs, K, *ends, len(outputs),
                         beside=NgramDrafter(table, cost=0.0))
-        rounds = sum(rounds_of(one | other, K) for one, other in zip(lookup.right, ngram.right, strict=True))
+        steps = sum(steps_of(one | other, K) for one, other in zip(lookup.right, ngram.right, strict=True))
         found[K] = {"over_better": whole.by_k[K]["tokens_per_step"] / better,
-                    "oracle": chosen["tokens_per_step"] / better, "oracle_by_id": emitted / rounds / better}
+                    "oracle": chosen["tokens_per_step"] / better, "oracle_by_id": emitted / steps / better}
     return found

@@ -1,4 +1,4 @@
-"""The n-gram library's own speeds: counting, look-ups, drafts, opening; beside a dictionary and KenLM where it is there."""
+"""Speeds of the n-gram library: counting, queries, drafts, opening; beside a dictionary, and KenLM if it is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from numba import njit
 from foredraft.ngram_native import batch_query as batch
 from foredraft.ngram_native import files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa
-from foredraft.ngram_native.count import Counts, count
+from foredraft.ngram_native.count import count
+from foredraft.ngram_native.counts import Counts
 from foredraft.ngram_native.device_table import export_device
 from foredraft.ngram_native.table import KIND, Table
 
 
 def best_of(run: Callable[[], object], times: int, before: Callable[[], None] = lambda: None) -> float:
-    """Seconds of the fastest of `times` calls, after one that is not counted; `before` goes before each, untimed."""
+    """Seconds of the fastest of `times` calls, after one warm-up call; `before` is called before each, untimed."""
     run()
     best = math.inf
     for _ in range(times):
@@ -34,8 +36,41 @@ def best_of(run: Callable[[], object], times: int, before: Callable[[], None] = 
     return best
 
 
+def encoded(paths: Sequence[Path], field: str, model, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n] and starts [m + 1] of the first `limit` texts, each with its start and end tokens."""
+    from foredraft.train.drafter.fit_ngram import sequences
+
+    read = (ids for path in paths for batch in sequences(path, field, model.tokenizer) for ids in batch)
+    found = list(islice(read, limit))
+    return np.concatenate(found), np.cumsum([0, *map(len, found)])
+
+
+def speeds(wanted: Sequence[str], model, texts: tuple[np.ndarray, np.ndarray], test: Path, field: str, order: int, repeats: int,
+           megabytes: int, lmplz: str | None) -> dict:
+    """The figures of each part in `wanted`: counting, queries, drafting, size, opening."""
+    found, parts = {}, set(wanted) & {"counting", "queries", "drafting", "size"}
+    if parts:
+        tokens, starts = texts
+        V = model.target.config.vocab_size
+        counts = count(tokens, starts, order, V)
+    if "counting" in parts:
+        found["counting"] = counting(tokens, starts, order, V, repeats, lmplz)
+    if parts & {"queries", "drafting"}:
+        tests = encoded([test], field, model)
+        for name, quantise in (("float32", False), ("quantised", True)):
+            table = smooth.fit(counts, quantise=quantise)
+            for part, measured in (("queries", queries), ("drafting", drafting)):
+                if part in parts:
+                    found.setdefault(part, {})[name] = measured(table, *tests, repeats)
+    if "size" in parts:
+        found["size"] = sizes(counts)
+    if "opening" in wanted:
+        found["opening"] = opening(megabytes)
+    return found
+
+
 def counting(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, repeats: int, lmplz: str | None) -> dict:
-    """Tokens a second: to the sorted counts, to the trie of every order, a dictionary, and lmplz to its ARPA file."""
+    """Tokens a second to the sorted counts, to the trie of all orders, to a dictionary, and of lmplz to its ARPA file."""
     n, threads = len(tokens), _threads()
     native = best_of(lambda: count(tokens, starts, order, vocab_size), repeats)
     single = best_of(lambda: count(tokens, starts, order, vocab_size, threads=1), repeats)
@@ -75,7 +110,7 @@ def _threads() -> int:
 
 
 def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) -> dict:
-    """Look-ups a second on one core over a test text's own n-grams, and the perplexity that they give."""
+    """Queries a second on one core over the n-grams of a test text, and its perplexity."""
     N = table.order
     contexts, words = _windows(tokens, starts, N)
     out = np.empty(len(words))
@@ -92,9 +127,9 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
     found["batch_shuffled"] = n / best_of(lambda: batch.probabilities(device, *shuffled, out), repeats)
     found["score"] = n / best_of(lambda: batch.score(device, tokens, starts, scores), repeats)
     found["score_cold"] = n / best_of(lambda: batch.score(device, tokens, starts, scores), repeats, evict)
-    # the ways to memory alone: lines of the same array, each known before the one in front of it is there
-    places = np.random.default_rng(0).permutation(len(device.grams))[:1_000_000]
-    found["random_lines"] = len(places) / best_of(lambda: _read_lines(device.grams, places), repeats)
+    # memory alone: random cache lines of the same array, whose addresses do not depend on each other
+    lines = np.random.default_rng(0).permutation(len(device.grams))[:1_000_000]
+    found["random_lines"] = len(lines) / best_of(lambda: _read_lines(device.grams, lines), repeats)
     ids = [[int(w) for w in tokens[a:b]] for a, b in zip(starts[:-1], starts[1:], strict=True)]
     values, backoffs = _dictionaries(table)
 
@@ -132,7 +167,7 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
                 model.BaseScore(before, word, after)
                 before, after = after, before
 
-    # a number a word, as `score` gives; the sum of a sentence alone; a call a word, with the state that it leaves
+    # one score a word, as `score` gives; one sum a sentence; one call a word with its state
     found["kenlm_full_scores"] = n / best_of(full_scores, repeats)
     found["kenlm_full_scores_cold"] = n / best_of(full_scores, repeats, evict)
     found["kenlm_sentences"] = n / best_of(lambda: [model.score(text) for text in texts], repeats)
@@ -148,15 +183,15 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
 
 
 @njit(cache=True, nogil=True)
-def _read_lines(lines, places):
+def _read_lines(table, lines):
     total = np.int64(0)
-    for place in places:
-        total ^= lines[place, 0]
+    for line in lines:
+        total ^= table[line, 0]
     return total
 
 
 def evict() -> None:
-    """Push what was measured out of the caches, by writing more than they hold."""
+    """Evict the measured data from the caches, by writing more than they hold."""
     np.ones(1 << 27)
 
 
@@ -173,7 +208,7 @@ def _dictionaries(table: Table) -> tuple[dict, dict]:
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Contexts [n, order - 1] (short ones filled with the start token) and words [n] of every id after a first one."""
+    """Contexts [n, order - 1] (filled with the start token) and words [n] of every token but the first of a text."""
     first = np.repeat(starts[:-1], np.diff(starts))
     at = np.flatnonzero(np.arange(len(tokens)) > first)
     back = at[:, None] - np.arange(order - 1, 0, -1)
@@ -181,7 +216,7 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, order: int) -> tuple[np.nda
 
 
 def sizes(counts: Counts, **options) -> dict:
-    """Bytes of tables with and without codes, per n-gram of two ids or more, the single ids' fixed part left out."""
+    """Bytes of plain and quantised tables, per n-gram of two tokens or more; the fixed size of unigrams is left out."""
     found = {}
     for name, quantise in (("float32", False), ("quantised", True)):
         table = smooth.fit(counts, quantise=quantise, **options)
@@ -192,7 +227,7 @@ def sizes(counts: Counts, **options) -> dict:
 
 
 def drafting(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) -> list[dict]:
-    """Microseconds of one call by rows and K; every row drafts K ids, whatever they are worth."""
+    """Microseconds of one call by sequences and K; every sequence drafts K tokens."""
     rows = []
     for B in (1, 8, 32):
         texts, lengths = np.zeros((B, 33), np.int64), np.zeros(B, np.int64)
@@ -211,10 +246,10 @@ def drafting(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int)
 
 
 def opening(megabytes: int, folder: str | Path | None = None) -> dict:
-    """Milliseconds to open a table file of this size, whose header is read and whose arrays are mapped."""
+    """Milliseconds to open a table file of this size: its header is read, its arrays are mapped."""
     nodes = megabytes * 250_000
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "large.ngram"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "large.ngram"
         shapes = {"unigrams": (np.float32, (2,)), "ids": (np.uint16, (0,)), "probabilities": (np.float32, (nodes,)),
                   "first_child": (np.uint16, (1,)), "backoffs": (np.float32, (0,)), "best": (np.uint16, (0,)),
                   "best_probability": (np.float32, (0,))}

@@ -1,4 +1,4 @@
-"""The index of the ids that requests may copy: it applies the rules of foredraft.ngram_native.prompt_lookup.copy_rules without a rescan."""
+"""The prompt-lookup index: drafts by the rules of copy_rules without a scan of the texts at each step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from foredraft.ngram_native.prompt_lookup.hash_chains import (
     OUTPUT,
     SOURCE,
     WINDOW,
-    file_output,
-    file_source,
-    find,
-    remember,
+    add_to_history,
+    find_copy,
+    index_output,
+    index_source,
 )
 from foredraft.ngram_native.query import likeliest
+from foredraft.ngram_native.stopping import is_worth_drafting_jit
 from foredraft.ngram_native.table import Table
 
-LOOKUP, NGRAM = 1, 2  # who proposed an id
+LOOKUP, NGRAM = 1, 2  # the proposer of a token, an index into foredraft.engine.state.PROPOSERS
+# Weight of the prior confidences, in tokens.
 PRIOR = 20.0
-# counts are halved here, so that confidences follow a change of temperature or of texts
-FADE = 2000.0
+# Counts above this are halved, so that confidences follow a change of temperature or of texts.
+MAX_COUNT = 2000.0
+# Confidence by match length before anything was verified.
 PRIOR_CONFIDENCE = (0.6, 0.7, 0.8, 0.9, 0.95)
 NO_TABLE = Table(2, (2,), "kneser-ney", (), None, np.full(2, 0.5, np.float32), np.zeros(0, np.uint16),
                  np.zeros(0, np.float32), np.zeros(1, np.uint16), np.zeros(0, np.float32), np.zeros(0, np.uint16),
@@ -32,19 +35,38 @@ NO_TABLE = Table(2, (2,), "kneser-ney", (), None, np.full(2, 0.5, np.float32), n
 
 
 class PromptLookupIndex:
-    """The index of every slot (batch row), and the history that slots share.
+    """Prompt lookup for a batch: the indexed texts of every slot, and the history of outputs that all slots share.
 
-    Memory per slot: O(max_match (S + WINDOW) + BUCKETS), whatever the number of requests. history: ids of earlier outputs
-    that stay findable; 0 keeps none. Calls take turns under a lock, so that threads may share an index with slots apart.
+    Memory per slot is O(max_match (S + WINDOW) + BUCKETS), whatever the number of requests. Calls are serialised by a lock,
+    so threads that use different slots may share an index.
 
-    Arrays (n slots, grown by `admit` only): source [n, S] int64, source_lengths [n], heads [n, 2, BUCKETS] int32 the first
-    position of each hash (-1: none), source_links [n, max_match, S] and output_links [n, max_match, WINDOW] int32 the
-    next one, indexed [n] int64 the next output position to file. last_* hold the last draft, for the confidences.
+    Parameters
+    ----------
+    min_match, max_match
+        Shortest and longest match, in tokens.
+    history
+        Tokens of earlier outputs that can be found; 0 keeps none.
+
+    Attributes
+    ----------
+    source, source_lengths
+        [n, S] and [n] int64, the sources of n slots; `admit` grows all arrays.
+    heads
+        [n, 2, BUCKETS] int32, the first link of each chain of output and source, -1: none.
+    source_links, output_links
+        [n, max_match, S] and [n, max_match, WINDOW] int32, the next link.
+    indexed
+        [n] int64, the next output position to index.
+    last
+        [n, 1 + 2 K] int64, the last draft: length of the sequence at the draft (0: none), then token and match length (-1:
+        not copied) of each drafted token.
+    tested
+        [max_match + 1, 2] float64, verified and accepted copies by match length.
     """
 
     def __init__(self, min_match: int, max_match: int, history: int = 0):
         if not 1 <= min_match <= max_match:
-            raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
+            raise ValueError(f"min_match is {min_match} and max_match {max_match}; 1 <= min_match <= max_match is required")
         self.min_match, self.max_match = min_match, max_match
         self.source = np.zeros((0, 0), np.int64)
         self.source_links = np.zeros((0, max_match, 0), np.int32)
@@ -52,52 +74,68 @@ class PromptLookupIndex:
         self.heads = np.zeros((0, 2, BUCKETS), np.int32)
         self.output_links = np.zeros((0, max_match, WINDOW), np.int32)
         self.indexed = np.zeros(0, np.int64)
-        # [n, 1 + 2 * most drafted]: length at the draft (0: none), then id and match (-1: not copied) of each
         self.last = np.zeros((0, 1), np.int64)
         self.history = np.zeros(history, np.int64)
         self.history_links = np.zeros((max_match, history), np.int64)
         self.history_heads = np.full(max(BUCKETS, 2 * history) if history else 1, -1, np.int64)
-        self.remembered = np.zeros(1, np.int64)
+        self.history_count = np.zeros(1, np.int64)
         prior = [PRIOR_CONFIDENCE[min(m, len(PRIOR_CONFIDENCE) - 1)] for m in range(max_match + 1)]
-        # [max_match + 1, 2]: tested and kept, by match
         self.tested = np.array([[PRIOR, PRIOR * p] for p in prior])
         self._lock = threading.Lock()
 
     @property
     def confidence(self) -> np.ndarray:
-        """[max_match + 1]: how often a copied id was right, by the length of the match before it."""
+        """[max_match + 1]: estimated acceptance probability of a copied token, by match length."""
         return self.tested[:, 1] / self.tested[:, 0]
 
     def admit(self, slot: int, source: np.ndarray) -> None:
-        """Start a request in `slot`: forget the old one, file `source` [S] int64."""
+        """Begin a request in `slot` with the source [S] int64; the slot's earlier request is removed."""
         with self._lock:
             self._grow(slot + 1, len(source))
             self.source[slot, : len(source)] = source
             self.source_lengths[slot] = len(source)
             self.indexed[slot], self.last[slot, 0] = 1, 0
-            file_source(slot, self.max_match, self.source, self.source_lengths, self.heads, self.source_links)
+            index_source(slot, self.max_match, self.source, self.source_lengths, self.heads, self.source_links)
 
     def release(self, slot: int) -> None:
-        """Forget the slot's request; it then proposes nothing from a source."""
+        """Remove the slot's request."""
         if slot < len(self.indexed):
             self.admit(slot, np.zeros(0, np.int64))
 
     def remember(self, output: np.ndarray) -> None:
-        """Add a finished request's ids, [n] int64, to the history; the oldest make room."""
+        """Append the output [n] int64 of a finished request to the history, which drops its oldest tokens."""
         if len(self.history):
             with self._lock:
-                remember(output, self.max_match, self.history, self.history_links, self.history_heads, self.remembered)
+                add_to_history(output, self.max_match, self.history, self.history_links, self.history_heads,
+                               self.history_count)
 
     def propose(
         self, tokens: np.ndarray, lengths: np.ndarray, allowed: np.ndarray, end_token: int,
         proposed: np.ndarray, proposed_lengths: np.ndarray, proposers: np.ndarray, cost: float = 0.0,
         table: Table | None = None, min_match: int = 0,
     ) -> None:
-        """Propose for every row, in place.
+        """Draft for every sequence of a batch, in place; sequence b uses slot b.
 
-        tokens [B, T + 1] int64 hold each row's start token and output, lengths [B] int64 count both, allowed [B] int64.
-        Writes proposed [B, K] int64 (0 past a row's proposal), proposed_lengths [B] int64, and proposers [B, K] uint8:
-        LOOKUP for a copied id, NGRAM for the table's. min_match: of this proposal, at least the index's own.
+        Parameters
+        ----------
+        tokens
+            [B, T + 1] int64, start token and output of each sequence.
+        lengths
+            [B] int64, tokens of each sequence so far, with the start token.
+        allowed
+            [B] int64, the most tokens to draft.
+        end_token
+            A draft ends with it.
+        proposed, proposed_lengths
+            [B, K] and [B] int64, written: the drafts, 0 past their ends.
+        proposers
+            [B, K] uint8, written: LOOKUP for a copied token, NGRAM for the table's.
+        cost
+            Cost of a further query position in passes (foredraft.ngram_native.stopping).
+        table
+            The n-gram table to combine copies with.
+        min_match
+            Shortest match of this draft, if it is more than the index's own.
         """
         with self._lock:
             if self.last.shape[1] < 1 + 2 * proposed.shape[1]:
@@ -105,7 +143,7 @@ class PromptLookupIndex:
             _propose_loop(
                 tokens, lengths, allowed, end_token, max(min_match, self.min_match), self.max_match, self.source,
                 self.source_lengths, self.heads, self.source_links, self.output_links, self.indexed, self.last, self.history,
-                self.history_links, self.history_heads, self.remembered, self.tested,
+                self.history_links, self.history_heads, self.history_count, self.tested,
                 (NO_TABLE if table is None else table).packed, table is not None, cost, proposed, proposed_lengths,
                 proposers)
 
@@ -113,9 +151,9 @@ class PromptLookupIndex:
         self, tokens: np.ndarray, lengths: np.ndarray, allowed: np.ndarray, end_token: int, tree: np.ndarray,
         proposed: np.ndarray, proposed_lengths: np.ndarray, parents: np.ndarray, proposers: np.ndarray,
     ) -> None:
-        """Make trees (branches.py) of the proposals that `propose` has just made, in place: up to `allowed` ids.
+        """Add branches to the drafts of the last `propose` (see copy_branches), in place, up to `allowed` tokens.
 
-        tree [N] int64: the shape's parents. Writes parents [B, K] int64 as well.
+        tree [N] int64 is the shape's parents; parents [B, K] int64 is written.
         """
         with self._lock:
             _branch_loop(
@@ -147,64 +185,64 @@ def _enlarged(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _learn(row, tokens, length, last, tested):
-    """Count which ids of the last draft were tested and kept."""
-    begin = last[row, 0]
+def _learn(b, tokens, length, last, tested):
+    """Count which copies of the last draft were verified and accepted."""
+    begin = last[b, 0]
     if begin == 0:
         return
-    for place in range((last.shape[1] - 1) // 2):
-        token, match = last[row, 1 + 2 * place], last[row, 2 + 2 * place]
-        if token < 0 or begin + place >= length:
+    for i in range((last.shape[1] - 1) // 2):
+        token, match = last[b, 1 + 2 * i], last[b, 2 + 2 * i]
+        if token < 0 or begin + i >= length:
             break
-        right = tokens[begin + place] == token
+        accepted = tokens[begin + i] == token
         if match >= 0:
             tested[match, 0] += 1.0
-            tested[match, 1] += 1.0 if right else 0.0
-            if tested[match, 0] > FADE:
+            tested[match, 1] += 1.0 if accepted else 0.0
+            if tested[match, 0] > MAX_COUNT:
                 tested[match] *= 0.5
-        if not right:
+        if not accepted:
             break
-    last[row, 0] = 0
+    last[b, 0] = 0
 
 
 @njit(cache=True, nogil=True)
 def _propose_loop(
     tokens, lengths, allowed, end_token, min_match, max_match, source, source_lengths, heads, source_links, output_links,
-    indexed, last_draft, history, history_links, history_heads, remembered, tested, packed, has_table, cost, proposed,
+    indexed, last_draft, history, history_links, history_heads, history_count, tested, packed, has_table, cost, proposed,
     proposed_lengths, proposers,
 ):  # fmt: skip
-    for row in range(tokens.shape[0]):
-        proposed[row] = 0
-        proposed_lengths[row] = 0
-        room = min(allowed[row], proposed.shape[1])
-        if row >= indexed.shape[0]:
+    for b in range(tokens.shape[0]):
+        proposed[b] = 0
+        proposed_lengths[b] = 0
+        room = min(allowed[b], proposed.shape[1])
+        if b >= indexed.shape[0]:
             continue
-        _learn(row, tokens[row], lengths[row], last_draft, tested)
-        emitted = lengths[row] - 1
-        file_output(row, max_match, tokens[row], indexed[row], emitted, heads, output_links)
-        indexed[row] = max(indexed[row], emitted)
+        _learn(b, tokens[b], lengths[b], last_draft, tested)
+        emitted = lengths[b] - 1
+        index_output(b, max_match, tokens[b], indexed[b], emitted, heads, output_links)
+        indexed[b] = max(indexed[b], emitted)
         if room <= 0:
             continue
-        # a copy with the drafted ids behind it: places are looked for after them too
+        # the output with the drafted tokens, after which matches are searched too
         output = np.empty(emitted + 1 + room, np.int64)
-        output[: emitted + 1] = tokens[row, : emitted + 1]
-        text, stop = source[row], source_lengths[row]
+        output[: emitted + 1] = tokens[b, : emitted + 1]
+        text, stop = source[b], source_lengths[b]
         if stop > 0 and text[stop - 1] == end_token:
             stop -= 1
-        kind, position, match, held = SOURCE, np.int64(0), 0, emitted == 0 and stop > 0
+        kind, position, match, copying = SOURCE, np.int64(0), 0, emitted == 0 and stop > 0
         reach, expected, count = 1.0, 1.0, 0
         while count < room:
-            word, likely = np.int64(-1), -1.0
+            best, likely = np.int64(-1), -1.0
             if has_table:
-                word, likely = likeliest(packed, output, emitted + 1 + count)
-            if not held and emitted + count > 0:
-                kind, position, match = find(
-                    row, output, emitted, emitted + count, room - count, min_match, max_match, text, stop, heads,
-                    source_links, output_links, history, history_links, history_heads, remembered[0], word)
-                held = match > 0
-            token, trust, copies = word, likely, False
+                best, likely = likeliest(packed, output, emitted + 1 + count)
+            if not copying and emitted + count > 0:
+                kind, position, match = find_copy(
+                    b, output, emitted, emitted + count, room - count, min_match, max_match, text, stop, heads,
+                    source_links, output_links, history, history_links, history_heads, history_count[0], best)
+                copying = match > 0
+            token, trust, copies = best, likely, False
             candidate = np.int64(-1)
-            if held:
+            if copying:
                 candidate = (text[position] if kind == SOURCE else output[position] if kind == OUTPUT
                              else history[position % len(history)])
                 confidence = tested[match, 1] / tested[match, 0]
@@ -214,25 +252,25 @@ def _propose_loop(
             if not copies and not has_table:
                 break
             reach *= trust
-            if reach * (1 + cost * count) <= cost * expected:
+            if not is_worth_drafting_jit(reach, count, expected, cost):
                 break
             expected += reach
-            proposed[row, count] = output[emitted + 1 + count] = token
-            proposers[row, count] = LOOKUP if copies else NGRAM
-            last_draft[row, 1 + 2 * count] = token
-            last_draft[row, 2 + 2 * count] = match if copies else -1
+            proposed[b, count] = output[emitted + 1 + count] = token
+            proposers[b, count] = LOOKUP if copies else NGRAM
+            last_draft[b, 1 + 2 * count] = token
+            last_draft[b, 2 + 2 * count] = match if copies else -1
             count += 1
-            if held and candidate == token:
+            if copying and candidate == token:
                 position += 1
                 match = min(match + 1, max_match)
-                end = stop if kind == SOURCE else emitted + 1 if kind == OUTPUT else remembered[0]
-                held = position < end
+                end = stop if kind == SOURCE else emitted + 1 if kind == OUTPUT else history_count[0]
+                copying = position < end
             else:
-                held = False
+                copying = False
             if token == end_token:
                 break
-        proposed_lengths[row] = count
+        proposed_lengths[b] = count
         if count:
-            last_draft[row, 0] = emitted + 1
+            last_draft[b, 0] = emitted + 1
             if 1 + 2 * count < last_draft.shape[1]:
-                last_draft[row, 1 + 2 * count] = -1
+                last_draft[b, 1 + 2 * count] = -1

@@ -1,4 +1,4 @@
-"""ARPA text, out and in, and what KenLM makes of it."""
+"""ARPA text: round trip, and probabilities compared with KenLM's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_round_trip(order, options, tmp_path):
     assert read.sizes == made.sizes and read.tokenizer == "abc"
     for context in contexts():
         expected = distribution(made, context)
-        # the start is given, never predicted, and ARPA says so
+        # ARPA gives the start token probability 0, because it is never predicted
         np.testing.assert_allclose(distribution(read, context)[1:], expected[1:], rtol=3e-6)
 
 
@@ -44,40 +44,40 @@ def test_probabilities_equal_kenlms(tmp_path):
     made = table(4)
     write_arpa(made, tmp_path / "t.arpa", WORDS)
     model = kenlm.Model(str(tmp_path / "t.arpa"))
-    for ids in ([3, 4, 5, 3, 3], [11, 3], [4, 4, 4, 4, 4, 4], []):
-        scores = [score for score, _, _ in model.full_scores(" ".join(WORDS[i] for i in ids))]
-        text = [0, *ids, 1]
+    for tokens in ([3, 4, 5, 3, 3], [11, 3], [4, 4, 4, 4, 4, 4], []):
+        scores = [score for score, _, _ in model.full_scores(" ".join(WORDS[i] for i in tokens))]
+        text = [0, *tokens, 1]
         ours = [np.log10(probability(made, np.array(text[:i]), text[i])) for i in range(1, len(text))]
         assert ours == pytest.approx(scores, abs=2e-5)
 
 
-def test_missing_prefixes_and_suffixes_cost_what_backing_off_does(tmp_path):
-    """As SRILM prunes: a trigram without its bigrams."""
+def test_missing_prefixes_and_suffixes_get_their_backed_off_probability(tmp_path):
+    """A trigram without its bigrams, as SRILM's pruning leaves it."""
     (tmp_path / "s.arpa").write_text(
         "\\data\\\nngram 1=5\nngram 2=1\nngram 3=1\n\n\\1-grams:\n-99\t<s>\t-0.3\n-1\t</s>\n-0.5\t3\t-0.2\n-0.7\t4\t-0.1\n"
         "-0.9\t5\n\n\\2-grams:\n-0.2\t<s> 3\t-0.4\n\n\\3-grams:\n-0.05\t3 4 5\n\n\\end\\\n")
     read = read_arpa(tmp_path / "s.arpa", WORDS)
     known = {((3, 4), 5): -0.05, ((3,), 4): -0.2 - 0.7, ((4,), 5): -0.1 - 0.9, ((0,), 3): -0.2,
              ((0, 3), 4): -0.4 - 0.2 - 0.7, ((3, 4), 3): -0.1 - 0.5, ((), 4): -0.7}
-    for (context, word), log in known.items():
-        assert np.log10(probability(read, np.array(context, np.int64), word)) == pytest.approx(log, abs=1e-6)
+    for (context, token), log in known.items():
+        assert np.log10(probability(read, np.array(context, np.int64), token)) == pytest.approx(log, abs=1e-6)
 
 
-def test_tokens_name_the_ids():
+def test_words_are_the_tokenizers():
     words = arpa_words(6, {"<pad>": 0, "</s>": 1, "<unk>": 2, "▁the": 3, "a b": 4})
     assert words == ["<s>", "</s>", "<unk>", "▁the", "4", "5"]
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    (lambda text: text[: len(text) // 2], "cut short"),
-    (lambda text: text.replace("\\2-grams:", "\\3-grams:"), "line .*out of place"),
+    (lambda text: text[: len(text) // 2], "truncated"),
+    (lambda text: text.replace("\\2-grams:", "\\3-grams:"), "line .*out of order"),
     (lambda text: text.replace("\t3\t", "\tthree\t", 1), "'three' is not in the vocabulary"),
     (lambda text: text.replace("\\2-grams:\n", "\\2-grams:\n0.5\t3 4\n"), "above 0"),
     (lambda text: text.replace("\\2-grams:\n", "\\2-grams:\n-1\t3\n"), "line .*2 fields"),
     (lambda text: text.replace("\\2-grams:\n", "\\2-grams:\nx\t3 4\n"), "cannot be read"),
-    (lambda text: "", "no ARPA file"),
+    (lambda text: "", "not an ARPA file"),
 ])
-def test_bad_files_are_named(change, match, tmp_path):
+def test_invalid_files_are_named(change, match, tmp_path):
     path = tmp_path / "t.arpa"
     write_arpa(table(2), path, WORDS)
     path.write_text(change(path.read_text()))
@@ -86,6 +86,6 @@ def test_bad_files_are_named(change, match, tmp_path):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_laplace_cannot_be_said(tmp_path):
+def test_a_laplace_table_is_refused(tmp_path):
     with pytest.raises(UserError, match="1/V"):
         write_arpa(table(2, smoothing="laplace"), tmp_path / "t.arpa", WORDS)

@@ -1,4 +1,4 @@
-"""The original's class and text format."""
+"""NgramModel and FastLLM's text format."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ V = 10
 DATA = [[0, 3, 4, 5, 1], [0, 3, 4, 4, 1], [0, 7, 3, 4, 5, 5, 1], [3]]
 
 
-def test_laplace_is_the_originals():
-    """(count + A) / (total + A V) after n - 1 ids; fewer ids take the smaller model; an unseen context is uniform."""
+def test_laplace_equals_fastllm():
+    """(count + A) / (total + A V) after n - 1 tokens; a shorter context uses a lower order; an unseen context is uniform."""
     model = NgramModel(3, 0.5, vocab_size=V).fit(DATA)
     assert model.probability([3, 4], 5) == pytest.approx((2 + 0.5) / (3 + 0.5 * V))
     assert model.probability([9, 9, 3, 4], 5) == pytest.approx((2 + 0.5) / (3 + 0.5 * V))
@@ -30,16 +30,17 @@ def test_laplace_is_the_originals():
 
 
 @pytest.mark.parametrize("smoothing", ["kneser-ney", "absolute", "stupid-backoff", 2.0])
-def test_fit_goes_on_and_equals_the_exact_model(smoothing):
-    model = NgramModel(2, smoothing, vocab_size=V).fit(DATA[:2]).fit([{"input_ids": np.array([ids])} for ids in DATA[2:]])
+def test_fit_adds_counts_and_equals_the_reference(smoothing):
+    model = NgramModel(2, smoothing, vocab_size=V).fit(DATA[:2])
+    model.fit([{"input_ids": np.array([tokens])} for tokens in DATA[2:]])
     counts = count_reference(DATA, 2)
-    for word in range(V):
-        exact = probability_reference(counts, 2, V, model.smoothing, (4,), word, added=model.added)
-        assert model.probability([0, 4], word) == pytest.approx(exact, abs=1e-6)
+    for token in range(V):
+        exact = probability_reference(counts, 2, V, model.smoothing, (4,), token, added=model.added)
+        assert model.probability([0, 4], token) == pytest.approx(exact, abs=1e-6)
 
 
-def test_the_text_format_as_the_original_reads_it(tmp_path):
-    """Parsed as that project's loader does: n-grams with counts, then totals with A V in them."""
+def test_fastllm_can_read_the_text_format(tmp_path):
+    """Parsed as FastLLM's loader does: n-grams with counts, then totals that include A V."""
     NgramModel(2, 0.5, vocab_size=V).fit(DATA).save(tmp_path / "m")
     assert sorted(file.name for file in (tmp_path / "m").iterdir()) == ["1.ckpt", "2.ckpt"]
     lines = (tmp_path / "m" / "2.ckpt").read_text().splitlines()
@@ -52,47 +53,47 @@ def test_the_text_format_as_the_original_reads_it(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_resume_gives_the_counts_back(n, tmp_path):
+def test_resume_restores_the_counts(n, tmp_path):
     model = NgramModel(n, 0.5, vocab_size=V).fit(DATA)
     for name in ("folder", "c.counts", "t.ngram"):
         model.save(tmp_path / name)
-        again = NgramModel(n, 0.5, resume=tmp_path / name, vocab_size=V)
-        np.testing.assert_array_equal(again.probabilities([3, 4]), model.probabilities([3, 4]))
-    again = NgramModel(n, 0.5, resume=tmp_path / "folder", vocab_size=V)
-    whole = count(np.concatenate(DATA), np.cumsum([0, *map(len, DATA)]), n, V)
-    np.testing.assert_array_equal(again.counts.words, whole.words)
-    np.testing.assert_array_equal(again.counts.counts, whole.counts)
-    again.fit([[0, 9, 1]])
-    assert again.counts.tokens == whole.tokens + 3
+        resumed = NgramModel(n, 0.5, resume=tmp_path / name, vocab_size=V)
+        np.testing.assert_array_equal(resumed.probabilities([3, 4]), model.probabilities([3, 4]))
+    resumed = NgramModel(n, 0.5, resume=tmp_path / "folder", vocab_size=V)
+    counts = count(np.concatenate(DATA), np.cumsum([0, *map(len, DATA)]), n, V)
+    np.testing.assert_array_equal(resumed.counts.words, counts.words)
+    np.testing.assert_array_equal(resumed.counts.counts, counts.counts)
+    resumed.fit([[0, 9, 1]])
+    assert resumed.counts.tokens == counts.tokens + 3
 
 
-def test_bad_folders_are_named(tmp_path):
+def test_invalid_folders_are_named(tmp_path):
     folder = tmp_path / "m"
     NgramModel(2, 1.0, vocab_size=V).fit(DATA).save(folder)
     with pytest.raises(UserError, match="3.ckpt: no such file"):
         NgramModel(3, 1.0, resume=folder, vocab_size=V)
-    with pytest.raises(UserError, match="1.ckpt, line 2: .* is the smoothing parameter another"):
+    with pytest.raises(UserError, match="1.ckpt, line 2: .*smoothing parameter"):
         NgramModel(2, 0.33, resume=folder, vocab_size=V)
     text = (folder / "2.ckpt").read_text()
     (folder / "2.ckpt").write_text(text.replace("(3,)\t4", "(3,)\t44"))
-    with pytest.raises(UserError, match=r"2.ckpt, line \d+: no 2-gram"):
+    with pytest.raises(UserError, match=r"2.ckpt, line \d+: not a 2-gram"):
         NgramModel(2, 1.0, resume=folder, vocab_size=V)
     (folder / "2.ckpt").write_text(text.replace("(3,)\t4\t3.0", "(3,)\t4\t99.0"))
     with pytest.raises(UserError, match="do not belong together"):
         NgramModel(2, 1.0, resume=folder, vocab_size=V)
     (folder / "2.ckpt").write_text(text[:20])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         NgramModel(2, 1.0, resume=folder, vocab_size=V)
 
 
-def test_misuse_is_named(tmp_path):
-    with pytest.raises(UserError, match="smoothing 'witten-bell'"):
+def test_invalid_arguments_are_named(tmp_path):
+    with pytest.raises(UserError, match="smoothing is 'witten-bell'"):
         NgramModel(2, "witten-bell")
     with pytest.raises(UserError, match="n is 9"):
         NgramModel(9)
     with pytest.raises(UserError, match="no counts yet"):
         NgramModel(2, vocab_size=V).probabilities([])
-    with pytest.raises(UserError, match="give vocab_size"):
+    with pytest.raises(UserError, match="vocab_size"):
         NgramModel(2, vocab_size=V).fit([[V]])
     NgramModel(2, vocab_size=V).fit(DATA).save(tmp_path / "t.ngram")
     table = NgramModel(2, resume=tmp_path / "t.ngram")

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from foredraft.errors import UserError
 from foredraft.ngram_native import smooth
-from foredraft.ngram_native.count import MAX_ORDER
-from foredraft.ngram_native.counts_file import Counter
+from foredraft.ngram_native.counts import MAX_ORDER
+from foredraft.ngram_native.counts_file import StreamCounter
 from foredraft.ngram_native.table import Table, vocabulary_fingerprint
 from foredraft.train.data.pairs import read_saved_pairs, read_texts
 from foredraft.train.data.shards import read_pseudo
@@ -46,7 +46,7 @@ def fit_ngram(
     counter = count_texts(paths, tokenizer, order, field, vocab_size, progress=progress)
     table = smooth.fit(counter.finish(), smoothing, discount, min_count, max_bytes, added, factor, quantise)
     table.save(out)
-    return Fitted(counter.texts, counter.ids, table)
+    return Fitted(counter.texts, counter.tokens, table)
 
 
 def check_smoothing(smoothing: str, discount: float | None = None, added: float = 1.0, factor: float = 0.4) -> None:
@@ -64,7 +64,7 @@ def check_smoothing(smoothing: str, discount: float | None = None, added: float 
 def count_texts(
     paths: Sequence[str | Path], tokenizer: str | Path, order: int = 4, field: str = "highlights",
     vocab_size: int | None = None, memory: int = 1 << 30, progress: bool = True, folder: str | Path | None = None,
-) -> Counter:
+) -> StreamCounter:
     """Count `field` of every row of the files, in about `memory` bytes; runs that outgrow it wait in `folder`.
 
     .jsonl, .jsonl.gz and .parquet hold texts, each counted as the decoder sees it: start token, ids, `</s>`; .npy holds ids
@@ -78,7 +78,7 @@ def count_texts(
     if not paths:
         raise UserError("no data; name a .jsonl, .jsonl.gz, .parquet, .npy or .npz file of summaries")
     encoder, vocab_size = open_tokenizer(Path(tokenizer), vocab_size)
-    counter = Counter(order, vocab_size, memory, vocabulary_fingerprint(encoder.get_vocab()), folder)
+    counter = StreamCounter(order, vocab_size, memory, vocabulary_fingerprint(encoder.get_vocab()), folder)
     with tqdm(desc="counting", unit=" texts", disable=not progress) as bar:
         for path in paths:
             for batch in sequences(Path(path), field, encoder):

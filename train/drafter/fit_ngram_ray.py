@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foredraft.errors import UserError
-from foredraft.ngram_native.count import Counts
+from foredraft.ngram_native.counts import Counts
 from foredraft.ngram_native.counts_file import merge_files
 from foredraft.train.drafter.fit_ngram import count_texts
 

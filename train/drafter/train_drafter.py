@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.engine.drafters.trained import kind_of, model_class
-from foredraft.engine.models.t5_weights import ModelConfig
+from foredraft.engine.models.spec import ModelConfig
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles, DrafterDataset, collate_drafter
 from foredraft.train.data.pairs import IGNORE, LengthGroups

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import load_tokenizer, load_weights
+from foredraft.engine.models.t5_weights import load_weights
+from foredraft.engine.models.tokenizer import load_tokenizer
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
 from foredraft.train.data.encoder_outputs import EncodedSources, encode_sources

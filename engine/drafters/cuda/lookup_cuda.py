@@ -19,7 +19,7 @@ from foredraft.kernels.drafting.ngram_lookup_triton import Hash, ngram_lookup_tr
 from foredraft.kernels.drafting.prompt_lookup_triton import prompt_lookup_triton
 from foredraft.ngram_native.device_table import export_device
 from foredraft.ngram_native.prompt_lookup.hash_chains import WINDOW
-from foredraft.ngram_native.prompt_lookup.source_index import FADE, PRIOR, PRIOR_CONFIDENCE
+from foredraft.ngram_native.prompt_lookup.source_index import MAX_COUNT, PRIOR, PRIOR_CONFIDENCE
 from foredraft.ngram_native.stopping import COST
 from foredraft.ngram_native.table import Table
 
@@ -103,7 +103,7 @@ class LookupDrafterCuda(Drafter):
             self._grow(*self.source.shape, state.max_draft)
         prompt_lookup_triton(
             self.source, self.source_lengths, state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens,
-            self.tested, self.last, self.table, state.end_token, WINDOW, self.min_match, FADE, self.cost, draft.tokens,
+            self.tested, self.last, self.table, state.end_token, WINDOW, self.min_match, MAX_COUNT, self.cost, draft.tokens,
             draft.lengths, draft.proposer)
         return draft
 

@@ -1,4 +1,4 @@
-"""The suffix index against brute force."""
+"""The prompt-lookup index compared with brute force."""
 
 from __future__ import annotations
 
@@ -17,65 +17,66 @@ from foredraft.ngram_native.smooth import fit
 END = 1
 
 
-class Rows:
-    """Rows that decode: tokens [B, T + 1] with a start token, grown id by id, proposing through one index."""
+class Batch:
+    """Sequences that are decoded: tokens [B, T + 1] with a start token, which draft through one index."""
 
-    def __init__(self, rows: int, capacity: int):
-        self.tokens = np.zeros((rows, capacity + 1), np.int64)
-        self.lengths = np.ones(rows, np.int64)
+    def __init__(self, sequences: int, capacity: int):
+        self.tokens = np.zeros((sequences, capacity + 1), np.int64)
+        self.lengths = np.ones(sequences, np.int64)
 
-    def extend(self, row: int, ids: list[int]) -> None:
-        self.tokens[row, self.lengths[row] : self.lengths[row] + len(ids)] = ids
-        self.lengths[row] += len(ids)
+    def extend(self, b: int, tokens: list[int]) -> None:
+        self.tokens[b, self.lengths[b] : self.lengths[b] + len(tokens)] = tokens
+        self.lengths[b] += len(tokens)
 
-    def output(self, row: int) -> list[int]:
-        return self.tokens[row, 1 : self.lengths[row]].tolist()
+    def output(self, b: int) -> list[int]:
+        return self.tokens[b, 1 : self.lengths[b]].tolist()
 
-    def propose(self, index: PromptLookupIndex, allowed: list[int], width: int, cost: float = 0.0, table=None) -> list[list[int]]:
+    def propose(self, index: PromptLookupIndex, allowed: list[int], width: int, cost: float = 0.0,
+                table=None) -> list[list[int]]:
         proposed = np.full((len(self.tokens), width), -7, np.int64)
         lengths = np.full(len(self.tokens), -7, np.int64)
         self.proposers = np.zeros((len(self.tokens), width), np.uint8)
         index.propose(self.tokens, self.lengths, np.array(allowed), END, proposed, lengths, self.proposers, cost, table)
-        for row, length in enumerate(lengths):
-            assert (proposed[row, length:] == 0).all(), "padding must be a valid id"
-        return [proposed[row, :length].tolist() for row, length in enumerate(lengths)]
+        for b, length in enumerate(lengths):
+            assert (proposed[b, length:] == 0).all(), "padding must be a valid token"
+        return [proposed[b, :length].tolist() for b, length in enumerate(lengths)]
 
 
-def some_ids(draw: np.random.Generator, alphabet: int, size: int) -> list[int]:
-    """Random ids; 0 is among them, so that a match which ran into the start token would show."""
+def random_tokens(draw: np.random.Generator, alphabet: int, size: int) -> list[int]:
+    """Random tokens with 0 among them, so that a match that includes the start token would be noticed."""
     return np.array([0, *range(2, 1 + alphabet)])[draw.integers(0, alphabet, size)].tolist()
 
 
 @pytest.mark.parametrize(("min_match", "max_match"), [(1, 1), (1, 4), (2, 3), (3, 20)])
 @pytest.mark.parametrize("alphabet", [2, 4, 12])
-def test_equals_brute_force_at_every_round(min_match, max_match, alphabet):
-    """Ragged rows, ids committed a few at a time, rows admitted anew in used slots, sources with and without an end."""
+def test_drafts_equal_brute_force_at_every_step(min_match, max_match, alphabet):
+    """Sequences of different lengths, several tokens a step, reused slots, sources with and without end token."""
     draw = np.random.default_rng(min_match * 100 + max_match * 10 + alphabet)
     index, trust = PromptLookupIndex(min_match, max_match), [0.5] * (max_match + 1)
-    for rows in (3, 1, 5):
-        state = Rows(rows, 80)
-        sources = [some_ids(draw, alphabet, draw.integers(0, 40)) for _ in range(rows)]
-        for row in draw.permutation(rows):
-            sources[row] += [END] * int(draw.integers(2))
-            index.admit(int(row), np.array(sources[row], np.int64))
+    for B in (3, 1, 5):
+        state = Batch(B, 80)
+        sources = [random_tokens(draw, alphabet, draw.integers(0, 40)) for _ in range(B)]
+        for b in draw.permutation(B):
+            sources[b] += [END] * int(draw.integers(2))
+            index.admit(int(b), np.array(sources[b], np.int64))
         for _ in range(25):
-            allowed = draw.integers(0, 8, rows).tolist()
+            allowed = draw.integers(0, 8, B).tolist()
             found = state.propose(index, allowed, 7)
-            for row in range(rows):
-                expected = propose_reference(sources[row], state.output(row), allowed[row], min_match, max_match, END, trust)
-                assert found[row] == expected[0]
-                state.extend(row, some_ids(draw, alphabet, draw.integers(0, 4)))
+            for b in range(B):
+                expected = propose_reference(sources[b], state.output(b), allowed[b], min_match, max_match, END, trust)
+                assert found[b] == expected[0]
+                state.extend(b, random_tokens(draw, alphabet, draw.integers(0, 4)))
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.15])
 def test_with_a_table_and_a_history_equals_brute_force(cost):
-    """Copies and the table take turns, ids are looked for after drafted ones, and drafts end where they stop paying."""
+    """Drafts of copied tokens and of the table's, matches after drafted tokens, and the stopping rule."""
     draw = np.random.default_rng(7)
-    texts = [[0, *some_ids(draw, 6, 12), END] for _ in range(30)]
+    texts = [[0, *random_tokens(draw, 6, 12), END] for _ in range(30)]
     table = fit(count(np.concatenate(texts), np.arange(0, 14 * 30 + 1, 14), 3, 12))
-    index, past, proposers = PromptLookupIndex(1, 3, history=1000), [], set()
+    index, past, seen = PromptLookupIndex(1, 3, history=1000), [], set()
     for _ in range(12):
-        state, source = Rows(1, 80), some_ids(draw, 6, 15)
+        state, source = Batch(1, 80), random_tokens(draw, 6, 15)
         index.admit(0, np.array(source))
         for _ in range(15):
             trust, output = index.confidence.tolist(), state.output(0)
@@ -84,15 +85,15 @@ def test_with_a_table_and_a_history_equals_brute_force(cost):
             expected, proposers = propose_reference(source, output, 6, 1, 3, END, trust, cost, table, past)
             assert found == expected
             assert [PROPOSERS[proposer] for proposer in state.proposers[0, : len(found)]] == proposers
-            proposers.update(proposers)
-            state.extend(0, some_ids(draw, 6, draw.integers(1, 4)))
+            seen.update(proposers)
+            state.extend(0, random_tokens(draw, 6, draw.integers(1, 4)))
         past += [*state.output(0), END]
         index.remember(np.array([*state.output(0), END]))
-    assert proposers == {"lookup", "ngram"} if cost == 0 else "lookup" in proposers
+    assert seen == {"lookup", "ngram"} if cost == 0 else "lookup" in seen
 
 
-def test_the_history_forgets_the_oldest_and_is_bounded():
-    index, state = PromptLookupIndex(1, 4, history=8), Rows(1, 20)
+def test_the_history_is_bounded_and_drops_its_oldest_tokens():
+    index, state = PromptLookupIndex(1, 4, history=8), Batch(1, 20)
     index.remember(np.array([5, 6, 7, END]))
     state.extend(0, [5])
     index.admit(0, np.zeros(0, np.int64))
@@ -104,7 +105,7 @@ def test_the_history_forgets_the_oldest_and_is_bounded():
 
 
 def test_threads_share_an_index():
-    """Every thread has a slot of its own; what they remember is all there at the end."""
+    """Every thread uses its own slot; the history contains the outputs of all."""
     index = PromptLookupIndex(1, 4, history=5000)
     for slot in range(4):
         index.admit(slot, np.arange(2, 50))
@@ -116,12 +117,12 @@ def test_threads_share_an_index():
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    assert index.remembered[0] == 1600
+    assert index.history_count[0] == 1600
     assert sorted(index.history[:1600:2].tolist()) == list(range(100, 900))
 
 
-def test_confidence_follows_what_is_kept():
-    index, state = PromptLookupIndex(1, 2), Rows(1, 400)
+def test_confidence_follows_acceptance():
+    index, state = PromptLookupIndex(1, 2), Batch(1, 400)
     index.admit(0, np.array([*range(10, 300), END]))
     state.extend(0, [10])
     for token in range(11, 200):
@@ -135,10 +136,10 @@ def test_confidence_follows_what_is_kept():
     assert index.confidence[2] < before
 
 
-def test_incremental_equals_rebuilt():
+def test_an_index_grown_step_by_step_equals_a_rebuilt_one():
     draw = np.random.default_rng(0)
     source, output = draw.integers(2, 6, 50), draw.integers(2, 6, 60).tolist()
-    grown, state = PromptLookupIndex(1, 4), Rows(1, 80)
+    grown, state = PromptLookupIndex(1, 4), Batch(1, 80)
     grown.admit(0, source)
     for token in output:
         state.extend(0, [token])
@@ -148,18 +149,17 @@ def test_incremental_equals_rebuilt():
 
 
 def test_a_collision_is_never_a_match():
-    """20,000 distinct ids share 8,192 buckets: every chain holds several, and one id of it is the right one."""
-    index, state = PromptLookupIndex(1, 4), Rows(1, 400)
+    """20,000 distinct tokens share 8,192 buckets, so every chain contains several tokens."""
+    index, state = PromptLookupIndex(1, 4), Batch(1, 400)
     index.admit(0, np.arange(2, 20_000))
     for token in (17, 9_000, 19_998):
         state.extend(0, [token])
         assert state.propose(index, [3], 3) == [list(range(token + 1, min(token + 4, 20_000)))]
 
 
-def test_an_old_output_leaves_the_window():
-    """Beyond the window a position is forgotten, never misread."""
+def test_positions_before_the_window_are_not_found():
     window = WINDOW
-    state, index = Rows(1, 3 * window), PromptLookupIndex(1, 4)
+    state, index = Batch(1, 3 * window), PromptLookupIndex(1, 4)
     index.admit(0, np.zeros(0, np.int64))
     filler = np.arange(10, 10 + 2 * window)
     state.extend(0, [5, 6, *filler[: window - 10].tolist(), 5])
@@ -170,8 +170,8 @@ def test_an_old_output_leaves_the_window():
     assert state.propose(index, [1], 1) == [[]]
 
 
-def test_growth_keeps_the_requests_that_run():
-    index, state = PromptLookupIndex(1, 4), Rows(2, 20)
+def test_growing_the_arrays_keeps_running_requests():
+    index, state = PromptLookupIndex(1, 4), Batch(2, 20)
     index.admit(0, np.array([5, 6, 7, 8, END]))
     state.extend(0, [5])
     assert state.propose(index, [4, 0], 4)[0] == [6, 7, 8]
@@ -181,8 +181,8 @@ def test_growth_keeps_the_requests_that_run():
     assert state.propose(index, [4, 4], 4) == [[7, 8], [101, 102, 103, 104]]
 
 
-def test_release_forgets():
-    index, state = PromptLookupIndex(1, 4), Rows(1, 20)
+def test_release_removes_the_request():
+    index, state = PromptLookupIndex(1, 4), Batch(1, 20)
     index.admit(0, np.array([5, 6, 7, END]))
     state.extend(0, [5])
     index.release(0)
@@ -190,6 +190,6 @@ def test_release_forgets():
     assert state.propose(index, [4], 4) == [[]]
 
 
-def test_bounds_are_checked():
+def test_invalid_match_lengths_are_refused():
     with pytest.raises(ValueError, match="min_match"):
         PromptLookupIndex(3, 2)
