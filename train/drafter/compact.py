@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from foredraft.engine.drafters.neural.drafter_module import DraftModel
-from foredraft.engine.drafters.trained import kind_of, model_class
+from foredraft.engine.drafters.registry import kind_of, model_class
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
 

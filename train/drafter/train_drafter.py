@@ -12,11 +12,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from foredraft.engine.drafters.trained import kind_of, model_class
+from foredraft.engine.drafters.registry import kind_of, model_class
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles, DrafterDataset, collate_drafter
-from foredraft.train.data.pairs import IGNORE, LengthGroups
+from foredraft.train.data.pair_batches import LengthGroups
+from foredraft.train.data.pairs import IGNORE
 from foredraft.train.drafter.distillation_methods import DistillationConfig, step_inputs, step_loss, token_counts
 from foredraft.train.drafter.student_samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.drafter.teacher import TopLogits, cache_top_logits

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from foredraft.train.data.pairs import END, IGNORE, PAD, SPAN_PREFIX, Pairs, collate, random_span
+from foredraft.train.data.pair_batches import SPAN_PREFIX, collate, random_span
+from foredraft.train.data.pairs import END, IGNORE, PAD, Pairs
 
 
 @torch.no_grad()

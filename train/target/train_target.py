@@ -13,7 +13,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.errors import UserError
 from foredraft.train.data.extracts import mix_extracts
-from foredraft.train.data.pairs import LengthGroups, PairDataset, collate, find_split, fingerprint, load_pairs
+from foredraft.train.data.pair_batches import LengthGroups, PairDataset, collate
+from foredraft.train.data.pairs import find_split, fingerprint, load_pairs
 from foredraft.train.history import describe_run, record_run
 from foredraft.train.target.copy_init import copy_init
 from foredraft.train.target.export import export_target, read_tokenizer

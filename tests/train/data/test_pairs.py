@@ -6,17 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from foredraft.errors import UserError
-from foredraft.train.data.pairs import (
-    END,
-    IGNORE,
-    LengthGroups,
-    PairDataset,
-    collate,
-    load_pairs,
-    random_span,
-    read_pairs,
-    save_pairs,
-)
+from foredraft.train.data.pair_batches import LengthGroups, PairDataset, collate, random_span
+from foredraft.train.data.pairs import END, IGNORE, load_pairs, read_pairs, save_pairs
 
 
 @pytest.fixture

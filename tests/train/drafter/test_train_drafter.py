@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foredraft.engine.drafters.trained import kind_of
+from foredraft.engine.drafters.registry import kind_of
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import DrafterDataset, collate_drafter, pad_sequences, read_drafter_data
 from foredraft.train.data.heldout import heldout_articles

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from foredraft.errors import UserError
-from foredraft.train.data.pairs import PairDataset
+from foredraft.train.data.pair_batches import PairDataset
 from foredraft.train.history import command, read_history
 from foredraft.train.target import train_target as module
 from foredraft.train.target.train_target import TargetTrainingConfig, new_target, train_target
