@@ -1,9 +1,9 @@
-"""Which sublayers the target's own drafts should skip: Bayesian optimisation on validation articles (Zhang et al. 2023,
-section 3.2), by optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
+"""The search for the sublayers that the target's own drafts skip.
 
-A trial decodes the articles with a skip set; what it accepts at each place is exact, and repeatable from the seeds. What a
-draft and a round cost is measured once, sublayer by sublayer and by rows, so that a busy machine cannot lead the search
-astray. The objective is the tokens a second that the two predict, at the K that predicts most.
+Draft & Verify (Zhang et al. 2023, section 3.2): Bayesian optimisation on validation articles, here by optuna's
+tree-structured Parzen estimator (Bergstra et al. 2011). A trial decodes the articles with a skip set and returns the exact
+acceptance rate at each offset of a draft. The costs of drafts and passes are measured once, so that other load on the
+machine does not distort the search. The objective is the predicted number of tokens a second at the best K.
 """
 
 from __future__ import annotations
@@ -20,84 +20,71 @@ import numpy as np
 import torch
 
 from foredraft.engine.drafters.layer_skip import SelfDrafter
-from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.skip_mask import SUBLAYERS, THRESHOLD, SkipSet, format_skip, parse_skip
 from foredraft.engine.generate import Model
-from foredraft.engine.loop import decode
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.engine.verify import verify
 from foredraft.errors import UserError
-from foredraft.train.drafter.compact import frequent_tokens
+from foredraft.train.draft_vocab import frequent_tokens
+from foredraft.train.tune.trial_decoder import TrialDecoder
 
-# Goals of the adaptive exit and starts of its threshold that are tried for the skip set that was found, beside a fixed K:
-# the threshold moves by a thousandth a round, so that its start counts.
+# Acceptance goals and initial thresholds of the adaptive exit that are tried with the best skip set, beside a fixed K. The
+# threshold moves by a thousandth a step, so its initial value matters.
 GOALS, STARTS = (0.8, 0.9, 0.95), (0.6, 0.8, 0.95, 0.99)
-# Timed repeats of each part; the shortest counts, for others may be at work on the machine.
+# Repetitions of each timing, of which the minimum is used.
 REPEATS = 25
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, for one sequence: base, of a drafted id with everything skipped; sublayers [3], of one more of each kind;
-    passes [K + 1], of a round of 1 to K + 1 rows without its drafts."""
+    """Measured times for one sequence, in seconds.
+
+    Attributes
+    ----------
+    base
+        A drafted token with all sublayers skipped.
+    sublayers
+        [3], one further sublayer of each kind.
+    passes
+        [K + 1], pass and verification of 1 to K + 1 query positions.
+    """
 
     base: float
     sublayers: tuple[float, ...]
     passes: tuple[float, ...]
 
     def draft(self, kept: np.ndarray) -> float:
-        """Of one drafted id."""
+        """Seconds of a drafted token with the sublayers `kept` [L, 3] bool."""
         return self.base + float(kept.sum(0) @ np.array(self.sublayers))
 
 
-class Bench:
-    """Articles admitted to a target once, decoded over and over; `rows` at a time share its caches."""
+class SkipTrials(TrialDecoder):
+    """Trials of skip sets; `draft_vocab` is the size of the draft vocabulary (0: all tokens)."""
 
     def __init__(self, model: Model, sources: list[np.ndarray], max_new_tokens: int, draft_tokens: int, draft_vocab: int,
                  temperature: float = 0.0):
-        self.target, self.limit, self.K, self.temperature = model.target, max_new_tokens + 1, draft_tokens, temperature
-        self.sources = [torch.from_numpy(source.astype(np.int64)) for source in sources]
+        super().__init__(model, sources, max_new_tokens, draft_tokens, temperature)
         self.layers = self.target.config.num_decoder_layers
-        self.target.reserve(len(sources), self.limit, draft_tokens, max(map(len, sources)))
-        self.ids = None
-        with torch.inference_mode():
-            self.encoded = self.target.admit(range(len(sources)), self.sources)
-            self.truth = self._rows(self._decode(NoDrafter(), 0))
-        if draft_vocab:
-            self.ids = frequent_tokens(self.truth, draft_vocab, self.target.config.vocab_size, self.target.end_token)
+        self.tokens = frequent_tokens(self.outputs, draft_vocab, self.target.config.vocab_size,
+                                      self.target.end_token) if draft_vocab else None
 
     def drafter(self, kept: np.ndarray, goal: float = 0.0, threshold: float = THRESHOLD) -> SelfDrafter:
-        drafter = SelfDrafter(self.target, kept, goal, threshold, self.ids)
+        """A drafter that computes the sublayers `kept` [L, 3] bool."""
+        drafter = SelfDrafter(self.target, kept, goal, threshold, self.tokens)
         drafter.admit(range(len(self.sources)), self.sources, self.sources)
         return drafter
 
-    def _state(self, rows: int, K: int) -> DecodeState:
-        zeros = torch.zeros(rows, dtype=torch.int64)
-        return DecodeState(
-            limits=zeros + self.limit, draft_tokens=zeros + K, temperature=torch.full((rows,), float(self.temperature)),
-            top_k=zeros, top_p=torch.ones(rows), seeds=torch.arange(rows), start_token=self.target.start_token,
-            end_token=self.target.end_token, width=self.target.config.d_model)
-
-    def _decode(self, drafter, K: int, after_step: Callable[[DecodeState], None] | None = None) -> DecodeState:
-        state = self._state(len(self.sources), K)
-        decode(state, self.target, drafter, after_step)
-        return state
-
-    @staticmethod
-    def _rows(state: DecodeState) -> list[np.ndarray]:
-        return [ids[1:length] for ids, length in zip(state.tokens.numpy(), state.lengths.tolist(), strict=True)]
-
     @torch.inference_mode()
     def accepted(self, kept: np.ndarray) -> np.ndarray:
-        """[K]: the share of the tested drafts of each place that stood, by decoding with K ids a round."""
+        """[K]: acceptance rate of verified tokens at each offset of a draft, with K tokens a step."""
         state = self._decode(self.drafter(kept), self.K)
         self._check(state)
         return (state.accepted_at.sum(0) / state.tested_at.sum(0).clamp_min(1)).numpy()
 
     @torch.inference_mode()
     def adaptive(self, kept: np.ndarray, goal: float, start: float, K: int, costs: Costs) -> tuple[float, float]:
-        """Predicted tokens a second when drafts stop early, and where the threshold came to stand."""
+        """(predicted tokens a second, final threshold) with drafts that stop early."""
         drafter, before, seconds = self.drafter(kept, goal, start), torch.zeros(len(self.sources), dtype=torch.int64), 0.0
         passes = np.array(costs.passes)
 
@@ -111,22 +98,13 @@ class Bench:
         self._check(state)
         return int((state.lengths - 1).sum()) / seconds, drafter.threshold
 
-    def _check(self, state: DecodeState) -> None:
-        # what was sampled follows the target's distribution, with noise of its own
-        same = zip(self._rows(state), self.truth, strict=True)
-        if self.temperature == 0 and not all(np.array_equal(ours, theirs) for ours, theirs in same):
-            raise AssertionError("drafts changed the target's greedy output")
-
     @torch.inference_mode()
     def costs(self) -> Costs:
-        """Measured on the first article, in the middle of its output, each part in turn."""
-        state = self._state(1, self.K)
-        middle = max(2, len(self.truth[0]) // 2)
-        state.tokens[0, 1:middle] = torch.from_numpy(self.truth[0][: middle - 1])
-        state.lengths[0] = middle
+        """Measure the costs, interleaved, in the middle of the first article's output."""
+        state = self._middle_state(self.K)
         masks = [np.zeros((self.layers, len(SUBLAYERS)), np.bool_) for _ in range(len(SUBLAYERS) + 1)]
-        for place in range(len(SUBLAYERS)):
-            masks[place + 1][:, place] = True
+        for kind in range(len(SUBLAYERS)):
+            masks[kind + 1][:, kind] = True
         work: list[Callable[[], object]] = []
         for mask in masks:
             drafter = self.drafter(mask)
@@ -136,12 +114,12 @@ class Bench:
             nothing.lengths[:] = width
             work.append(lambda draft=nothing: verify(state, draft, self.target.decode(*state.inputs(draft)), self.target))
         taken = np.zeros((REPEATS, len(work)))
-        for turn in range(-1, REPEATS):
+        for repeat in range(-1, REPEATS):
             for number, call in enumerate(work):
                 began = time.perf_counter()
                 call()
-                if turn >= 0:
-                    taken[turn, number] = time.perf_counter() - began
+                if repeat >= 0:
+                    taken[repeat, number] = time.perf_counter() - began
         seconds = taken.min(0)
         base, *kinds = seconds[: len(masks)] / self.K
         return Costs(float(base), tuple(max(float(kind - base) / self.layers, 0.0) for kind in kinds),
@@ -149,8 +127,25 @@ class Bench:
 
 
 def predicted(accepted: np.ndarray, draft: float, passes: tuple[float, ...]) -> tuple[float, int]:
-    """(tokens a second, K): 1 + the sum over k <= K of the product of the first k places' acceptance, over the seconds of K
-    drafts and a pass of K + 1 rows, at the best K from 1 on."""
+    """Predicted speed at the best K.
+
+    Parameters
+    ----------
+    accepted
+        [K], acceptance rate at each offset of a draft.
+    draft
+        Seconds of a drafted token.
+    passes
+        [K + 1], seconds of a pass over 1 to K + 1 query positions.
+
+    Returns
+    -------
+    speed : float
+        Tokens a second: 1 + sum over k <= K of the product of the first k rates, divided by the time of K drafted tokens and
+        a pass over K + 1 positions.
+    K : int
+        The best K, at least 1.
+    """
     tokens = 1 + np.cumsum(np.cumprod(accepted))
     speeds = [tokens[K - 1] / (K * draft + passes[K]) for K in range(1, len(accepted) + 1)]
     best = int(np.argmax(speeds))
@@ -158,8 +153,10 @@ def predicted(accepted: np.ndarray, draft: float, passes: tuple[float, ...]) -> 
 
 
 def first_tries(layers: int) -> list[np.ndarray]:
-    """Skip sets that a search starts from: nothing, the later half, every other layer, all cross-attention but one layer's,
-    all feed-forward but one's."""
+    """[L, 3] masks of kept sublayers with which a search begins.
+
+    Skipped are: nothing, the second half, every second layer, cross-attention or feed-forward of all layers but the first.
+    """
     tries = [np.ones((layers, len(SUBLAYERS)), np.bool_) for _ in range(5)]
     tries[1][(layers + 1) // 2 :] = False
     tries[2][1::2] = False
@@ -171,11 +168,40 @@ def first_tries(layers: int) -> list[np.ndarray]:
 def tune_skip(model: Model, sources: list[np.ndarray], out: str | Path, trials: int = 100, max_new_tokens: int = 128,
               draft_tokens: int = 8, draft_vocab: int = 1024, temperature: float = 0.0, seed: int = 0,
               progress: bool = True) -> SkipSet:
-    """Search, and write the best skip set to `out`; what was tried lies beside it in `out`.journal, from which the same
-    call goes on until `trials` are done. UserError: optuna is missing, the journal is of another search.
+    """Search for the best skip set.
 
-    sources: n id vectors that end in `</s>`. draft_tokens: the largest K. draft_vocab: ids that are drafted beside those of
-    a source, the most frequent ones of the target's own outputs; 0 is all. temperature: of the requests to come.
+    Parameters
+    ----------
+    model
+        The target.
+    sources
+        n token sequences that end in `</s>`.
+    out
+        File of the skip set. `out`.journal contains the trials; the same call continues from it.
+    trials
+        Number of trials.
+    max_new_tokens
+        Longest output.
+    draft_tokens
+        The largest K.
+    draft_vocab
+        Size of the draft vocabulary, the most frequent tokens of the target's outputs, to which each source's tokens are
+        added; 0 is all.
+    temperature
+        Of the requests that the skip set is made for.
+    seed
+        Seed of the sampler.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    SkipSet
+
+    Raises
+    ------
+    UserError
+        optuna is missing, or the journal belongs to another search.
     """
     try:
         import optuna
@@ -188,7 +214,7 @@ def tune_skip(model: Model, sources: list[np.ndarray], out: str | Path, trials: 
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     journal = out.with_name(out.name + ".journal")
-    bench = Bench(model, sources, max_new_tokens, draft_tokens, draft_vocab, temperature)
+    runner = SkipTrials(model, sources, max_new_tokens, draft_tokens, draft_vocab, temperature)
     digest = hashlib.sha256(b"|".join(source.tobytes() for source in sources)).hexdigest()[:16]
     settings = {"target": weights_hash(model.path), "weights": model.target.weights.stored, "articles": digest,
                 "max_new_tokens": max_new_tokens, "draft_tokens": draft_tokens, "draft_vocab": draft_vocab,
@@ -202,26 +228,26 @@ def tune_skip(model: Model, sources: list[np.ndarray], out: str | Path, trials: 
                                 load_if_exists=True)
     if study.user_attrs:
         if study.user_attrs["settings"] != settings:
-            raise UserError(f"{journal}: is of another search (target, articles or settings differ); give another --out, or "
-                            "delete it")
+            raise UserError(f"{journal}: belongs to another search (other target, articles or settings); give another "
+                            "--out, or delete it")
         costs = Costs(**{name: tuple(value) if isinstance(value, list) else value
                          for name, value in study.user_attrs["costs"].items()})
         sampler.reseed_rng()
     else:
-        costs = bench.costs()
+        costs = runner.costs()
         study.set_user_attr("costs", json.loads(json.dumps(asdict(costs))))
         study.set_user_attr("settings", settings)
-        for kept in first_tries(bench.layers):
+        for kept in first_tries(runner.layers):
             study.enqueue_trial(_parameters(kept))
     known = {trial.user_attrs["skip"]: (trial.value, trial.user_attrs["draft_tokens"], trial.user_attrs["accepted"])
              for trial in study.trials if trial.state.is_finished() and trial.value is not None}
 
     def objective(trial) -> float:
         kept = np.array([[not trial.suggest_categorical(f"{layer}{letter}", [False, True]) for letter in SUBLAYERS]
-                         for layer in range(bench.layers)])
+                         for layer in range(runner.layers)])
         skip = format_skip(kept)
         if skip not in known:
-            accepted = bench.accepted(kept)
+            accepted = runner.accepted(kept)
             speed, K = predicted(accepted, costs.draft(kept), costs.passes)
             known[skip] = (speed, K, accepted.round(4).tolist())
         speed, K, accepted = known[skip]
@@ -238,19 +264,19 @@ def tune_skip(model: Model, sources: list[np.ndarray], out: str | Path, trials: 
             study.optimize(objective, n_trials=1)
             bar.update()
             bar.set_postfix_str(f"{study.best_value:.0f} tok/s, skips {study.best_trial.user_attrs['skip'] or 'nothing'}")
-    return _result(bench, costs, study.best_trial, finished(), settings, out)
+    return _result(runner, costs, study.best_trial, finished(), settings, out)
 
 
 def _parameters(kept: np.ndarray) -> dict[str, bool]:
-    return {f"{layer}{letter}": not kept[layer, place] for layer in range(len(kept))
-            for place, letter in enumerate(SUBLAYERS)}
+    return {f"{layer}{letter}": not kept[layer, kind] for layer in range(len(kept))
+            for kind, letter in enumerate(SUBLAYERS)}
 
 
-def _result(bench: Bench, costs: Costs, best, trials: int, settings: dict, out: Path) -> SkipSet:
+def _result(runner: SkipTrials, costs: Costs, best, trials: int, settings: dict, out: Path) -> SkipSet:
     skip, K = best.user_attrs["skip"], best.user_attrs["draft_tokens"]
-    kept = parse_skip(skip, bench.layers)
-    exits = {(0.0, THRESHOLD): bench.adaptive(kept, 0.0, THRESHOLD, K, costs)} | {
-        (goal, start): bench.adaptive(kept, goal, start, bench.K, costs) for goal in GOALS for start in STARTS}
+    kept = parse_skip(skip, runner.layers)
+    exits = {(0.0, THRESHOLD): runner.adaptive(kept, 0.0, THRESHOLD, K, costs)} | {
+        (goal, start): runner.adaptive(kept, goal, start, runner.K, costs) for goal in GOALS for start in STARTS}
     goal, start = max(exits, key=lambda of: exits[of][0])
     speed, threshold = exits[goal, start]
     plain = 1 / costs.passes[0]
@@ -258,8 +284,8 @@ def _result(bench: Bench, costs: Costs, best, trials: int, settings: dict, out: 
         "predicted": {"plain": plain, "fixed": exits[0.0, THRESHOLD][0], "best": speed, "speed_up": speed / plain,
                       "by_exit": [[*of, *found] for of, found in exits.items()]},
         "accepted_at": best.user_attrs["accepted"], "costs": asdict(costs), "draft_seconds": costs.draft(kept),
-        "articles": len(bench.sources), "trials": trials, "settings": settings}
-    found = SkipSet(skip, settings["target"], goal, threshold, bench.K if goal else K,
-                    () if bench.ids is None else tuple(bench.ids.tolist()), figures)
+        "articles": len(runner.sources), "trials": trials, "settings": settings}
+    found = SkipSet(skip, settings["target"], goal, threshold, runner.K if goal else K,
+                    () if runner.tokens is None else tuple(runner.tokens.tolist()), figures)
     found.save(out)
     return found

@@ -10,7 +10,8 @@ import foredraft
 from foredraft.engine.drafters.neural.lstm import LSTMModel
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
-from foredraft.train.drafter.compact import compact_drafter, frequent_tokens
+from foredraft.train.draft_vocab import frequent_tokens
+from foredraft.train.drafter.compact import compact_drafter
 
 SIZES = dict(hidden_size=8, num_heads=2, d_kv=6, d_ff=16)
 

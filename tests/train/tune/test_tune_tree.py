@@ -1,4 +1,4 @@
-"""The search for a tree's shape: what a tree is worth, what is counted, what is written."""
+"""The search for a tree's shape: the worth of nodes, acceptance rates, and the file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import foredraft
 from foredraft.engine.drafters.tree_shape import Shape
 from foredraft.errors import UserError
-from foredraft.train.tune.tune_tree import TreeBench, best_first, tune_tree
+from foredraft.train.tune.tune_tree import TreeTrials, best_first, tune_tree
 
-SOURCES = [np.array(ids) for ids in ([5, 9, 33, 1], [7, 8, 7, 9, 7, 8, 9, 1], [50, 51, 52, 53, 54, 1])]
+SOURCES = [np.array(source) for source in ([5, 9, 33, 1], [7, 8, 7, 9, 7, 8, 9, 1], [50, 51, 52, 53, 54, 1])]
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,21 @@ def test_the_best_nodes_are_those_of_highest_worth():
     assert len(Shape.of_paths(paths).parents) == 14
     assert best_first(accepted, 2, 1, 30)[0] == [(0,), (0, 0)]
     assert best_first(accepted, 3, 2, 3)[0] == paths[:3]
-    # a node without worth is no node
+    # nodes of worth 0 are left out
     assert best_first(np.array([[0.5, 0.0]]), 1, 2, 9)[0] == [(0,)]
 
 
-def test_what_is_counted_is_what_decoding_accepts(model):
-    bench = TreeBench(model, SOURCES, 60, 0.0, False)
-    accepted = bench.accepted(3, 2)
+def test_acceptance_rates_predict_the_tokens_per_step(model):
+    trials = TreeTrials(model, SOURCES, 60, 0.0, False)
+    accepted = trials.accepted(3, 2)
     assert accepted.shape == (3, 2) and (accepted.sum(1) <= 1 + 1e-9).all() and accepted[0, 0] > 0
-    # of a chain the ids a round are told by the rates alone; here to the ends of the texts
-    alone = bench.accepted(3, 1)
-    rate = bench.decode([(0,), (0, 0), (0, 0, 0)], lambda *_: None)
+    # the rates determine the tokens per step of a chain, apart from the ends of the texts
+    alone = trials.accepted(3, 1)
+    rate = trials.decode([(0,), (0, 0), (0, 0, 0)], lambda *_: None)
     assert rate == pytest.approx(1 + np.cumprod(alone[:, 0]).sum(), rel=0.15)
 
 
-def test_a_shape_is_written_and_used(model, tmp_path):
+def test_the_shape_can_be_loaded_and_used(model, tmp_path):
     out = tmp_path / "shape.json"
     shape = tune_tree(model, SOURCES, out, max_new_tokens=12, nodes=5, children=2, levels=3)
     assert Shape.load(out).parents == shape.parents and 1 <= len(shape.parents) <= 5
@@ -57,9 +57,9 @@ def test_a_shape_is_written_and_used(model, tmp_path):
     assert len(figures["passes"]) == 6 and figures["tree"]["tokens_per_step"] > 1
     assert figures["tree"]["speed_up"] >= figures["chain"]["speed_up"] > 0
     inputs = [source.tolist() for source in SOURCES]
-    truth = model.with_drafter(None).generate(inputs, max_new_tokens=12).token_ids
-    assert model.with_drafter(f"tree:{out}:lookup").generate(inputs, max_new_tokens=12).token_ids == truth
-    with pytest.raises(UserError, match="64 nodes at most"):
+    plain = model.with_drafter(None).generate(inputs, max_new_tokens=12).token_ids
+    assert model.with_drafter(f"tree:{out}:lookup").generate(inputs, max_new_tokens=12).token_ids == plain
+    with pytest.raises(UserError, match="at most 64 nodes"):
         tune_tree(model, SOURCES, out, children=9, levels=9)
     with pytest.raises(UserError, match="drafts no trees"):
         tune_tree(model.with_drafter(None), SOURCES, out)
