@@ -1,7 +1,7 @@
-"""Maps the folders of the checkout to subpackages of foredraft.
+"""Maps the folders of the checkout to subpackages of `foredraft`: `engine/loop.py` is `foredraft.engine.loop`.
 
 The folders have no `__init__.py`: a `./kernels/__init__.py` on the path would shadow Hugging Face's `kernels` package, which
-transformers looks for. So the mapping is spelled out here, subfolders included.
+transformers looks for. Setuptools does not find such folders by itself, so they are listed here with their subfolders.
 """
 
 from setuptools import find_namespace_packages, setup
@@ -15,7 +15,7 @@ setup(
         "foredraft": "foredraft", "foredraft.assets": "assets",
         **{f"foredraft.{folder}": folder.replace(".", "/") for folder in FOLDERS},
     },
-    # only what is named here; the automatic search takes the folders of assets for forgotten packages
+    # only the data named here: the automatic search takes the folders of assets for packages
     include_package_data=False,
     package_data={"foredraft.assets": ["*", "**/*"]},
 )

@@ -12,17 +12,39 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+# type checkers and editors do not follow __getattr__; tests/foredraft/test_public_api.py compares these names with _HOME
+if TYPE_CHECKING:
+    from foredraft.engine.drafters.registry import register as register
+    from foredraft.engine.generate import Model as Model
+    from foredraft.engine.generate import Output as Output
+    from foredraft.engine.generate import load as load
+    from foredraft.engine.params import SamplingParams as SamplingParams
+    from foredraft.engine.protocols import Capabilities as Capabilities
+    from foredraft.engine.protocols import Drafter as Drafter
+    from foredraft.engine.runtime.requests import Request as Request
+    from foredraft.engine.runtime.requests import Result as Result
+    from foredraft.engine.state import Draft as Draft
+    from foredraft.engine.stats import DecodeStats as DecodeStats
+    from foredraft.errors import UserError as UserError
+    from foredraft.ngram_native.model import NgramModel as NgramModel
+
+# the only place of the version: setuptools and the command read it here
 __version__ = "0.1.0"
 
 _HOME = {
     "load": "foredraft.engine.generate",
-    "DecodeConfig": "foredraft.engine.params",
-    "DecodeStats": "foredraft.engine.stats",
     "Model": "foredraft.engine.generate",
     "Output": "foredraft.engine.generate",
     "Request": "foredraft.engine.runtime.requests",
     "Result": "foredraft.engine.runtime.requests",
+    "SamplingParams": "foredraft.engine.params",
+    "DecodeStats": "foredraft.engine.stats",
+    "Drafter": "foredraft.engine.protocols",
+    "Capabilities": "foredraft.engine.protocols",
+    "Draft": "foredraft.engine.state",
+    "register": "foredraft.engine.drafters.registry",
     "NgramModel": "foredraft.ngram_native.model",
     "UserError": "foredraft.errors",
 }

@@ -1,4 +1,4 @@
-"""Where the embedded reference family lies: a target, an n-gram table, a trained drafter, and texts of our own."""
+"""Paths of the embedded reference family: a target, an n-gram table, a trained drafter and sample texts."""
 
 from __future__ import annotations
 

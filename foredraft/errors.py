@@ -1,10 +1,10 @@
-"""Errors that a user can mend."""
+"""The error for wrong input."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Bad input from outside: one line that names the file, flag or shape and how to mend it.
+    """Wrong input from outside. The message is one line that names the argument, what was found and what to do.
 
-    The command line prints the line and exits with code 2; programs catch it as a ValueError.
+    The command line prints the message and exits with code 2.
     """

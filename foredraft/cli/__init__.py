@@ -1,1 +1,1 @@
-"""The command `foredraft`: one file for each command."""
+"""The command `foredraft`: main.py lists the commands, options.py declares the options that they share."""
