@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.drafters.cascade import make_parts
 from foredraft.engine.drafters.neural.t5_drafter import T5Drafter
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.loop import step
-from foredraft.engine.protocols import Capabilities, Drafter
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
+from foredraft.errors import UserError
 from foredraft.kernels.drafting.num_uncached import NUM_UNCACHED
 from foredraft.kernels.drafting.vocabulary_head import VOCABULARY_HEAD
 from foredraft.kernels.sampling.sample import SAMPLE
@@ -36,6 +39,14 @@ class StagedDrafter(T5Drafter):
         self.drafter, self.name = drafter, f"staged:{drafter.name},{middle.name}"
         self.passes = 0
         self._inner: WeakKeyDictionary[DecodeState, DecodeState] = WeakKeyDictionary()
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> StagedDrafter:
+        drafters = make_parts(name, argument, setup)
+        if len(drafters) > 2 or not isinstance(drafters[1], T5Drafter):
+            raise UserError(f"drafter '{name}:{argument}': name a drafter and the folder of the T5 that it drafts for; other "
+                            "drafters read their tokens one by one and gain nothing")
+        return cls(drafters[1], drafters[0])
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         super().admit(rows, sources, encoded)
@@ -98,7 +109,7 @@ class StagedDrafter(T5Drafter):
                 temperature=state.temperature, top_k=state.top_k, top_p=state.top_p, seeds=state.seeds.clone(),
                 start_token=0, end_token=state.end_token, width=self.t5.config.d_model)
         inner = self._inner[state]
-        inner.greedy, inner.cuts = state.greedy, state.cuts
+        inner.greedy, inner.has_top_k_top_p = state.greedy, state.has_top_k_top_p
         inner.tokens.copy_(state.tokens)
         inner.proposer.zero_()
         inner.lengths.copy_(state.lengths)
@@ -147,7 +158,7 @@ class _Middle:
         F = len(lists.ids)
         for i, (b, r) in enumerate(zip(rows, columns, strict=True)):
             own = int(lists.rows.own_counts[b])
-            out[b, r, lists.ids], out[b, r, lists.rows.own_ids[b, :own]] = scores[i, :F], scores[i, F : F + own]
+            out[b, r, lists.ids], out[b, r, lists.rows.own_tokens[b, :own]] = scores[i, :F], scores[i, F : F + own]
         self.scores = torch.from_numpy(out)
         return self.scores
 

@@ -1,6 +1,6 @@
-"""The largest of many float32, in a form that LLVM vectorises: a comparison that minds NaN goes one by one.
+"""The maximum and argmax of float32 values, in a form that LLVM vectorises.
 
-    values  [n] float32, n >= 1, no NaN among them
+    values  [n] float32, n >= 1, without NaN
     largest -> float32;  argmax -> int, the lowest index on ties
 """
 
@@ -21,7 +21,7 @@ def argmax_reference(values: np.ndarray) -> int:
 
 @intrinsic
 def larger(typingctx, a, b):
-    """The larger of two float32, for use inside other kernels."""
+    """The larger of two float32, for compiled kernels. Unlike max() it need not handle NaN, so loops over it vectorise."""
     from llvmlite import ir
     from numba import types
     from numba.core.cgutils import get_or_insert_function
@@ -36,7 +36,7 @@ def larger(typingctx, a, b):
 
 @njit()
 def largest_loop(values):
-    # by index: numba's iteration over an array is not vectorised
+    # by index: numba does not vectorise iteration over an array
     top = values[0]
     for i in range(values.shape[0]):
         top = larger(top, values[i])

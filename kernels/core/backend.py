@@ -1,10 +1,11 @@
-"""Which implementation runs where. numba and triton are optional at import: a file of kernels always imports.
+"""The backends of the kernels. numba and triton are optional: every file of kernels can be imported without them.
 
-`njit`, `prange`, `intrinsic` come from here; without numba a compiled kernel raises ImportError when it is called.
-`jit`, `tl`, `constexpr` are triton's: a kernel's file imports them by these names; without triton a launch raises
-ImportError.
-Compiled code is cached on disk, in a folder named after the kernels' sources: numba looks at a function's own file only,
-so that a change in one kernel would leave the old one inside the others that call it. NUMBA_CACHE_DIR overrides the place.
+`njit`, `prange`, `intrinsic`: numba's; without numba a compiled kernel raises ImportError when it is called.
+`jit`, `tl`, `constexpr`: triton's; without triton a launch raises ImportError.
+
+Compiled code is cached on disk. numba checks only the file of a function itself, but compiled kernels contain the kernels
+that they call; therefore the cache folder is named after the code of all numba kernels, without comments and docstrings.
+The environment variable NUMBA_CACHE_DIR replaces that folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -58,12 +60,12 @@ except ImportError:
 
 @functools.cache
 def is_interpreted() -> bool:
-    """Whether Triton kernels run under its interpreter, on CPU tensors (TRITON_INTERPRET=1 before triton's import)."""
+    """Whether Triton kernels run in its interpreter, on CPU tensors (TRITON_INTERPRET=1 before triton is imported)."""
     return HAS_TRITON and not isinstance(jit(power_of_2), triton.runtime.JITFunction)
 
 
 def can_launch() -> bool:
-    """Whether Triton kernels can run here: under the interpreter, or on a GPU."""
+    """Whether Triton kernels can run on this machine: in the interpreter, or on a GPU."""
     if not HAS_TRITON or is_interpreted():
         return HAS_TRITON
     import torch
@@ -72,23 +74,25 @@ def can_launch() -> bool:
 
 
 def backend_of(tensor) -> str:
-    """Which implementation works on a torch tensor where it lies: "triton", "numba" or, without it, "reference"."""
+    """The implementation for a torch tensor's device: "triton" on a GPU; on the CPU "numba", or "reference" without it."""
     return "triton" if tensor.is_cuda else "numba" if HAS_NUMBA else "reference"
 
 
 def power_of_2(size: int) -> int:
-    """The smallest power of 2 that is not below `size` >= 1: Triton's tiles have such sides."""
+    """The smallest power of 2 that is >= `size` >= 1; tiles in Triton have such sides."""
     return 1 << (size - 1).bit_length()
 
 
 def sequences_per_program(B: int, weight: int) -> int:
-    """Batch rows a program takes: one on a device; under the interpreter, which runs program after program, as many as
-    B allows while `weight` elements of each stay within reason."""
+    """How many of B sequences a Triton program takes; `weight`: elements it holds of each.
+
+    One on a GPU. The interpreter runs one program after the other, so there a program takes up to 2^20 elements.
+    """
     return min(power_of_2(B), max(1, 2**20 // power_of_2(weight))) if is_interpreted() else 1
 
 
 def has_cpu_feature(name: str) -> bool:
-    """Whether compiled code may use an instruction set of this machine, by LLVM's name; False without numba."""
+    """Whether compiled code may use an instruction set (LLVM's name) of this machine; False without numba."""
     if not HAS_NUMBA or numba.config.CPU_NAME == "generic":
         return False
     from llvmlite.binding import get_host_cpu_features
@@ -96,15 +100,30 @@ def has_cpu_feature(name: str) -> bool:
     return bool(get_host_cpu_features().get(name))
 
 
+_STRING_OR_COMMENT = re.compile(r'"""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*', re.DOTALL)
+
+
+def strip_comments(source: str) -> str:
+    """Python source without comments, docstrings and blank lines."""
+
+    def code(match: re.Match) -> str:
+        text = match[0]
+        starts_line = not source[source.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
+        return "" if text.startswith("#") or (text.startswith('"""') and starts_line) else text
+
+    return "\n".join(line.rstrip() for line in _STRING_OR_COMMENT.sub(code, source).split("\n") if line.strip())
+
+
 def cache_folder() -> str:
-    """Where compiled kernels of exactly these sources are kept."""
-    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.parent.rglob("*.py")))
+    """The folder of compiled kernels with exactly this code."""
+    files = sorted(file for file in Path(__file__).parent.parent.rglob("*.py") if not file.stem.endswith("_triton"))
+    code = "\n".join(strip_comments(file.read_text()) for file in files)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return str(Path(home) / "foredraft" / f"kernels-{hashlib.sha256(sources).hexdigest()[:12]}")
+    return str(Path(home) / "foredraft" / f"kernels-{hashlib.sha256(code.encode()).hexdigest()[:12]}")
 
 
 def is_writable(folder: str) -> bool:
-    """Whether files can be kept there; makes the folder if it can."""
+    """Whether files can be written to the folder, which is made if necessary."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -114,20 +133,20 @@ def is_writable(folder: str) -> bool:
 
 
 _CACHE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or cache_folder()
-# without a place to keep it, compiled code lives as long as the process
-_IS_KEPT = is_writable(_CACHE_FOLDER)
+# without a writable folder, compiled code lives as long as the process
+_IS_CACHED = is_writable(_CACHE_FOLDER)
 
 
 def njit(**options):
-    """numba.njit with caching and without the GIL; `options` add to or override these two."""
+    """numba.njit with cache=True and nogil=True; `options` add to or override these two."""
 
     def decorate(function):
         if HAS_NUMBA:
             before = numba.config.CACHE_DIR
-            # the place is chosen while decorating; other users of numba in this process keep theirs
+            # numba reads this setting while it decorates; other users of numba in this process keep theirs
             numba.config.CACHE_DIR = _CACHE_FOLDER
             try:
-                return numba.njit(**({"cache": _IS_KEPT, "nogil": True} | options))(function)
+                return numba.njit(**({"cache": _IS_CACHED, "nogil": True} | options))(function)
             finally:
                 numba.config.CACHE_DIR = before
 
@@ -140,5 +159,5 @@ def njit(**options):
 
 
 def is_compiled() -> bool:
-    """Whether compiled kernels of these sources were kept by an earlier process; else the first use compiles them."""
-    return _IS_KEPT and any(Path(_CACHE_FOLDER).rglob("*.nbi"))
+    """Whether an earlier process has cached compiled kernels; otherwise the first use compiles them."""
+    return _IS_CACHED and any(Path(_CACHE_FOLDER).rglob("*.nbi"))

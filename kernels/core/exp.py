@@ -1,9 +1,9 @@
-"""e^x in float32, in a form that LLVM vectorises: numba's own calls the C library for each element.
+"""e^x in float32, in a form that LLVM vectorises; numba's own exp calls the C library for each element.
 
     x -> float32    x <= 88; below -87 the result is the smallest normal number; NaN gives NaN
 
-x = n ln 2 + r with |r| <= ln 2 / 2, then e^r by a polynomial of degree 6 (fitted for the least largest relative error,
-3e-9) and 2^n by the exponent bits. Within 2 units in the last place.
+x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a minimax polynomial of degree 6 (relative error 3e-9), 2^n by the exponent bits.
+The result is within 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from foredraft.kernels.core.backend import intrinsic, njit
 # (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, highest power first
 _A, _B, _C, _D, _E = (np.float32(value) for value in (1.3814598e-3, 8.3687169e-3, 4.1668388e-2, 1.6666521e-1, 0.49999993))
 _LOG2_E = np.float32(1 / math.log(2))
-# ln 2 in two parts: multiples of the first are exact
+# ln 2 in two parts; n times the first part is exact
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
-# adding and subtracting it rounds a float32 below 2^22 to an integer
+# adding and then subtracting it rounds a float32 below 2^22 to an integer
 _ROUND = np.float32(1.5 * 2**23)
 LOWEST = np.float32(-87.0)
 HIGHEST = np.float32(88.0)
@@ -44,7 +44,7 @@ def _float_of_bits(typingctx, bits):
 
 @njit()
 def exp32(x):
-    """For use inside other kernels."""
+    """e^x for compiled kernels."""
     x = x if x > LOWEST or x != x else LOWEST
     n = (x * _LOG2_E + _ROUND) - _ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW

@@ -1,7 +1,7 @@
-"""The register tile of linear.py and attention.py: a few rows against blocks of 16 packed outputs.
+"""GEMM micro-kernel of model/linear.py and model/attention.py: a few rows against blocks of 16 packed outputs.
 
-Each output is one sum over k = 0..K-1 in order, one fused multiply-add a step: its bits depend neither on the rows that
-share the tile nor on the blocks beside it.
+Each output is one sum over k = 0..K-1 in order, one fused multiply-add a step. Its bits depend neither on the other rows of
+the tile nor on the blocks beside it.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from foredraft.kernels.core.backend import has_cpu_feature, intrinsic, njit
 
 LANES = 16
-# 16 floats fill one of AVX-512's 32 vector registers, and two of AVX2's 16: as many rows as leave room for the weights.
+# 16 floats fill one of AVX-512's 32 vector registers, or two of AVX2's 16. This many rows leave registers for the weights.
 WIDE = has_cpu_feature("avx512f")
 ROW_TILE = 8 if WIDE else 6
-# Bytes ahead of the sums that weights are asked for: the processor's own prefetching ends with each 4 kB page.
+# Software prefetch distance in bytes: the hardware prefetcher stops at each 4 kB page.
 PREFETCH = 2048
-# Up to so many rows two blocks go side by side: with AVX2 two rows already read one block as fast as memory gives it, and
-# three against two blocks spill.
+# Up to this many rows, a tile takes two blocks. With AVX2 two rows already read one block at memory speed, and three rows
+# against two blocks spill registers.
 PAIR_ROWS = 1 << 30 if WIDE else 1
 
 
 def _make_tile(M: int, R: int):
     """M rows x R blocks of 16 outputs: (x address, x stride, weight, address, block stride, K, out address, out stride).
 
-    Strides count elements; `weight` is passed for its dtype. Written as LLVM IR because numba spills array
+    Strides count elements; `weight` is passed for its dtype. It is written as LLVM IR, since numba would spill array
     accumulators to the stack.
     """
 
@@ -64,10 +64,10 @@ def _make_tile(M: int, R: int):
             sums = [[builder.phi(vector) for _ in range(R)] for _ in range(M)]
             loaded = []
             for r in range(R):
-                place = builder.gep(blocks[r], [k], inbounds=True)
-                ahead = builder.gep(builder.bitcast(place, byte), [ir.Constant(i64, PREFETCH)])
+                address = builder.gep(blocks[r], [k], inbounds=True)
+                ahead = builder.gep(builder.bitcast(address, byte), [ir.Constant(i64, PREFETCH)])
                 builder.call(fetch, [ahead, *(ir.Constant(i32, n) for n in (0, 3, 1))])
-                value = builder.load(place, align=size)
+                value = builder.load(address, align=size)
                 if bits == 8:
                     value = builder.sitofp(builder.sext(value, wide), vector)
                 elif bits == 16:
@@ -99,8 +99,8 @@ def _make_tile(M: int, R: int):
                 for m in range(M):
                     result = builder.fmul(results[m][r], scale) if bits == 8 else results[m][r]
                     row = builder.add(out_at, builder.mul(out_step, ir.Constant(i64, m * 4)))
-                    place = builder.add(row, ir.Constant(i64, r * LANES * 4))
-                    builder.store(result, builder.inttoptr(place, vector.as_pointer()), align=4)
+                    address = builder.add(row, ir.Constant(i64, r * LANES * 4))
+                    builder.store(result, builder.inttoptr(address, vector.as_pointer()), align=4)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -159,7 +159,7 @@ def _tile_pair(x, x_stride, weight, w, w_stride, K, out, out_stride, M):
 def gemm_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks):
     """M rows against `blocks` blocks of 16 outputs, by addresses and element strides; `weight` is passed for its dtype.
 
-    Rows are split evenly over as few tiles as hold them; blocks side by side keep enough sums in flight.
+    Rows are split evenly over as few tiles as possible. A tile takes up to 4 blocks, to keep enough sums in flight.
     """
     tiles = (M + ROW_TILE - 1) // ROW_TILE
     block = 0

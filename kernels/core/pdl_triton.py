@@ -1,7 +1,7 @@
-"""Launches that overlap: a kernel is put in place while the one before it ends, and waits there for its results.
+"""Programmatic dependent launch (PDL): a kernel is launched while the one before it still runs, and waits for its results.
 
-Programmatic dependent launch, NVIDIA compute capability 9.0 and later: it hides what a launch costs inside a graph. A kernel
-calls `pdl_wait` before it reads or writes anything, and is launched with `PDL_LAUNCH`.
+It hides launch latency inside a CUDA graph; NVIDIA compute capability 9.0 and later. A kernel calls `pdl_wait` before it
+reads or writes anything, and is launched with the options PDL_LAUNCH.
 """
 
 from __future__ import annotations

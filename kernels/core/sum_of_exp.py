@@ -1,6 +1,6 @@
-"""The sum of exponentials over the largest value: the denominator of a softmax.
+"""The sum of exponentials relative to the largest value: the denominator of a softmax.
 
-    scores  [n] float32, n >= 1, no NaN among them
+    scores  [n] float32, n >= 1, without NaN
     -> float64, sum over j of e^(scores[j] - max(scores))
 """
 

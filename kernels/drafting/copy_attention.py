@@ -1,13 +1,15 @@
-"""Pointer attention of the recurrent drafters (engine/drafters/neural/copy_module.py): where in its source a row stands, and what follows.
+"""Copy attention: a recurrent drafter attends to its source, and raises the logits of the source's tokens.
 
-    query        [n, Q] float32             [state ; the latest ids' normed embeddings, the last one first]
-    mixed        [n, U + H D + C] float32   [state ; room for the context ; normed embedding of the last id]
-    rows         [n] int64                  which sequence each is
-    weights      CopyWeights, packed as in linear.py: query [HD/16, Q, 16], inner [F/16, U + H D + C, 16], outer [C/16, F, 16],
-                 biases float32, gain [U + H D + C], gain_bias [1] float32
-    source       SourceCache: pages_k, pages_v, table, sources as in attention.py
+After See et al. 2017 (pointer-generator networks); the module is engine/drafters/neural/copy_module.py.
+
+    query        [n, Q] float32             [state ; normed embeddings of the latest tokens, the last one first]
+    mixed        [n, U + H D + C] float32   [state ; context, written here ; normed embedding of the last token]
+    sequences    [n] int64                  the sequence of each query
+    weights      CopyWeights, packed as in model/linear.py: query [HD/16, Q, 16], inner [F/16, U + H D + C, 16],
+                 outer [C/16, F, 16]; biases, gain [U + H D + C] and gain_bias [1] float32
+    source       SourceCache: pages_k, pages_v, table, sources as in model/attention.py
     out          [n, C] float32             outer(relu(inner(mixed)))
-    copied       [n, S] float32             gain >= 0 times the weights of head 0 over the source, 0 past its end
+    copied       [n, S] float32             out: softplus gain times the attention weights of head 0, 0 past the source's end
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ class SourceCache(NamedTuple):
     sources: np.ndarray
 
 
-def copy_attention_reference(query, mixed, rows, weights, source, out, copied) -> None:
+def copy_attention_reference(query, mixed, sequences, weights, source, out, copied) -> None:
     n, C = out.shape
     H, D = source.pages_k.shape[1], source.pages_k.shape[3]
     U = mixed.shape[1] - H * D - C
     q = (linear_reference(query, weights.query, H * D) + weights.query_bias).reshape(n, H, D)
-    mixed[:, U : U + H * D] = cross_attention_reference(q, rows, *source).reshape(n, H * D)
+    mixed[:, U : U + H * D] = cross_attention_reference(q, sequences, *source).reshape(n, H * D)
     copied[:] = 0
-    for i, b in enumerate(rows):
+    for i, b in enumerate(sequences):
         S = int(source.sources[b])
         pages = [read_page(source.pages_k[page], source.pages_v[page])[0] for page in source.table[b, : -(-S // PAGE)]]
         scores = (np.concatenate(pages)[:S, 0].astype(np.float64) @ q[i, 0]).tolist()
@@ -69,14 +71,14 @@ def _gain(mixed, gain, bias):
 
 
 @njit()
-def _attend(q, rows, source, context, copied):
+def _attend(q, sequences, source, context, copied):
     n, H, D = q.shape
     wide = source.pages_v.shape[2] * LANES
     scores = np.empty(source.table.shape[1] * PAGE, np.float32)
     part = np.empty(wide, np.float32)
     for i in range(n):
-        S = source.sources[rows[i]]
-        pages = source.table[rows[i]]
+        S = source.sources[sequences[i]]
+        pages = source.table[sequences[i]]
         for h in range(H):
             q_at = q.ctypes.data + (i * H + h) * D * 4
             for start in range(0, S, PAGE):
@@ -100,7 +102,7 @@ def _attend(q, rows, source, context, copied):
 
 
 @njit()
-def copy_attention_loop(query, mixed, rows, weights, source, out, copied, threads):
+def copy_attention_loop(query, mixed, sequences, weights, source, out, copied, threads):
     n, C = out.shape
     H, D = source.pages_k.shape[1], source.pages_k.shape[3]
     U = mixed.shape[1] - H * D - C
@@ -109,7 +111,7 @@ def copy_attention_loop(query, mixed, rows, weights, source, out, copied, thread
     linear_loop(query, weights.query, flat, threads)
     for i in range(n):
         flat[i] += weights.query_bias
-    _attend(q, rows, source, mixed[:, U : U + H * D], copied)
+    _attend(q, sequences, source, mixed[:, U : U + H * D], copied)
     inner = np.empty((n, weights.inner_bias.shape[0]), np.float32)
     linear_loop(mixed, weights.inner, inner, threads)
     for i in range(n):
@@ -119,8 +121,8 @@ def copy_attention_loop(query, mixed, rows, weights, source, out, copied, thread
     linear_loop(inner, weights.outer, out, threads)
 
 
-def copy_attention_numba(query, mixed, rows, weights, source, out, copied) -> None:
-    copy_attention_loop(query, mixed, rows, weights, source, out, copied, get_num_threads())
+def copy_attention_numba(query, mixed, sequences, weights, source, out, copied) -> None:
+    copy_attention_loop(query, mixed, sequences, weights, source, out, copied, get_num_threads())
 
 
 COPY_ATTENTION = {"reference": copy_attention_reference, "numba": copy_attention_numba}

@@ -1,14 +1,12 @@
-"""One step of a stacked LSTM (Hochreiter and Schmidhuber 1997) for the rows that read an id, states kept by slot.
+"""One step of a stacked LSTM (Hochreiter and Schmidhuber 1997) for the sequences that read a token, states cached by slot.
 
-    x             [n, C] float32            what the rows read
-    rows, at      [n] int64                 sequence and slot of each
-    above         [B, T] int64              the slot that each slot follows, -1 before the start (recurrent.py)
-    first         [4U/16, C + U, 16]        packed as in linear.py, over [x ; h]; gates in torch's order i, f, g, o
+    x             [n, C] float32            inputs
+    sequences, slots [n] int64              sequence and slot of each input
+    parents       [B, T] int64              the slot that each slot follows, -1 before the start (recurrent_drafting.py)
+    first         [4U/16, C + U, 16]        packed as in model/linear.py, over [x ; h]; gates in torch's order i, f, g, o
     rest          [L-1, 4U/16, 2U, 16]      the layers above
     first_bias    [4U], rest_bias [L-1, 4U] float32
-    h, c          [B, T, L, U] float32      read at the slot above (zeros before the start), written
-
-A state kept by slot costs nothing to go back to: a rejected id is overwritten.
+    h, c          [B, T, L, U] float32      states: read at the parent slot (zeros before the start), written at `slots`
 """
 
 from __future__ import annotations
@@ -24,13 +22,14 @@ from foredraft.kernels.model.linear import linear_loop, linear_reference
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)
 
 
-def lstm_reference(x, rows, at, above, first, first_bias, rest, rest_bias, h, c) -> None:
+def lstm_reference(x, sequences, slots, parents, first, first_bias, rest, rest_bias, h, c) -> None:
     L, U = h.shape[2:]
-    for i, (b, t) in enumerate(zip(rows, at, strict=True)):
+    for i, (b, t) in enumerate(zip(sequences, slots, strict=True)):
         below = x[i]
         for layer in range(L):
             weight, bias = (first, first_bias) if layer == 0 else (rest[layer - 1], rest_bias[layer - 1])
-            h_before, c_before = (s[b, above[b, t], layer] if above[b, t] >= 0 else np.zeros(U, np.float32) for s in (h, c))
+            h_before, c_before = (s[b, parents[b, t], layer] if parents[b, t] >= 0 else np.zeros(U, np.float32) for s in (h,
+                                                                                                                          c))
             gates = linear_reference(np.concatenate((below, h_before))[None], weight, 4 * U)[0] + bias
             for u in range(U):
                 i_gate, f_gate, o_gate = (1 / (1 + math.exp(-float(gates[g * U + u]))) for g in (0, 1, 3))
@@ -59,7 +58,7 @@ def _gate(gates, bias, c_before, h, c):
 
 
 @njit()
-def lstm_loop(x, rows, at, above, first, first_bias, rest, rest_bias, h, c, threads):
+def lstm_loop(x, sequences, slots, parents, first, first_bias, rest, rest_bias, h, c, threads):
     n, C = x.shape
     L, U = h.shape[2], h.shape[3]
     gates = np.empty((n, 4 * U), np.float32)
@@ -68,23 +67,23 @@ def lstm_loop(x, rows, at, above, first, first_bias, rest, rest_bias, h, c, thre
         width = C if layer == 0 else U
         joined = np.zeros((n, width + U), np.float32)
         for i in range(n):
-            b, t = rows[i], at[i]
+            b, t = sequences[i], slots[i]
             joined[i, :width] = x[i] if layer == 0 else h[b, t, layer - 1]
-            if above[b, t] >= 0:
-                joined[i, width:] = h[b, above[b, t], layer]
+            if parents[b, t] >= 0:
+                joined[i, width:] = h[b, parents[b, t], layer]
         if layer == 0:
             linear_loop(joined, first, gates, threads)
         else:
             linear_loop(joined, rest[layer - 1], gates, threads)
         for i in range(n):
-            b, t = rows[i], at[i]
-            before = above[b, t]
+            b, t = sequences[i], slots[i]
+            before = parents[b, t]
             _gate(gates[i], first_bias if layer == 0 else rest_bias[layer - 1],
                   c[b, before, layer] if before >= 0 else zeros, h[b, t, layer], c[b, t, layer])
 
 
-def lstm_numba(x, rows, at, above, first, first_bias, rest, rest_bias, h, c) -> None:
-    lstm_loop(x, rows, at, above, first, first_bias, rest, rest_bias, h, c, get_num_threads())
+def lstm_numba(x, sequences, slots, parents, first, first_bias, rest, rest_bias, h, c) -> None:
+    lstm_loop(x, sequences, slots, parents, first, first_bias, rest, rest_bias, h, c, get_num_threads())
 
 
 LSTM = {"reference": lstm_reference, "numba": lstm_numba}

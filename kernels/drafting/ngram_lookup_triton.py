@@ -1,11 +1,11 @@
-"""Argmax chains of an n-gram table on a device: the table as the flat hash of ngram_native/device_table.py.
+"""Greedy n-gram drafts on a GPU, from an n-gram table as the flat hash of ngram_native/device_table.py.
 
-    keys [2^bits] int64, best [2^bits] int32, best_probability [2^bits] float32     the hash; seed, root_*, strict as there
-    tokens [B, T + 1], lengths [B] int64, finished [B] bool, limits, widths [B] int64     the state
+    table    Hash: keys [2^bits] int64, best [2^bits] int32, best_probability [2^bits] float32, and the table's constants
+    tokens [B, T + 1], lengths [B] int64, finished [B] bool, limits, budgets [B] int64     the decode state
     proposed [B, K], proposed_lengths [B] int64     out: the draft, 0 past its end
 
-One program a row. For each id all suffixes and all slots of their probes are read at once, so that an id costs two
-latencies of memory. The stopping rule is ngram_native/stopping.py's.
+One program a sequence. For each token the program probes all context lengths at once, so a token costs two memory
+latencies. Drafts stop as in ngram_native/stopping.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 
 class Hash(NamedTuple):
-    """A table on a device; `order`: its N, V its vocabulary."""
+    """An n-gram table on a GPU: `order` is its N, `V` its vocabulary size."""
 
     keys: Tensor
     best: Tensor
@@ -34,7 +34,7 @@ class Hash(NamedTuple):
     strict: bool
 
     def tensors(self) -> tuple:
-        """What a kernel takes of it, in its order, and then `constants`."""
+        """Leading arguments of a kernel; `constants` are the other ones."""
         return self[:7]
 
     def constants(self) -> dict[str, int]:
@@ -44,11 +44,17 @@ class Hash(NamedTuple):
 
 
 @jit
-def likeliest(keys, best, best_probability, seed, root_best, root_probability, V, text, length, is_asked, BITS: tl.constexpr,
-              SUFFIXES: tl.constexpr, SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr,
-              STRICT: tl.constexpr):
-    """The likeliest id after a text of `length` ids and its probability float64; text [SUFFIXES_PAD]: the newest first."""
-    s, way = tl.arange(0, SUFFIXES_PAD), tl.arange(0, PROBES_PAD)[None, :]
+def is_worth_drafting(reach, count, expected, cost):
+    """Whether a token raises the tokens per pass; as ngram_native/stopping.py, float64 except `count`."""
+    return reach * (1 + cost * count) > cost * expected
+
+
+@jit
+def most_likely_token(keys, best, best_probability, seed, root_best, root_probability, V, text, length, is_active,
+                      BITS: tl.constexpr, SUFFIXES: tl.constexpr, SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr,
+                      PROBES_PAD: tl.constexpr, STRICT: tl.constexpr):
+    """The most likely token after `length` tokens, and its probability (float64); text [SUFFIXES_PAD]: last token first."""
+    s, probe = tl.arange(0, SUFFIXES_PAD), tl.arange(0, PROBES_PAD)[None, :]
     value = seed.to(tl.uint64)
     hashes = tl.zeros((SUFFIXES_PAD,), tl.uint64)
     for i in tl.static_range(SUFFIXES):
@@ -58,59 +64,58 @@ def likeliest(keys, best, best_probability, seed, root_best, root_probability, V
         hashes = tl.where(s == i, value, hashes)
     hashes = tl.where(hashes == 0, 1, hashes)
     known = tl.minimum(length, SUFFIXES)
-    asked = s < tl.where(is_asked, known, 0)
-    slots = ((hashes >> (64 - BITS)).to(tl.int64)[:, None] + way) & ((1 << BITS) - 1)
-    found = tl.load(keys + slots, mask=asked[:, None] & (way < PROBES), other=0).to(tl.uint64, bitcast=True)
-    empty = tl.min(tl.where(found == 0, way, PROBES_PAD), axis=1)
-    hit = tl.min(tl.where(found == hashes[:, None], way, PROBES_PAD), axis=1)
-    # suffixes of contexts are contexts: the longest is the one before the first that is missing
-    longest = tl.min(tl.where(asked & (hit < empty), SUFFIXES_PAD, s), axis=0) - 1
-    is_known = is_asked & (longest >= 0)
-    otherwise, likely_otherwise = root_best, root_probability
+    is_probed = s < tl.where(is_active, known, 0)
+    slots = ((hashes >> (64 - BITS)).to(tl.int64)[:, None] + probe) & ((1 << BITS) - 1)
+    found = tl.load(keys + slots, mask=is_probed[:, None] & (probe < PROBES), other=0).to(tl.uint64, bitcast=True)
+    empty = tl.min(tl.where(found == 0, probe, PROBES_PAD), axis=1)
+    hit = tl.min(tl.where(found == hashes[:, None], probe, PROBES_PAD), axis=1)
+    # suffixes of stored contexts are stored: the longest stored one comes before the first missing one
+    longest = tl.min(tl.where(is_probed & (hit < empty), SUFFIXES_PAD, s), axis=0) - 1
+    is_known = is_active & (longest >= 0)
+    default, default_likely = root_best, root_probability
     if STRICT:
         is_known = is_known & (longest == known - 1)
-        otherwise, likely_otherwise = known * 0, 1.0 / V.to(tl.float64)
+        default, default_likely = known * 0, 1.0 / V.to(tl.float64)
     slot = tl.sum(tl.where(s == longest, (hashes >> (64 - BITS)).to(tl.int64) + hit, 0), axis=0) & ((1 << BITS) - 1)
     word = tl.load(best + slot, mask=is_known, other=0).to(tl.int64)
     likely = tl.load(best_probability + slot, mask=is_known, other=0.0).to(tl.float64)
-    return tl.where(is_known, word, otherwise), tl.where(is_known, likely, likely_otherwise)
+    return tl.where(is_known, word, default), tl.where(is_known, likely, default_likely)
 
 
 @jit
 def _ngram_lookup_kernel(keys, best, best_probability, seed, root_best, root_probability, V, tokens, lengths, finished,
-                         limits, widths, proposed, proposed_lengths, end_token, T1, BITS: tl.constexpr,
+                         limits, budgets, proposed, proposed_lengths, end_token, T1, BITS: tl.constexpr,
                          SUFFIXES: tl.constexpr, SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr,
                          STRICT: tl.constexpr, COST: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    allowed = tl.minimum(drafts_allowed(row, row >= 0, lengths, limits, finished, widths), K)
-    length = tl.load(lengths + row)
+    b = tl.program_id(0).to(tl.int64)
+    allowed = tl.minimum(drafts_allowed(b, b >= 0, lengths, limits, finished, budgets), K)
+    length = tl.load(lengths + b)
     s, k = tl.arange(0, SUFFIXES_PAD), tl.arange(0, K_PAD)
-    # the text's last ids, the newest first
-    text = tl.load(tokens + row * T1 + length - 1 - s, mask=s < tl.minimum(length, SUFFIXES), other=0)
+    # the last tokens, the newest first
+    text = tl.load(tokens + b * T1 + length - 1 - s, mask=s < tl.minimum(length, SUFFIXES), other=0)
     reach, expected = tl.full((), 1.0, tl.float64), tl.full((), 1.0, tl.float64)
-    chain = tl.zeros((K_PAD,), tl.int64)
+    draft = tl.zeros((K_PAD,), tl.int64)
     count = length * 0
     growing = allowed > 0
     for step in range(K):
-        word, likely = likeliest(keys, best, best_probability, seed, root_best, root_probability, V, text, length + step,
-                                 growing, BITS, SUFFIXES, SUFFIXES_PAD, PROBES, PROBES_PAD, STRICT)
+        word, likely = most_likely_token(keys, best, best_probability, seed, root_best, root_probability, V, text,
+                                         length + step, growing, BITS, SUFFIXES, SUFFIXES_PAD, PROBES, PROBES_PAD, STRICT)
         reach *= likely
-        # a further id must promise more tokens a pass than the draft has without it (ngram_native/stopping.py)
-        growing = growing & (count < allowed) & (reach * (1 + COST * step) > COST * expected)
+        growing = growing & (count < allowed) & is_worth_drafting(reach, step, expected, COST)
         expected += tl.where(growing, reach, 0.0)
-        chain = tl.where(k == tl.where(growing, step, -1), word, chain)
+        draft = tl.where(k == tl.where(growing, step, -1), word, draft)
         count += growing.to(tl.int64)
         growing = growing & (word != end_token)
         older = tl.sum(tl.where(s[:, None] == s[None, :] + 1, text[None, :], 0), axis=1)
         text = tl.where(s == 0, word, older)
-    tl.store(proposed + row * K + k, chain, mask=k < K)
-    tl.store(proposed_lengths + row, count)
+    tl.store(proposed + b * K + k, draft, mask=k < K)
+    tl.store(proposed_lengths + b, count)
 
 
-def ngram_lookup_triton(table: Hash, tokens, lengths, finished, limits, widths, end_token, cost, proposed,
+def ngram_lookup_triton(table: Hash, tokens, lengths, finished, limits, budgets, end_token, cost, proposed,
                         proposed_lengths) -> None:
-    """One launch, no wait."""
+    """One launch, without synchronisation."""
     B, K = proposed.shape
     _ngram_lookup_kernel[(B,)](
-        *table.tensors(), tokens, lengths, finished, limits, widths, proposed, proposed_lengths, end_token, tokens.shape[1],
+        *table.tensors(), tokens, lengths, finished, limits, budgets, proposed, proposed_lengths, end_token, tokens.shape[1],
         **table.constants(), COST=cost, K=K, K_PAD=power_of_2(max(K, 1)), num_warps=1)

@@ -1,21 +1,22 @@
-"""Drafts of a recurrent drafter (LSTM or CNN): the unread ids, then a chain or a tree of up to K new ones for all rows, in
-one compiled call.
+"""Drafts of a recurrent drafter (LSTM or CNN) for all sequences, without branches or as trees, in one compiled call.
 
-    tokens       [B, T'] int64, lengths, allowed [B] int64     committed ids; how many each row may draft
+The drafter reads the uncached committed tokens, then drafts up to K tokens a sequence.
+
+    tokens       [B, T'] int64, lengths, allowed [B] int64     committed tokens; how many each sequence may draft
     embedding    [V, C] float32, or bfloat16 bits as uint16
-    cell         Cell: the LSTM (kind 0, lstm.py) or the CNN (kind 1, cnn.py)
-    memory       StateCache: by slot, [B, T] int64: fed, the id read there (-1: none), above, the slot it follows; embedded
-                 [B, T, C] float32; counts, nodes [B] int64: slots of committed ids, and of the last draft behind them
-    pointer, source, list     pointer.py, shortlist.py;  scale float: of the outputs, before the head
+    cell         Cell: the LSTM (kind 0, lstm_cell.py) or the CNN (kind 1, causal_conv.py)
+    cache        StateCache: cached_tokens, parents [B, T] int64: the token read in each slot (-1: none), and the slot before
+                 it; embedded [B, T, C] float32; counts, nodes [B] int64: slots of committed tokens, and of the last draft
+    copy, source, vocabulary     copy_attention.py, vocabulary_head.py;  scale float: of the outputs, before the head
     temperature, top_k, top_p, seeds [B]; end_token int
-    stops        Stops: confidence.py
-    tree         branch.Tree: the nodes to draft, level by level; nothing follows the end token
-    drafted, parents [B, K] int64, counts [B] int64            out: each draft and the row it follows (accept.py)
-    logits       [B, K, V] float32, lse [B, K] float64         out for rows of temperature > 0, else not touched
+    stops        when a draft ends early (draft_length.py)
+    tree         tree_children.Tree: the nodes to draft, level by level; nothing follows the end token
+    drafted, parents [B, K] int64, counts [B] int64            out: draft tokens, the query position that each follows
+    logits       [B, K, V] float32, lse [B, K] float64         out for sequences of temperature > 0, else not touched
 
-States are kept by slot: a committed id's is its position, draft i of a round lies in slot lengths + i. What was accepted is
-moved to its position in the next round; what was read stays valid up to the first id that was not committed (unread.py), and
-a rejection costs nothing. A row's bits do not depend on the rows beside it.
+The slot of a committed token is its position; the slot of draft i is lengths + i. Accepted drafts are moved to their
+positions in the next step. Cached states are valid up to the first token that was not committed (num_uncached.py), so a
+rejection needs no copy. A result does not depend on the other sequences.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Cell(NamedTuple):
 
 
 class StateCache(NamedTuple):
-    fed: np.ndarray
-    above: np.ndarray
+    cached_tokens: np.ndarray
+    parents: np.ndarray
     embedded: np.ndarray
     counts: np.ndarray
     nodes: np.ndarray
@@ -59,7 +60,7 @@ class StateCache(NamedTuple):
 
 @njit()
 def embed_normed_loop(embedding, token, ones, out):
-    """The normed embedding of an id into out [1, C]."""
+    """Write the normed embedding of a token to out [1, C]."""
     raw = np.empty((1, embedding.shape[1]), np.float32)
     if embedding.itemsize == 2:
         bits = raw.view(np.uint32)
@@ -72,44 +73,44 @@ def embed_normed_loop(embedding, token, ones, out):
 
 
 @njit()
-def _read(ids, rows, at, embedding, cell, memory, threads):
-    """Take ids [n] in at their slots."""
-    n, C = ids.shape[0], embedding.shape[1]
+def _read(new_tokens, sequences, slots, embedding, cell, cache, threads):
+    """Read new_tokens [n] into their slots."""
+    n, C = new_tokens.shape[0], embedding.shape[1]
     ones = np.ones(C, np.float32)
     x = np.empty((n, C), np.float32)
     for i in range(n):
-        b, t = rows[i], at[i]
-        embed_normed_loop(embedding, ids[i], ones, x[i : i + 1])
-        memory.embedded[b, t] = x[i]
-        memory.fed[b, t] = ids[i]
+        b, t = sequences[i], slots[i]
+        embed_normed_loop(embedding, new_tokens[i], ones, x[i : i + 1])
+        cache.embedded[b, t] = x[i]
+        cache.cached_tokens[b, t] = new_tokens[i]
     if cell.kind == LSTM:
-        lstm_loop(x, rows, at, memory.above, cell.first, cell.first_bias, cell.rest, cell.rest_bias, cell.h, cell.c,
+        lstm_loop(x, sequences, slots, cache.parents, cell.first, cell.first_bias, cell.rest, cell.rest_bias, cell.h, cell.c,
                   threads)
     else:
-        cnn_loop(x, rows, at, memory.above, cell.first, cell.first_bias, cell.rest, cell.rest_bias, cell.dilations, cell.h,
-                 threads)
+        cnn_loop(x, sequences, slots, cache.parents, cell.first, cell.first_bias, cell.rest, cell.rest_bias, cell.dilations,
+                 cell.h, threads)
 
 
 @njit()
-def _look(rows, at, cell, memory, pointer, source, scale, copied, threads):
-    """The head's inputs [n, C] after the ids at `at`; copied [n, S] is written."""
-    n, C, U = rows.shape[0], memory.embedded.shape[2], cell.h.shape[3]
-    ids = (pointer.query.shape[1] - U) // C
-    query = np.zeros((n, U + ids * C), np.float32)
-    mixed = np.empty((n, pointer.gain.shape[0]), np.float32)
+def _head_inputs(sequences, slots, cell, cache, copy, source, scale, copied, threads):
+    """The head's inputs [n, C] after the tokens in `slots`; writes copied [n, S]."""
+    n, C, U = sequences.shape[0], cache.embedded.shape[2], cell.h.shape[3]
+    E = (copy.query.shape[1] - U) // C
+    query = np.zeros((n, U + E * C), np.float32)
+    mixed = np.empty((n, copy.gain.shape[0]), np.float32)
     out = np.empty((n, C), np.float32)
     for i in range(n):
-        b, t = rows[i], at[i]
+        b, t = sequences[i], slots[i]
         state = cell.h[b, t, cell.h.shape[2] - 1]
         query[i, :U] = state
-        seen = t
-        for back in range(ids):
-            if seen >= 0:
-                query[i, U + back * C : U + (back + 1) * C] = memory.embedded[b, seen]
-                seen = memory.above[b, seen]
+        slot = t
+        for back in range(E):
+            if slot >= 0:
+                query[i, U + back * C : U + (back + 1) * C] = cache.embedded[b, slot]
+                slot = cache.parents[b, slot]
         mixed[i, :U] = state
-        mixed[i, mixed.shape[1] - C :] = memory.embedded[b, t]
-    copy_attention_loop(query, mixed, rows, pointer, source, out, copied, threads)
+        mixed[i, mixed.shape[1] - C :] = cache.embedded[b, t]
+    copy_attention_loop(query, mixed, sequences, copy, source, out, copied, threads)
     for i in range(n):
         for c in range(C):
             out[i, c] *= scale
@@ -117,109 +118,110 @@ def _look(rows, at, cell, memory, pointer, source, scale, copied, threads):
 
 
 @njit()
-def _settle(b, tokens, length, cell, memory):
-    """Move the states of the last draft's ids that were committed to their positions."""
-    base, end = memory.counts[b] - 1, memory.counts[b] + memory.nodes[b]
+def _keep_accepted(b, tokens, length, cell, cache):
+    """Move the states of accepted draft tokens to their positions."""
+    base, end = cache.counts[b] - 1, cache.counts[b] + cache.nodes[b]
     at, position = base, base + 1
     while position < length:
         slot = at + 1
-        while slot < end and not (memory.above[b, slot] == at and memory.fed[b, slot] == tokens[position]):
+        while slot < end and not (cache.parents[b, slot] == at and cache.cached_tokens[b, slot] == tokens[position]):
             slot += 1
         if slot >= end:
             break
         if slot != position:
-            memory.fed[b, position] = memory.fed[b, slot]
-            memory.embedded[b, position] = memory.embedded[b, slot]
+            cache.cached_tokens[b, position] = cache.cached_tokens[b, slot]
+            cache.embedded[b, position] = cache.embedded[b, slot]
             cell.h[b, position], cell.c[b, position] = cell.h[b, slot], cell.c[b, slot]
         at, position = slot, position + 1
     for slot in range(base + 1, end):
-        memory.above[b, slot] = slot - 1
-    memory.counts[b], memory.nodes[b] = position, 0
+        cache.parents[b, slot] = slot - 1
+    cache.counts[b], cache.nodes[b] = position, 0
 
 
 @njit()
-def _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, source, list, scale, temperature, top_k, top_p,
+def _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, vocabulary, scale, temperature, top_k, top_p,
                 seeds, end_token, stops, tree, drafted, parents, counts, logits, lse, threads):
     B, N = drafted.shape[0], min(tree.parents.shape[0], drafted.shape[1])
-    rows, at, ids = np.empty(B * (N + 1), np.int64), np.empty(B * (N + 1), np.int64), np.empty(B * (N + 1), np.int64)
-    unread = np.zeros(B, np.int64)
+    sequences, slots, reads = np.empty(B * (N + 1), np.int64), np.empty(B * (N + 1), np.int64), np.empty(B * (N + 1),
+                                                                                                         np.int64)
+    num_uncached = np.zeros(B, np.int64)
     for b in range(B):
-        if memory.nodes[b] > 0:
-            _settle(b, tokens[b], lengths[b], cell, memory)
-    num_uncached_loop(tokens, lengths, memory.fed, memory.counts, unread)
+        if cache.nodes[b] > 0:
+            _keep_accepted(b, tokens[b], lengths[b], cell, cache)
+    num_uncached_loop(tokens, lengths, cache.cached_tokens, cache.counts, num_uncached)
     longest = 0
     for b in range(B):
         counts[b] = 0
-        unread[b] = unread[b] if allowed[b] > 0 else 0
+        num_uncached[b] = num_uncached[b] if allowed[b] > 0 else 0
         if allowed[b] > 0:
             begin_loop(stops, b)
-        longest = max(longest, unread[b])
-    for turn in range(longest):
+        longest = max(longest, num_uncached[b])
+    for step in range(longest):
         n = 0
         for b in range(B):
-            if turn < unread[b]:
-                rows[n], at[n] = b, lengths[b] - unread[b] + turn
-                ids[n] = tokens[b, at[n]]
-                memory.counts[b] = lengths[b]
+            if step < num_uncached[b]:
+                sequences[n], slots[n] = b, lengths[b] - num_uncached[b] + step
+                reads[n] = tokens[b, slots[n]]
+                cache.counts[b] = lengths[b]
                 n += 1
-        _read(ids[:n], rows[:n], at[:n], embedding, cell, memory, threads)
-    # the row of a round that a node of the tree became, its own first; -1: none, or the end of a text
-    row_of = np.full((B, N + 1), -1)
-    row_of[:, 0] = 0
+        _read(reads[:n], sequences[:n], slots[:n], embedding, cell, cache, threads)
+    # query position of each tree node (node 0: last committed token); -1: not drafted, or the end token
+    position_of = np.full((B, N + 1), -1)
+    position_of[:, 0] = 0
     nodes = np.empty(B * (N + 1), np.int64)
     no_distribution, no_lse = np.empty((0, 0), np.float32), np.empty(0, np.float64)
     for level in range(N):
         n = 0
         for b in range(B):
             for node in range(N + 1):
-                if row_of[b, node] < 0 or (0 if node == 0 else tree.depths[node - 1]) != level:
+                if position_of[b, node] < 0 or (0 if node == 0 else tree.depths[node - 1]) != level:
                     continue
                 for child in range(node, min(N, allowed[b])):
                     if tree.parents[child] == node:
-                        rows[n], nodes[n], at[n] = b, node, lengths[b] - 1 + row_of[b, node]
+                        sequences[n], nodes[n], slots[n] = b, node, lengths[b] - 1 + position_of[b, node]
                         n += 1
                         break
         if n == 0:
             break
         if level > 0:
             for j in range(n):
-                ids[j] = drafted[rows[j], row_of[rows[j], nodes[j]] - 1]
-            _read(ids[:n], rows[:n], at[:n], embedding, cell, memory, threads)
-        copied = np.empty((n, list.places.shape[1]), np.float32)
-        scores = np.empty((n, list.ids.shape[0] + list.own_ids.shape[1]), np.float32)
-        x = _look(rows[:n], at[:n], cell, memory, pointer, source, np.float32(scale), copied, threads)
-        vocabulary_head_loop(x, rows[:n], list, copied, scores, threads)
+                reads[j] = drafted[sequences[j], position_of[sequences[j], nodes[j]] - 1]
+            _read(reads[:n], sequences[:n], slots[:n], embedding, cell, cache, threads)
+        copied = np.empty((n, vocabulary.source_columns.shape[1]), np.float32)
+        scores = np.empty((n, vocabulary.tokens.shape[0] + vocabulary.own_tokens.shape[1]), np.float32)
+        x = _head_inputs(sequences[:n], slots[:n], cell, cache, copy, source, np.float32(scale), copied, threads)
+        vocabulary_head_loop(x, sequences[:n], vocabulary, copied, scores, threads)
         for j in range(n):
-            b, node, first = rows[j], nodes[j], counts[rows[j]]
+            b, node, first = sequences[j], nodes[j], counts[sequences[j]]
             most = 0
             for child in range(node, min(N, allowed[b])):
                 most += tree.parents[child] == node
             distribution, total = no_distribution, no_lse
             if temperature[b] > 0:
                 distribution, total = logits[b], lse[b]
-            # a greedy distribution is weighed before its ids are taken from the scores, a sampled one by its sum
-            own, sampled = list.ids.shape[0] + list.own_counts[b], temperature[b] > 0
+            # greedy drafts are stopped by the scores, before children_loop overwrites them; sampled drafts by their lse
+            own, sampled = vocabulary.tokens.shape[0] + vocabulary.own_counts[b], temperature[b] > 0
             taken, more = True, True
             if not sampled:
                 taken, more = weigh_loop(stops, b, first, scores[j, :own], False, no_lse)
-            found = children_loop(scores[j], b, list, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b], first, most,
-                                  tree.replaced, drafted[b], distribution, total)
+            num_children = children_loop(scores[j], b, vocabulary, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b],
+                                         first, most, tree.replaced, drafted[b], distribution, total)
             if sampled:
                 taken, more = weigh_loop(stops, b, first, scores[j, :own], True, total[first : first + 1])
             if not taken:
-                found = 0
+                num_children = 0
             for child in range(node, min(N, allowed[b])):
                 i = counts[b]
-                if tree.parents[child] == node and i < first + found:
-                    parents[b, i] = row_of[b, node]
-                    memory.above[b, lengths[b] + i], memory.fed[b, lengths[b] + i] = at[j], -1
-                    row_of[b, child + 1] = i + 1 if more and drafted[b, i] != end_token else -1
+                if tree.parents[child] == node and i < first + num_children:
+                    parents[b, i] = position_of[b, node]
+                    cache.parents[b, lengths[b] + i], cache.cached_tokens[b, lengths[b] + i] = slots[j], -1
+                    position_of[b, child + 1] = i + 1 if more and drafted[b, i] != end_token else -1
                     counts[b] = i + 1
     for b in range(B):
-        memory.nodes[b] = counts[b]
+        cache.nodes[b] = counts[b]
 
 
-def draft_numba(tokens, lengths, allowed, embedding, cell, memory, pointer, source, list, scale, temperature, top_k, top_p,
+def draft_numba(tokens, lengths, allowed, embedding, cell, cache, copy, source, vocabulary, scale, temperature, top_k, top_p,
                 seeds, end_token, stops, tree, drafted, parents, counts, logits, lse) -> None:
-    _draft_loop(tokens, lengths, allowed, embedding, cell, memory, pointer, source, list, scale, temperature, top_k, top_p,
+    _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, vocabulary, scale, temperature, top_k, top_p,
                 seeds, end_token, stops, tree, drafted, parents, counts, logits, lse, get_num_threads())

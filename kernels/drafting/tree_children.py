@@ -1,16 +1,18 @@
-"""Children of a node of a tree: the likeliest ids, or ids that are drawn, and the very distribution of each.
+"""The children of a tree node: the most likely tokens, or sampled tokens with the distribution of each.
 
-    scores       [F + X] float32 of one row, as shortlist.py has them; overwritten
-    b, list      the row's sequence and its VocabularyHead;  first, most: place of the first child in the draft, how many at most
-    temperature, top_k, top_p, seed, start    one row's, as in sample.py; temperature 0 takes the likeliest, of equals the
-                 lower places
-    replaced     bool: children are drawn independently (SpecInfer, Miao et al. 2023); else without replacement, each from
-                 the distribution without the ids before it, renormalised (Jeon et al. 2024)
-    drafted      [K] int64               out, from `first` on; returned is how many there are: without replacement no more
-                                         than the distribution has ids
-    logits, lse  [K, V] float32, [K] float64     out above temperature 0: the distribution that each child was drawn from
+    scores       [F + X] float32         of one sequence as in vocabulary_head.py; overwritten
+    b, vocabulary                        the sequence, and its VocabularyHead
+    first, most  int                     offset of the first child in the draft, largest number of children
+    temperature, top_k, top_p, seed, start    of the sequence, as in sampling/sample.py; temperature 0 takes the most likely
+                                         tokens, of equal ones the first columns
+    replaced     bool                    whether children are sampled independently (SpecInfer, Miao et al. 2023); else
+                                         without replacement, each from the renormalised distribution without the tokens
+                                         before it (Jeon et al. 2024)
+    drafted      [K] int64               out, from `first` on
+    logits, lse  [K, V] float32, [K] float64     out above temperature 0: the distribution that each child was sampled from
+    returns      int                     the number of children: without replacement at most the tokens of the distribution
 
-Noise is keyed by (seed, DRAFT, start, place in the draft). One child is pick of shortlist.py.
+Noise is keyed by (seed, DRAFT, start, offset in the draft). With one child this is sample_draft of vocabulary_head.py.
 """
 
 from __future__ import annotations
@@ -33,78 +35,81 @@ from foredraft.kernels.sampling.top_k_top_p import (
 
 
 class Tree(NamedTuple):
-    """What is to be drafted: parents [N] int64, row 0 the last committed id and row j + 1 node j, a node after its parent;
-    depths [N] int64 from 1; replaced as above. A row that may draft n ids takes the first n nodes."""
+    """The shape of a tree of N nodes, parents first; a sequence that may draft n tokens takes the first n nodes.
+
+    parents [N] int64: 0 for the last committed token, j + 1 for node j. depths [N] int64, from 1. replaced: see above.
+    """
 
     parents: np.ndarray
     depths: np.ndarray
     replaced: bool
 
 
-def children_reference(scores, b, list, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits,
+def children_reference(scores, b, vocabulary, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits,
                        lse) -> int:
-    own = int(list.own_counts[b])
-    ids = np.concatenate((list.ids, list.own_ids[b, :own]))
-    scores = scores[: len(ids)]
+    own = int(vocabulary.own_counts[b])
+    tokens = np.concatenate((vocabulary.tokens, vocabulary.own_tokens[b, :own]))
+    scores = scores[: len(tokens)]
     if temperature == 0:
-        order = [at for at in sorted(range(len(ids)), key=lambda at: (-scores[at], at)) if scores[at] > -math.inf][:most]
-        drafted[first : first + len(order)] = ids[order]
+        order = [at for at in sorted(range(len(tokens)), key=lambda at: (-scores[at], at)) if scores[at] > -math.inf][:most]
+        drafted[first : first + len(order)] = tokens[order]
         return len(order)
-    weights = np.empty(len(ids), np.float32)
+    weights = np.empty(len(tokens), np.float32)
     warp_reference(scores, temperature, top_k, top_p, weights)
-    for place in range(first, first + most):
+    for i in range(first, first + most):
         total = float(weights.sum(dtype=np.float64))
         if total == 0:
-            return place - first
-        at = inverse_cdf_reference(weights, total, uniform_reference(int(seed), DRAFT, int(start), int(place)))
-        drafted[place], lse[place] = ids[at], math.log(total)
-        logits[place] = -np.inf
+            return i - first
+        at = inverse_cdf_reference(weights, total, uniform_reference(int(seed), DRAFT, int(start), int(i)))
+        drafted[i], lse[i] = tokens[at], math.log(total)
+        logits[i] = -np.inf
         kept = weights > 0
-        logits[place, ids[kept]] = (scores[kept] - scores.max()) / temperature
+        logits[i, tokens[kept]] = (scores[kept] - scores.max()) / temperature
         if not replaced:
             weights[at] = 0
     return most
 
 
 @njit()
-def children_loop(scores, b, list, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits, lse):
-    F = list.ids.shape[0]
-    scores = scores[: F + list.own_counts[b]]
+def children_loop(scores, b, vocabulary, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits,
+                  lse):
+    F = vocabulary.tokens.shape[0]
+    scores = scores[: F + vocabulary.own_counts[b]]
     if temperature == 0:
-        for place in range(first, first + most):
+        for i in range(first, first + most):
             at = argmax_loop(scores)
             if scores[at] == -np.inf:
-                return place - first
-            drafted[place] = list.ids[at] if at < F else list.own_ids[b, at - F]
+                return i - first
+            drafted[i] = vocabulary.tokens[at] if at < F else vocabulary.own_tokens[b, at - F]
             scores[at] = np.float32(-np.inf)
         return most
     weights = np.empty(scores.shape[0], np.float32)
     total, at = warp_loop(scores, temperature, top_k, top_p, weights), 0
     top, rate = largest_loop(scores), np.float32(1.0 / np.float64(temperature))
-    for place in range(first, first + most):
-        if place == first:
-            logits[place] = np.float32(-np.inf)
+    for i in range(first, first + most):
+        if i == first:
+            logits[i] = np.float32(-np.inf)
             for j in range(scores.shape[0]):
                 if weights[j] > 0:
-                    logits[place, list.ids[j] if j < F else list.own_ids[b, j - F]] = (scores[j] - top) * rate
+                    logits[i, vocabulary.tokens[j] if j < F else vocabulary.own_tokens[b, j - F]] = (scores[j] - top) * rate
         else:
-            logits[place] = logits[place - 1]
+            logits[i] = logits[i - 1]
             if not replaced:
                 weights[at] = np.float32(0.0)
                 total = sum_loop(weights)
                 if not total > 0:
-                    return place - first
-                logits[place, drafted[place - 1]] = np.float32(-np.inf)
-        at = inverse_cdf_loop(weights, total, uniform(seed, DRAFT, start, place))
-        drafted[place] = list.ids[at] if at < F else list.own_ids[b, at - F]
-        lse[place] = np.log(total)
+                    return i - first
+                logits[i, drafted[i - 1]] = np.float32(-np.inf)
+        at = inverse_cdf_loop(weights, total, uniform(seed, DRAFT, start, i))
+        drafted[i] = vocabulary.tokens[at] if at < F else vocabulary.own_tokens[b, at - F]
+        lse[i] = np.log(total)
     return most
 
 
-def children_numba(scores, b, list, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits,
+def children_numba(scores, b, vocabulary, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits,
                    lse) -> int:
-    return children_loop(scores, b, list, temperature, top_k, top_p, seed, start, first, most, replaced, drafted, logits,
-                         lse)
+    return children_loop(scores, b, vocabulary, temperature, top_k, top_p, seed, start, first, most, replaced, drafted,
+                         logits, lse)
 
 
 CHILDREN = {"reference": children_reference, "numba": children_numba}

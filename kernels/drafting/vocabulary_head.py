@@ -1,18 +1,21 @@
-"""A drafter's head over the ids that a row may draft: a list for all rows, and the ids of the row's own source.
+"""A drafter's head over its draft vocabulary: tokens for every sequence, and the tokens of the sequence's own source.
 
     x            [n, C] float32         scaled outputs of the drafter
-    rows         [n] int64              which sequence each is
-    list         VocabularyHead: ids [F] int64 and their rows of the head [F/16, C, 16] (packed as in linear.py, any storage),
-                 own_ids [B, X], own_head [B, X/16, C, 16], own_counts [B]: those of a source that the list lacks,
-                 places [B, S] int64: where each source position's id stands in [ids ; own_ids]
-    copied       [n, S'] float32        added to the logits at `places` (pointer.py); S' = 0 adds nothing
-    scores       [n, F + X] float32     out; only the first F + own_counts[row] have a meaning
+    sequences    [n] int64              the sequence of each row of x
+    vocabulary   VocabularyHead, with packed weights as in model/linear.py, in any storage:
+                 tokens [F] int64, head [F/16, C, 16]                   the tokens for every sequence, and their head
+                 own_tokens [B, X], own_head [B, X/16, C, 16],
+                 own_counts [B]                                         tokens of a source that `tokens` lacks
+                 source_columns [B, S] int64                            column of each source position's token
+    copied       [n, S'] float32        added to the scores at source_columns (copy_attention.py); S' = 0: nothing
+    scores       [n, F + X] float32     out; columns are [tokens ; own_tokens], the first F + own_counts are valid
 
-Ids outside the list have probability 0: a draft's distribution is lossless whatever it leaves out. The whole head is the list of
-all ids, with X = 0.
+Tokens outside the draft vocabulary have draft probability 0; verification stays lossless. The full head is the vocabulary
+of all tokens, with X = 0.
 
-`pick` then takes the argmax (temperature 0) or draws from the distribution (distribution.py), and writes that distribution over the vocabulary:
-drafted [B, K] int64, logits [B, K, V] float32, lse [B, K] float64 at [row, offset]; keys and distribution as in sample.py.
+sample_draft takes the argmax (temperature 0) or samples from the warped distribution (sampling/top_k_top_p.py), and writes
+drafted [B, K] int64 and, above temperature 0, logits [B, K, V] float32 and lse [B, K] float64 at [sequence, offset]. Keys
+of the noise and the stored distribution are those of sampling/sample.py.
 """
 
 from __future__ import annotations
@@ -31,64 +34,65 @@ from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, warp_loop
 
 
 class VocabularyHead(NamedTuple):
-    ids: np.ndarray
+    tokens: np.ndarray
     head: np.ndarray
-    own_ids: np.ndarray
+    own_tokens: np.ndarray
     own_head: np.ndarray
     own_counts: np.ndarray
-    places: np.ndarray
+    source_columns: np.ndarray
 
 
-def take_outputs(packed: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The outputs `ids` [n] of a packed or quantised matrix [N/16, K, 16] as one [ceil(n / 16), K, 16] of the same kind."""
-    block, lane = ids // LANES, ids % LANES
+def take_outputs(packed: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Outputs `tokens` [n] of a packed or quantised matrix [N/16, K, 16], as [ceil(n / 16), K, 16] of the same kind."""
+    block, lane = tokens // LANES, tokens % LANES
     K = packed.shape[1] - (SCALE_ROWS if packed.dtype == np.int8 else 0)
-    padded = np.zeros((-(-len(ids) // LANES) * LANES, K), packed.dtype)
-    padded[: len(ids)] = packed[block, :K, lane]
+    padded = np.zeros((-(-len(tokens) // LANES) * LANES, K), packed.dtype)
+    padded[: len(tokens)] = packed[block, :K, lane]
     taken = np.ascontiguousarray(padded.reshape(-1, LANES, K).transpose(0, 2, 1))
     if packed.dtype != np.int8:
         return taken
     scale = np.ones(len(padded), np.float32)
-    scale[: len(ids)] = np.ascontiguousarray(packed[block, K:]).reshape(len(ids), -1).view(np.float32)[
-        np.arange(len(ids)), lane]
+    scale[: len(tokens)] = np.ascontiguousarray(packed[block, K:]).reshape(len(tokens), -1).view(np.float32)[
+        np.arange(len(tokens)), lane]
     return np.concatenate((taken, scale.view(np.int8).reshape(-1, SCALE_ROWS, LANES)), 1)
 
 
-def vocabulary_head_reference(x, rows, list, copied, scores) -> None:
-    F = len(list.ids)
-    scores[:, :F] = linear_reference(x, list.head, F)
-    for i, b in enumerate(rows):
-        own = int(list.own_counts[b])
-        scores[i, F : F + own] = linear_reference(x[i : i + 1], list.own_head[b], own)[0] if own else []
+def vocabulary_head_reference(x, sequences, vocabulary, copied, scores) -> None:
+    F = len(vocabulary.tokens)
+    scores[:, :F] = linear_reference(x, vocabulary.head, F)
+    for i, b in enumerate(sequences):
+        own = int(vocabulary.own_counts[b])
+        scores[i, F : F + own] = linear_reference(x[i : i + 1], vocabulary.own_head[b], own)[0] if own else []
         for s in range(copied.shape[1]):
             if copied[i, s] > 0:
-                scores[i, list.places[b, s]] += copied[i, s]
+                scores[i, vocabulary.source_columns[b, s]] += copied[i, s]
 
 
 @njit()
-def vocabulary_head_loop(x, rows, list, copied, scores, threads):
-    F = list.ids.shape[0]
+def vocabulary_head_loop(x, sequences, vocabulary, copied, scores, threads):
+    F = vocabulary.tokens.shape[0]
     common = scores[:, :F]
-    linear_loop(x, list.head, common, threads)
+    linear_loop(x, vocabulary.head, common, threads)
     for i in range(x.shape[0]):
-        b = rows[i]
-        own = list.own_counts[b]
+        b = sequences[i]
+        own = vocabulary.own_counts[b]
         if own > 0:
-            linear_serial(x[i : i + 1], list.own_head[b], scores[i : i + 1, F : F + own], 0, (own + LANES - 1) // LANES)
+            linear_serial(x[i : i + 1], vocabulary.own_head[b], scores[i : i + 1, F : F + own], 0,
+                          (own + LANES - 1) // LANES)
         for s in range(copied.shape[1]):
             if copied[i, s] > 0:
-                scores[i, list.places[b, s]] += copied[i, s]
+                scores[i, vocabulary.source_columns[b, s]] += copied[i, s]
 
 
-def vocabulary_head_numba(x, rows, list, copied, scores) -> None:
-    vocabulary_head_loop(x, rows, list, copied, scores, get_num_threads())
+def vocabulary_head_numba(x, sequences, vocabulary, copied, scores) -> None:
+    vocabulary_head_loop(x, sequences, vocabulary, copied, scores, get_num_threads())
 
 
 @njit()
-def sample_draft_loop(scores, b, list, temperature, top_k, top_p, seed, start, offset, processed, lse):
-    """The id that row b drafts from scores [F + X]; above temperature 0 its distribution goes to processed [V] and lse [1]."""
-    F = list.ids.shape[0]
-    scores = scores[: F + list.own_counts[b]]
+def sample_draft_loop(scores, b, vocabulary, temperature, top_k, top_p, seed, start, offset, processed, lse):
+    """Sample a token of sequence b from scores [F + X]; above temperature 0 write processed [V] and lse [1]."""
+    F = vocabulary.tokens.shape[0]
+    scores = scores[: F + vocabulary.own_counts[b]]
     if temperature == 0:
         at = argmax_loop(scores)
     else:
@@ -100,39 +104,42 @@ def sample_draft_loop(scores, b, list, temperature, top_k, top_p, seed, start, o
         processed[:] = np.float32(-np.inf)
         for j in range(scores.shape[0]):
             if weights[j] > 0:
-                processed[list.ids[j] if j < F else list.own_ids[b, j - F]] = (scores[j] - top) * rate
-    return list.ids[at] if at < F else list.own_ids[b, at - F]
+                processed[vocabulary.tokens[j] if j < F else vocabulary.own_tokens[b, j - F]] = (scores[j] - top) * rate
+    return vocabulary.tokens[at] if at < F else vocabulary.own_tokens[b, at - F]
 
 
-def sample_draft_reference(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits,
+def sample_draft_reference(scores, sequences, vocabulary, temperature, top_k, top_p, seeds, starts, offset, drafted, logits,
                            lse) -> None:
-    for i, b in enumerate(rows):
-        own = int(list.own_counts[b])
-        ids = np.concatenate((list.ids, list.own_ids[b, :own]))
-        token, processed, total = np.zeros(1, np.int64), np.empty((1, len(ids)), np.float32), np.zeros(1)
+    for i, b in enumerate(sequences):
+        own = int(vocabulary.own_counts[b])
+        tokens = np.concatenate((vocabulary.tokens, vocabulary.own_tokens[b, :own]))
+        token, processed, total = np.zeros(1, np.int64), np.empty((1, len(tokens)), np.float32), np.zeros(1)
         distribution = (temperature[b : b + 1], top_k[b : b + 1], top_p[b : b + 1], seeds[b : b + 1], starts[b : b + 1])
-        sample_reference(scores[i : i + 1, : len(ids)], *distribution, offset, token, processed, total)
-        drafted[b, offset] = ids[token[0]]
+        sample_reference(scores[i : i + 1, : len(tokens)], *distribution, offset, token, processed, total)
+        drafted[b, offset] = tokens[token[0]]
         if temperature[b] > 0:
             logits[b, offset] = -np.inf
-            logits[b, offset, ids] = processed[0]
+            logits[b, offset, tokens] = processed[0]
             lse[b, offset] = total[0]
 
 
 @njit()
-def _sample_draft_sequences(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse):
+def _sample_draft_sequences(scores, sequences, vocabulary, temperature, top_k, top_p, seeds, starts, offset, drafted, logits,
+                            lse):
     no_distribution, no_lse = np.empty(0, np.float32), np.empty(0, np.float64)
-    for i in range(rows.shape[0]):
-        b = rows[i]
+    for i in range(sequences.shape[0]):
+        b = sequences[i]
         distribution, total = no_distribution, no_lse
         if temperature[b] > 0:
             distribution, total = logits[b, offset], lse[b, offset : offset + 1]
-        drafted[b, offset] = sample_draft_loop(scores[i], b, list, temperature[b], top_k[b], top_p[b], seeds[b], starts[b],
-                                               offset, distribution, total)
+        drafted[b, offset] = sample_draft_loop(scores[i], b, vocabulary, temperature[b], top_k[b], top_p[b], seeds[b],
+                                               starts[b], offset, distribution, total)
 
 
-def sample_draft_numba(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse) -> None:
-    _sample_draft_sequences(scores, rows, list, temperature, top_k, top_p, seeds, starts, offset, drafted, logits, lse)
+def sample_draft_numba(scores, sequences, vocabulary, temperature, top_k, top_p, seeds, starts, offset, drafted, logits,
+                       lse) -> None:
+    _sample_draft_sequences(scores, sequences, vocabulary, temperature, top_k, top_p, seeds, starts, offset, drafted, logits,
+                            lse)
 
 
 SAMPLE_DRAFT = {"reference": sample_draft_reference, "numba": sample_draft_numba}

@@ -1,20 +1,20 @@
-"""A drafter's head on a GPU over the ids that a row may draft: a list for all rows, and the ids of the row's own source.
+"""A drafter's head over its draft vocabulary on a GPU: logits or argmax, with copy attention added.
 
-    y          [B, C]            a drafter's outputs, scaled
-    weight     [V, C]            the head, bf16 or float32: the target's own, of which only the listed rows are read
-    common     [F] int64         ids that every row may draft
-    own        [B, X] int64 of any stride over B, own_counts [B] int64     the different ids of a row's source; X = 0: none
-    left_out   [B, F] int8       1 where a common id is among the row's own, and left to them
-    logits     [B, V] float32    out, at listed ids alone: the others hold -inf from the start; or, without writing them,
-    chosen     [B] int64         out, of any stride: the listed id with the largest logit, the lowest on ties
-    work       float32, ids int32    B (ceil(F/32) + ceil(X/32)) or more of each: the parts' maxima
-    arrived    [ceil(B/16)] or more int32    zeros, and zeros again afterwards
+    y          [B, C]            the drafter's outputs, scaled
+    weight     [V, C]            the target's head, bf16 or float32; only rows of the draft vocabulary are read
+    vocabulary DeviceVocabulary:
+      common     [F] int64         tokens for every sequence
+      own        [B, X] int64 of any stride over B, own_counts [B] int64: the distinct tokens of a sequence's source
+      left_out   [B, F] int8       1 where a common token is also in `own`, which then handles it
+    copy       None, or CopyScores: the logit of each own token is raised by
+                 gain[b] * (sum over source positions s that hold it of exp(scores[b, s] - top[b])) / total[b]
+    logits     [B, V] float32    out, at the draft vocabulary alone: the other columns must hold -inf already; or
+    chosen     [B] int64         out, of any stride: the argmax, the lowest token on ties
+    work float32, work_tokens int32    buffers of B (ceil(F/32) + ceil(X/32)) or more: the programs' maxima and their tokens
+    arrived    [ceil(B/16)] or more int32    buffer: zeros, and zeros again afterwards
 
-    pointer    None, or CopyScores (engine/drafters/neural/copy_module.py): copying raises the logit of each own id by
-                   gain[b] sum over places s of the source that hold it of exp(scores[b, s] - top[b]) / total[b]
-
-Ids outside the list have probability 0: a draft's distribution is lossless whatever it leaves out. The list of all ids, with X = 0,
-is the whole head. A program makes 32 logits as fused_linear.py does, of 16 rows, or of one where the ids are its own.
+Tokens outside the draft vocabulary have draft probability 0; verification stays lossless. A program computes 32 logits as
+model/linear_triton.py does: of 16 sequences, or of one sequence for its own tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from foredraft.kernels.core.backend import jit, tl
 from foredraft.kernels.model.linear_triton import weigh
 from foredraft.kernels.model.lm_head_triton import TOGETHER, WIDTH, head_tiling, largest_part
 
-# Source places that are compared together.
+# Source positions that are compared together.
 CHUNK = 64
 
 
 class DeviceVocabulary(NamedTuple):
+    """The draft vocabulary of B sequences; see above."""
+
     common: Tensor
     own: Tensor
     own_counts: Tensor
@@ -51,8 +53,8 @@ class CopyScores(NamedTuple):
 
 
 @jit
-def _raised(source, lengths, scores, top, total, gain, b, ids, S, N: tl.constexpr, CHUNK: tl.constexpr):
-    """[N]: what copying adds to the logits of row b's own ids."""
+def _copied(source, lengths, scores, top, total, gain, b, token, S, N: tl.constexpr, CHUNK: tl.constexpr):
+    """[N]: what copy attention adds to the logits of sequence b's own tokens."""
     level = tl.load(top + b)
     shares = tl.zeros((N, CHUNK), tl.float32)
     for start in range(0, tl.load(lengths + b), CHUNK):
@@ -60,100 +62,100 @@ def _raised(source, lengths, scores, top, total, gain, b, ids, S, N: tl.constexp
         inside = s < tl.load(lengths + b)
         found = tl.load(source + b * S + s, mask=inside, other=-1)
         weight = tl.exp(tl.load(scores + b * S + s, mask=inside, other=float("-inf")) - level)
-        shares += tl.where(found[None, :] == ids[:, None], weight[None, :], 0.0)
+        shares += tl.where(found[None, :] == token[:, None], weight[None, :], 0.0)
     return tl.sum(shares, 1) * (tl.load(gain + b) / tl.load(total + b))
 
 
 @jit
 def _vocabulary_kernel(y, weight, common, own, own_counts, left_out, source, source_lengths, scores, top, total, gain,
-                       logits, chosen, work, work_ids, arrived, B, F, X, S, own_stride, chosen_stride, V: tl.constexpr,
+                       logits, chosen, work, work_tokens, arrived, B, F, X, S, own_stride, chosen_stride, V: tl.constexpr,
                        C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
-                       CHUNK: tl.constexpr, CHOOSES: tl.constexpr, POINTS: tl.constexpr):
+                       CHUNK: tl.constexpr, ARGMAX: tl.constexpr, COPIES: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * 16
     rows = first + tl.arange(0, 16)
     is_row = rows < B
-    shared, mine = tl.cdiv(F, N), tl.cdiv(X, N)
-    parts = shared + mine
+    common_parts, own_parts = tl.cdiv(F, N), tl.cdiv(X, N)
+    parts = common_parts + own_parts
     here = tl.minimum(B - first, 16)
     part = tl.program_id(1)
-    # programs of a full tile of rows; the last may have fewer
-    if part < shared + here * mine:
+    # the grid is for full tiles of 16 sequences; the last tile may have fewer
+    if part < common_parts + here * own_parts:
         n = tl.arange(0, N)
-        if part < shared:
+        if part < common_parts:
             column = part * N + n
-            ids = tl.load(common + column, mask=column < F, other=0)
-            gone = tl.load(left_out + rows[:, None] * F + column[None, :], mask=is_row[:, None] & (column < F)[None, :],
-                           other=1)
-            values = weigh(y, weight, rows, is_row, ids, column < F, C, N, WAYS, STEP)
-            is_value = gone == 0
+            token = tl.load(common + column, mask=column < F, other=0)
+            is_left_out = tl.load(left_out + rows[:, None] * F + column[None, :],
+                                  mask=is_row[:, None] & (column < F)[None, :], other=1)
+            values = weigh(y, weight, rows, is_row, token, column < F, C, N, WAYS, STEP)
+            is_value = is_left_out == 0
             owner = is_row
         else:
-            # one row's own ids: the tile's other rows stay empty
-            b = first + (part - shared) // mine
-            column = (part - shared) % mine * N + n
+            # own tokens of one sequence: the other rows of the tile stay empty
+            b = first + (part - common_parts) // own_parts
+            column = (part - common_parts) % own_parts * N + n
             is_own = column < tl.load(own_counts + b)
-            ids = tl.load(own + b * own_stride + column, mask=is_own, other=0)
+            token = tl.load(own + b * own_stride + column, mask=is_own, other=0)
             owner = rows == b
-            values = weigh(y, weight, rows, owner, ids, is_own, C, N, WAYS, STEP)
-            if POINTS:
-                values += _raised(source, source_lengths, scores, top, total, gain, b, ids, S, N, CHUNK)[None, :]
+            values = weigh(y, weight, rows, owner, token, is_own, C, N, WAYS, STEP)
+            if COPIES:
+                values += _copied(source, source_lengths, scores, top, total, gain, b, token, S, N, CHUNK)[None, :]
             is_value = owner[:, None] & is_own[None, :]
-            part = shared + (part - shared) % mine
-        if CHOOSES:
+            part = common_parts + (part - common_parts) % own_parts
+        if ARGMAX:
             values = tl.where(is_value, values, float("-inf"))
             best = tl.max(values, 1)
-            best_id = tl.min(tl.where(is_value & (values == best[:, None]), ids.to(tl.int32)[None, :], V), 1)
+            best_token = tl.min(tl.where(is_value & (values == best[:, None]), token.to(tl.int32)[None, :], V), 1)
             tl.store(work + rows * parts + part, best, mask=owner)
-            tl.store(work_ids + rows * parts + part, best_id, mask=owner)
-            # every thread's stores come before the arrival, and the last one's loads after it
+            tl.store(work_tokens + rows * parts + part, best_token, mask=owner)
+            # all threads have stored before the program arrives
             tl.debug_barrier()
-            if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == shared + here * mine - 1:
+            if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == common_parts + here * own_parts - 1:
                 tl.debug_barrier()
-                found = largest_part(work, work_ids, rows, is_row, parts, V, TOGETHER)
+                found = largest_part(work, work_tokens, rows, is_row, parts, V, TOGETHER)
                 tl.store(chosen + rows * chosen_stride, found.to(tl.int64), mask=is_row)
                 tl.store(arrived + tl.program_id(0), 0)
         else:
-            tl.store(logits + rows[:, None] * V + ids[None, :], values, mask=is_value)
+            tl.store(logits + rows[:, None] * V + token[None, :], values, mask=is_value)
 
 
-def _launch(y, weight, list, pointer, logits, chosen, work, ids, arrived) -> None:
-    (B, C), V, F, X = y.shape, weight.shape[0], len(list.common), list.own.shape[1]
+def _launch(y, weight, vocabulary, copy, logits, chosen, work, work_tokens, arrived) -> None:
+    (B, C), V, F, X = y.shape, weight.shape[0], len(vocabulary.common), vocabulary.own.shape[1]
     grid = (-(-B // 16), -(-F // WIDTH) + min(B, 16) * -(-X // WIDTH))
-    pointed = (None,) * 6 if pointer is None else pointer
+    copied = (None,) * 6 if copy is None else copy
     _vocabulary_kernel[grid](
-        y, weight, *list, *pointed, logits, chosen, work, ids, arrived, B, F, X,
-        0 if pointer is None else pointer.source.shape[1], list.own.stride(0), 0 if chosen is None else chosen.stride(0),
-        V=V, C=C, N=WIDTH, TOGETHER=TOGETHER, CHUNK=CHUNK, CHOOSES=chosen is not None, POINTS=pointer is not None,
+        y, weight, *vocabulary, *copied, logits, chosen, work, work_tokens, arrived, B, F, X,
+        0 if copy is None else copy.source.shape[1], vocabulary.own.stride(0), 0 if chosen is None else chosen.stride(0),
+        V=V, C=C, N=WIDTH, TOGETHER=TOGETHER, CHUNK=CHUNK, ARGMAX=chosen is not None, COPIES=copy is not None,
         **head_tiling(weight))
 
 
-def vocabulary_logits_triton(y: Tensor, weight: Tensor, list: DeviceVocabulary, pointer: CopyScores | None,
+def vocabulary_logits_triton(y: Tensor, weight: Tensor, vocabulary: DeviceVocabulary, copy: CopyScores | None,
                              logits: Tensor) -> None:
-    """One launch, no wait."""
-    _launch(y, weight, list, pointer, logits, None, None, None, None)
+    """One launch, without synchronisation."""
+    _launch(y, weight, vocabulary, copy, logits, None, None, None, None)
 
 
-def vocabulary_choose_triton(y: Tensor, weight: Tensor, list: DeviceVocabulary, pointer: CopyScores | None, chosen: Tensor,
-                             work: Tensor, ids: Tensor, arrived: Tensor) -> None:
-    """One launch, no wait."""
-    _launch(y, weight, list, pointer, None, chosen, work, ids, arrived)
+def vocabulary_choose_triton(y: Tensor, weight: Tensor, vocabulary: DeviceVocabulary, copy: CopyScores | None,
+                             chosen: Tensor, work: Tensor, work_tokens: Tensor, arrived: Tensor) -> None:
+    """One launch, without synchronisation."""
+    _launch(y, weight, vocabulary, copy, None, chosen, work, work_tokens, arrived)
 
 
-def vocabulary_logits_reference(y, weight, list, pointer, logits) -> None:
+def vocabulary_logits_reference(y, weight, vocabulary, copy, logits) -> None:
     for b in range(len(y)):
-        own = list.own[b, : list.own_counts[b]].tolist()
-        for token in set(list.common.tolist()) | set(own):
+        own = vocabulary.own[b, : vocabulary.own_counts[b]].tolist()
+        for token in set(vocabulary.common.tolist()) | set(own):
             logits[b, token] = float(y[b].double() @ weight[token].double())
-        if pointer is not None:
-            S = int(pointer.lengths[b])
-            shares = (pointer.scores[b, :S].double() - pointer.top[b]).exp() * pointer.gain[b] / pointer.total[b]
-            for token, share in zip(pointer.source[b, :S].tolist(), shares.tolist(), strict=True):
+        if copy is not None:
+            S = int(copy.lengths[b])
+            shares = (copy.scores[b, :S].double() - copy.top[b]).exp() * copy.gain[b] / copy.total[b]
+            for token, share in zip(copy.source[b, :S].tolist(), shares.tolist(), strict=True):
                 logits[b, token] += share
 
 
-def vocabulary_choose_reference(y, weight, list, pointer, chosen, work=None, ids=None, arrived=None) -> None:
+def vocabulary_choose_reference(y, weight, vocabulary, copy, chosen, work=None, work_tokens=None, arrived=None) -> None:
     logits = torch.full((len(y), len(weight)), float("-inf"))
-    vocabulary_logits_reference(y, weight, list, pointer, logits)
+    vocabulary_logits_reference(y, weight, vocabulary, copy, logits)
     for b, row in enumerate(logits.tolist()):
         chosen[b] = row.index(max(row))
 

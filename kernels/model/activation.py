@@ -1,7 +1,7 @@
-"""The feed-forward's nonlinearity, with the gate of T5 v1.1 (Shazeer 2020).
+"""The activation of the feed-forward layer, with the gate of T5 v1.1 (Shazeer 2020).
 
-    inner       [n, F], gated [n, 2F] float32    the gate's part first, then the linear part
-    active      [n, F] float32                   f(inner), gated: f(first part) * second part
+    inner       [n, F], gated [n, 2F] float32    the gate's half first, then the linear half
+    active      [n, F] float32                   out: f(inner); gated: f(first half) * second half
     activation  int                              index into ACTIVATIONS
     gated       bool
 """
@@ -71,7 +71,7 @@ def _activate_threads(inner, active, activation, gated, threads):
 
 
 def activate_numba(inner: np.ndarray, active: np.ndarray, activation: int, gated: bool) -> None:
-    """By all threads: for the many rows of an encoder."""
+    """Multi-threaded, for the many rows of an encoder."""
     _activate_threads(inner, active, activation, gated, get_num_threads())
 
 

@@ -1,20 +1,19 @@
-"""Cached attention of decoder rows: self-attention with T5's relative bias, cross-attention over pages.
+"""Cached attention of decoder query positions: self-attention with T5's relative bias, cross-attention over pages.
 
-    q           [n, H, D] float32        queries of the rows read this round (T5 does not scale by 1/sqrt(D))
-    batch, row  [n] int64                which sequence b and which of its R rows each query is
-    positions   [B, R] int64             absolute decoder positions; row 0 is the last committed token
-    parents     [B, R] int64             the row that each row follows, -1 for row 0; a chain is 0, 1, 2, ...
-    k, v        [B, H, T, D] float32     self cache; row r of sequence b lies in slot positions[b, 0] + r
+    q           [n, H, D] float32        queries of the positions read in this step (T5 does not scale by 1/sqrt(D))
+    sequences, queries  [n] int64        sequence b and query position r of each query; a sequence's queries are contiguous
+    positions   [B, R] int64             absolute decoder positions; query position 0 is the last committed token
+    parents     [B, R] int64             query position that each one follows, -1 for position 0; without branches r - 1
+    k, v        [B, H, T, D] float32     self-attention cache; query position r lies in slot positions[b, 0] + r
     bias        [H, T] float32           relative bias by distance (query position - key position >= 0)
-    pages_k     [P, H, 4, D, 16] float32        cross cache in pages of 64 source positions, packed as linear.py's
-    pages_v     [P, H, ceil(D/16), 64, 16]       weights: keys of 16 positions, values of 16 dimensions side by side
+    pages_k     [P, H, 4, D, 16] float32        cross-attention cache in pages of 64 source positions, packed as the weights
+    pages_v     [P, H, ceil(D/16), 64, 16]       of linear.py: keys of 16 positions, values of 16 dimensions side by side
     table       [B, pages] int64         page p of sequence b is pages[table[b, p]]
     sources     [B] int64                source lengths
     out         [n, H, D] float32
 
-A row sees the committed slots below positions[b, 0] and its own ancestors, keys in ascending slot order, so that its
-bits depend on nothing but its own sequence. The rows of a sequence stand together in `batch`: cross-attention reads each
-key and value once for all of them.
+A query attends to the committed slots below positions[b, 0] and to its ancestors and itself, in ascending order of slots, so
+its bits depend on its own sequence alone. Cross-attention reads the pages of a sequence once for all its queries.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from foredraft.kernels.core.exp import exp32
 from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 
 PAGE = 64
-# Fewer multiply-adds than this cost less than waking a second thread (linear.py).
+# Below this many multiply-adds one thread does all the work (linear.py).
 THREAD_WORK = 500_000
 
 
@@ -41,30 +40,30 @@ def attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> n
     return sum(w / total * value.astype(np.float64) for w, value in zip(weights, values, strict=True)).astype(np.float32)
 
 
-def self_attention_reference(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:
+def self_attention_reference(q, sequences, queries, positions, parents, k, v, bias) -> np.ndarray:
     out = np.empty_like(q)
-    for i, (b, r) in enumerate(zip(batch, row, strict=True)):
+    for i, (b, r) in enumerate(zip(sequences, queries, strict=True)):
         lineage = [int(r)]
         while parents[b, lineage[0]] >= 0:
             lineage.insert(0, int(parents[b, lineage[0]]))
         base = int(positions[b, 0])
-        seen = [(slot, slot) for slot in range(base)] + [(base + a, int(positions[b, a])) for a in lineage]
+        keys = [(slot, slot) for slot in range(base)] + [(base + a, int(positions[b, a])) for a in lineage]
         for h in range(q.shape[1]):
             out[i, h] = attend_reference(
-                q[i, h], [k[b, h, slot] for slot, _ in seen], [v[b, h, slot] for slot, _ in seen],
-                [float(bias[h, positions[b, r] - at]) for _, at in seen])
+                q[i, h], [k[b, h, slot] for slot, _ in keys], [v[b, h, slot] for slot, _ in keys],
+                [float(bias[h, positions[b, r] - at]) for _, at in keys])
     return out
 
 
 def new_pages(count: int, heads: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Empty pages_k and pages_v for `count` pages; leading dimensions may be split off by reshape."""
-    wide = -(-head_size // LANES)
+    """Empty pages_k and pages_v of `count` pages."""
+    padded = -(-head_size // LANES)
     return (np.zeros((count, heads, PAGE // LANES, head_size, LANES), np.float32),
-            np.zeros((count, heads, wide, PAGE, LANES), np.float32))
+            np.zeros((count, heads, padded, PAGE, LANES), np.float32))
 
 
 def write_page(page_k: np.ndarray, page_v: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-    """Put keys and values [s, H, D] of up to 64 source positions into one page [H, 4, D, 16], [H, D/16, 64, 16]."""
+    """Write keys and values [s, H, D] of up to 64 source positions to one page [H, 4, D, 16], [H, D/16, 64, 16]."""
     s, H, D = k.shape
     for block in range(-(-s // LANES)):
         part = k[block * LANES : (block + 1) * LANES]
@@ -81,9 +80,9 @@ def read_page(page_k: np.ndarray, page_v: np.ndarray) -> tuple[np.ndarray, np.nd
             page_v.transpose(2, 0, 1, 3).reshape(PAGE, H, -1)[:, :, :D])
 
 
-def cross_attention_reference(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
+def cross_attention_reference(q, sequences, pages_k, pages_v, table, sources) -> np.ndarray:
     out = np.empty_like(q)
-    for i, b in enumerate(batch):
+    for i, b in enumerate(sequences):
         pages = [read_page(pages_k[page], pages_v[page]) for page in table[b, : -(-sources[b] // PAGE)]]
         keys = np.concatenate([k for k, _ in pages])[: sources[b]]
         values = np.concatenate([v for _, v in pages])[: sources[b]]
@@ -117,13 +116,13 @@ def _add_scaled(out, weight, value):
 
 
 @njit()
-def _self_tasks(q, batch, row, positions, parents, k, v, bias, first, last, out):
+def _self_tasks(q, sequences, queries, positions, parents, k, v, bias, first, last, out):
     H = q.shape[1]
     scores = np.empty(k.shape[2], np.float32)
     slots = np.empty(k.shape[2], np.int64)
     for task in range(first, last):
         i, h = task // H, task % H
-        b, r = batch[i], row[i]
+        b, r = sequences[i], queries[i]
         base, at = positions[b, 0], positions[b, r]
         count = at + 1
         ancestor = r
@@ -141,33 +140,33 @@ def _self_tasks(q, batch, row, positions, parents, k, v, bias, first, last, out)
 
 
 @njit()
-def _groups(batch):
-    """[g + 1]: where the runs of equal batch indices begin, and the end."""
-    starts = np.empty(batch.shape[0] + 1, np.int64)
+def _groups(sequences):
+    """[g + 1]: where each sequence's queries begin, and the end of the last one's."""
+    starts = np.empty(sequences.shape[0] + 1, np.int64)
     count = 0
-    for i in range(batch.shape[0]):
-        if i == 0 or batch[i] != batch[i - 1]:
+    for i in range(sequences.shape[0]):
+        if i == 0 or sequences[i] != sequences[i - 1]:
             starts[count] = i
             count += 1
-    starts[count] = batch.shape[0]
+    starts[count] = sequences.shape[0]
     return starts[: count + 1]
 
 
 @njit()
-def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last, out):
+def _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, first, last, out):
     n, H, D = q.shape
-    wide = pages_v.shape[2] * LANES
+    padded = pages_v.shape[2] * LANES
     longest = 0
     for g in range(starts.shape[0] - 1):
         longest = max(longest, starts[g + 1] - starts[g])
     scores = np.empty((longest, table.shape[1] * PAGE), np.float32)
-    part = np.empty((longest, wide), np.float32)
-    total = np.empty((longest, wide), np.float32)
+    part = np.empty((longest, padded), np.float32)
+    total = np.empty((longest, padded), np.float32)
     for task in range(first, last):
         g, h = task // H, task % H
         i, M = starts[g], starts[g + 1] - starts[g]
-        S = sources[batch[i]]
-        pages = table[batch[i]]
+        S = sources[sequences[i]]
+        pages = table[sequences[i]]
         q_at = q.ctypes.data + (i * H + h) * D * 4
         for start in range(0, S, PAGE):
             keys = pages_k[pages[start // PAGE], h]
@@ -181,9 +180,9 @@ def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last
         for start in range(0, S, PAGE):
             values = pages_v[pages[start // PAGE], h]
             gemm_blocks(scores.ctypes.data + start * 4, scores.shape[1], values, values.ctypes.data, PAGE * LANES,
-                        min(PAGE, S - start), part.ctypes.data, wide, M, pages_v.shape[2])
+                        min(PAGE, S - start), part.ctypes.data, padded, M, pages_v.shape[2])
             for m in range(M):
-                for d in range(wide):
+                for d in range(padded):
                     total[m, d] += part[m, d]
         for m in range(M):
             for d in range(D):
@@ -191,55 +190,55 @@ def _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, first, last
 
 
 @njit(parallel=True)
-def _self_threads(q, batch, row, positions, parents, k, v, bias, out, threads):
+def _self_threads(q, sequences, queries, positions, parents, k, v, bias, out, threads):
     tasks = q.shape[0] * q.shape[1]
     for thread in prange(threads):
-        _self_tasks(q, batch, row, positions, parents, k, v, bias,
-                    tasks * thread // threads, tasks * (thread + 1) // threads, out)
+        _self_tasks(q, sequences, queries, positions, parents, k, v, bias, tasks * thread // threads,
+                    tasks * (thread + 1) // threads, out)
 
 
 @njit(parallel=True)
-def _cross_threads(q, batch, starts, pages_k, pages_v, table, sources, out, threads):
+def _cross_threads(q, sequences, starts, pages_k, pages_v, table, sources, out, threads):
     tasks = (starts.shape[0] - 1) * q.shape[1]
     for thread in prange(threads):
-        _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources,
-                     tasks * thread // threads, tasks * (thread + 1) // threads, out)
+        _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, tasks * thread // threads,
+                     tasks * (thread + 1) // threads, out)
 
 
 @njit()
-def self_attention_loop(q, batch, row, positions, parents, k, v, bias, out, threads):
+def self_attention_loop(q, sequences, queries, positions, parents, k, v, bias, out, threads):
     n, H, D = q.shape
     longest = 0
     for i in range(n):
-        longest = max(longest, positions[batch[i], row[i]])
+        longest = max(longest, positions[sequences[i], queries[i]])
     if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
-        _self_tasks(q, batch, row, positions, parents, k, v, bias, 0, n * H, out)
+        _self_tasks(q, sequences, queries, positions, parents, k, v, bias, 0, n * H, out)
     else:
-        _self_threads(q, batch, row, positions, parents, k, v, bias, out, threads)
+        _self_threads(q, sequences, queries, positions, parents, k, v, bias, out, threads)
 
 
 @njit()
-def cross_attention_loop(q, batch, pages_k, pages_v, table, sources, out, threads):
+def cross_attention_loop(q, sequences, pages_k, pages_v, table, sources, out, threads):
     n, H, D = q.shape
     longest = 0
     for i in range(n):
-        longest = max(longest, sources[batch[i]])
-    starts = _groups(batch)
+        longest = max(longest, sources[sequences[i]])
+    starts = _groups(sequences)
     if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
-        _cross_tasks(q, batch, starts, pages_k, pages_v, table, sources, 0, (starts.shape[0] - 1) * H, out)
+        _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, 0, (starts.shape[0] - 1) * H, out)
     else:
-        _cross_threads(q, batch, starts, pages_k, pages_v, table, sources, out, threads)
+        _cross_threads(q, sequences, starts, pages_k, pages_v, table, sources, out, threads)
 
 
-def self_attention_numba(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:
+def self_attention_numba(q, sequences, queries, positions, parents, k, v, bias) -> np.ndarray:
     out = np.empty_like(q)
-    self_attention_loop(q, batch, row, positions, parents, k, v, bias, out, get_num_threads())
+    self_attention_loop(q, sequences, queries, positions, parents, k, v, bias, out, get_num_threads())
     return out
 
 
-def cross_attention_numba(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
+def cross_attention_numba(q, sequences, pages_k, pages_v, table, sources) -> np.ndarray:
     out = np.empty_like(q)
-    cross_attention_loop(q, batch, pages_k, pages_v, table, sources, out, get_num_threads())
+    cross_attention_loop(q, sequences, pages_k, pages_v, table, sources, out, get_num_threads())
     return out
 
 
@@ -247,11 +246,11 @@ SELF_ATTENTION = {"reference": self_attention_reference, "numba": self_attention
 CROSS_ATTENTION = {"reference": cross_attention_reference, "numba": cross_attention_numba}
 
 
-def self_attention(q, batch, row, positions, parents, k, v, bias) -> np.ndarray:
-    """out [n, H, D] by the fastest implementation present."""
-    return SELF_ATTENTION["numba" if HAS_NUMBA else "reference"](q, batch, row, positions, parents, k, v, bias)
+def self_attention(q, sequences, queries, positions, parents, k, v, bias) -> np.ndarray:
+    """out [n, H, D], by numba where it is installed."""
+    return SELF_ATTENTION["numba" if HAS_NUMBA else "reference"](q, sequences, queries, positions, parents, k, v, bias)
 
 
-def cross_attention(q, batch, pages_k, pages_v, table, sources) -> np.ndarray:
-    """out [n, H, D] by the fastest implementation present."""
-    return CROSS_ATTENTION["numba" if HAS_NUMBA else "reference"](q, batch, pages_k, pages_v, table, sources)
+def cross_attention(q, sequences, pages_k, pages_v, table, sources) -> np.ndarray:
+    """out [n, H, D], by numba where it is installed."""
+    return CROSS_ATTENTION["numba" if HAS_NUMBA else "reference"](q, sequences, pages_k, pages_v, table, sources)

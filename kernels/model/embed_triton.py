@@ -1,13 +1,15 @@
-"""Where a decoder pass begins and ends on a GPU: embedded rows in, normed rows out.
+"""The first and the last kernel of a decoder pass on a GPU: embedding, and final norm.
 
-    tokens, positions  [B, R] int64       positions -1: not read, its row is zeros; tokens of any stride over B
-    parents            [B, R] int64       the row that each row follows, -1 for row 0; None: a chain
+  embed
+    tokens, positions  [B, R] int64       positions -1: not read, its row of x is zero; tokens of any stride over B
+    parents            [B, R] int64       query position that each one follows, -1 for position 0; None without branches
     embedding          [V, C]             bf16 or float32
-    visible            [B, R, R] int8     out: 1 where row r may see row j, itself and its ancestors
-    x, y, squares                         as in fused_linear.py, norm [C] float32 being the first norm's weight
-    hidden             [N, C] float32     out of `close`: norm(x) with the last norm's weight, of all rows or of the last of
-                                          every M/N; and y [N, C], now scale * hidden for the head: scale float, C^-0.5 where
-                                          it is tied to the embedding (T5 v1.0)
+    visible            [B, R, R] int8     out: 1 where query position r may attend to position j: itself and its ancestors
+    x, y, squares                         out, as in linear_triton.py; norm [C] float32: weight of the first norm
+
+  final_norm
+    hidden             [N, C] float32     out: norm(x), of all rows or of the last of every M/N rows; norm: the last weight
+    y                  [N, C]             out: scale * hidden; scale float, C^-0.5 where the head is tied to the embedding
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from foredraft.kernels.core.pdl_triton import pdl_wait
 @jit
 def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, squares, tokens_stride, R: tl.constexpr,
                   R_UP: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr,
-                  CHAIN: tl.constexpr, PDL: tl.constexpr = False):
+                  LINEAR: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
     m = tl.program_id(0).to(tl.int64)
     position, token = tl.load(positions + m), tl.load(tokens + m // R * tokens_stride + m % R)
     c = tl.arange(0, C_UP)
-    # a row that is not read holds a valid id too (engine/state.py)
+    # a position that is not read holds a valid token too (engine/state.py)
     values = tl.load(embedding + token * C + c, mask=c < C, other=0.0).to(tl.float32)
     values = tl.where(position >= 0, values, 0.0)
     tl.store(x + m * C + c, values, mask=c < C)
@@ -35,13 +37,13 @@ def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, sq
     tl.store(squares + m * TILES + tile, tl.where(tile == 0, tl.sum(values * values), 0.0), mask=tile < TILES)
     j = tl.arange(0, R_UP)
     r = m % R
-    if CHAIN:
+    if LINEAR:
         seen = (j <= r).to(tl.int8)
     else:
         seen = (j == r).to(tl.int8)
         ancestor = r
         for _ in range(R - 1):
-            # row 0 has no parent: it is its own ancestor once more
+            # position 0 has no parent: it counts as its own ancestor
             ancestor = tl.maximum(tl.load(parents + m // R * R + ancestor), 0)
             seen = tl.where(j == ancestor, 1, seen).to(tl.int8)
     tl.store(visible + m * R + j, seen, mask=j < R)
@@ -66,7 +68,7 @@ def embed_triton(tokens: Tensor, positions: Tensor, parents: Tensor | None, embe
     (M, C), R = x.shape, tokens.shape[1]
     _embed_kernel[(M,)](tokens, positions, positions if parents is None else parents, embedding, norm, visible, x, y,
                         squares, tokens.stride(0), R=R, R_UP=power_of_2(R), C=C, C_UP=power_of_2(C), TILES=squares.shape[1],
-                        TILES_UP=power_of_2(squares.shape[1]), CHAIN=parents is None, num_warps=4, **launch)
+                        TILES_UP=power_of_2(squares.shape[1]), LINEAR=parents is None, num_warps=4, **launch)
 
 
 def final_norm_triton(x: Tensor, squares: Tensor, norm: Tensor, epsilon: float, scale: float, hidden: Tensor, y: Tensor,

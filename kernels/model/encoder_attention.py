@@ -1,11 +1,10 @@
-"""Attention of a whole source to itself, with T5's relative bias: an encoder layer's middle part.
+"""Self-attention of a T5 encoder layer over a whole source, with relative bias.
 
     mixed   [S, 3HD] float32      queries, keys and values, heads side by side (T5 does not scale by 1/sqrt(D))
     bias    [H, 2S - 1] float32   relative bias by key position - query position + S - 1
     out     [S, HD] float32       softmax(q k + bias) v
 
-The bias of a query is a window of its head's row, so no S x S matrix of it is ever made; scores are kept for a few
-queries at a time.
+The bias of a query is a window of its head's row, so no S x S matrix is built. Scores are held for a few queries at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from foredraft.kernels.core.exp import exp32
 from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 from foredraft.kernels.model.attention import attend_reference
 
-# Queries whose scores stay in the second-level cache beside a head's keys and values.
+# Queries whose scores fit into the L2 cache together with a head's keys and values.
 QUERIES = 32
 
 
@@ -34,7 +33,7 @@ def encoder_attention_reference(mixed: np.ndarray, bias: np.ndarray, out: np.nda
 
 @njit()
 def _pack_head(mixed, h, H, keys, values):
-    """Keys and values of a head, packed as attention.py's pages: [S/16, D, 16] and [D/16, S, 16]."""
+    """Pack keys and values of a head as in attention.py's pages: [S/16, D, 16] and [D/16, S, 16]."""
     S, D = mixed.shape[0], keys.shape[1]
     for j in range(S):
         for d in range(D):
@@ -45,7 +44,7 @@ def _pack_head(mixed, h, H, keys, values):
 
 @njit(fastmath={"reassoc", "contract"})
 def _softmax_with(scores, bias):
-    """Scores and biases to unnormalised weights, in place; returns their sum."""
+    """Turn scores + bias into unnormalised weights, in place; returns their sum."""
     top = np.float32(-np.inf)
     for j in range(scores.shape[0]):
         scores[j] += bias[j]
@@ -59,20 +58,20 @@ def _softmax_with(scores, bias):
 
 @njit()
 def _tasks(mixed, bias, out, first, last):
-    """Tasks first..last-1; task h * ceil(S / QUERIES) + n is the n-th run of queries of head h."""
+    """Tasks first..last-1; task h * ceil(S / QUERIES) + n is the n-th chunk of queries of head h."""
     S, H = mixed.shape[0], bias.shape[0]
     D = out.shape[1] // H
-    runs = (S + QUERIES - 1) // QUERIES
-    blocks, wide = (S + LANES - 1) // LANES, (D + LANES - 1) // LANES
+    chunks = (S + QUERIES - 1) // QUERIES
+    blocks, padded_D = (S + LANES - 1) // LANES, (D + LANES - 1) // LANES
     padded = blocks * LANES
     keys = np.zeros((blocks, D, LANES), np.float32)
-    values = np.zeros((wide, S, LANES), np.float32)
+    values = np.zeros((padded_D, S, LANES), np.float32)
     scores = np.empty((QUERIES, padded), np.float32)
-    seen = np.empty((QUERIES, wide * LANES), np.float32)
+    mixed_values = np.empty((QUERIES, padded_D * LANES), np.float32)
     totals = np.empty(QUERIES, np.float32)
     packed = -1
     for task in range(first, last):
-        h, start = task // runs, task % runs * QUERIES
+        h, start = task // chunks, task % chunks * QUERIES
         M = min(QUERIES, S - start)
         if packed != h:
             _pack_head(mixed, h, H, keys, values)
@@ -80,14 +79,14 @@ def _tasks(mixed, bias, out, first, last):
         q_at = mixed.ctypes.data + (start * mixed.shape[1] + h * D) * 4
         gemm_blocks(q_at, mixed.shape[1], keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data, padded, M, blocks)
         for m in range(M):
-            behind = S - 1 - start - m
-            totals[m] = _softmax_with(scores[m, :S], bias[h, behind : behind + S])
-        gemm_blocks(scores.ctypes.data, padded, values, values.ctypes.data, S * LANES, S, seen.ctypes.data, wide * LANES, M,
-                    wide)
+            offset = S - 1 - start - m
+            totals[m] = _softmax_with(scores[m, :S], bias[h, offset : offset + S])
+        gemm_blocks(scores.ctypes.data, padded, values, values.ctypes.data, S * LANES, S, mixed_values.ctypes.data,
+                    padded_D * LANES, M, padded_D)
         for m in range(M):
             scale = np.float32(1.0) / totals[m]
             for d in range(D):
-                out[start + m, h * D + d] = seen[m, d] * scale
+                out[start + m, h * D + d] = mixed_values[m, d] * scale
 
 
 @njit(parallel=True)

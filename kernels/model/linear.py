@@ -1,13 +1,13 @@
-"""Skinny linear: a few rows against a big weight that is streamed once.
+"""Linear layers for a few rows of activations: a skinny GEMM that streams the weight once.
 
-    x       [M, K] float32    rows of activations
+    x       [M, K] float32    activations
     weight  [N/16, K, 16]     `pack` of an [N, K] matrix: float32, or bfloat16 bits as uint16; N padded with zeros
-            [N/16, K + 4, 16] `quantize` of one: int8, and in the last 64 bytes of a block its 16 float32 scales
+            [N/16, K + 4, 16] `quantize` of one: int8; the last 64 bytes of a block are its 16 float32 scales
     out     [M, N] float32    x @ W.T, accumulated in float32
 
-Sixteen outputs are accumulated side by side, each over k = 0..K-1 in order with one fused multiply-add a step, so a
-row's bits depend neither on how many rows share the pass nor on the batch: speculative greedy equals plain greedy.
-`linear_argmax` returns the index of each row's largest output (the lowest one on ties) and never writes the outputs.
+Each output is accumulated over k = 0..K-1 in order, one fused multiply-add a step. So the bits of a row do not depend on the
+number of rows, and speculative greedy decoding equals plain greedy decoding. `linear_argmax` returns the index of each row's
+largest output (the lowest on ties) and never stores the outputs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from foredraft.kernels.core.argmax import argmax_loop
 from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads, njit, prange
 from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
 
-# int8 "rows" at the end of a block that hold the float32 scales of its 16 outputs.
+# int8 rows at the end of a block that hold the float32 scales of its 16 outputs.
 SCALE_ROWS = 4
-# Outputs whose scores stay in the first-level cache until they have been looked at.
+# Blocks whose outputs stay in the L1 cache until they are reduced or copied.
 CHUNK_BLOCKS = 32
-# Below this many multiply-adds one thread does it all: a second one must be woken and waited for, and on a busy machine that
-# costs a time slice.
+# Below this many multiply-adds one thread does all the work: to wake a second one takes longer, on a busy machine a time
+# slice.
 THREAD_WORK = 500_000
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
-    """[N, K] float32, or uint16 bits of bfloat16, to [ceil(N / 16), K, 16], zero rows added at the end."""
+    """[N, K] float32, or uint16 bits of bfloat16, to [ceil(N / 16), K, 16], padded with zero rows."""
     N, K = weight.shape
     blocks = -(-N // LANES)
     padded = weight
@@ -45,7 +45,7 @@ def unpack(packed: np.ndarray, outputs: int) -> np.ndarray:
 
 
 def quantize(weight: np.ndarray) -> np.ndarray:
-    """[N, K] float32 to int8 blocks [ceil(N / 16), K + 4, 16]: symmetric, a scale of max|w| / 127 for each output."""
+    """[N, K] float32 to int8 blocks [ceil(N / 16), K + 4, 16]: symmetric, with scale max|w| / 127 for each output."""
     N, K = weight.shape
     blocks = -(-N // LANES)
     scale = np.ones(blocks * LANES, np.float32)
@@ -58,7 +58,7 @@ def quantize(weight: np.ndarray) -> np.ndarray:
 
 
 def widen(packed: np.ndarray) -> np.ndarray:
-    """The float32 that packed weights stand for; float32 is returned as it is."""
+    """The float32 values of packed or quantised weights; float32 is returned unchanged."""
     if packed.dtype == np.uint16:
         return (packed.astype(np.uint32) << 16).view(np.float32)
     if packed.dtype == np.int8:
@@ -69,7 +69,7 @@ def widen(packed: np.ndarray) -> np.ndarray:
 
 @njit()
 def inputs_of(packed):
-    """K of packed or quantised weights [..., N/16, rows, 16]."""
+    """K of packed or quantised weights [..., N/16, K or K + 4, 16]."""
     return packed.shape[-2] - (SCALE_ROWS if packed.itemsize == 1 else 0)
 
 
@@ -94,15 +94,15 @@ def _span(x, weight, first, last, out, out_offset):
 
 @njit()
 def linear_serial(x, weight, out, first, last):
-    """Blocks first..last-1 of the outputs, by one thread, for use inside other kernels."""
+    """Blocks first..last-1 of the outputs, single-threaded, for compiled kernels."""
     N = out.shape[1]
-    whole = min(last, N // LANES)
-    if whole > first:
-        _span(x, weight, first, whole, out, first * LANES)
-    if last > whole:
-        ragged = np.empty((x.shape[0], LANES), np.float32)
-        _span(x, weight, whole, whole + 1, ragged, 0)
-        out[:, whole * LANES :] = ragged[:, : N - whole * LANES]
+    full = min(last, N // LANES)
+    if full > first:
+        _span(x, weight, first, full, out, first * LANES)
+    if last > full:
+        partial = np.empty((x.shape[0], LANES), np.float32)
+        _span(x, weight, full, full + 1, partial, 0)
+        out[:, full * LANES :] = partial[:, : N - full * LANES]
 
 
 @njit(parallel=True)
@@ -114,7 +114,7 @@ def _linear_threads(x, weight, out, threads):
 
 @njit()
 def linear_loop(x, weight, out, threads):
-    """Compiled linear for use inside other kernels; every thread streams its own contiguous run of blocks."""
+    """linear for compiled kernels; every thread streams a contiguous run of blocks."""
     if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
         linear_serial(x, weight, out, 0, weight.shape[0])
     else:
@@ -122,9 +122,9 @@ def linear_loop(x, weight, out, threads):
 
 
 @njit()
-def _rows_serial(x, weight, at, out, first, last):
+def _scatter_serial(x, weight, at, out, first, last):
     N = out.shape[1]
-    # a row is written once, where it belongs: fresh memory would cost a page fault every 4 kB
+    # outputs are written once, to their final rows: a fresh buffer would cost a page fault every 4 kB
     scores = np.empty((x.shape[0], CHUNK_BLOCKS * LANES), np.float32)
     for start in range(first, last, CHUNK_BLOCKS):
         stop = min(start + CHUNK_BLOCKS, last)
@@ -135,19 +135,19 @@ def _rows_serial(x, weight, at, out, first, last):
 
 
 @njit(parallel=True)
-def _rows_threads(x, weight, at, out, threads):
+def _scatter_threads(x, weight, at, out, threads):
     blocks = weight.shape[0]
     for thread in prange(threads):
-        _rows_serial(x, weight, at, out, blocks * thread // threads, blocks * (thread + 1) // threads)
+        _scatter_serial(x, weight, at, out, blocks * thread // threads, blocks * (thread + 1) // threads)
 
 
 @njit()
-def linear_rows_loop(x, weight, at, out, threads):
-    """linear_loop, each row m to out[at[m]]; at [M] int64."""
+def linear_scatter_loop(x, weight, at, out, threads):
+    """linear_loop that writes row m to out[at[m]]; at [M] int64."""
     if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
-        _rows_serial(x, weight, at, out, 0, weight.shape[0])
+        _scatter_serial(x, weight, at, out, 0, weight.shape[0])
     else:
-        _rows_threads(x, weight, at, out, threads)
+        _scatter_threads(x, weight, at, out, threads)
 
 
 @njit()
@@ -207,10 +207,10 @@ LINEAR_ARGMAX = {"reference": linear_argmax_reference, "numba": linear_argmax_nu
 
 
 def linear(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
-    """out [M, N] float32 by the fastest implementation present."""
+    """out [M, N] float32, by numba where it is installed."""
     return LINEAR["numba" if HAS_NUMBA else "reference"](x, weight, outputs)
 
 
 def linear_argmax(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:
-    """[M] int64: the index of each row's largest output, by the fastest implementation present."""
+    """[M] int64: the index of each row's largest output, by numba where it is installed."""
     return LINEAR_ARGMAX["numba" if HAS_NUMBA else "reference"](x, weight, outputs)

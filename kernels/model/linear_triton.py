@@ -1,17 +1,17 @@
-"""Projections of decoder rows on a GPU, with what stands before and after them in the same launch.
+"""Linear layers of the decoder on a GPU, fused with the norm before them and the operation after them.
 
     x        [M, C] float32            residual stream of M = B R rows
-    y        [M, C]                    x * weight of the norm that comes next, in the type of the weights (bf16 or float32)
-    squares  [M, ceil(C/16)] float32   sums of x^2 whose total over a row is |x|^2; so that
-    norm(x)  = y / sqrt(sum(squares) / C + epsilon), the division being left to the reader's output
+    y        [M, C]                    x * weight of the next norm, in the type of the weights (bf16 or float32)
+    squares  [M, ceil(C/16)] float32   partial sums of x^2
+    norm(x)  = y / sqrt(sum(squares) / C + epsilon); the kernels divide their outputs instead of y
 
     qkv      weight [3HD, C] -> q [M, H, D], and k, v [B, H, T, D] in slots positions[b, 0] + r (positions [B, R]; -1: none)
     project  weight [N, C] -> out [M, N] = norm(x) @ weight.T
-    gate     weight [F or 2F, C] -> out [M, F], activate.py's nonlinearity of norm(x) @ weight.T
-    add      inputs [M, K], weight [C, K], norm [C] -> x += inputs @ weight.T in place, and the y and squares that go with it
+    gate     weight [F or 2F, C] -> out [M, F], the activation (activation.py) of norm(x) @ weight.T
+    add      inputs [M, K], weight [C, K], norm [C] -> x += inputs @ weight.T in place, with its y and squares
 
-A program makes 16 outputs of 16 rows. Their sums run over K in four interleaved ways, each in order, added at the end: the
-order depends neither on how many rows share a pass nor on the batch, so that one row and K + 1 rows give the same bits.
+A program computes 16 outputs of 16 rows. It sums over K in four interleaved ways, each in order, and adds these at the end.
+The order depends neither on the number of rows nor on the batch, so 1 row and K + 1 rows give the same bits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from foredraft.kernels.core.backend import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 from foredraft.kernels.model.activation import activate_reference
 
-# Outputs of a program: narrow, so that one request's step fills the machine; a tensor core's smallest tile.
+# Outputs of a program: a tensor core's smallest tile, so that the step of one request still fills the GPU.
 WIDTH = 16
-# A program reads WAYS * STEP columns at a time; each way is a chain of its own, or the latency of one would be the time.
+# A program reads WAYS * STEP columns at a time, in WAYS independent sums that hide each other's latency.
 WAYS, STEP = 4, 64
 
 
@@ -46,7 +46,7 @@ def weigh(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.co
 
 @jit
 def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr):
-    """[16] float32: what norm(x) is over y."""
+    """[16] float32: norm(x) / y of each row."""
     tile = tl.arange(0, TILES_UP)
     mask = is_row[:, None] & (tile < TILES)[None, :]
     parts = tl.load(squares + rows[:, None] * TILES + tile[None, :], mask=mask, other=0.0)
@@ -138,9 +138,9 @@ def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.c
 
 
 def tiling(weight: Tensor) -> dict[str, int]:
-    """Options of a launch: loads far enough ahead to cover memory's latency, within a multiprocessor's shared memory.
+    """Options of a launch: enough stages to hide memory latency, within a multiprocessor's shared memory.
 
-    float32 has no exact tensor core: it multiplies in registers, which take half the columns.
+    float32 is multiplied in registers, as tensor cores do not compute it exactly; they hold half the columns.
     """
     narrow = weight.dtype == torch.bfloat16
     return {"WAYS": WAYS, "STEP": STEP if narrow else STEP // 2, "num_warps": WAYS, "num_stages": 4 if narrow else 2}
@@ -151,7 +151,7 @@ def _norm_sizes(squares: Tensor) -> dict[str, int]:
 
 
 def _tiles(rows: int, outputs: int) -> tuple[int, int]:
-    """The grid: row tiles stand side by side, so that they share what the second-level cache holds of the weight."""
+    """The grid. Row tiles come first, so that they share the weight in the L2 cache."""
     return -(-rows // 16), -(-outputs // WIDTH)
 
 

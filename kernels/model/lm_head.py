@@ -1,10 +1,11 @@
-"""The language-model head over the rows that were read.
+"""The language-model head over the query positions that were read.
 
     hidden     [B, R, C] float32     the decoder's output
-    positions  [B, R] int64          -1: the row was not read; its output stays as it is
+    positions  [B, R] int64          decoder positions, -1: not read, its output is left as it is
     weight     [V/16, C, 16]         packed as in linear.py
-    scale      float                 C^-0.5 for T5 v1.0, which ties the head to the embedding; 1 otherwise
-    logits     [B, R, V] float32     or, without writing them, chosen [B, R] int64: the argmax, lowest id on ties
+    scale      float                 C^-0.5 for T5 v1.0, which ties the head to the embedding; else 1
+    logits     [B, R, V] float32     out; or, without storing the logits,
+    chosen     [B, R] int64          out: their argmax, the lowest token on ties
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import get_num_threads, njit
-from foredraft.kernels.model.linear import linear_argmax_loop, linear_reference, linear_rows_loop
+from foredraft.kernels.model.linear import linear_argmax_loop, linear_reference, linear_scatter_loop
 
 
 def logits_reference(hidden, positions, weight, scale, logits) -> None:
@@ -29,7 +30,7 @@ def choose_reference(hidden, positions, weight, outputs, scale, chosen) -> None:
 
 @njit()
 def _gather(hidden, positions, scale):
-    """The rows that were read, scaled, and where they stand among all."""
+    """The scaled rows of hidden that were read, and their indices in [B R]."""
     B, R, C = hidden.shape
     x, at = np.empty((B * R, C), np.float32), np.empty(B * R, np.int64)
     n = 0
@@ -47,16 +48,16 @@ def _gather(hidden, positions, scale):
 def _logits_loop(hidden, positions, weight, scale, logits, threads):
     x, at = _gather(hidden, positions, scale)
     B, R, V = logits.shape
-    linear_rows_loop(x, weight, at, logits.reshape(B * R, V), threads)
+    linear_scatter_loop(x, weight, at, logits.reshape(B * R, V), threads)
 
 
 @njit()
 def _choose_loop(hidden, positions, weight, outputs, scale, chosen, threads):
     x, at = _gather(hidden, positions, scale)
-    best, rows = np.empty(x.shape[0], np.int64), chosen.reshape(chosen.size)
+    best, flat = np.empty(x.shape[0], np.int64), chosen.reshape(chosen.size)
     linear_argmax_loop(x, weight, outputs, best, threads)
     for n in range(x.shape[0]):
-        rows[at[n]] = best[n]
+        flat[at[n]] = best[n]
 
 
 def logits_numba(hidden, positions, weight, scale, logits) -> None:

@@ -1,13 +1,13 @@
 """The language-model head on a GPU.
 
-    y        [M, C]             the decoder's output, scaled, in the type of the weight (fused_embed.py, `close`)
+    y        [M, C]             the decoder's output, scaled, in the type of the weight (final_norm of embed_triton.py)
     weight   [V, C]             bf16 or float32
-    logits   [M, V] float32     y @ weight.T; or, without writing them,
-    chosen   [M] int64          the argmax, the lowest id on ties
-    work     float32, ids int32 M ceil(V/32) or more of each: the parts' maxima
-    arrived  [ceil(M/16)] or more int32    zeros, and zeros again afterwards
+    logits   [M, V] float32     out: y @ weight.T; or, without storing the logits,
+    chosen   [M] int64          out: their argmax, the lowest token on ties
+    work     float32, work_tokens int32 buffers of M ceil(V/32) or more: the programs' maxima and their tokens
+    arrived  [ceil(M/16)] or more int32    buffer: zeros, and zeros again afterwards
 
-A program makes 32 logits of 16 rows as fused_linear.py does; the last to arrive picks the largest of the parts'.
+A program computes 32 logits of 16 rows as linear_triton.py does. The last one to arrive takes the largest of the maxima.
 """
 
 from __future__ import annotations
@@ -28,49 +28,48 @@ def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl
                    STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
-    ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
-    scores = weigh(y, weight, rows, rows < M, ids, ids < V, C, N, WAYS, STEP)
-    tl.store(logits + rows[:, None] * V + ids[None, :], scores, mask=(rows < M)[:, None] & (ids < V)[None, :])
+    token = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    scores = weigh(y, weight, rows, rows < M, token, token < V, C, N, WAYS, STEP)
+    tl.store(logits + rows[:, None] * V + token[None, :], scores, mask=(rows < M)[:, None] & (token < V)[None, :])
 
 
 @jit
-def largest_part(work, work_ids, rows, is_row, parts, V: tl.constexpr, TOGETHER: tl.constexpr):
-    """The id of the largest of a row's parts, [16] int32, the lowest on ties."""
+def largest_part(work, work_tokens, rows, is_row, parts, V: tl.constexpr, TOGETHER: tl.constexpr):
+    """The token of the largest of each row's maxima, [16] int32, the lowest on ties."""
     top = tl.full((16,), float("-inf"), tl.float32)
-    top_id = tl.full((16,), V, tl.int32)
+    top_token = tl.full((16,), V, tl.int32)
     for first in range(0, parts, TOGETHER):
         part = first + tl.arange(0, TOGETHER)
         mask = is_row[:, None] & (part < parts)[None, :]
         at = rows[:, None] * parts + part[None, :]
         values = tl.load(work + at, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        ids = tl.load(work_ids + at, mask=mask, other=V, cache_modifier=".cg")
+        token = tl.load(work_tokens + at, mask=mask, other=V, cache_modifier=".cg")
         best = tl.max(values, 1)
-        best_id = tl.min(tl.where(values == best[:, None], ids, V), 1)
-        top_id = tl.where(best > top, best_id, tl.where(best == top, tl.minimum(best_id, top_id), top_id))
+        best_token = tl.min(tl.where(values == best[:, None], token, V), 1)
+        top_token = tl.where(best > top, best_token, tl.where(best == top, tl.minimum(best_token, top_token), top_token))
         top = tl.maximum(top, best)
-    return top_id
+    return top_token
 
 
 @jit
-def _choose_kernel(y, weight, chosen, work, work_ids, arrived, M, V: tl.constexpr, C: tl.constexpr,
-                   N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
-                   PDL: tl.constexpr = False):
+def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr,
+                   WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
-    ids = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
+    token = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     parts: tl.constexpr = (V + N - 1) // N
-    scores = weigh(y, weight, rows, is_row, ids, ids < V, C, N, WAYS, STEP)
-    scores = tl.where((ids < V)[None, :], scores, float("-inf"))
+    scores = weigh(y, weight, rows, is_row, token, token < V, C, N, WAYS, STEP)
+    scores = tl.where((token < V)[None, :], scores, float("-inf"))
     best = tl.max(scores, 1)
-    best_id = tl.min(tl.where(scores == best[:, None], ids.to(tl.int32)[None, :], V), 1)
+    best_token = tl.min(tl.where(scores == best[:, None], token.to(tl.int32)[None, :], V), 1)
     tl.store(work + rows * parts + tl.program_id(1), best, mask=is_row)
-    tl.store(work_ids + rows * parts + tl.program_id(1), best_id, mask=is_row)
-    # every thread's stores come before the arrival, and the last one's loads after it
+    tl.store(work_tokens + rows * parts + tl.program_id(1), best_token, mask=is_row)
+    # all threads have stored before the program arrives
     tl.debug_barrier()
     if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == parts - 1:
         tl.debug_barrier()
-        tl.store(chosen + rows, largest_part(work, work_ids, rows, is_row, parts, V, TOGETHER).to(tl.int64), mask=is_row)
+        tl.store(chosen + rows, largest_part(work, work_tokens, rows, is_row, parts, V, TOGETHER).to(tl.int64), mask=is_row)
         tl.store(arrived + tl.program_id(0), 0)
 
 
@@ -80,10 +79,10 @@ def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor, **launch) -> 
                                                   **head_tiling(weight), **launch)
 
 
-def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, ids: Tensor,
-                        arrived: Tensor, **launch) -> None:
+def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, work_tokens: Tensor, arrived: Tensor,
+                        **launch) -> None:
     (M,), (V, C) = chosen.shape, weight.shape
-    _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, ids, arrived, M, V=V, C=C, N=WIDTH,
+    _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, work_tokens, arrived, M, V=V, C=C, N=WIDTH,
                                                   TOGETHER=TOGETHER, **head_tiling(weight), **launch)
 
 
@@ -95,7 +94,7 @@ def fused_logits_reference(y, weight, logits) -> None:
     logits[:] = y.double() @ weight.double().T
 
 
-def fused_choose_reference(y, weight, chosen, work=None, ids=None, arrived=None) -> None:
+def fused_choose_reference(y, weight, chosen, work=None, work_tokens=None, arrived=None) -> None:
     logits = torch.empty(y.shape[0], weight.shape[0])
     fused_logits_reference(y, weight, logits)
     for m, row in enumerate(logits.tolist()):

@@ -1,4 +1,4 @@
-"""T5's layer norm: no mean, no bias (Raffel et al. 2020, section 2.1; Zhang and Sennrich 2019).
+"""T5's layer norm, an RMS norm: no mean, no bias (Raffel et al. 2020, section 2.1; Zhang and Sennrich 2019).
 
     x       [M, C] float32    weight [C] float32    epsilon float
     out     [M, C] float32    x / sqrt(mean(x^2) + epsilon) * weight
@@ -42,7 +42,7 @@ def _norm_threads(x, weight, epsilon, out, threads):
 
 
 def norm_numba(x: np.ndarray, weight: np.ndarray, epsilon: float, out: np.ndarray | None = None) -> np.ndarray:
-    """By all threads: for the many rows of an encoder."""
+    """Multi-threaded, for the many rows of an encoder."""
     out = np.empty_like(x) if out is None else out
     _norm_threads(x, weight, epsilon, out, get_num_threads())
     return out

@@ -1,15 +1,16 @@
-"""Cached self-attention of decoder rows on a GPU, with T5's relative bias by absolute position.
+"""Cached self-attention of decoder query positions on a GPU, with T5's relative bias.
 
-    q          [M, H, D]           queries of M = B R rows, not scaled (T5)
-    k, v       [B, H, T, D]        cache; row r of sequence b lies in slot positions[b, 0] + r, and row 1 in slot 0 where
-                                   row 0 alone is not read
+    q          [M, H, D]           queries of M = B R query positions, not scaled (T5)
+    k, v       [B, H, T, D]        cache; query position r of sequence b lies in slot positions[b, 0] + r, and position 1 in
+                                   slot 0 where only position 0 is not read
     positions  [B, R] int64        absolute; -1: not read, its output is 0
-    visible    [B, R, R] int8      1 where row r may see row j: itself and its ancestors
+    visible    [B, R, R] int8      1 where query position r may attend to position j: itself and its ancestors
     bias       [H, T] float32      by distance (query position - key position >= 0)
     out        [M, H D]            in the type of q
 
-One program a sequence, head and 16 rows: keys in blocks of 64 slots from slot 0 on, a running softmax in float32. A block
-that a row does not see leaves it bit for bit as it was, so its output depends on nothing but its own sequence.
+One program for each sequence, head and 16 query positions, with an online softmax in float32 over blocks of 64 slots from
+slot 0 on. A block that a query does not attend to leaves its output unchanged, bit for bit, so a result depends on its own
+sequence alone.
 """
 
 from __future__ import annotations

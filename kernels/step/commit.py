@@ -12,7 +12,7 @@ that the accepted drafts passed through, position 0 (the last committed token) f
              limits [B] int64, end_token int                                   largest length of each sequence
     written  tokens [B, T + 1] int64, proposer [B, T + 1] uint8, lengths [B] int64, finished [B] bool
              hidden [B, C] float32                                             target_hidden that gave the last token
-             num_steps, covered, drafted [B] int64                             totals: steps, steps with a draft, drafted tokens
+             num_steps, covered, drafted [B] int64                             totals: steps, steps with drafts, drafts
              tested_at, accepted_at [B, K] int64                               totals for each offset in the draft
              last_counts, last_tested, last_accepted [B] int64                 emitted, tested, accepted tokens of this step
 

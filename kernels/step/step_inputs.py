@@ -8,8 +8,8 @@ earlier query position. On the CPU each function is one compiled call: small tor
     parents [B, K] int64                    query position that each draft follows; None without branches
     read [B, R], positions [B, R] int64     out: the target's input tokens and their decoder positions, -1: not read
     above [B, R] int64                      out, for a tree: the parent of each query position, -1 for position 0
-    limits, widths [B] int64                largest length of each sequence, draft length asked for
-    allowed [B] int64                       out: `widths`, at most what `limits` leaves; 0 for finished sequences
+    limits, budgets [B] int64                largest length of each sequence, draft length asked for
+    allowed [B] int64                       out: `budgets`, at most what `limits` leaves; 0 for finished sequences
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ def step_inputs_numba(tokens, lengths, finished, draft_tokens, draft_lengths, pa
         _tree_loop(parents, positions, above)
 
 
-def allowed_reference(lengths, limits, finished, widths, allowed) -> None:
-    allowed[:] = np.where(finished, 0, np.maximum(np.minimum(widths, limits - lengths - 1), 0))
+def allowed_reference(lengths, limits, finished, budgets, allowed) -> None:
+    allowed[:] = np.where(finished, 0, np.maximum(np.minimum(budgets, limits - lengths - 1), 0))
 
 
 @njit()
-def _allowed_loop(lengths, limits, finished, widths, allowed):
+def _allowed_loop(lengths, limits, finished, budgets, allowed):
     for b in range(allowed.shape[0]):
-        allowed[b] = 0 if finished[b] else max(min(widths[b], limits[b] - lengths[b] - 1), 0)
+        allowed[b] = 0 if finished[b] else max(min(budgets[b], limits[b] - lengths[b] - 1), 0)
 
 
-def allowed_numba(lengths, limits, finished, widths, allowed) -> None:
-    _allowed_loop(lengths, limits, finished, widths, allowed)
+def allowed_numba(lengths, limits, finished, budgets, allowed) -> None:
+    _allowed_loop(lengths, limits, finished, budgets, allowed)
 
 
 STEP_INPUTS = {"reference": step_inputs_reference, "numba": step_inputs_numba, "triton": step_inputs_triton}

@@ -51,20 +51,20 @@ def step_inputs_triton(tokens, lengths, finished, draft_tokens, draft_lengths, p
 
 
 @jit
-def drafts_allowed(b, inside, lengths, limits, finished, widths):
+def drafts_allowed(b, inside, lengths, limits, finished, budgets):
     """How many tokens sequences b may draft; the drafters' kernels call it too."""
     left = tl.load(limits + b, mask=inside, other=0) - tl.load(lengths + b, mask=inside, other=0) - 1
-    left = tl.maximum(tl.minimum(tl.load(widths + b, mask=inside, other=0), left), 0)
+    left = tl.maximum(tl.minimum(tl.load(budgets + b, mask=inside, other=0), left), 0)
     return tl.where(tl.load(finished + b, mask=inside, other=1) == 0, left, 0)
 
 
 @jit
-def _allowed_kernel(lengths, limits, finished, widths, allowed, B, TILE_B: tl.constexpr):
+def _allowed_kernel(lengths, limits, finished, budgets, allowed, B, TILE_B: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)
-    tl.store(allowed + b, drafts_allowed(b, b < B, lengths, limits, finished, widths), mask=b < B)
+    tl.store(allowed + b, drafts_allowed(b, b < B, lengths, limits, finished, budgets), mask=b < B)
 
 
-def allowed_triton(lengths, limits, finished, widths, allowed) -> None:
+def allowed_triton(lengths, limits, finished, budgets, allowed) -> None:
     """One launch, without synchronisation."""
     B = allowed.shape[0]
-    _allowed_kernel[(-(-B // 128),)](lengths, limits, finished, widths, allowed, B, TILE_B=128, num_warps=4)
+    _allowed_kernel[(-(-B // 128),)](lengths, limits, finished, budgets, allowed, B, TILE_B=128, num_warps=4)

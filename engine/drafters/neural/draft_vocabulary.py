@@ -52,15 +52,15 @@ class DraftVocabulary:
         places = np.where(places < 0, len(self.ids) + np.searchsorted(own, ids), places)
         if len(own):
             blocks = take_outputs(self.packed, own)
-            self.rows.own_ids[row, : len(own)] = own
+            self.rows.own_tokens[row, : len(own)] = own
             self.rows.own_head[row, : len(blocks)] = blocks
         self.rows.own_counts[row] = len(own)
         if self.copies:
-            self.rows.places[row, : len(ids)] = places
+            self.rows.source_columns[row, : len(ids)] = places
 
     def scores(self, rows: int) -> np.ndarray:
         """Room for the scores of `rows` rows."""
-        return np.empty((rows, len(self.ids) + self.rows.own_ids.shape[1]), np.float32)
+        return np.empty((rows, len(self.ids) + self.rows.own_tokens.shape[1]), np.float32)
 
     def empty_draft(self, state: DecodeState, proposer: int) -> Draft:
         """A draft without tokens; with room for the distributions, a buffer that the next draft overwrites, where rows need it."""

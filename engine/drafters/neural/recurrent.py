@@ -13,8 +13,9 @@ from torch import Tensor
 from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter, array
 from foredraft.engine.drafters.neural.draft_vocabulary import distributions_of
 from foredraft.engine.drafters.neural.drafter_module import DraftModel, Tables
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.models.t5_weights import packed
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.kernels.drafting.recurrent_drafting import Cell, StateCache, draft_numba
 from foredraft.kernels.drafting.tree_children import Tree
 
@@ -43,16 +44,16 @@ class RecurrentDrafter(CopyDrafter):
         """As CopyDrafter's; the rows have read nothing."""
         super().admit(rows, sources, encoded)
         if max(rows) + 1 > len(self.memory.counts):
-            self._grow(max(rows) + 1, self.memory.fed.shape[1])
+            self._grow(max(rows) + 1, self.memory.cached_tokens.shape[1])
         self.memory.counts[list(rows)] = self.memory.nodes[list(rows)] = 0
-        self.memory.above[list(rows)] = np.arange(-1, self.memory.above.shape[1] - 1)
+        self.memory.parents[list(rows)] = np.arange(-1, self.memory.parents.shape[1] - 1)
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None, tree: Tree | None = None) -> Draft:
         """One compiled call for the whole batch, on the state's own memory: a chain, or what `tree` says."""
         draft = self.lists.empty_draft(state, PROPOSERS.index(self.name))
         rows, slots = max(state.batch_size, len(self.memory.counts)), state.capacity + state.max_draft
-        if rows > len(self.memory.counts) or slots > self.memory.fed.shape[1]:
-            self._grow(rows, max(slots, self.memory.fed.shape[1]))
+        if rows > len(self.memory.counts) or slots > self.memory.cached_tokens.shape[1]:
+            self._grow(rows, max(slots, self.memory.cached_tokens.shape[1]))
         parents, host = np.zeros(draft.tokens.shape, np.int64), state.host
         if tree is not None:
             draft.parents = torch.from_numpy(parents)

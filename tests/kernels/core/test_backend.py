@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from foredraft.kernels.core.backend import strip_comments
+
 CHECKOUT = Path(__file__).parents[3]
 SUM = """
 import numpy as np
@@ -24,6 +26,14 @@ def run(**environment):
     done = subprocess.run([sys.executable, "-c", SUM], env=kept | environment, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
+
+
+def test_comments_and_docstrings_do_not_change_the_cache_folder():
+    source = '"""What it does."""\n\ndef f(x):  # a comment\n    """Of x\'s."""\n\n    # another\n    return {"#": x, "a\\\\": 1}["#"]\n'
+    assert strip_comments(source) == '\ndef f(x):\n    return {"#": x, "a\\\\": 1}["#"]'.strip()
+    assert strip_comments(source.replace("return", "yield")) != strip_comments(source)
+    kept = 'text = """a # b\nc"""'
+    assert strip_comments(kept) == kept
 
 
 def test_without_a_place_to_keep_code_it_is_compiled_each_time(tmp_path):

@@ -50,7 +50,7 @@ def test_the_distribution_of_each_child(replaced):
     weights = np.empty(8, np.float32)
     q = np.zeros(V)
     total = warp_reference(scores, 0.9, 5, 1.0, weights)
-    q[np.concatenate((found.ids, found.own_ids[0]))] = weights / total
+    q[np.concatenate((found.tokens, found.own_tokens[0]))] = weights / total
     count, drafted, logits, lse = draw(children_numba, scores, found, (np.float32(0.9), 5, np.float32(1), 3, 4), 0, 7,
                                        replaced, 8, V)
     assert count == (7 if replaced else 5)

@@ -120,7 +120,7 @@ def test_a_devices_samples_equal_numbas(V, distribution):
 def at_real_sizes():
     state = make_state(8, 20, 2, 4, temperature=1.0, top_p=0.9, backend="triton")
     sample_into(dense_draft(state, 32128), 0, torch.empty(8, 32128, dtype=torch.bfloat16), state)
-    state.cuts = False
+    state.has_top_k_top_p = False
     sample_into(dense_draft(state, 32128), 0, torch.empty(8, 32128), state)
 
 
