@@ -1,4 +1,4 @@
-"""How a target came to be: one entry a run, kept beside its weights, from which the model card is written."""
+"""The history of a checkpoint: one entry for each training run, stored beside the weights in training.json."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NAME = "training.json"
 
 
 def read_history(folder: str | Path) -> list[dict]:
-    """The runs recorded in ``folder``, oldest first; empty if there are none."""
+    """The runs recorded in `folder`, oldest first; empty if there are none."""
     path = Path(folder) / NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def record_run(folder: str | Path, run: dict) -> None:
-    """Append ``run`` to the folder's history; the file is replaced whole."""
+    """Append a run to the folder's history, atomically."""
     path = Path(folder) / NAME
     write_atomic(path, json.dumps([*read_history(folder), run], indent=1) + "\n")
 
 
 def describe_run(config, data: list[dict], first_step: int, last_step: int, seconds: float) -> dict:
-    """One entry: config, data files (name, pairs, fingerprint), the steps ``(first, last]`` done and the time taken."""
+    """The entry of a run: configuration, data files (name, pairs, fingerprint), steps (first, last], time and machine."""
     return {
         "recipe": asdict(config),
         "data": data,
@@ -40,7 +40,7 @@ def describe_run(config, data: list[dict], first_step: int, last_step: int, seco
 
 
 def command(run: dict, recipe_type) -> str:
-    """The ``foredraft train-target`` line of a recorded run; only options that differ from their defaults appear."""
+    """The `foredraft train-target` command of a recorded run, with the options that differ from their defaults."""
     words = ["foredraft train-target --data DATA --tokenizer TOKENIZER --out OUT"]
     for field in fields(recipe_type):
         value, option = run["recipe"][field.name], f"--{field.name.replace('_', '-')}"
@@ -54,7 +54,7 @@ def command(run: dict, recipe_type) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """What computed: device name, CPU cores, threads and library versions."""
+    """Device name, CPU cores, threads and library versions."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "cores": os.cpu_count() or 0,

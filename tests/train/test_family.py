@@ -8,9 +8,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.ngram_native.table import Table
+from foredraft.train import family as module
 from foredraft.train.family import build_family
 from foredraft.train.history import read_history
-from foredraft.train.target import family as module
 from foredraft.train.target.train_target import TargetTrainingConfig
 
 
@@ -38,20 +38,20 @@ def world(tmp_path):
     return tmp_path
 
 
-def test_one_call_makes_target_card_and_table(world):
+def test_build_family_writes_target_card_and_table(world):
     config = TargetTrainingConfig(init=str(world / "tiny"), steps=2, decay_steps=1, batch_size=4, max_source=20, max_target=8)
     longer = replace(config, steps=3, sequence_unlikelihood=1.0, sequence_every=1)
     figures = build_family(world, world, world / "work", world / "assets", [config, longer], test_articles=4)
     assert [run["last_step"] for run in read_history(world / "assets" / "target")] == [2, 3]
     target = world / "assets" / "target"
-    made = {path.name for path in target.iterdir()}
-    assert made == {*module.TARGET_FILES, "README.md", "figures.json", "training.json"}
+    written = {path.name for path in target.iterdir()}
+    assert written == {*module.TARGET_FILES, "README.md", "figures.json", "training.json"}
     assert json.loads((target / "figures.json").read_text())["hash"] == weights_hash(target)
     assert figures["articles"] == 4 and "**one.txt**" in (target / "README.md").read_text()
     assert Table.open(world / "assets" / "ngram" / "cnndm.ngram").sizes[0] == 32
 
 
-def test_an_interrupted_training_changes_nothing_in_the_assets(world, monkeypatch):
+def test_an_interrupted_training_leaves_the_assets_unchanged(world, monkeypatch):
     monkeypatch.setattr(module, "train_target", lambda *_, **__: False)
     assert build_family(world, world, world / "work", world / "assets") is None
     assert [path.name for path in (world / "assets").iterdir()] == ["texts"]

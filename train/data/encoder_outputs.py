@@ -1,6 +1,6 @@
-"""The target's encoder outputs of a set of articles on disk, computed once for all runs.
+"""A disk cache of the target's encoder outputs for a set of articles, computed once for all runs.
 
-A float16 array [sum S_i, C] that is mapped, not read: rows of a normed hidden state are far from float16's limits.
+A memory-mapped float16 array [sum S_i, C]; the outputs of a normalised layer are far from float16's limits.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foredraft.atomic_write import atomic_path
 from foredraft.errors import UserError
 
 
 class EncodedSources:
-    """`rows(articles, width)` gives padded encoder outputs of the articles it was made for."""
+    """The encoder outputs of the articles that the file at `path` was made for; width is C."""
 
     def __init__(self, path: Path, starts: np.ndarray, width: int):
         self.starts = starts
         self.states = np.memmap(path, np.float16, "r", shape=(int(starts[-1]), width))
 
-    def rows(self, articles: list[int], longest: int) -> torch.Tensor:
-        """[B, longest, C] float32, zeros past each source's end."""
+    def batch(self, articles: list[int], longest: int) -> torch.Tensor:
+        """[B, longest, C] float32 of some articles, zeros past the end of each source."""
         out = torch.zeros(len(articles), longest, self.states.shape[1])
-        for row, i in zip(out, articles, strict=True):
+        for padded, i in zip(out, articles, strict=True):
             part = self.states[self.starts[i] : self.starts[i + 1]]
-            row[: len(part)] = torch.from_numpy(part.astype(np.float32))
+            padded[: len(part)] = torch.from_numpy(part.astype(np.float32))
         return out
 
 
 def encode_sources(folder: str | Path, target, target_hash: str, sources: list[np.ndarray],
                    progress: bool = True) -> EncodedSources:
-    """Open the array of these sources in `folder`, or compute it with `target`, the engine's T5, and keep it there."""
+    """Open the cache of these sources [S_i] in `folder`, or compute it with the engine's T5 `target`.
+
+    UserError: the disk has too little space.
+    """
     folder = Path(folder)
     starts = np.concatenate(([0], np.cumsum([len(source) for source in sources]))).astype(np.int64)
     digest = hashlib.sha256(target_hash.encode() + starts.tobytes())
@@ -45,17 +49,13 @@ def encode_sources(folder: str | Path, target, target_hash: str, sources: list[n
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = int(starts[-1]) * width * 2, os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
         if needed > free:
-            raise UserError(f"{folder}: no space left for {needed / 1e9:.1f} GB of encoder outputs ({free / 1e9:.1f} GB "
-                            "are free); give another --cache, or --no-encoder-cache")
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+            raise UserError(f"{folder}: no space for {needed / 1e9:.1f} GB of encoder outputs ({free / 1e9:.1f} GB are "
+                            "free); give another --cache, or --no-encoder-cache")
+        with atomic_path(path) as partial:
             states = np.memmap(partial, np.float16, "w+", shape=(int(starts[-1]), width))
             with torch.inference_mode():
                 for i, source in enumerate(tqdm(sources, "encoding", unit="", disable=not progress)):
                     states[starts[i] : starts[i + 1]] = target.encode(torch.from_numpy(source.astype(np.int64))).numpy()
             states.flush()
             del states
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     return EncodedSources(path, starts, width)

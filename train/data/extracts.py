@@ -1,15 +1,14 @@
-"""Extracts: the sentences of an article that together say most of its human summary.
+"""Oracle extracts: the sentences of an article that together are most similar to its human summary.
 
-A small model learns to copy long before it learns to paraphrase. Training it on extracts mixed with the human summaries
-gives it the sentence-copying habit that larger fine-tuned summarisers show on news. The choice is the greedy oracle of
-Nallapati et al. 2017, "SummaRuNNer", section 3: add the sentence that raises ROUGE most, until none does.
+A small model learns to copy long before it learns to paraphrase. Trained on a mixture of extracts and human summaries it
+copies whole sentences, as larger summarisers do on news. The extract is the greedy oracle of Nallapati et al. 2017,
+"SummaRuNNer", section 3: add the sentence that raises ROUGE most, until none does.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from foredraft.atomic_write import open_atomic
 from foredraft.errors import UserError
 from foredraft.train.data.pairs import read_pairs
 
@@ -25,11 +25,12 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 def sentences(text: str) -> list[str]:
-    """Split after . ! ? and closing quotes; pieces keep their marks."""
+    """The sentences of a text, split after `.`, `!`, `?` and closing quotes, which stay with their sentence."""
     return [piece.strip() for piece in _SENTENCE_END.split(text) if piece.strip()]
 
 
 def _grams(text: str) -> tuple[Counter, Counter]:
+    """Unigrams and bigrams of words."""
     words = _WORD.findall(text.lower())
     return Counter(words), Counter(zip(words, words[1:], strict=False))
 
@@ -40,9 +41,23 @@ def _f_measure(found: Counter, wanted: Counter) -> float:
 
 
 def best_extract(pieces: list[str], lengths: list[int], summary: str, longest: int) -> list[int]:
-    """Indices, in order, of the sentences whose ROUGE-1 + ROUGE-2 F-measure with `summary` is highest, chosen greedily.
+    """Greedy choice of sentences by the sum of their ROUGE-1 and ROUGE-2 F-measures with the summary.
 
-    lengths: tokens of each sentence; together they stay within `longest`.
+    Parameters
+    ----------
+    pieces
+        The sentences.
+    lengths
+        Tokens of each sentence.
+    summary
+        The human summary.
+    longest
+        Limit of the extract's tokens.
+
+    Returns
+    -------
+    list of int
+        Indices of the chosen sentences, ascending.
     """
     wanted = _grams(summary)
     grams = [_grams(piece) for piece in pieces]
@@ -63,21 +78,36 @@ def best_extract(pieces: list[str], lengths: list[int], summary: str, longest: i
 
 def mix_extracts(data: str | Path, out: str | Path, tokenizer, share: float, max_source: int = 256,
                  max_target: int = 104, seed: int = 0) -> int:
-    """Write the pairs of `data` to `out` (jsonl.gz), a random `share` of them with the extract in place of the summary.
+    """Write a pair file in which a random share of the summaries is replaced by extracts.
 
-    Only sentences that lie whole within the first `max_source` tokens are chosen from. Returns how many were replaced.
+    Parameters
+    ----------
+    data
+        The pair file.
+    out
+        The .jsonl.gz file to write.
+    tokenizer
+        A tokenizers.Tokenizer.
+    share
+        Share of the pairs, 0 to 1.
+    max_source, max_target
+        An extract has at most `max_target` tokens, of sentences that end within the first `max_source` tokens.
+    seed
+        Seed of the choice.
+
+    Returns
+    -------
+    int
+        Number of summaries replaced.
     """
     if not 0 <= share <= 1:
         raise UserError(f"share is {share}; give a number from 0 to 1")
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     replaced = 0
-    # no time stamp: the same pairs make the same bytes
-    with open(partial, "wb") as file, gzip.GzipFile("", "wb", 4, file, mtime=0) as lines:
+    # without a time stamp, so that the same pairs yield the same bytes
+    with open_atomic(out) as file, gzip.GzipFile("", "wb", 4, file, mtime=0) as lines:
         for article, highlights in tqdm(read_pairs(data), unit=" pairs", desc="extracts", mininterval=1.0):
-            if chance.random() < share:
+            if rng.random() < share:
                 pieces = sentences(article)[: max_source // 2]
                 lengths = [len(e.ids) - 1 for e in tokenizer.encode_batch(pieces)]
                 fits = int(np.searchsorted(np.cumsum(lengths), max_source - 1, side="right"))
@@ -86,7 +116,4 @@ def mix_extracts(data: str | Path, out: str | Path, tokenizer, share: float, max
                     highlights = " ".join(pieces[i] for i in kept)
                     replaced += 1
             lines.write(json.dumps({"article": article, "highlights": highlights}).encode() + b"\n")
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, out)
     return replaced

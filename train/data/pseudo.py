@@ -1,10 +1,10 @@
-"""The pseudo-dataset: the target's own summaries of articles, each with its source and an id, in shards.
+"""The pseudo-dataset for sequence-level distillation (Kim and Rush 2016): the target's own summaries of articles, in shards.
 
-A record is a pair line (data.py) and what a trainer needs without tokenising again: `id` (of the article's text), `sample`,
-`article`, `highlights` (the TARGET's summary), `source_ids` (as the target read them), `target_ids` (as it wrote them,
-`</s>` only where it came). A record depends on the article, the settings and the seed alone, so any number of processes
-may work in one folder, on any machines that lock files with each other: a shard belongs to whoever locks it, appears whole
-or not at all, and is taken over by another when its owner dies.
+A record is a line of a pair file with tokens: `id` (of the article's text), `sample`, `article`, `highlights` (the TARGET's
+summary), `source_ids` (as the target read them), `target_ids` (as it emitted them, with `</s>` only where it was emitted). A
+record depends on the article, the configuration and the seed alone, so any number of processes may work in one folder, on
+all machines that share its file locks. A process locks a shard before it computes it and writes it atomically; if the
+process ends early, another one takes over the shard.
 """
 
 from __future__ import annotations
@@ -30,29 +30,45 @@ from foredraft.train.data.pairs import END, read_texts
 from foredraft.train.data.shards import FORMATS, write_shard
 
 MANIFEST = "pseudo.json"
-# How long to wait before looking again whether others have finished their shards, in seconds.
-PATIENCE = 0.5
+# Seconds between two checks whether other processes have finished their shards.
+POLL_SECONDS = 0.5
 
 Article = tuple[str, str]  # id, text
-OnDone = Callable[[int, int], None]  # summaries and ids done since the last call
+OnDone = Callable[[int, int], None]  # numbers of summaries and tokens done since the last call
 
 
 @dataclass(frozen=True)
 class PseudoConfig:
-    """Everything that decides the records, besides the articles; max_source None is the target's own limit."""
+    """Everything that determines the records, besides the target and the articles.
+
+    Attributes
+    ----------
+    temperature
+        0 is greedy.
+    samples_per_article, seed
+        Summaries of each article, and the seed of their sampling.
+    max_new_tokens, max_source
+        Longest summary and source in tokens; None is the target's own limit.
+    shard_size
+        Articles of a shard.
+    format
+        "jsonl" or "parquet".
+    limit
+        Use the first articles only.
+    """
 
     temperature: float = 0.0
     samples_per_article: int = 1
     seed: int = 0
     max_new_tokens: int = 128
     max_source: int | None = None
-    shard_size: int = 256  # articles
+    shard_size: int = 256
     format: str = "jsonl"
-    limit: int | None = None  # the first articles only
+    limit: int | None = None
 
     def __post_init__(self):
         if self.format not in FORMATS:
-            raise UserError(f"--format {self.format} is not known; use {' or '.join(FORMATS)}")
+            raise UserError(f"--format is {self.format}; use {' or '.join(FORMATS)}")
         if self.temperature < 0:
             raise UserError(f"--temperature is {self.temperature}; give 0 (greedy) or more")
         if self.samples_per_article > 1 and self.temperature == 0:
@@ -62,7 +78,7 @@ class PseudoConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the summaries are computed: nothing here changes a record."""
+    """How the summaries are computed. Nothing here changes a record."""
 
     target: str | None = None
     drafter: str = "lookup"
@@ -72,20 +88,21 @@ class EngineConfig:
     dtype: str = "float32"
 
     def load(self) -> Model:
+        """Load the target and its drafter; UserError if it has no tokenizer."""
         model = load(self.target, None if self.drafter == "none" else self.drafter, self.device, self.dtype)
         if model.tokenizer is None:
-            raise UserError(f"{model.path}: tokenizer.json is missing, so articles cannot be read; put it beside "
+            raise UserError(f"{model.path}: contains no tokenizer.json, which is needed to read articles; put it beside "
                             "config.json")
         return model
 
 
 def article_id(text: str) -> str:
-    """16 hex digits of the text's BLAKE2: the same wherever the article stands."""
+    """16 hex digits of the BLAKE2 hash of the text."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_articles(data: str | Path, limit: int | None = None) -> Iterator[Article]:
-    """Distinct articles of a jsonl(.gz), first come, first `limit`; UserError names a broken line."""
+    """The first `limit` distinct articles of a .jsonl or .jsonl.gz file; UserError names an invalid line."""
     seen: set[str] = set()
     for (text,) in read_texts(data, ("article",)):
         name = article_id(text)
@@ -98,50 +115,73 @@ def read_articles(data: str | Path, limit: int | None = None) -> Iterator[Articl
 
 
 def read_sources(model: Model, data: str | Path, limit: int | None, max_source: int | None) -> list[np.ndarray]:
-    """Articles as the ids [S] int64 that the model reads, at most max_source (None: its own limit, or 512). UserError: it
-    has no tokenizer."""
+    """The sources of articles, as the model reads them.
+
+    Parameters
+    ----------
+    model
+        The target.
+    data
+        A .jsonl or .jsonl.gz file.
+    limit
+        Number of articles; None is all.
+    max_source
+        Longest source in tokens; None is the model's own limit, or 512.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        [S_i] int64, each ending in the end token.
+
+    Raises
+    ------
+    UserError
+        The model has no tokenizer, or a line is invalid.
+    """
     if model.tokenizer is None:
-        raise UserError(f"{model.path}: tokenizer.json is missing, so articles cannot be read; put it beside config.json")
+        raise UserError(f"{model.path}: contains no tokenizer.json, which is needed to read articles; put it beside "
+                        "config.json")
     longest, sources = max_source or model.source_limit or 512, []
     for _, text in read_articles(data, limit):
-        ids = model.tokenizer.encode(text).ids
-        cut = ids if len(ids) <= longest else [*ids[: longest - 1], model.target.end_token]
-        sources.append(np.array(cut, np.int64))
+        tokens = model.tokenizer.encode(text).ids
+        if len(tokens) > longest:
+            tokens = [*tokens[: longest - 1], model.target.end_token]
+        sources.append(np.array(tokens, np.int64))
     return sources
 
 
-def read_shards(data: str | Path, order: PseudoConfig) -> Iterator[tuple[int, list[Article]]]:
-    """(number, articles) of each shard."""
-    number, waiting = 0, []
-    for article in read_articles(data, order.limit):
-        waiting.append(article)
-        if len(waiting) == order.shard_size:
-            yield number, waiting
-            number, waiting = number + 1, []
-    if waiting:
-        yield number, waiting
+def read_shards(data: str | Path, config: PseudoConfig) -> Iterator[tuple[int, list[Article]]]:
+    """Yield (number, articles) of each shard."""
+    number, shard = 0, []
+    for article in read_articles(data, config.limit):
+        shard.append(article)
+        if len(shard) == config.shard_size:
+            yield number, shard
+            number, shard = number + 1, []
+    if shard:
+        yield number, shard
 
 
-def summarise(model: Model, articles: list[Article], order: PseudoConfig, engine: EngineConfig,
-              on_done: OnDone = lambda summaries, ids: None) -> list[dict]:
-    """The records of some articles, in order."""
-    longest = order.max_source or model.source_limit
+def summarise(model: Model, articles: list[Article], config: PseudoConfig, engine: EngineConfig,
+              on_done: OnDone = lambda summaries, tokens: None) -> list[dict]:
+    """The records of some articles, in their order."""
+    longest = config.max_source or model.source_limit
     sources, requests = [], []
     for name, text in articles:
-        ids = model.tokenizer.encode(text).ids
-        body = ids[:-1] if ids and ids[-1] == END else ids
+        tokens = model.tokenizer.encode(text).ids
+        body = tokens[:-1] if tokens and tokens[-1] == END else tokens
         sources.append([*body[: longest - 1 if longest else None], END])
-        own = request_seed(order.seed, int(name, 16))
-        requests += [Request(sources[-1], seed=request_seed(own, sample)) for sample in range(order.samples_per_article)]
+        own = request_seed(config.seed, int(name, 16))
+        requests += [Request(sources[-1], seed=request_seed(own, sample)) for sample in range(config.samples_per_article)]
     records = []
     with model.stream(
-        requests, in_order=True, max_new_tokens=order.max_new_tokens, draft_tokens=engine.draft_tokens,
-        do_sample=order.temperature > 0, temperature=order.temperature or 1.0, batch_size=engine.batch_size,
+        requests, in_order=True, max_new_tokens=config.max_new_tokens, draft_tokens=engine.draft_tokens,
+        do_sample=config.temperature > 0, temperature=config.temperature or 1.0, batch_size=engine.batch_size,
         max_source=max(2, *map(len, sources))) as results:
         for result in results:
             if result.error is not None:
                 raise result.error
-            number, sample = divmod(result.index, order.samples_per_article)
+            number, sample = divmod(result.index, config.samples_per_article)
             name, article = articles[number]
             records.append({"id": name, "sample": sample, "article": article, "highlights": result.text,
                             "source_ids": sources[number], "target_ids": result.token_ids})
@@ -149,21 +189,22 @@ def summarise(model: Model, articles: list[Article], order: PseudoConfig, engine
     return records
 
 
-def shard_path(out: Path, number: int, order: PseudoConfig) -> Path:
-    return out / f"pseudo-{number:05d}.{order.format}"
+def shard_path(out: Path, number: int, config: PseudoConfig) -> Path:
+    """The file of a shard."""
+    return out / f"pseudo-{number:05d}.{config.format}"
 
 
-def open_folder(data: str | Path, out: Path, order: PseudoConfig, engine: EngineConfig) -> dict:
-    """Check that `out` is new or belongs to the same order, and note it there; returns the manifest."""
+def open_folder(data: str | Path, out: Path, config: PseudoConfig, engine: EngineConfig) -> dict:
+    """Create the manifest of a folder, or check that it has the same target, articles and configuration; returns it."""
     folder = find_checkpoint(engine.target or embedded.TARGET)
     digest, count = hashlib.sha256(), 0
-    for name, _ in read_articles(data, order.limit):
+    for name, _ in read_articles(data, config.limit):
         digest.update(name.encode())
         count += 1
     if not count:
-        raise UserError(f"{data}: holds no article; give a .jsonl or .jsonl.gz with 'article' on every line")
+        raise UserError(f"{data}: contains no articles; give a .jsonl or .jsonl.gz with 'article' in every line")
     manifest = {"target": weights_hash(folder), "data": digest.hexdigest()[:16], "articles": count,
-                "shards": -(-count // order.shard_size), **asdict(order)}
+                "shards": -(-count // config.shard_size), **asdict(config)}
     path = out / MANIFEST
     if path.is_file():
         try:
@@ -172,39 +213,40 @@ def open_folder(data: str | Path, out: Path, order: PseudoConfig, engine: Engine
             raise UserError(f"{path}: not JSON; delete the folder and start again") from None
         for name, value in manifest.items():
             if known.get(name) != value:
-                raise UserError(f"{out}: was begun with {name} {known.get(name)!r}, not {value!r}; give another --out, or "
-                                "the same settings to go on")
+                raise UserError(f"{out}: was started with {name} {known.get(name)!r}, not {value!r}; give another --out, or "
+                                "the same settings to continue")
         return manifest
     write_atomic(path, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
-def missing_shards(out: Path, order: PseudoConfig, shards: int) -> set[int]:
-    return {number for number in range(shards) if not shard_path(out, number, order).is_file()}
+def missing_shards(out: Path, config: PseudoConfig, shards: int) -> set[int]:
+    """Numbers of the shards that are not written yet."""
+    return {number for number in range(shards) if not shard_path(out, number, config).is_file()}
 
 
-def work(data: str | Path, out: Path, order: PseudoConfig, engine: EngineConfig, shards: int, on_done: OnDone) -> None:
-    """Write the shards that nobody else is writing, until all are there."""
-    missing, model = missing_shards(out, order, shards), None
+def work(data: str | Path, out: Path, config: PseudoConfig, engine: EngineConfig, shards: int, on_done: OnDone) -> None:
+    """Write the shards that no other process has locked, until all are written."""
+    missing, model = missing_shards(out, config, shards), None
     with open(out / ".lock", "ab") as lock:
         while missing:
             before = len(missing)
-            for number, articles in read_shards(data, order):
-                path = shard_path(out, number, order)
+            for number, articles in read_shards(data, config):
+                path = shard_path(out, number, config)
                 if number not in missing or path.is_file() or not _locked(lock, number):
                     continue
-                # finished by another between the look and the lock
+                # another process may have written it just before the lock
                 if not path.is_file():
                     model = model or engine.load()
-                    write_shard(summarise(model, articles, order, engine, on_done), path)
+                    write_shard(summarise(model, articles, config, engine, on_done), path)
                 fcntl.lockf(lock, fcntl.LOCK_UN, 1, number)
-            missing = missing_shards(out, order, shards)
+            missing = missing_shards(out, config, shards)
             if len(missing) == before:
-                time.sleep(PATIENCE)
+                time.sleep(POLL_SECONDS)
 
 
 def _locked(lock, number: int) -> bool:
-    """Take byte `number` of the lock file; a dying process lets go of its locks."""
+    """Try to lock byte `number` of the lock file. The system releases the locks of a process that ends."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
     except (BlockingIOError, PermissionError):
@@ -212,26 +254,54 @@ def _locked(lock, number: int) -> bool:
     return True
 
 
-def pseudo(data: str | Path, out: str | Path, order: PseudoConfig, engine: EngineConfig, workers: int = 1,
+def pseudo(data: str | Path, out: str | Path, config: PseudoConfig, engine: EngineConfig, workers: int = 1,
            ray_address: str | None = None, progress: bool = True) -> dict:
-    """Make, or go on with, the pseudo-dataset in `out`; returns its manifest."""
-    from foredraft.train.data.pseudo_workers import Bar, run_processes
+    """Create or continue the pseudo-dataset in a folder.
+
+    Parameters
+    ----------
+    data
+        A .jsonl or .jsonl.gz file with the text `article` in every line.
+    out
+        The folder.
+    config
+        What determines the records.
+    engine
+        How they are computed.
+    workers
+        Processes, or Ray actors.
+    ray_address
+        Address of a Ray cluster, "local" for a new one; None uses processes of this machine.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    dict
+        The manifest: `articles`, `shards`, the target's hash and the configuration.
+
+    Raises
+    ------
+    UserError
+        The data is invalid, or the folder was started with other settings.
+    """
+    from foredraft.train.data.pseudo_workers import ProgressBar, run_processes
 
     out = Path(out)
-    manifest = open_folder(data, out, order, engine)
-    missing = missing_shards(out, order, manifest["shards"])
-    done = (manifest["shards"] - len(missing)) * order.shard_size
-    total = manifest["articles"] * order.samples_per_article
-    with Bar(total, min(done, manifest["articles"]) * order.samples_per_article, progress) as bar:
+    manifest = open_folder(data, out, config, engine)
+    missing = missing_shards(out, config, manifest["shards"])
+    done = (manifest["shards"] - len(missing)) * config.shard_size
+    total = manifest["articles"] * config.samples_per_article
+    with ProgressBar(total, min(done, manifest["articles"]) * config.samples_per_article, progress) as bar:
         if not missing:
             return manifest
         if ray_address is not None:
             from foredraft.train.data.pseudo_ray import run_ray
 
-            run_ray(data, out, order, replace(engine, target=str(find_checkpoint(engine.target or embedded.TARGET))),
+            run_ray(data, out, config, replace(engine, target=str(find_checkpoint(engine.target or embedded.TARGET))),
                     missing, workers, ray_address, bar.add)
         elif workers > 1:
-            run_processes(data, out, order, engine, manifest["shards"], workers, bar.add)
+            run_processes(data, out, config, engine, manifest["shards"], workers, bar.add)
         else:
-            work(data, out, order, engine, manifest["shards"], bar.add)
+            work(data, out, config, engine, manifest["shards"], bar.add)
     return manifest

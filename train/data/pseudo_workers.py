@@ -1,4 +1,4 @@
-"""Several processes of one machine on one pseudo-dataset, and the progress that is shown for them."""
+"""Several processes of one machine that create a pseudo-dataset, and its progress bar."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from foredraft.errors import UserError
 from foredraft.train.data import pseudo
 
 
-class Bar:
-    """Summaries done of all, ids a second, time left, on stderr."""
+class ProgressBar:
+    """Summaries done, remaining time and tokens a second, on stderr."""
 
     def __init__(self, total: int, done: int, show: bool):
         self.bar = tqdm(total=total, initial=done, desc="summaries", unit="", disable=not show, smoothing=0.05)
-        self.ids, self.began = 0, time.perf_counter()
+        self.tokens, self.began = 0, time.perf_counter()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_exc) -> None:
         self.bar.close()
 
-    def add(self, summaries: int, ids: int) -> None:
-        self.ids += ids
-        self.bar.set_postfix_str(f"{self.ids / (time.perf_counter() - self.began):,.0f} tokens/s", refresh=False)
+    def add(self, summaries: int, tokens: int) -> None:
+        """Count finished summaries and tokens."""
+        self.tokens += tokens
+        self.bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.began):,.0f} tokens/s", refresh=False)
         self.bar.update(summaries)
 
 
-def run_processes(data: str | Path, out: Path, order: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int,
-                  on_done: pseudo.OnDone) -> None:
-    """Work with `workers` processes; what one leaves behind when it dies, the others do."""
+def run_processes(data: str | Path, out: Path, config: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int,
+                  workers: int, on_done: pseudo.OnDone) -> None:
+    """Write all shards with `workers` processes; the others take over the shards of a process that ends early."""
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
-    arguments = (str(data), str(out), order, engine, shards, workers, reports)
+    arguments = (str(data), str(out), config, engine, shards, workers, reports)
     running = [context.Process(target=_process, args=arguments, daemon=True) for _ in range(workers)]
     for process in running:
         process.start()
-    complaint = None
+    message = None
     try:
         while any(process.is_alive() for process in running) or not reports.empty():
             try:
@@ -50,20 +51,21 @@ def run_processes(data: str | Path, out: Path, order: pseudo.PseudoConfig, engin
             except queue.Empty:
                 continue
             if isinstance(report, str):
-                complaint = report
+                message = report
             else:
                 on_done(*report)
     finally:
         for process in running:
             process.terminate()
             process.join()
-    if complaint is not None:
-        raise UserError(complaint)
-    if missing := pseudo.missing_shards(out, order, shards):
-        raise UserError(f"{out}: every worker was killed, {len(missing)} shards are missing; run the same command again")
+    if message is not None:
+        raise UserError(message)
+    if missing := pseudo.missing_shards(out, config, shards):
+        raise UserError(f"{out}: all workers were killed and {len(missing)} shards are missing; run the same command again")
 
 
-def _process(data: str, out: str, order: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int, reports) -> None:
+def _process(data: str, out: str, config: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int,
+             reports) -> None:
     import torch
 
     from foredraft.kernels.core.backend import HAS_NUMBA
@@ -75,6 +77,6 @@ def _process(data: str, out: str, order: pseudo.PseudoConfig, engine: pseudo.Eng
 
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:
-        pseudo.work(data, Path(out), order, engine, shards, lambda *report: reports.put(report))
+        pseudo.work(data, Path(out), config, engine, shards, lambda *report: reports.put(report))
     except UserError as error:
         reports.put(str(error))

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from foredraft.atomic_write import write_atomic
+from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
 from foredraft.train.drafter.distillation_methods import METHODS
@@ -22,7 +23,7 @@ from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.history import machine
 
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
-KNOWN = (*DRAFTERS, "head")
+KNOWN = ("ngram", *trained_kinds())
 BASELINE = "baseline"
 RESULT = "result.json"
 

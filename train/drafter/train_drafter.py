@@ -24,7 +24,7 @@ from foredraft.train.drafter.teacher import TopLogits, cache_top_logits
 from foredraft.train.drafter.training_alpha import teacher_forced_alpha
 from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.history import describe_run, record_run
-from foredraft.train.trainer import TrainerMixin, Watch, checkpoint_step, fuse_gelu
+from foredraft.train.trainer import LogAndStop, TrainerMixin, checkpoint_step, fuse_gelu
 
 # Weight of the regression on the target's features, where a drafter predicts them, beside the terms of the method.
 FEATURE_LOSS = 0.1
@@ -107,7 +107,7 @@ class DistillationTrainer(TrainerMixin, Trainer):
     def _prepare(self, batch: dict, drafter, noise: int) -> dict:
         rows, longest = batch["article"].tolist(), batch["source_ids"].shape[1]
         if self.encodings is not None:
-            batch["encoder_output"] = self.encodings.rows(rows, longest)
+            batch["encoder_output"] = self.encodings.batch(rows, longest)
         else:
             batch["encoder_output"] = self.context.teacher.encode(
                 batch["source_ids"].to(self.context.device), batch["source_mask"].to(self.context.device)).cpu()
@@ -240,12 +240,12 @@ def train_drafter(context: TrainingContext, articles: Articles, heldout: dict[fl
     trainer = DistillationTrainer(
         config, context, articles, heldout, top, model=Student(model), args=arguments, data_collator=collate_drafter,
         train_dataset=DrafterDataset(articles, config.seed), eval_dataset=DrafterDataset(next(iter(heldout.values()))),
-        callbacks=[watch := Watch(out / "log.jsonl")])
+        callbacks=[callback := LogAndStop(out / "log.jsonl")])
     if not progress:
         trainer.remove_callback(PrinterCallback)
     first_step, began = checkpoint_step(checkpoint), time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
-    if watch.stopping and trainer.state.global_step < config.steps:
+    if callback.stopping and trainer.state.global_step < config.steps:
         return None
     seconds = time.monotonic() - began
     read, training = (config.steps - first_step) * config.batch_size, seconds - trainer.evaluation_seconds

@@ -35,7 +35,7 @@ def teacher_forced_alpha(model, context, articles, temperature: float, batch_siz
         if encodings is None:
             encoded = context.teacher.encode(source_ids.to(context.device), mask.to(context.device))
         else:
-            encoded = encodings.rows(part, source_ids.shape[1])
+            encoded = encodings.batch(part, source_ids.shape[1])
         inputs = [x.to(context.device) for x in (input_ids, encoded, mask, source_ids, scored)]
         hidden = context.teacher.hidden(*inputs[:3])
         student = model(*inputs[:4], scored=inputs[4], **({"features": hidden} if model.reads_features else {}))

@@ -20,7 +20,7 @@ from foredraft.train.target.copy_init import copy_init
 from foredraft.train.target.export import export_target, read_tokenizer
 from foredraft.train.target.target_losses import repetition_loss, target_loss
 from foredraft.train.target.target_metrics import span_accuracy, summary_figures
-from foredraft.train.trainer import TrainerMixin, Watch, checkpoint_step, fuse_gelu
+from foredraft.train.trainer import LogAndStop, TrainerMixin, checkpoint_step, fuse_gelu
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def train_target(
         train_dataset=PairDataset(train, config.span_every, config.seed),
         eval_dataset=PairDataset(heldout),
         compute_metrics=lambda prediction: summary_figures(prediction.predictions, prediction.label_ids, tokenizer),
-        callbacks=[watch := Watch(out / "log.jsonl")],
+        callbacks=[callback := LogAndStop(out / "log.jsonl")],
     )
     first_step = checkpoint_step(checkpoint)
     if first_step >= config.steps:
@@ -208,7 +208,7 @@ def train_target(
         for path, pairs in ((train_file, train), (validation, heldout))
     ]
     record_run(out, describe_run(config, data, first_step, trainer.state.global_step, time.monotonic() - started))
-    if watch.stopping:
+    if callback.stopping:
         return False
     export_target(model, tokenizer, out)
     return True
