@@ -17,8 +17,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
-                   re.M | re.S)
+FENCE = re.compile(
+    r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
+    re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\((?P<to>[^)\s]+)\)")
 # programs whose arguments are not ours
 OTHERS = ("pip", "make", "git", ".venv/bin/python", "bash", "./generate_peudodataset_multigpus.sh", "cat")
@@ -166,12 +167,13 @@ def examples() -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("page", list(examples()))
 def test_examples_run(page, tmp_path, monkeypatch):
     import foredraft
+    from foredraft.engine.drafters import registry
     from foredraft.engine.models import spec
     from foredraft.kernels.core import backend
 
     monkeypatch.chdir(ROOT)
     # compiled examples are not worth keeping
-    monkeypatch.setattr(backend, "_IS_KEPT", False)
+    monkeypatch.setattr(backend, "_IS_CACHED", False, raising=False)
     # a family that a page registers is gone afterwards
     monkeypatch.setattr(spec, "FAMILIES", dict(spec.FAMILIES))
     monkeypatch.syspath_prepend(tmp_path)
@@ -183,7 +185,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     importlib.invalidate_caches()
-    before = set(sys.modules)
+    before, entries, proposers = set(sys.modules), dict(registry.ENTRIES), list(registry.PROPOSERS)
     try:
         for name in files:
             if Path(name).name.startswith("test_"):
@@ -194,6 +196,10 @@ def test_examples_run(page, tmp_path, monkeypatch):
             elif "/" not in name:
                 runpy.run_path(str(tmp_path / name))
     finally:
+        # a drafter that a page registers is gone afterwards
+        registry.ENTRIES.clear()
+        registry.ENTRIES.update(entries)
+        registry.PROPOSERS[:] = proposers
         for name in set(sys.modules) - before:
             if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
                 del sys.modules[name]
@@ -235,8 +241,8 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.slow
 def test_the_site_builds(tmp_path):
     pytest.importorskip("material")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], cwd=ROOT,
-                          capture_output=True, text=True)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for page in (tmp_path / "site").glob("*.html"):
         fetched = re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["']?(https?://[^"'\s>]+)""", page.read_text())
