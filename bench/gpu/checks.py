@@ -14,9 +14,14 @@ from foredraft.engine.models.spec import ModelConfig
 from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION
 from foredraft.kernels.drafting.lstm_cell_triton import CELL, MIX
-from foredraft.kernels.drafting.vocabulary_head_triton import VOCABULARY_CHOOSE, VOCABULARY_LOGITS, CopyScores, DeviceVocabulary
+from foredraft.kernels.drafting.vocabulary_head_triton import (
+    VOCABULARY_CHOOSE,
+    VOCABULARY_LOGITS,
+    CopyScores,
+    DeviceVocabulary,
+)
 from foredraft.kernels.model.cross_attention_triton import FUSED_CROSS_ATTENTION, PAGE, work_size
-from foredraft.kernels.model.embed_triton import FINAL_NORM, EMBED
+from foredraft.kernels.model.embed_triton import EMBED, FINAL_NORM
 from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.model.lm_head_triton import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.model.self_attention_triton import FUSED_SELF_ATTENTION

@@ -1,19 +1,27 @@
-"""Every kernel of a whole round as machine code for a GPU that is not here: what it takes of a multiprocessor.
+"""Registers and shared memory of each kernel of a step, compiled for GPUs that are not present.
 
-A real `step` is recorded at a real model's sizes, on tensors that hold nothing, and its launches are compiled, not run
+    python -m foredraft.bench.gpu.compiled_kernels --geometry flan-t5-xl --machines sm_90
+
+A real `step` is recorded at a real model's sizes on empty tensors, and its launches are compiled, not run
 (kernels/core/triton_compile.py).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
 
 from foredraft import embedded
-from foredraft.bench.gpu.roofline import LISTED, Round, config_of
+from foredraft.bench.gpu.roofline import LISTED, Step, config_of
 from foredraft.bench.harness.geometry import GEOMETRIES
+from foredraft.cli import options
+from foredraft.cli.measuring import run_script
 from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda
 from foredraft.engine.drafters.cuda.recurrent_cuda import CNNDrafterCuda, LSTMDrafterCuda
 from foredraft.engine.drafters.cuda.t5_drafter_cuda import T5DrafterCuda
@@ -21,34 +29,36 @@ from foredraft.engine.drafters.neural.cnn import CNNConfig, CNNModel
 from foredraft.engine.drafters.neural.lstm import LSTMConfig, LSTMModel
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import step
+from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, assemble
-from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.errors import UserError
-from foredraft.kernels.core.triton_compile import Cost, compiled, distinct, launches
+from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
+from foredraft.kernels.core.triton_compile import Cost, compiled, distinct, launches, table
 from foredraft.ngram_native.table import Table
 
 DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn", "tree")
-# A thread's most registers, bytes of shared memory a program may have.
+# most registers of a thread, and bytes of shared memory of a program
 LIMITS = {"sm_80": (255, 163 * 1024), "sm_90": (255, 227 * 1024), "gfx942": (512, 64 * 1024)}
 
 
-def round_of(geometry: str, r: Round, stored: str = "bf16", overlap: bool = False) -> Callable[[], None]:
-    """One round of the geometry, its decoder cut to one layer, for the layers launch the same. UserError: what is unknown.
+def step_of(geometry: str, r: Step, stored: str = "bf16", overlap: bool = False) -> Callable[[], None]:
+    """One step of the geometry with one decoder layer, as all layers launch the same kernels. UserError: an unknown name.
 
-    `stored`: of the decoder's matrices, fp32 or bf16."""
+    `stored`: storage of the decoder's matrices, fp32 or bf16.
+    """
     if r.drafter not in DRAFTERS:
         raise UserError(f"drafter {r.drafter!r} is not known here; one of {', '.join(DRAFTERS)}")
-    target = T5Cuda(_weights(geometry, stored), overlap=overlap)
+    target = T5Cuda(_weights(geometry, stored), pdl=overlap)
     target.reserve(r.batch_size, r.position, r.draft_tokens, r.source)
     drafter, state = _drafter(geometry, r, stored, target.weights), _state(r, target.config.d_model)
     return lambda: step(state, target, drafter)
 
 
 def measure(run: Callable[[], None], machines: Sequence[str], only: str = "") -> Iterator[Cost]:
-    """What every distinct launch of `run` takes on each machine; `only`: of kernels whose name holds this."""
+    """The cost of each distinct launch of `run` on each machine; `only`: of kernels whose name contains this."""
     with torch.inference_mode():
         found = [launch for launch in distinct(launches(run)) if only in launch.kernel.__name__]
     for launch in found:
@@ -57,7 +67,7 @@ def measure(run: Callable[[], None], machines: Sequence[str], only: str = "") ->
 
 
 def fits(cost: Cost) -> bool:
-    """Whether the machine can run it: a kernel that spills runs too, more slowly."""
+    """Whether the machine can run the kernel; one that spills runs, but more slowly."""
     registers, shared = LIMITS[cost.target]
     return cost.registers <= registers and cost.shared <= shared
 
@@ -71,7 +81,7 @@ def _weights(geometry: str, stored: str) -> T5WeightsCuda:
 
 
 class _Tree:
-    """A tree of point masses, as a Drafter of one's own may propose on a device too; it launches nothing itself."""
+    """A drafter that proposes a tree of point masses without launching a kernel."""
 
     def draft(self, state: DecodeState) -> Draft:
         draft = Draft.empty(state.batch_size, state.max_draft)
@@ -79,7 +89,7 @@ class _Tree:
         return draft
 
 
-def _drafter(geometry: str, r: Round, stored: str, target: T5WeightsCuda) -> Drafter:
+def _drafter(geometry: str, r: Step, stored: str, target: T5WeightsCuda) -> Drafter:
     if r.drafter == "none":
         return NoDrafter()
     if r.drafter == "tree":
@@ -105,7 +115,7 @@ def _drafter(geometry: str, r: Round, stored: str, target: T5WeightsCuda) -> Dra
     return drafter
 
 
-def _state(r: Round, width: int) -> DecodeState:
+def _state(r: Step, width: int) -> DecodeState:
     def column(value: float, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.full((r.batch_size,), value, dtype=dtype)
 
@@ -114,3 +124,38 @@ def _state(r: Round, width: int) -> DecodeState:
         top_k=column(5 * r.cuts), top_p=column(1.0, torch.float32), seeds=column(0), start_token=0, end_token=1, width=width)
     state.backend = "triton"
     return state
+
+
+def main(
+    geometry: Annotated[str, typer.Option(help="Sizes of t5-small, flan-t5-small, -base, -large or -xl.")] = "flan-t5-xl",
+    machines: Annotated[str, typer.Option(help="sm_80, sm_90, gfx942, separated by commas.")] = "sm_80,sm_90,gfx942",
+    batch_size: options.BatchSize = 8,
+    draft_tokens: options.MaxDraftTokens = 5,
+    drafter: Annotated[
+        str, typer.Option(help=f"{', '.join(DRAFTERS)}; tree is a drafter that proposes trees.")] = "lookup",
+    sampled: Annotated[bool, typer.Option("--sampled", help="At temperature 1, with top-k.")] = False,
+    weights: Annotated[str, typer.Option(help="Storage of the decoder: fp32 or bf16.")] = "bf16",
+    only: Annotated[str, typer.Option(help="Kernels whose name contains this. Default: all.")] = "",
+    as_json: options.Json = False,
+) -> None:
+    """Compile every kernel of a step for machines that are not present."""
+    names = machines.split(",")
+    if unknown := [name for name in names if name not in LIMITS]:
+        raise UserError(f"--machines: {unknown[0]!r} is not known; choose from {', '.join(LIMITS)}")
+    if weights not in ("fp32", "bf16"):
+        raise UserError(f"--weights {weights!r} is not for a GPU; one of fp32, bf16")
+    if not HAS_TRITON or is_interpreted():
+        raise UserError("this needs triton's compiler: pip install triton, and leave TRITON_INTERPRET unset")
+    run = step_of(geometry, Step(batch_size, draft_tokens, position=128, sampled=sampled, cuts=sampled, drafter=drafter),
+                  weights)
+    found = list(measure(run, names, only))
+    print(table(found))
+    for cost in found:
+        if not fits(cost):
+            print(f"does not fit: {cost.kernel} on {cost.target}")
+    if as_json:
+        print(json.dumps({"compiled": [asdict(cost) | {"fits": fits(cost)} for cost in found]}))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,28 +1,37 @@
-"""What a round must cost on a GPU, from the bytes it reads, its arithmetic, and its launches: a model, never a measurement.
+"""Roofline model of a step on a GPU, from its bytes, arithmetic and launches: MODELLED, never measured.
+
+    python -m foredraft.bench.gpu.roofline --geometry flan-t5-xl --tokens-per-step 3
 
     time = sum over parts of max(bytes / bandwidth, flop / rate) + launches * cost of one
 
-Bytes are those of weights, caches and logits, each counted once a round; what the second-level cache holds is not.
+Weights, caches and logits count once a step; the second-level cache is not modelled.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
+
+import typer
 
 from foredraft.bench.harness.geometry import GEOMETRIES
+from foredraft.bench.report.tables import Table
+from foredraft.cli import options
+from foredraft.cli.measuring import run_script, show
 from foredraft.engine.drafters.neural.cnn import CNNConfig
 from foredraft.engine.drafters.neural.lstm import LSTMConfig
+from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5_cuda import END_LAUNCHES, LAYER_LAUNCHES
-from foredraft.engine.models.t5_weights import ModelConfig
 from foredraft.errors import UserError
 from foredraft.kernels.model.cross_attention_triton import PAGE
 
 
 @dataclass(frozen=True)
 class Machine:
-    """bandwidth in GB/s and rate in TFLOP/s (bf16, dense): the maker's figures; without a rate arithmetic takes no time.
-    launch_us: a launch inside a graph."""
+    """`bandwidth` in GB/s and `rate` in TFLOP/s (bf16, dense), as the maker states; without a rate arithmetic takes no time.
+    `launch_us`: a launch inside a graph."""
 
     bandwidth: float
     rate: float | None
@@ -33,20 +42,21 @@ MACHINES = {
     "h200": Machine(4800, 989), "h100": Machine(3350, 989), "h100-nvl": Machine(3938, 835), "h100-pcie": Machine(2039, 756),
     "a100": Machine(2039, 312), "l4": Machine(300, 121),
 }
-# Drafters that run on the device; of the trained ones: their layers, the ids of a restricted head, those of a source not
-# counted, and the sizes that the LSTM and the CNN have by default.
+# Drafters that run on the device. Of trained ones: layers, draft vocabulary without the source's tokens, default sizes.
 DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn")
 LAYERS, LISTED = {"t5shallow": 2, "lstm": 1, "cnn": 3}, 1024
-DRAWS = "draft: draws"
+DRAWS = "draft: sampling"
 SIZES = {"lstm": LSTMConfig.__dataclass_fields__, "cnn": CNNConfig.__dataclass_fields__}
-# Launches of the round around target and drafter.
-ROUND_LAUNCHES = {"inputs": 1, "top-k and top-p": 1, "verification and commit": 1, "host's view": 3}
+# launches of a step outside target and drafter
+STEP_LAUNCHES = {"inputs": 1, "top-k and top-p": 1, "verification and commit": 1, "host's view": 3}
 
 
 @dataclass(frozen=True)
-class Round:
-    """What is decoded: B rows of `source` source tokens at decoder position `position`, K drafts each; `cuts`: by top-k or
-    top-p; `item`: bytes of a weight."""
+class Step:
+    """A step's workload: B sequences of `source` source tokens at decoder position `position`, K drafts each.
+
+    `cuts`: top-k or top-p is on. `item`: bytes of a weight.
+    """
 
     batch_size: int = 1
     draft_tokens: int = 0
@@ -60,7 +70,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a round: launches, bytes read or written in device memory, flop."""
+    """One part of a step: launches, bytes read or written in device memory, FLOP."""
 
     name: str
     launches: int
@@ -75,8 +85,7 @@ class Part:
 
 
 def machine_of(device: str, bandwidth: float) -> Machine:
-    """A device as its driver names it, at the bandwidth measured there; its rate is the maker's, where it is one of
-    MACHINES."""
+    """The machine of a device name, at the measured bandwidth, with the maker's rate if it is one of MACHINES."""
     words = "-" + re.sub(r"[^a-z0-9]+", "-", device.lower()) + "-"
     named = [name for name in MACHINES if f"-{name}-" in words]
     return Machine(bandwidth, MACHINES[max(named, key=len)].rate if named else None)
@@ -89,8 +98,9 @@ def config_of(geometry: str) -> ModelConfig:
     return ModelConfig.from_dict(GEOMETRIES[geometry], geometry)
 
 
-def _draft(c: ModelConfig, r: Round, listed: int) -> list[Part]:
-    """A round's K drafts; a trained drafter reads its weights for each, and its head `listed` ids and the source's."""
+def _draft(c: ModelConfig, r: Step, listed: int) -> list[Part]:
+    """The K drafts of a step. A trained drafter reads its weights for each; its head reads `listed` tokens and the
+    source's."""
     B, C, K = r.batch_size, c.d_model, r.draft_tokens
     if r.drafter == "none" or not K:
         return []
@@ -110,68 +120,68 @@ def _draft(c: ModelConfig, r: Round, listed: int) -> list[Part]:
     else:
         U, F, heads, head_size = (SIZES[r.drafter][name].default for name in ("hidden_size", "d_ff", "num_heads", "d_kv"))
         inner = heads * head_size
-        # a CNN's ids enter by a launch of their own; the first of the two ids that begin a round passes the cell alone
+        # a CNN embeds tokens by a launch of its own; the first of the two tokens that begin a step passes the cell only
         cell = (read("cell", K + 1, layers, 4 * U * (C + U)) if r.drafter == "lstm" else
                 read("cell", K + 1, 1 + layers, U * C + layers * SIZES["cnn"]["kernel"].default * 2 * U * U))
-        network = [cell, read("pointer", K, 4, inner * (U + 3 * C) + (F + 1) * (U + inner + C) + C * F,
+        network = [cell, read("copy attention", K, 4, inner * (U + 3 * C) + (F + 1) * (U + inner + C) + C * F,
                               B * r.source * 2 * inner)]
-    # its turn's beginning and end; drawn drafts write their distributions, which the verification reads
-    return [Part("draft: turn", 2, 0, 0), *network,
+    # the drafter's inputs and draft lengths; sampled drafts write their distributions, which the verification reads
+    return [Part("draft: buffers", 2, 0, 0), *network,
             Part("draft: head", K, K * (listed + B * r.source) * C * r.item, K * B * 2 * (listed + r.source) * C),
             Part(DRAWS, K * r.sampled * (1 + r.cuts), K * r.sampled * B * c.vocab_size * 8, 0)]
 
 
-def parts(c: ModelConfig, r: Round, listed: int = LISTED) -> list[Part]:
-    """The parts of one round, in order; their launches are what a real step makes (tests/bench/test_model.py)."""
+def parts(c: ModelConfig, r: Step, listed: int = LISTED) -> list[Part]:
+    """The parts of one step in order; their launches are those of a real step (tests/bench/gpu/test_roofline.py)."""
     if r.drafter not in DRAFTERS:
         raise UserError(f"drafter {r.drafter!r} is not modelled; one of {', '.join(DRAFTERS)}")
     L, C, F, V, inner = c.num_decoder_layers, c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv
-    B, rows = r.batch_size, r.batch_size * (r.draft_tokens + 1)
+    B, M = r.batch_size, r.batch_size * (r.draft_tokens + 1)
     pages = -(-r.source // PAGE) * PAGE
 
     def matrices(name: str, launches: int, weights: int) -> Part:
-        return Part(name, L * launches, L * weights * r.item, L * weights * rows * 2)
+        return Part(name, L * launches, L * weights * r.item, L * weights * M * 2)
 
     def attention(name: str, keys: int) -> Part:
-        return Part(name, L, L * B * keys * 2 * inner * r.item, L * rows * keys * 4 * inner)
+        return Part(name, L, L * B * keys * 2 * inner * r.item, L * M * keys * 4 * inner)
 
-    written = rows * V * 4 if r.sampled else 0
+    written = M * V * 4 if r.sampled else 0
     return [
         *_draft(c, r, listed),
-        Part("inputs", ROUND_LAUNCHES["inputs"], 0, 0),
-        Part("embedding and closing norm", END_LAUNCHES - 1, rows * C * r.item, 0),
+        Part("inputs", STEP_LAUNCHES["inputs"], 0, 0),
+        Part("embedding and closing norm", END_LAUNCHES - 1, M * C * r.item, 0),
         matrices("self-attention's matrices", 2, 4 * inner * C),
         attention("self-attention", r.position + r.draft_tokens + 1),
         matrices("cross-attention's matrices", 2, 2 * inner * C),
         attention("cross-attention", pages),
         matrices("feed-forward", LAYER_LAUNCHES - 6, (3 if c.gated else 2) * F * C),
-        Part("head", 1, V * C * r.item + written, V * C * rows * 2),
-        Part("top-k and top-p", ROUND_LAUNCHES["top-k and top-p"] * r.cuts, written * r.cuts, 0),
-        Part("verification and commit", ROUND_LAUNCHES["verification and commit"], written, 0),
-        Part("host's view", ROUND_LAUNCHES["host's view"], 0, 0),
+        Part("head", 1, V * C * r.item + written, V * C * M * 2),
+        Part("top-k and top-p", STEP_LAUNCHES["top-k and top-p"] * r.cuts, written * r.cuts, 0),
+        Part("verification and commit", STEP_LAUNCHES["verification and commit"], written, 0),
+        Part("host's view", STEP_LAUNCHES["host's view"], 0, 0),
     ]
 
 
-def launches(c: ModelConfig, r: Round) -> int:
+def launches(c: ModelConfig, r: Step) -> int:
     return sum(part.launches for part in parts(c, r))
 
 
-def predict(c: ModelConfig, r: Round, machine: Machine) -> dict:
-    """Bytes, launches and microseconds of a round, by part and in all; `bytes_us` is what the bytes alone would take."""
+def predict(c: ModelConfig, r: Step, machine: Machine) -> dict:
+    """Bytes, launches and microseconds of a step, by part and in all; `bytes_us`: the time of the bytes alone."""
     found = parts(c, r)
     return {
-        "round": asdict(r), "machine": asdict(machine), "launches": sum(part.launches for part in found),
+        "step": asdict(r), "machine": asdict(machine), "launches": sum(part.launches for part in found),
         "bytes": sum(part.bytes for part in found), "us": sum(part.seconds(machine) for part in found) * 1e6,
         "bytes_us": sum(part.bytes for part in found) / machine.bandwidth / 1e3,
         "parts": [asdict(part) | {"us": part.seconds(machine) * 1e6} for part in found],
     }
 
 
-def table(geometry: str, machine: Machine, rounds: list[Round], tokens_per_step: float) -> list[dict]:
-    """A prediction for each Round beside its plain step (K = 0): v, and tokens a second at `tokens_per_step`."""
+def table(geometry: str, machine: Machine, steps: list[Step], tokens_per_step: float) -> list[dict]:
+    """A prediction for each Step, beside its plain step (K = 0): v, and tokens a second at `tokens_per_step`."""
     c, rows = config_of(geometry), []
-    for r in rounds:
-        plain = predict(c, Round(**asdict(r) | {"draft_tokens": 0}), machine)
+    for r in steps:
+        plain = predict(c, Step(**asdict(r) | {"draft_tokens": 0}), machine)
         found = predict(c, r, machine)
         tokens = tokens_per_step if r.draft_tokens else 1.0
         rows.append(found | {
@@ -179,3 +189,48 @@ def table(geometry: str, machine: Machine, rounds: list[Round], tokens_per_step:
             "plain_tokens_per_second": r.batch_size / plain["us"] * 1e6,
             "tokens_per_second": r.batch_size * tokens / found["us"] * 1e6})
     return rows
+
+
+def main(
+    geometry: Annotated[str, typer.Option(help="Sizes of t5-small, flan-t5-small, -base, -large or -xl.")] = "flan-t5-xl",
+    batch_sizes: options.BatchSizeList = "1,8,32,128",
+    draft_tokens: options.MaxDraftTokens = 5,
+    tokens_per_step: Annotated[float, typer.Option(help="As measured on a trained target; 1 if unknown.")] = 1.0,
+    source: Annotated[int, typer.Option(min=1, help="Source tokens.")] = 512,
+    position: Annotated[int, typer.Option(min=0, help="Decoder position: the middle of a summary.")] = 64,
+    drafter: Annotated[str, typer.Option(help=f"{', '.join(DRAFTERS)}.")] = "lookup",
+    sampled: Annotated[bool, typer.Option("--sampled", help="Above temperature 0: logits are written.")] = False,
+    machine: Annotated[str, typer.Option(help=f"{', '.join(MACHINES)}: the maker's figures.")] = "h200",
+    bandwidth: Annotated[float | None, typer.Option(help="GB/s, instead of the machine's.")] = None,
+    launch_us: Annotated[float | None, typer.Option(help="A launch, microseconds; eager ones cost 5 or more.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Model the time of a step in bf16."""
+    if machine not in MACHINES:
+        raise UserError(f"--machine {machine!r} is not known; one of {', '.join(MACHINES)}")
+    sizes = options.parse_numbers("--batch-sizes", batch_sizes, int, 1)
+    known = MACHINES[machine]
+    for name, value in (("bandwidth", bandwidth), ("launch_us", launch_us)):
+        if value is not None:
+            if value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; give a number above 0")
+            known = replace(known, **{name: value})
+    steps = [Step(size, draft_tokens, source, position, sampled, drafter=drafter) for size in sizes]
+    rows = table(geometry, known, steps, tokens_per_step)
+    show([
+        Table(f"{geometry}, K={draft_tokens}, {source} source tokens, {known.bandwidth:.0f} GB/s, {known.launch_us} us a "
+              "launch: MODELLED, not measured",
+              ("B", "launches", "MB", "bytes alone, us", "plain step, us", "step, us", "v(K+1)", "plain tok/s", "tok/s"), [
+                  [str(size), str(row["launches"]), f"{row['bytes'] / 1e6:,.0f}", f"{row['bytes_us']:,.0f}",
+                   f"{row['plain_us']:,.0f}", f"{row['us']:,.0f}", f"{row['v']:.2f}",
+                   f"{row['plain_tokens_per_second']:,.0f}", f"{row['tokens_per_second']:,.0f}"]
+                  for size, row in zip(sizes, rows, strict=True)]),
+        Table(f"parts of a step at B={sizes[0]}", ("part", "launches", "MB", "us"), [
+            [part["name"], str(part["launches"]), f"{part['bytes'] / 1e6:,.2f}", f"{part['us']:,.1f}"]
+            for part in rows[0]["parts"]])])
+    if as_json:
+        print(json.dumps({"modelled": rows}))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -16,8 +16,9 @@ import torch
 
 from foredraft.bench.harness import machine
 from foredraft.bench.harness.interleave import wait_until_idle
+from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import ModelConfig, T5Weights, load_weights
+from foredraft.engine.models.t5_weights import T5Weights, load_weights
 from foredraft.kernels.core.backend import get_num_threads
 from foredraft.kernels.model.attention import cross_attention_loop
 from foredraft.kernels.model.linear import inputs_of, linear_loop
@@ -137,9 +138,7 @@ def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]
 
 
 def _tensor_bytes(weights: T5Weights) -> int:
-    arrays = [value for value in vars(weights).values() if isinstance(value, np.ndarray | torch.Tensor)]
-    layers = [tensor for layer in weights.encoder for tensor in vars(layer).values()]
-    return sum(tensor.nbytes for tensor in [*arrays, *layers, *weights.cross_kv])
+    return sum(value.nbytes for value in vars(weights).values() if isinstance(value, np.ndarray | torch.Tensor))
 
 
 def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) -> dict:

@@ -1,8 +1,8 @@
 """Key and value buffers, written by position.
 
-Self-attention: slot t of a sequence holds position t. Rolling back lowers the state's length, and later writes overwrite the stale
-slots. A new request uses a sequence's slots as the last request left them.
-Cross-attention: a pool of pages of 64 source positions behind a table (page_pool.py), so that sources of any length share it.
+Self-attention: slot t of a sequence holds position t. Rolling back lowers the state's length, and later writes overwrite the
+stale slots. A new request uses a sequence's slots as the last request left them.
+Cross-attention: a pool of pages of 64 source positions (page_pool.py), so that sources of any length share it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KVCache:
         return max(num_sequences, self.num_sequences) * sequence + max(pages, self.pool.pages) * self.page_bytes
 
     def used_bytes(self) -> int:
-        """Bytes of the slots and of the pages that were ever allocated; the operating system has not backed the others yet."""
+        """Bytes of the slots and of the pages that were ever allocated: no memory stands behind the others yet."""
         return self.num_sequences * self.sequence_bytes(self.slots) + self.pool.most_used * self.page_bytes
 
     def plan(self, num_sequences: int, slots: int, longest: int, pages: int | None, limit: int) -> tuple[int, int]:
@@ -120,8 +120,8 @@ class KVCache:
         num_sequences, slots, source : int
             B, T and S.
         pages : int, optional
-            Of the whole pool. By default every one of the sequences can have a source of S positions; a caller that looks at
-            `fits` before it admits needs fewer.
+            Of the whole pool. By default every sequence can have a source of S positions; a caller that checks `fits` before
+            it admits needs fewer.
         """
         if pages is None:
             # each sequence may exchange its source for one of S positions; sequences beyond B keep theirs
@@ -151,8 +151,15 @@ class KVCache:
         """Whether enough pages are free for S source positions."""
         return pages_of(source) <= self.pool.free
 
+    def check_source(self, source: int) -> None:
+        """UserError where S source positions can never find enough pages."""
+        if pages_of(source) > self.pool.pages:
+            needed, most = (pages * self.page_bytes / 1e6 for pages in (pages_of(source), self.pool.pages))
+            raise UserError(f"{source} source tokens need {needed:,.1f} MB of keys and values, kv_memory leaves {most:,.1f} "
+                            "MB; raise it, or lower max_source")
+
     def allocate(self, sequence: int, source: int) -> None:
-        """Allocate the pages of a sequence's source of S positions, in place of its last one. MemoryError: too few are free."""
+        """Allocate pages for a sequence's source of S positions, in place of its last one. MemoryError: too few are free."""
         self.pool.allocate(sequence, pages_of(source))
         self.sources[sequence] = source
 
@@ -162,7 +169,7 @@ class KVCache:
         self.sources[sequence] = 0
 
     def write_source(self, layer: int, sequence: int, k: Tensor, v: Tensor) -> None:
-        """Write the cross-attention keys and values [S, H, D] of one layer into the pages that `allocate` gave the sequence."""
+        """Write one layer's cross-attention keys and values [S, H, D] into the pages of the sequence."""
         k, v, S = k.numpy(), v.numpy(), k.shape[0]
         for start in range(0, S, PAGE):
             page = self.table[sequence, start // PAGE]

@@ -1,6 +1,6 @@
-"""Which pages of a pool belong to which row.
+"""Which pages of a pool belong to which sequence.
 
-A page holds 64 source positions of every layer (kernels/model/attention.py); this file knows their numbers only.
+A page holds 64 source positions of every layer (kernels/model/attention.py). This file knows page numbers only.
 """
 
 from __future__ import annotations
@@ -9,56 +9,65 @@ import numpy as np
 
 
 class PagePool:
-    """Rows take and give back whole pages of one pool: no page has two owners, and none is lost.
+    """Sequences allocate and release whole pages of one pool: no page has two owners, and none is lost.
 
-    pages: in the pool. table [B, W] int64: row b holds table[b, : held[b]]; held [B] int64. most_used: the most pages that
-    were ever held at once. A page that was given back is taken again before one that never was: memory beyond most_used
-    pages is never touched.
+    A released page is allocated again before one that never was, so that memory beyond `most_used` pages is never touched.
+
+    Attributes
+    ----------
+    pages : int
+        In the pool.
+    table : np.ndarray [B, W] int64
+        Sequence b has the pages table[b, : pages_per_sequence[b]].
+    pages_per_sequence : np.ndarray [B] int64
+    most_used : int
+        The most pages that were ever allocated at once.
     """
 
     def __init__(self):
-        self.table, self.held = np.zeros((0, 0), np.int64), np.zeros(0, np.int64)
+        self.table, self.pages_per_sequence = np.zeros((0, 0), np.int64), np.zeros(0, np.int64)
         self.pages = self.most_used = 0
-        # a stack: the next page to take comes last
+        # a stack: the next page to allocate comes last
         self._free: list[int] = []
 
     @property
     def free(self) -> int:
+        """Pages that are not allocated."""
         return len(self._free)
 
     @property
     def width(self) -> int:
-        """Pages that the table has room for in a row."""
+        """W, the most pages of a sequence that the table has room for."""
         return self.table.shape[1]
 
-    def reserve(self, rows: int, pages: int, width: int) -> None:
-        """At least so many rows, pages in all, and pages a row; what is held stays."""
+    def reserve(self, num_sequences: int, pages: int, width: int) -> None:
+        """Grow to at least so many sequences, pages in all, and pages per sequence; allocated pages stay."""
         B, W = self.table.shape
-        rows, width = max(rows, B), max(width, W)
-        if (rows, width) != (B, W):
-            self.table = np.pad(self.table, ((0, rows - B), (0, width - W)))
-            self.held = np.pad(self.held, (0, rows - B))
+        num_sequences, width = max(num_sequences, B), max(width, W)
+        if (num_sequences, width) != (B, W):
+            self.table = np.pad(self.table, ((0, num_sequences - B), (0, width - W)))
+            self.pages_per_sequence = np.pad(self.pages_per_sequence, (0, num_sequences - B))
         if pages > self.pages:
             self._free[:0] = range(pages - 1, self.pages - 1, -1)
             self.pages = pages
 
-    def take(self, row: int, count: int) -> None:
-        """Give `row` `count` pages in place of those it holds. MemoryError: fewer are free, and nothing has changed."""
-        if count > self.free + int(self.held[row]):
-            raise MemoryError(f"row {row} asks for {count} pages, {self.free} of {self.pages} are free")
-        self.give_back(row)
+    def allocate(self, sequence: int, count: int) -> None:
+        """Give a sequence `count` pages in place of those it has. MemoryError: fewer are free, and nothing has changed."""
+        if count > self.free + int(self.pages_per_sequence[sequence]):
+            raise MemoryError(f"sequence {sequence} needs {count} pages, {self.free} of {self.pages} are free")
+        self.release(sequence)
         self.reserve(0, 0, count)
-        for place in range(count):
-            self.table[row, place] = self._free.pop()
-        self.held[row] = count
+        for index in range(count):
+            self.table[sequence, index] = self._free.pop()
+        self.pages_per_sequence[sequence] = count
         self.most_used = max(self.most_used, self.pages - self.free)
 
-    def give_back(self, row: int) -> None:
-        """Free what `row` holds; a row that holds nothing changes nothing."""
-        count = int(self.held[row])
-        self._free.extend(self.table[row, :count][::-1].tolist())
-        self.held[row] = 0
+    def release(self, sequence: int) -> None:
+        """Free a sequence's pages, if it has any."""
+        count = int(self.pages_per_sequence[sequence])
+        self._free.extend(self.table[sequence, :count][::-1].tolist())
+        self.pages_per_sequence[sequence] = 0
 
-    def taken(self) -> np.ndarray:
-        """The numbers of all pages held, [n] int64."""
-        return self.table[np.arange(self.width) < self.held[:, None]]
+    def allocated(self) -> np.ndarray:
+        """The numbers of all allocated pages, [n] int64."""
+        return self.table[np.arange(self.width) < self.pages_per_sequence[:, None]]

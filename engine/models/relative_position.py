@@ -9,7 +9,21 @@ from torch import Tensor
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """The bucket of a relative position (key - query), any shape: exact for small distances, then logarithmic."""
+    """Bucket relative positions: one bucket for each small distance, logarithmic ones beyond.
+
+    Parameters
+    ----------
+    distance : Tensor int64, any shape
+        Key position - query position.
+    buckets, max_distance : int
+        Distances of `max_distance` and more share the last bucket.
+    bidirectional : bool
+        Half of the buckets are for keys after the query, as in the encoder; else such keys count as distance 0.
+
+    Returns
+    -------
+    Tensor int64, of the same shape
+    """
     offset = torch.zeros_like(distance)
     if bidirectional:
         buckets //= 2

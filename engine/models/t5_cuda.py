@@ -1,7 +1,7 @@
 """T5 on a device: encode by torch, decode R query positions a step by our own kernels against static caches.
 
-Implements the Target protocol (engine/protocols.py). A step neither allocates nor reads back to the host, so it can be captured
-as a graph (engine/runtime/cuda_graphs.py). Under Triton's interpreter the same code runs on CPU tensors.
+Implements the Target protocol (engine/protocols.py). A step neither allocates nor reads back to the host, so it can be
+captured as a graph (engine/runtime/cuda_graphs.py). Under Triton's interpreter the same code runs on CPU tensors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.model.lm_head_triton import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.model.self_attention_triton import FUSED_SELF_ATTENTION
 
-# Launches of one pass: in a layer (qkv, self-attention, out; cross q, cross-attention, out; gate, out), and outside the layers
-# (embedding, final norm, head). Self-attention is not fused with its output projection: that saves a launch for one sequence, and
-# makes one program attend for sixteen sequences in a batch.
+# Launches of one pass: in a layer (qkv, self-attention, out; cross q, cross-attention, out; gate, out), and outside the
+# layers (embedding, final norm, head). Self-attention is not fused with its output projection: that saves a launch for one
+# sequence, and makes one program attend for sixteen sequences in a batch.
 LAYER_LAUNCHES, END_LAUNCHES = 8, 3
 # Slots are allocated in multiples of this, so that requests of similar sizes share buffers and the graphs captured on them.
 SLOTS = 64
@@ -87,10 +87,15 @@ class T5Cuda:
         # the most sequences of one request and the longest source of another may not fit together
         if self.buffer_bytes(*wanted) > device_memory.free_bytes(self.device) + released:
             wanted = asked
-        check_memory(self.device, self.buffer_bytes(*wanted), f"caches for {wanted[0]} sequences of {wanted[1]} positions and "
-                     f"{wanted[2] * PAGE} source tokens", "lower batch_size, max_new_tokens or max_source", released)
+        check_memory(self.device, self.buffer_bytes(*wanted),
+                     f"caches for {wanted[0]} sequences of {wanted[1]} positions and {wanted[2] * PAGE} source tokens",
+                     "lower batch_size, max_new_tokens or max_source", released)
         self._allocate(*wanted)
         self.source_bucket = pages
+
+    def check_memory(self, needed: int, what: str, advice: str) -> None:
+        """UserError where fewer bytes are free on the device (device_memory.py)."""
+        check_memory(self.device, needed, what, advice)
 
     def buffer_bytes(self, num_sequences: int, slots: int, pages_per_sequence: int, query_positions: int) -> int:
         """Bytes of the caches and of the buffers of a step, the logits [B, R, V] float32 included."""
@@ -133,7 +138,8 @@ class T5Cuda:
         slots = -(-slots // SLOTS) * SLOTS
         if slots <= self.slots:
             return
-        B, layout = self.num_sequences, self._layout(self.num_sequences, slots, self.pages_per_sequence, self.query_positions)
+        B = self.num_sequences
+        layout = self._layout(B, slots, self.pages_per_sequence, self.query_positions)
         grown = {name: layout[name] for name in ("k", "v", "bias")}
         check_memory(self.device, layout_bytes(grown), f"caches for {B} sequences of {slots} positions",
                      "lower batch_size or max_new_tokens", sum(self.buffers[name].nbytes for name in grown))

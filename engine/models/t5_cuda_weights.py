@@ -1,11 +1,11 @@
-"""The tensors of a T5 on a device, read one at a time, and how many bytes they take there.
+"""The tensors of a T5 on a device, read from a checkpoint one tensor at a time, and their bytes.
 
-Matrices are [outputs, inputs] as in a checkpoint, one tensor for all layers of a kind.
+Matrices are [outputs, inputs] as in a checkpoint, one tensor for all layers of a kind. Names are those of
+t5_weights.T5Weights.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +13,41 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foredraft.engine.models.checkpoint import StoredTensors
-from foredraft.engine.models.t5_weights import DTYPES, ModelConfig
-from foredraft.errors import UserError
+from foredraft.engine.models.checkpoint import StoredTensors, fill, read_config
+from foredraft.engine.models.device_memory import Layout, check_memory, layout_bytes
+from foredraft.engine.models.spec import ModelConfig, num_parameters, tensor_parts
+from foredraft.engine.models.t5_weights import DTYPES, check_types, default_storage
 
+# How the decoder's matrices and the head may be stored on a device.
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
 class T5WeightsCuda:
-    """`dtype`: of embedding, encoder and cross_kv; `stored`, a key of STORED: of the decoder's matrices and the head.
+    """Weights of a T5 on a device, each tensor an attribute.
 
-    embedding, head [V, C] (one tensor where tied and of one type); enc_qkv [Le, 3HD, C], enc_out [Le, C, HD],
-    enc_ff_in [Le, F or 2F, C] (gate, then linear part), enc_ff_out [Le, C, F], enc_norms [Le, 2, C] and enc_norm [C]
-    float32, enc_bias, dec_bias [buckets, H] float32; cross_kv [L, 2HD, C]; norms [L, 3, C], final_norm [C] float32;
-    qkv, self_out, cross_q, cross_out, ff_in, ff_out: the decoder's, [L, ...].
+    Attributes
+    ----------
+    config : ModelConfig
+    dtype : torch.dtype
+        Of the embedding, the encoder's matrices and `cross_kv`.
+    stored : str
+        Storage of the decoder's matrices and the head, a key of `STORED`.
+    tied : bool
+        Whether the head is the embedding.
+    device : torch.device
+    tensors : dict[str, Tensor]
+        embedding, head [V, C] (one tensor where they are tied and of one type);
+        encoder_qkv [Le, 3HD, C], encoder_out [Le, C, HD], encoder_ff_in [Le, F or 2F, C] (gate, then linear part),
+        encoder_ff_out [Le, C, F]; encoder_norms [Le, 2, C], encoder_norm [C] and encoder_bias, decoder_bias [buckets, H]
+        float32; cross_kv [L, 2HD, C]; norms [L, 3, C], final_norm [C] float32;
+        qkv, self_out, cross_q, cross_out, ff_in, ff_out [L, ...]. A decoder without an encoder has no encoder_*.
     """
 
     config: ModelConfig
     dtype: torch.dtype
     stored: str
+    tied: bool
     device: torch.device
     tensors: dict[str, Tensor]
 
@@ -43,140 +58,113 @@ class T5WeightsCuda:
             raise AttributeError(name) from None
 
     def parameters(self) -> int:
-        """Distinct stored weights."""
-        return sum({tensor.data_ptr(): tensor.numel() for tensor in self.tensors.values()}.values())
+        """Distinct weights."""
+        return num_parameters(self.config, self.tied)
 
 
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-
-def _layout(c: ModelConfig, dtype: torch.dtype, stored: torch.dtype, tied: bool, own_tables: bool = True) -> Layout:
-    """Name -> shape and type of every tensor of T5WeightsCuda, without embedding and head where they are another model's."""
-    C, F, V, inner, L, Le = c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv, c.num_decoder_layers, c.num_layers
-    ff = 2 * F if c.gated else F
-    float32 = torch.float32
-    tensors = {
-        "embedding": ((V, C), dtype), "enc_qkv": ((Le, 3 * inner, C), dtype), "enc_out": ((Le, C, inner), dtype),
-        "enc_ff_in": ((Le, ff, C), dtype), "enc_ff_out": ((Le, C, F), dtype), "enc_norms": ((Le, 2, C), float32),
-        "enc_norm": ((C,), float32), "enc_bias": ((c.buckets, c.num_heads), float32),
-        "dec_bias": ((c.buckets, c.num_heads), float32), "cross_kv": ((L, 2 * inner, C), dtype),
-        "norms": ((L, 3, C), float32), "final_norm": ((C,), float32), "qkv": ((L, 3 * inner, C), stored),
-        "self_out": ((L, C, inner), stored), "cross_q": ((L, inner, C), stored), "cross_out": ((L, C, inner), stored),
-        "ff_in": ((L, ff, C), stored), "ff_out": ((L, C, F), stored),
-    }
+def _layout(config: ModelConfig, dtype: torch.dtype, stored: torch.dtype, tied: bool, own_tables: bool = True) -> Layout:
+    """Every tensor to allocate; without embedding and head where they are another model's."""
+    layout: Layout = {}
+    for name, parts in tensor_parts(config, tied).items():
+        if len(parts.shape) == 1 or name.endswith("_bias"):
+            kind = torch.float32
+        elif name in ("embedding", "cross_kv") or name.startswith("encoder_"):
+            kind = dtype
+        else:
+            kind = stored
+        layout[name] = parts.full_shape, kind
     if not own_tables:
-        del tensors["embedding"]
-    elif not (tied and dtype == stored):
-        tensors["head"] = ((V, C), stored)
-    return tensors
+        del layout["embedding"], layout["head"]
+    elif tied and dtype == stored:
+        del layout["head"]
+    return layout
 
 
-def weight_bytes(c: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, own_tables: bool = True) -> int:
-    """What `assemble` will allocate, with embedding and head unless they are another model's."""
-    return layout_bytes(_layout(c, dtype, STORED[stored], tied, own_tables))
+def weight_bytes(config: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, own_tables: bool = True) -> int:
+    """Bytes that `assemble` allocates, with embedding and head unless they are another model's."""
+    return layout_bytes(_layout(config, dtype, STORED[stored], tied, own_tables))
 
 
-def layout_bytes(layout: Layout) -> int:
-    return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in layout.values())
+def assemble(config: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
+             read: Callable[[str, tuple[int, ...]], Tensor], tables: dict[str, Tensor] | None = None,
+             embedding: str | None = None) -> T5WeightsCuda:
+    """Allocate every tensor on the device, then fill them one checkpoint tensor at a time.
 
+    Parameters
+    ----------
+    config : ModelConfig
+        num_layers 0: a decoder without an encoder.
+    dtype, stored, tied
+        As T5WeightsCuda.
+    device : torch.device or str
+    read : callable
+        (name in the checkpoint, shape) to a tensor of that shape.
+    tables : dict[str, Tensor], optional
+        "embedding" and "head" of another model, which are shared.
+    embedding : str, optional
+        The embedding's name in the checkpoint.
 
-def assemble(c: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, device: torch.device | str,
-             read: Callable[[str, tuple[int, ...]], Tensor], tables: dict[str, Tensor] | None = None) -> T5WeightsCuda:
-    """Allocate every tensor on the device and fill it from `read(name in the checkpoint, shape)`, one at a time.
-
-    `tables`: embedding and head of another model, to be shared. A decoder alone has num_layers 0."""
+    Returns
+    -------
+    T5WeightsCuda
+    """
     device = torch.device(device)
     tensors = {name: torch.empty(shape, dtype=kind, device=device)
-               for name, (shape, kind) in _layout(c, dtype, STORED[stored], tied, tables is None).items()} | (tables or {})
-    tied_head = "head" not in tensors
-    w = T5WeightsCuda(c, dtype, stored, device, tensors | ({"head": tensors["embedding"]} if tied_head else {}))
-    C, inner = c.d_model, c.num_heads * c.d_kv
-    ff = ("wi_0", "wi_1") if c.gated else ("wi",)
-
-    def fill(out: Tensor, *names: str) -> None:
-        for part, name in zip(out.chunk(len(names)), names, strict=True):
-            part.copy_(read(f"{name}.weight", tuple(part.shape)))
-
-    if tables is None:
-        fill(w.embedding, "shared")
-        if not tied_head:
-            fill(w.head, "shared" if tied else "lm_head")
-    sides = [("encoder", "enc_norms", "enc_norm", "enc_bias"), ("decoder", "norms", "final_norm", "dec_bias")]
-    for side, norms, last, bias in sides if c.num_layers else sides[1:]:
-        fill(tensors[last], f"{side}.final_layer_norm")
-        fill(tensors[bias], f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias")
-        for i in range(len(tensors[norms])):
-            for j in range(tensors[norms].shape[1]):
-                tensors[norms][i, j].copy_(read(f"{side}.block.{i}.layer.{j}.layer_norm.weight", (C,)))
-    for prefix, side, last in (("enc_", "encoder", 1), ("", "decoder", 2)):
-        for i in range(len(tensors[f"{prefix}qkv"])):
-            p = f"{side}.block.{i}.layer"
-            fill(tensors[f"{prefix}qkv"][i], *(f"{p}.0.SelfAttention.{name}" for name in "qkv"))
-            fill(tensors["enc_out" if prefix else "self_out"][i], f"{p}.0.SelfAttention.o")
-            fill(tensors[f"{prefix}ff_in"][i], *(f"{p}.{last}.DenseReluDense.{name}" for name in ff))
-            fill(tensors[f"{prefix}ff_out"][i], f"{p}.{last}.DenseReluDense.wo")
-    for i in range(c.num_decoder_layers):
-        p = f"decoder.block.{i}.layer.1.EncDecAttention"
-        fill(w.cross_q[i], f"{p}.q")
-        fill(w.cross_out[i], f"{p}.o")
-        fill(w.cross_kv[i], f"{p}.k", f"{p}.v")
-    assert inner == w.cross_q.shape[1]
-    return w
+               for name, (shape, kind) in _layout(config, dtype, STORED[stored], tied, tables is None).items()}
+    parts = tensor_parts(config, tied, embedding)
+    for name, tensor in tensors.items():
+        fill(tensor, parts[name], read)
+    tensors |= tables or {}
+    tensors.setdefault("head", tensors["embedding"])
+    return T5WeightsCuda(config, dtype, stored, tied, device, tensors)
 
 
 def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "float32",
                       weights: str | None = None) -> T5WeightsCuda:
-    """Read a checkpoint directory onto the device. `weights`: storage of the decoder's matrices, fp32 or bf16; None keeps
-    what the checkpoint holds (bf16 for one in bfloat16, else fp32)."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported; one of {', '.join(DTYPES)} (T5 overflows in fp16)")
-    if weights not in (None, *STORED):
-        raise UserError(f"weights {weights!r} is not supported on a GPU; one of {', '.join(STORED)}")
-    if not (path / "config.json").exists():
-        raise UserError(f"{path}: config.json is missing; give a T5 checkpoint directory")
-    c = ModelConfig.from_json(path / "config.json")
+    """Read a checkpoint directory onto a device.
+
+    Parameters
+    ----------
+    path : Path
+        With config.json and safetensors.
+    device : torch.device or str
+    dtype : str
+        Of the embedding and the encoder, "float32" or "bfloat16".
+    weights : str, optional
+        Storage of the decoder's matrices and the head, a key of `STORED`. By default bf16 for a checkpoint in bfloat16, else
+        fp32.
+
+    Returns
+    -------
+    T5WeightsCuda
+
+    Raises
+    ------
+    UserError
+        As t5_weights.load_weights, or the device has too little free memory.
+    """
+    check_types(dtype, weights, tuple(STORED), " on a GPU")
+    config = read_config(path)
     with StoredTensors(path) as tensors:
-        shared = "shared.weight" if "shared.weight" in tensors.where else "encoder.embed_tokens.weight"
-        tied = "lm_head.weight" not in tensors.where
-        stored = weights or ("bf16" if torch.bfloat16 in (DTYPES[dtype], tensors.raw(shared).dtype) else "fp32")
-        check_memory(device, weight_bytes(c, DTYPES[dtype], stored, tied), f"{path.name}'s weights",
+        tensors.check_names(config)
+        name, tied = tensors.tables(config)
+        stored = weights or default_storage(tensors.raw(name), DTYPES[dtype])
+        check_memory(device, weight_bytes(config, DTYPES[dtype], stored, tied), f"{path.name}'s weights",
                      "give dtype='bfloat16' and weights='bf16', or a smaller model")
-
-        def read(name: str, shape: tuple[int, ...]) -> Tensor:
-            tensor = tensors.raw(shared if name == "shared.weight" else name)
-            if tuple(tensor.shape) != shape:
-                raise UserError(f"{tensors.path}: {name} is {tuple(tensor.shape)}, config.json says {shape}")
-            return tensor
-
-        return assemble(c, DTYPES[dtype], stored, tied, device, read)
+        return assemble(config, DTYPES[dtype], stored, tied, device, tensors.read, embedding=name)
 
 
-def random_cuda_weights(config: dict, device: torch.device | str, dtype: str = "bfloat16", seed: int = 0) -> T5WeightsCuda:
-    """Weights of these sizes (the entries of a config.json) drawn on the device: speed is real, words are not."""
-    c = ModelConfig.from_dict(config, "a geometry")
+def random_cuda_weights(entries: dict, device: torch.device | str, dtype: str = "bfloat16", seed: int = 0) -> T5WeightsCuda:
+    """Draw weights on the device, of the sizes in a config.json's `entries`: their speed is real, their text is noise."""
+    config = ModelConfig.from_dict(entries, "a geometry")
     generator = torch.Generator(device).manual_seed(seed)
 
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
             return torch.ones(shape, device=device)
-        # so that activations keep their size through the layers; T5 has no 1/sqrt(D) in its attention
+        # activations keep their size through the layers; T5 has no 1/sqrt(D) in its attention
         scale = 0.02 if name.endswith((".q.weight", "bias.weight")) else shape[-1] ** -0.5
         return torch.randn(shape, device=device, generator=generator).mul_(scale)
 
     stored = "bf16" if dtype == "bfloat16" else "fp32"
-    return assemble(c, DTYPES[dtype], stored, bool(config.get("tie_word_embeddings", True)), device, draw)
-
-
-def free_bytes(device: torch.device | str) -> float:
-    """What can still be taken there; a CPU's memory is not counted."""
-    if torch.device(device).type != "cuda":
-        return math.inf
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def check_memory(device: torch.device | str, needed: int, what: str, mend: str, held: int = 0) -> None:
-    """UserError, before anything is allocated, where the device has less free memory than `needed` bytes; `held` of them
-    will be given back first."""
-    free = free_bytes(device) + held
-    if needed > free:
-        raise UserError(f"device {str(device)!r}: {what} need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; {mend}")
+    return assemble(config, DTYPES[dtype], stored, bool(entries.get("tie_word_embeddings", True)), device, draw)

@@ -79,4 +79,4 @@ def test_floors(model):
 def test_memory_is_what_the_cache_accounts_for(model):
     found = throughput.memory(model.path, SOURCES, 4, 5)
     cache = model.target.cache
-    assert found["accounted_bytes"] == 4 * cache.row_bytes(5 + 2) + 4 * cache.page_bytes
+    assert found["accounted_bytes"] == 4 * cache.sequence_bytes(5 + 2) + 4 * cache.page_bytes

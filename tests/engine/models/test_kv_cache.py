@@ -18,14 +18,14 @@ def source(cache, row):
     S, found = int(cache.sources[row]), []
     for layer in range(L):
         pages = [read_page(cache.pages_k[layer, p], cache.pages_v[layer, p])
-                 for p in cache.table[row, : cache.pool.held[row]]]
+                 for p in cache.table[row, : cache.pool.pages_per_sequence[row]]]
         found.append([np.concatenate(part)[:S] for part in zip(*pages, strict=True)])
     return np.array(found)
 
 
 def write(cache, row, S, seed):
     written = torch.randn(L, 2, S, H, D, generator=torch.Generator().manual_seed(seed))
-    cache.hold(row, S)
+    cache.allocate(row, S)
     for layer in range(L):
         cache.write_source(layer, row, *written[layer])
     return written.numpy()
@@ -58,7 +58,7 @@ def test_every_row_finds_its_pages_after_a_reserve_whatever_others_hold():
     for rows, S in ((1, 700), (4, 10), (2, 300), (4, 64)):
         cache.reserve(rows, 0, S)
         for row in range(rows):
-            cache.hold(row, S)
+            cache.allocate(row, S)
     assert cache.sources.tolist() == [64, 64, 64, 64] and cache.pool.free == cache.pool.pages - 4
 
 
@@ -67,8 +67,8 @@ def test_accounting_is_what_the_buffers_take():
     cache.reserve(5, 9, 100)
     assert cache.nbytes() == sum(a.nbytes for a in (cache.k, cache.v, cache.pages_k, cache.pages_v))
     assert cache.used_bytes() == cache.k.nbytes + cache.v.nbytes
-    cache.hold(3, 65)
-    cache.hold(4, 1)
+    cache.allocate(3, 65)
+    cache.allocate(4, 1)
     cache.release(3)
     assert cache.used_bytes() == cache.k.nbytes + cache.v.nbytes + 3 * cache.page_bytes
     cache.clear()
@@ -80,16 +80,16 @@ def test_a_plan_stays_below_the_limit_and_takes_what_fits(rows, slots, longest, 
     cache = KVCache(L, H, D)
     wide = -(-longest // 64)
     wanted = wanted if wanted is None else max(wanted, wide + rows - 1)
-    need = cache.row_bytes(slots) + wide * cache.page_bytes
+    need = cache.sequence_bytes(slots) + wide * cache.page_bytes
     if need > limit:
         with pytest.raises(UserError, match="kv_memory is .* a single request"):
             cache.plan(rows, slots, longest, wanted, limit)
         return
     planned, pages = cache.plan(rows, slots, longest, wanted, limit)
     assert 1 <= planned <= rows and pages >= wide + planned - 1
-    assert planned * cache.row_bytes(slots) + pages * cache.page_bytes <= limit
+    assert planned * cache.sequence_bytes(slots) + pages * cache.page_bytes <= limit
     if planned < rows:
         # one more would leave too little for the longest source
-        assert need + planned * (cache.row_bytes(slots) + cache.page_bytes) > limit
+        assert need + planned * (cache.sequence_bytes(slots) + cache.page_bytes) > limit
     if wanted is None:
-        assert planned * cache.row_bytes(slots) + (pages + 1) * cache.page_bytes > limit
+        assert planned * cache.sequence_bytes(slots) + (pages + 1) * cache.page_bytes > limit

@@ -23,12 +23,12 @@ class Books:
 
 
 def check(pool: PagePool, books: Books) -> None:
-    owned = [pool.table[row, : pool.held[row]].tolist() for row in range(ROWS)]
+    owned = [pool.table[row, : pool.pages_per_sequence[row]].tolist() for row in range(ROWS)]
     assert [len(pages) for pages in owned] == list(books.held.values())
     flat = [page for pages in owned for page in pages]
     everything = flat + pool._free
     assert sorted(everything) == list(range(books.pages)) == list(range(pool.pages))
-    assert sorted(flat) == sorted(pool.taken().tolist())
+    assert sorted(flat) == sorted(pool.allocated().tolist())
     assert pool.free == books.pages - books.used()
     assert pool.most_used == books.most
     # never touched before it must be
@@ -39,13 +39,13 @@ def apply(pool: PagePool, books: Books, step: tuple[str, int, int]) -> None:
     kind, row, count = step
     if kind == "take":
         if books.used() - books.held[row] + count > books.pages:
-            with pytest.raises(MemoryError, match=f"asks for {count} pages"):
-                pool.take(row, count)
+            with pytest.raises(MemoryError, match=f"needs {count} pages"):
+                pool.allocate(row, count)
             return
-        pool.take(row, count)
+        pool.allocate(row, count)
         books.held[row] = count
     elif kind == "give back":
-        pool.give_back(row)
+        pool.release(row)
         books.held[row] = 0
     else:
         pool.reserve(ROWS, books.pages + count, 0)
@@ -81,5 +81,5 @@ def test_ten_thousand_requests_leave_nothing_behind():
             apply(pool, books, ("give back", draw.randrange(ROWS), 0))
         check(pool, books)
     for row in range(ROWS):
-        pool.give_back(row)
-    assert pool.free == 40 and len(pool.taken()) == 0 and np.all(pool.held == 0)
+        pool.release(row)
+    assert pool.free == 40 and len(pool.allocated()) == 0 and np.all(pool.pages_per_sequence == 0)

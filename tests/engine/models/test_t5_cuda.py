@@ -72,7 +72,7 @@ def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoint
 
 @pytest.mark.parametrize("temperature", [0.0, [0.7, 0.0]])
 def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, temperature):
-    """A drafter of one's own may propose trees of point masses: their inputs, pass, verification, commit and moved caches."""
+    """A custom drafter may propose trees of point masses: their inputs, pass, verification, commit and compacted caches."""
     outputs = []
     with torch.inference_mode():
         for target, backend in zip(targets(tiny_checkpoints["v1.1"]), ("numba", "triton"), strict=True):
@@ -81,8 +81,8 @@ def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, 
             state = make_state(2, 5 if temperature else 9, [4, 3], target.config.d_model, end_token=-1, backend=backend,
                                temperature=temperature)
             decode(state, target, drafter)
-            outputs.append((state.tokens[:, : state.capacity], state.lengths, state.num_steps, state.drafted, state.tested_at,
-                            state.accepted_at))
+            outputs.append((state.tokens[:, : state.capacity], state.lengths, state.num_steps, state.drafted,
+                            state.tested_at, state.accepted_at))
     for a, b in zip(*outputs, strict=True):
         assert torch.equal(a, b)
     assert int(outputs[0][3].sum()) > 0 and (temperature or int(outputs[0][-1].sum()) > 0)
@@ -123,8 +123,8 @@ def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bu
         return {grid for name, grid in zip(seen.kernels, seen.grids, strict=True) if name == "_cross_attention_kernel"}
 
     short, long = SOURCES[0], torch.tensor([6] * 130 + [1])
-    assert run(short) == {(1, H, 1)} and run(short, long) == {(4, H, 2)} and target.pages == 4
-    assert run(short) == {(1, H, 1)} and target.pages == 4
+    assert run(short) == {(1, H, 1)} and run(short, long) == {(4, H, 2)} and target.pages_per_sequence == 4
+    assert run(short) == {(1, H, 1)} and target.pages_per_sequence == 4
     assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import foredraft
-from foredraft.engine.models import t5_cuda
+from foredraft.engine.models import device_memory
 from foredraft.engine.models import t5_cuda_weights as cuda_weights
+from foredraft.engine.models.device_memory import check_memory
 from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import check_memory, load_cuda_weights, random_cuda_weights, weight_bytes
+from foredraft.engine.models.t5_cuda_weights import load_cuda_weights, random_cuda_weights, weight_bytes
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.errors import UserError
 
@@ -43,13 +44,14 @@ def test_random_weights_keep_activations_finite():
 def test_buffers_take_what_was_counted():
     target = T5Cuda(random_cuda_weights(CONFIG, "cpu"))
     target.reserve(3, 20, 4, 130)
-    assert sum(b.nbytes for b in target.buffers.values()) == target.buffer_bytes(target.rows, target.slots, target.pages, 5)
-    assert target.pages == 4
+    assert sum(b.nbytes for b in target.buffers.values()) == target.buffer_bytes(
+        target.num_sequences, target.slots, target.pages_per_sequence, 5)
+    assert target.pages_per_sequence == 4
     generation = target.generation
     target.reserve(2, 40, 4, 200)
     assert target.generation == generation
     target.reserve(2, 40, 4, 300)
-    assert target.generation > generation and target.pages == 8
+    assert target.generation > generation and target.pages_per_sequence == 8
 
 
 def test_too_little_memory_says_how_much_and_what_to_lower(monkeypatch):
@@ -64,8 +66,7 @@ def test_too_little_memory_says_how_much_and_what_to_lower(monkeypatch):
 
 def little(monkeypatch, free: int) -> None:
     """A device of so many free bytes."""
-    for module in (cuda_weights, t5_cuda):
-        monkeypatch.setattr(module, "free_bytes", lambda device: free)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: free)
 
 
 def test_weights_that_do_not_fit_are_not_loaded(monkeypatch, tiny_checkpoint):
@@ -80,11 +81,11 @@ def test_a_request_too_large_leaves_the_target_as_it_was(monkeypatch):
     target.reserve(2, 20, 2, 60)
     held, generation = dict(target.buffers), target.generation
     little(monkeypatch, 10**5)
-    with pytest.raises(UserError, match="caches for 99 rows of 64 positions and 64 source tokens need .* lower batch_size"):
+    with pytest.raises(UserError, match="caches for 99 sequences of 64 positions and 64 source .* lower batch_size"):
         target.reserve(99, 20, 2, 60)
-    with pytest.raises(UserError, match="caches for 2 rows of 9984 positions need .* lower batch_size or max_new_tokens"):
-        target.extend(9970)
-    assert target.buffers == held and target.generation == generation and target.rows == 2 and target.slots == 64
+    with pytest.raises(UserError, match="caches for 2 sequences of 9984 positions need .* or max_new_tokens"):
+        target.reserve_slots(9970)
+    assert target.buffers == held and target.generation == generation and target.num_sequences == 2 and target.slots == 64
     with pytest.raises(UserError, match="attention among 4000 source tokens and the outputs of 1 sources need"):
         target.admit([0], [torch.zeros(4000, dtype=torch.int64)])
 
@@ -96,7 +97,7 @@ def test_many_rows_once_and_a_long_source_later_need_not_fit_together(monkeypatc
     assert long < target.buffer_bytes(8, 64, 32, 1) - target.buffer_bytes(8, 64, 1, 1)
     little(monkeypatch, long)
     target.reserve(1, 20, 0, 2000)
-    assert (target.rows, target.pages) == (1, 32)
+    assert (target.num_sequences, target.pages_per_sequence) == (1, 32)
 
 
 @pytest.mark.parametrize(("options", "message"), [
