@@ -1,4 +1,4 @@
-"""Counts what a device would be asked to do: Triton launches under the interpreter, and torch operations beside them."""
+"""Counts the work of a device: Triton launches, under the interpreter, and torch operations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.
 
 
 class Launches(TorchDispatchMode):
-    """`kernels`: names of the Triton kernels launched, in order, `grids` theirs, `variants` what a compiler is told of them.
-    `operations`: of torch operations that are no views. `waits`: of those that wait for the device. `bytes`: that operations
-    returned in memory of their own."""
+    """Records what runs inside the context.
+
+    kernels, grids, variants: of each Triton launch its name, its grid and what the compiler specialises on. operations: names
+    of torch operations, without views. waits: those that synchronise with the device. bytes: memory that operations allocated.
+    """
 
     def __init__(self):
         super().__init__()
@@ -54,15 +56,15 @@ class Launches(TorchDispatchMode):
 
 
 def _variant(executor: GridExecutor, values: dict) -> tuple:
-    """A kernel's name and, by argument, its type, whether it is 1 or a multiple of 16, and the values of constants."""
-    def told(name: str, value) -> tuple:
+    """A kernel's name and, for each argument, its type, whether it is 1 or a multiple of 16, or its constant value."""
+    def specialised(name: str, value) -> tuple:
         if isinstance(value, torch.Tensor):
             return value.dtype, value.data_ptr() % 16 == 0
         if name in executor.arg_names and name not in executor.constexprs and type(value) in (int, float):
             return (float,) if isinstance(value, float) else (int, value == 1, value % 16 == 0, value >= 2**31)
         return (value,)
 
-    return executor.fn.__name__, *((name, *told(name, value)) for name, value in sorted(values.items()))
+    return executor.fn.__name__, *((name, *specialised(name, value)) for name, value in sorted(values.items()))
 
 
 def _is_view(function) -> bool:

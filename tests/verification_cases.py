@@ -1,4 +1,4 @@
-"""Random rounds for verifications: kinds of rows mixed in one batch."""
+"""Random inputs of the verification kernels: dense, point-mass and greedy sequences in one batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def case(B, K, V, seed=0):
-    """accept_reference's arguments before its outputs."""
+    """The arguments of accept_reference, without its outputs."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((B, K + 1, V)).astype(np.float32) * 2
     draft_logits = logits[:, :K] + rng.standard_normal((B, K, V)).astype(np.float32)
@@ -25,7 +25,7 @@ def outputs(B, K):
 
 
 def verifications(function, arguments, B, K):
-    """(ids, rows walked) of every batch row."""
+    """(emitted tokens, accepted path) of every sequence."""
     tokens, counts, path = outputs(B, K)
     function(*arguments, tokens, counts, path)
     return [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]

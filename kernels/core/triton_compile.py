@@ -1,12 +1,13 @@
-"""What Triton kernels cost, compiled for machines that are not here.
+"""Resources of Triton kernels, compiled for GPUs that are not present.
 
-    launches(call) -> list[Launch]            call's launches of Triton kernels, recorded and not run
-    distinct(launches) -> list[Launch]        one of each that are compiled to the same code
-    compiled(launch, target) -> Cost          the machine code of one of TARGETS: cubin or hsaco
-    costs(spec) -> list[Cost]                 of every launch of `spec`, FILE.py:FUNCTION, on every target
+    launches(call) -> list[Launch]            the Triton launches of a call, recorded instead of run
+    distinct(launches) -> list[Launch]        one launch for each different machine code
+    compiled(launch, target) -> Cost          resources of the machine code (cubin or hsaco) for one of TARGETS
+    costs(spec) -> list[Cost]                 of every distinct launch of `spec`, FILE.py:FUNCTION, on every target
 
-A function named by `spec` takes nothing and calls launchers on tensors of real sizes (torch.empty on the CPU: only
-shapes, types and alignment count). Triton's interpreter, once chosen, cannot compile: `costs` asks another process.
+The function of `spec` takes no argument and calls launchers on tensors of real sizes. torch.empty on the CPU will do: only
+shapes, types and alignment count. Triton cannot compile in a process that runs its interpreter; then `costs` starts another
+process.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion"
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: a triton JITFunction, its grid, argument types, constants, {argument: multiple of 16}, options."""
+    """One launch of a triton JITFunction.
+
+    signature, constants, attributes: type, constant value and divisibility by 16 of arguments; options: num_warps etc.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -45,7 +49,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Cost:
-    """registers: a thread's (vector registers on AMD); shared, spills (a thread's stack), code: bytes."""
+    """registers of a thread (vector registers on AMD); shared memory, spills (stack of a thread) and code in bytes."""
 
     kernel: str
     target: str
@@ -57,7 +61,7 @@ class Cost:
 
 
 def launches(call: Callable[[], Any]) -> list[Launch]:
-    """Needs triton without its interpreter, and no GPU."""
+    """The Triton launches of a call. Needs triton without its interpreter; needs no GPU."""
     from triton.runtime.jit import JITFunction
 
     recorded = []
@@ -74,7 +78,7 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
 
 
 def distinct(found: Sequence[Launch]) -> list[Launch]:
-    """The first of those that differ in no more than their grid."""
+    """The first of all launches that differ in their grid only."""
     known = {}
     for launch in found:
         key = (launch.kernel.__name__, *map(repr, (launch.signature, launch.constants, launch.attributes, launch.options)))
@@ -85,10 +89,10 @@ def distinct(found: Sequence[Launch]) -> list[Launch]:
 def _launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], kwargs: dict[str, Any]) -> Launch:
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, attributes = {}, {}, {}
-    for place, parameter in enumerate(kernel.params):
+    for index, parameter in enumerate(kernel.params):
         name = parameter.name
         value = values.get(name, parameter.default)
-        # as a launch specialises: the number 1 and None are constants, multiples of 16 are known to be
+        # triton specialises a launch: 1 and None become constants, multiples of 16 are marked as such
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
@@ -102,19 +106,19 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], kwargs: dic
         else:
             signature[name] = "fp32"
         if number is not None and number % 16 == 0:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            attributes[(index,)] = [["tt.divisibility", 16]]
     options = {name: kwargs[name] for name in _OPTIONS if name in kwargs}
     return Launch(kernel, tuple(grid), signature, constants, attributes, options)
 
 
 def compiled(launch: Launch, target: str) -> Cost:
-    """Machine code for one of TARGETS, and what it takes."""
+    """Compile for one of TARGETS."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
-    # the default of this option changes between versions
+    # the default of this option differs between versions
     code = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"enable_fp_fusion": True} | launch.options)
     if "cubin" in code.asm:
         registers, spills = _cubin_use(code.asm["cubin"])
@@ -128,7 +132,7 @@ def compiled(launch: Launch, target: str) -> Cost:
 
 
 def _cubin_use(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread, as the cuobjdump in triton's wheel reads them."""
+    """Registers and stack bytes of a thread, read by the cuobjdump in triton's wheel."""
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__path__[0]) / "bin" / "cuobjdump"
@@ -144,7 +148,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def costs(spec: str, targets: Sequence[str] = tuple(TARGETS)) -> list[Cost]:
-    """Of every distinct launch of FILE.py:FUNCTION."""
+    """Resources of every distinct launch of `spec`, FILE.py:FUNCTION."""
     if not is_interpreted():
         return [compiled(launch, target) for launch in distinct(launches(_function(spec)))
                 for target in targets]
@@ -165,7 +169,7 @@ def _function(spec: str) -> Callable[[], Any]:
 
 
 def table(rows: Sequence[Cost]) -> str:
-    """For people: one line a kernel and target."""
+    """A text table, one line for each kernel and target."""
     lines = [f"{'kernel':32} {'target':8} {'registers':>9} {'shared':>7} {'spills':>6} {'code':>7}"]
     for row in rows:
         lines.append(f"{row.kernel:32} {row.target:8} {row.registers:9} {row.shared:7} {row.spills:6} {row.code:7}")

@@ -1,6 +1,6 @@
 """Copy attention: a recurrent drafter attends to its source, and raises the logits of the source's tokens.
 
-After See et al. 2017 (pointer-generator networks); the module is engine/drafters/neural/copy_module.py.
+After pointer networks (Vinyals et al. 2015); the module is engine/drafters/neural/copy_module.py.
 
     query        [n, Q] float32             [state ; normed embeddings of the latest tokens, the last one first]
     mixed        [n, U + H D + C] float32   [state ; context, written here ; normed embedding of the last token]

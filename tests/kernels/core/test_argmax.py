@@ -1,4 +1,4 @@
-"""The largest value and where it stands, compiled against plain loops."""
+"""Maximum and argmax: compiled against plain loops."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,6 @@ def test_compiled_equals_reference(n):
         assert argmax_loop(values) == argmax_reference(values)
 
 
-def test_a_nan_never_leads_outside():
+def test_nan_gives_an_index_in_range():
     values = np.array([1.0, np.nan, 2.0], np.float32)
     assert 0 <= argmax_loop(values) < 3

@@ -1,4 +1,4 @@
-"""Compiled kernels where nothing can be kept, and with more or fewer threads than the machine has."""
+"""The cache of compiled kernels, and the number of threads."""
 
 import os
 import subprocess
@@ -29,14 +29,15 @@ def run(**environment):
 
 
 def test_comments_and_docstrings_do_not_change_the_cache_folder():
-    source = '"""What it does."""\n\ndef f(x):  # a comment\n    """Of x\'s."""\n\n    # another\n    return {"#": x, "a\\\\": 1}["#"]\n'
+    source = ('"""What it does."""\n\ndef f(x):  # a comment\n    """Of x\'s."""\n\n    # another\n'
+              '    return {"#": x, "a\\\\": 1}["#"]\n')
     assert strip_comments(source) == '\ndef f(x):\n    return {"#": x, "a\\\\": 1}["#"]'.strip()
     assert strip_comments(source.replace("return", "yield")) != strip_comments(source)
     kept = 'text = """a # b\nc"""'
     assert strip_comments(kept) == kept
 
 
-def test_without_a_place_to_keep_code_it_is_compiled_each_time(tmp_path):
+def test_without_a_writable_folder_kernels_are_compiled_each_time(tmp_path):
     (tmp_path / "file").write_text("")
     kept = run(XDG_CACHE_HOME=str(tmp_path))
     assert kept[1] == "True"

@@ -21,7 +21,7 @@ def test_two_units_in_the_last_place():
     assert exp_reference(values[7]) == exact[7]
 
 
-def test_the_ends():
+def test_smallest_and_largest_arguments():
     values = np.array([0.0, -np.inf, -500.0, np.nan], np.float32)
     out = np.empty_like(values)
     many(values, out)

@@ -1,4 +1,4 @@
-"""Overlapping launches compile where the machine knows them; what they bring only a GPU can say."""
+"""Launches with PDL compile for the GPUs that support it."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def overlapping():
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-def test_overlapping_launches_compile_for_hopper_and_not_before():
+def test_launches_with_pdl_compile_for_hopper_and_not_before():
     (cost,) = costs(f"{__file__}:overlapping", ["sm_90"])
     assert cost.spills == 0
     with pytest.raises(RuntimeError, match="does not compile"):

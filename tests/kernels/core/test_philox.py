@@ -1,4 +1,4 @@
-"""Philox: published vectors, agreement of the two versions, ranges, separate streams."""
+"""Philox: published vectors, agreement of numba and the reference, range, independent streams."""
 
 import numpy as np
 
@@ -31,5 +31,5 @@ def test_streams_are_not_correlated():
     assert abs(np.corrcoef(a, b)[0, 1]) < 6 / 20_000**0.5
 
 
-def test_row_seeds_differ():
-    assert len({request_seed(seed, row) for seed in range(50) for row in range(50)}) == 2500
+def test_request_seeds_differ():
+    assert len({request_seed(seed, request) for seed in range(50) for request in range(50)}) == 2500

@@ -1,4 +1,4 @@
-"""Compiling for absent machines: a launch is recorded as it would run, and its cost is read from the machine code."""
+"""Compiling for GPUs that are not present: launches are recorded, and their resources read from the machine code."""
 
 import pytest
 import torch
@@ -33,6 +33,6 @@ def spoiled():
     _double_kernel[(1,)](torch.empty(8), torch.empty(8), 8, 1, BLOCK=7)
 
 
-def test_a_kernel_that_does_not_compile_says_so():
+def test_a_kernel_that_does_not_compile_is_an_error():
     with pytest.raises(RuntimeError, match="does not compile"):
         costs(f"{__file__}:spoiled", ["sm_90"])

@@ -1,3 +1,5 @@
+"""The convolutional step: numba against the reference."""
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def test_numba_equals_reference(n, C, U, kernel, dilations):
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
     B, T, L = 4, 8, len(dilations)
     rows, at = np.array([0, 2, 3])[:n], np.array([0, 7, 2])[:n]
-    # a chain, and in sequence 2 a branch that left it earlier
+    # no branches, except one in sequence 2
     above = np.tile(np.arange(-1, T - 1), (B, 1))
     above[2, 7], above[2, 5] = 5, 2
     weights = (pack(draw(U, C)), draw(U), np.stack([pack(draw(2 * U, kernel * U)) for _ in dilations]), draw(L, 2 * U),

@@ -1,4 +1,4 @@
-"""A convolutional layer against its reference: places before the start, ones that are not read."""
+"""A convolutional layer in Triton against its reference: positions before the start, sequences that are not read."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ POSITIONS = torch.tensor([[0, 1, 7, -1] + [3] * 14, [0] * 18]).T[:, 0]
 def test_convolution(dtype, dilation):
     B, T, U = 18, 8, 20
     draw = torch.Generator().manual_seed(1)
-    # in float32, and rounded to the type of the weights where they are read: here they are of that type already
+    # inputs are rounded to the type of the weights when they are read; these have that precision already
     below = torch.randn(B, T, U, generator=draw).to(dtype).float()
     weight, bias = torch.randn(3, 2 * U, U, generator=draw).to(dtype) / 4, torch.randn(2 * U, generator=draw)
     for b, at in enumerate(POSITIONS.tolist()):

@@ -1,3 +1,5 @@
+"""Copy attention: numba against the reference."""
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def test_numba_equals_reference(n, C, U, H, D, F):
     for b, S in enumerate(sources):
         k, v = draw(S, H, D), draw(S, H, D)
         for page, start in enumerate(range(0, S, 64)):
-            # keys past a source's end are read and not used
+            # keys past the source's end are read but have no effect
             pages_k[table[b, page]] = 0
             pages_v[table[b, page]] = 0
             write_page(pages_k[table[b, page]], pages_v[table[b, page]], k[start : start + 64], v[start : start + 64])

@@ -1,4 +1,4 @@
-"""What a neural drafter reads, and where its draft ends, against plain loops."""
+"""Inputs and draft lengths of a neural drafter against plain loops."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def state(lengths, limits, widths, finished):
     return (tokens, torch.tensor(lengths), torch.tensor(finished), torch.tensor(limits), torch.tensor(widths))
 
 
-def test_the_last_two_ids_and_the_drafts_that_are_followed():
+def test_the_last_two_tokens_and_the_drafts_that_are_followed():
     tokens, lengths, finished, limits, widths = rows = state(
         [1, 2, 7, 7, 9, 5], [11, 11, 11, 9, 11, 11], [3, 3, 2, 3, 3, 0], [False] * 4 + [True, False])
     temperature = torch.tensor([0.0, 1.0, 0.0, 0.5, 1.0, 0.0])
@@ -33,7 +33,7 @@ def test_the_last_two_ids_and_the_drafts_that_are_followed():
     assert dense.tolist() == [False, True, False, True, True, False]
 
 
-def test_a_draft_ends_with_its_end_token():
+def test_a_draft_ends_at_its_end_token():
     rows = state([1, 1, 1, 1, 1], [11, 11, 11, 3, 11], [3, 3, 2, 3, 3], [False] * 4 + [True])[1:]
     drafted = torch.tensor([[5, 6, 7], [5, END, 7], [5, 6, END], [END, END, 5], [5, 6, 7]])
     counts = torch.full((5,), -9)

@@ -1,3 +1,5 @@
+"""The LSTM step: numba against the reference."""
+
 import numpy as np
 import pytest
 
@@ -13,14 +15,14 @@ def test_numba_equals_reference(n, C, U, L):
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
     B, T = 4, 6
     rows, at = np.array([0, 2, 3])[:n], np.array([0, 4, 1])[:n]
-    # a chain, and in sequence 2 a branch
+    # no branches, except one in sequence 2
     above = np.tile(np.arange(-1, T - 1), (B, 1))
     above[2, 4] = 1
     rest = [pack(draw(4 * U, 2 * U)) for _ in range(L - 1)]
     weights = (pack(draw(4 * U, C + U)), draw(4 * U), np.stack(rest) if rest else np.zeros((0, 1, 1, 16), np.float32),
                draw(L - 1, 4 * U))
     x, h, c = draw(n, C), draw(B, T, L, U), draw(B, T, L, U)
-    # what is written must not be read before it is
+    # outputs must not be read before they are written
     h[rows, at], c[rows, at] = np.nan, np.nan
     found = {}
     for name, lstm in LSTM.items():

@@ -1,4 +1,4 @@
-"""The recurrent drafter's launches against their references: first and later positions, ids committed and drafted."""
+"""Kernels of the recurrent drafters against their references: first and later positions, committed and drafted tokens."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 def close(wanted, found):
-    """Products of bfloat16 are exact in float32: only an output kept in it may fall to the wanted one's neighbour."""
+    """Products of bfloat16 are exact in float32; an output stored in bfloat16 may differ by one unit in the last place."""
     share = BFLOAT16 if found.dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found, wanted, rtol=share, atol=1e-5, equal_nan=True)
 
@@ -42,7 +42,7 @@ def test_cell(first, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["query", "normed query", "inner", "outer", "by place"])
 def test_mix(kind, dtype):
-    """What is kept by place is float32 in either type."""
+    """Outputs by position are float32 with either type of weights."""
     h, others, embedding = (normal(*shape, seed=seed, dtype=dtype)
                             for seed, shape in enumerate([(B, T, U), (B, 10), (30, C)]))
     draw = torch.Generator().manual_seed(3)
@@ -76,7 +76,7 @@ def test_mix(kind, dtype):
         assert not found.isnan().any()
 
 
-def test_a_row_s_bits_do_not_depend_on_the_others():
+def test_the_bits_of_a_sequence_do_not_depend_on_the_others():
     embedding, weights = normal(30, C), (normal(4 * U, C, seed=2), normal(4 * U, U, seed=3), normal(4 * U, seed=4))
     ids, results = torch.arange(B), []
     for rows in (slice(0, B), slice(17, 18)):
@@ -87,7 +87,7 @@ def test_a_row_s_bits_do_not_depend_on_the_others():
 
 
 def at_real_size():
-    """A drafter of 512 states and four heads on FLAN-T5-XL's width, eight requests, and one in float32."""
+    """A drafter with 512 states and four heads at FLAN-T5-XL's width: eight sequences, and one in float32."""
     for dtype, rows, C, U, inner, F in ((torch.bfloat16, 8, 2048, 512, 512, 1024), (torch.float32, 1, 256, 128, 192, 256)):
         def empty(*shape, dtype=dtype):
             return torch.empty(*shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Children of a node: numba against the reference draw for draw, and the distributions that they report."""
+"""Children of a tree node: numba against the reference, and the distribution of each child."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from foredraft.kernels.sampling.top_k_top_p import warp_reference
 
 
 def shortlist(F, own, V, rng):
-    """One sequence: F ids for all, `own` of its source."""
+    """A vocabulary of F common tokens and `own` of the source, one sequence."""
     ids = rng.permutation(V)[: F + own]
     head = np.zeros((1, 1, 16), np.float32)
     return VocabularyHead(ids[:F], head, ids[None, F:], head[None], np.array([own]), np.zeros((1, 0), np.int64))
@@ -43,7 +43,7 @@ def test_numba_equals_the_reference(replaced, temperature, top_k, top_p, F, own,
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_the_distribution_of_each_child(replaced):
-    """Without replacement: the first one's, without the ids before, renormalised; no more children than ids."""
+    """Without replacement: the first distribution without earlier tokens, renormalised; no more children than tokens."""
     rng, V = np.random.default_rng(1), 12
     found = shortlist(6, 2, V, rng)
     scores = rng.standard_normal(8).astype(np.float32)
@@ -62,7 +62,7 @@ def test_the_distribution_of_each_child(replaced):
     assert replaced or len(set(drafted[:count])) == count
 
 
-def test_one_child_is_a_chains_draft():
+def test_one_child_is_an_ordinary_draft():
     rng, V = np.random.default_rng(2), 40
     found = shortlist(30, 5, V, rng)
     for seed, temperature in ((1, 0.0), (2, 1.0), (3, 0.7)):

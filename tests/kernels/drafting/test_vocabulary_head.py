@@ -1,3 +1,5 @@
+"""The head over a draft vocabulary: numba against the reference, on packed and quantised weights."""
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_outputs_are_taken_with_their_scales(kind, ids):
 
 
 def lists(V: int, F: int, kind: str) -> tuple[VocabularyHead, np.ndarray]:
-    """Two rows, one of which brings three ids of its own, and scores poisoned with NaN."""
+    """Two sequences, one with three tokens of its own, and scores filled with NaN."""
     head = stored(rng.standard_normal((V, 8)).astype(np.float32), kind)
     ids = rng.permutation(V)[:F]
     own = np.setdiff1d(np.arange(V), ids)[:3]

@@ -1,4 +1,4 @@
-"""The head over lists against its reference: common and own ids, pointers, rows that share a tile, ties."""
+"""The head over a draft vocabulary in Triton: common and own tokens, copy attention, sequences of one tile, ties."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 
 def case(B, V, F, S, dtype=torch.float32, own=True):
-    """y, head, List and CopyScores; sources repeat ids, and hold some of the common ones."""
+    """y, head, DeviceVocabulary and CopyScores; sources repeat tokens and hold some of the common ones."""
     draw = torch.Generator().manual_seed(V)
     y, head = torch.randn(B, 24, generator=draw).to(dtype), torch.randn(V, 24, generator=draw).to(dtype)
     common = torch.randperm(V, generator=draw)[:F]
@@ -40,7 +40,7 @@ def case(B, V, F, S, dtype=torch.float32, own=True):
 @pytest.mark.parametrize(("B", "V", "F", "S", "dtype", "own", "points"), [
     (1, 16, 16, 5, torch.float32, False, False), (3, 100, 40, 70, torch.float32, True, True),
     (18, 50, 7, 5, torch.bfloat16, True, False)])
-def test_logits_and_choice(B, V, F, S, dtype, own, points):
+def test_logits_and_argmax(B, V, F, S, dtype, own, points):
     y, head, list, pointer = case(B, V, F, S, dtype, own)
     pointer = pointer if points else None
     wanted, magnitude, found = (torch.full((B, V), float("-inf")) for _ in range(3))
@@ -57,7 +57,7 @@ def test_logits_and_choice(B, V, F, S, dtype, own, points):
 
 
 def at_real_size():
-    """FLAN-T5-XL's width, eight requests of 512 source ids."""
+    """FLAN-T5-XL's width, eight sequences of 512 source tokens."""
     B, V, C, F, S, bf16 = 8, 32128, 2048, 1024, 512, torch.bfloat16
     rows = torch.zeros(B, dtype=torch.int64)
     list = DeviceVocabulary(torch.zeros(F, dtype=torch.int64), torch.zeros(B, S, dtype=torch.int64), rows,

@@ -1,4 +1,4 @@
-"""The feed-forward's nonlinearity against torch's, and compiled against plain loops."""
+"""Activations against torch's, and compiled against plain loops."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TORCH = {"relu": F.relu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "g
 @pytest.mark.parametrize("backend", list(ACTIVATE))
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_each_equals_torchs(name, gated, backend):
+def test_activations_equal_torchs(name, gated, backend):
     n, width = 7, 33
     inner = torch.randn(n, 2 * width if gated else width, generator=torch.Generator().manual_seed(0)) * 4
     inner[0, :3] = torch.tensor([-200.0, 200.0, 0.0])

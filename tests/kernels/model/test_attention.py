@@ -1,4 +1,4 @@
-"""Cached attention: backends against the reference, chains and trees, pages, and the bit distribution."""
+"""Cached attention: backends against the reference, with and without branches, pages, bits of a query."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_cross_attention_equals_the_reference(shape):
     np.testing.assert_allclose(out, reference, atol=1e-5)
 
 
-def test_slots_and_pages_that_are_not_seen_do_not_matter():
+def test_invisible_slots_and_pages_do_not_matter():
     c = case(2, 3, 2, 8, 20, 2, seed=3)
     before = att.self_attention_numba(*(c[name] for name in SELF)), att.cross_attention_numba(*(c[name] for name in CROSS))
     for b in range(2):
@@ -72,7 +72,7 @@ def test_slots_and_pages_that_are_not_seen_do_not_matter():
     assert (before[0] == after[0]).all() and (before[1] == after[1]).all()
 
 
-def test_a_query_keeps_its_bits_whatever_shares_the_pass():
+def test_the_bits_of_a_query_do_not_depend_on_the_other_queries():
     c = case(3, 4, 2, 16, 30, 2, seed=4)
     whole = att.self_attention_numba(*(c[name] for name in SELF)), att.cross_attention_numba(*(c[name] for name in CROSS))
     for i in range(len(c["batch"])):
@@ -82,7 +82,7 @@ def test_a_query_keeps_its_bits_whatever_shares_the_pass():
 
 
 @pytest.mark.parametrize("count, D", [(1, 4), (17, 16), (64, 20)])
-def test_a_page_gives_back_what_was_written(count, D):
+def test_read_page_inverts_write_page(count, D):
     rng = np.random.default_rng(5)
     k, v = (rng.standard_normal((count, 3, D)).astype(np.float32) for _ in range(2))
     pages = att.new_pages(1, 3, D)

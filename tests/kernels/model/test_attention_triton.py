@@ -1,4 +1,4 @@
-"""The fused attentions against their references: ragged lengths, trees, unread rows, sources of every length."""
+"""Attention in Triton against the references: ragged lengths, trees, skipped positions, sources of every length."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 def check(kernels, arguments, keys, found):
-    """Triton's outputs are the reference's up to rounding; arguments: the queries, keys and values, and the rest."""
+    """Triton's outputs equal the reference's up to rounding; arguments: queries, keys, values, and the rest."""
     q, k, v, *rest = arguments
     wanted, magnitude = (torch.full_like(found, float("nan")) for _ in range(2))
     kernels["reference"](q, k, v, *rest, wanted)
@@ -38,7 +38,7 @@ def check_self(arguments):
 
 
 def self_case(positions, visible, dtype, H=3, D=24):
-    """Arguments of self-attention; slots that no row may see hold NaN."""
+    """Arguments of self-attention; invisible slots hold NaN."""
     B, R = positions.shape
     T = int(positions.max()) + R + 3
     k, v = normal(B, H, T, D, seed=1, dtype=dtype), normal(B, H, T, D, seed=2, dtype=dtype)
@@ -58,16 +58,16 @@ def test_self_attention(tree, dtype):
     check_self(self_case(positions, visible, dtype))
 
 
-def test_the_first_token_may_stand_in_the_second_row():
+def test_the_first_token_may_be_query_position_one():
     check_self(self_case(torch.tensor([[-1, 0], [5, 6], [-1, -1]]), CHAIN[:2, :2], torch.float32))
 
 
-def test_more_than_sixteen_rows_of_a_sequence():
+def test_more_than_sixteen_query_positions():
     positions = torch.arange(30, 50)[None].contiguous()
     check_self(self_case(positions, torch.ones(20, 20, dtype=torch.int8).tril(), torch.float32, H=1, D=16))
 
 
-def test_self_attention_bits_do_not_depend_on_the_rows_that_share_a_pass():
+def test_self_attention_bits_do_not_depend_on_the_other_queries():
     positions = torch.tensor([[60, 61, 62, 63, 64, 65], [7, 8, 9, -1, -1, -1]])
     q, k, v, _, visible, bias = self_case(positions, CHAIN[:6, :6], torch.bfloat16)
     whole = torch.empty(12, 72, dtype=torch.bfloat16)
@@ -111,8 +111,8 @@ def test_cross_attention(sources, R, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_value_s_hundredth_left_out_is_seen(dtype):
-    """The bounds are no wider than that: one key's value in every page, a hundredth too small."""
+def test_the_bounds_detect_one_percent_of_a_value(dtype):
+    """One value in every page is scaled by 0.99; the comparison must fail."""
     arguments = list(cross_case([130], 3, dtype))
     wrong = [*arguments]
     wrong[2] = wrong[2].clone()
@@ -121,7 +121,7 @@ def test_a_value_s_hundredth_left_out_is_seen(dtype):
         check(FUSED_CROSS_ATTENTION, arguments, 130, cross(wrong))
 
 
-def test_cross_attention_bits_do_not_depend_on_batch_rows_or_room():
+def test_cross_attention_bits_do_not_depend_on_batch_queries_or_buffer_sizes():
     arguments = cross_case([70, 600], 6, torch.bfloat16)
     q, k, v, table, sources = arguments
     whole = cross(arguments)
@@ -141,7 +141,7 @@ def test_cross_attention_bits_do_not_depend_on_batch_rows_or_room():
 
 
 def attentions_at_real_size():
-    """FLAN-T5-XL, six rows of each of two requests of 512 source tokens."""
+    """FLAN-T5-XL, six query positions of each of two sequences with 512 source tokens."""
     B, R, H, D, T, pages, bf16 = 2, 6, 32, 64, 160, 8, torch.bfloat16
     q, k = torch.empty(B * R, H, D, dtype=bf16), torch.empty(B, H, T, D, dtype=bf16)
     out = torch.empty(B * R, H * D, dtype=bf16)

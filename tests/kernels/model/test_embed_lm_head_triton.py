@@ -1,4 +1,4 @@
-"""Embedding, closing norm and head against their references."""
+"""Embedding, final norm and head in Triton against their references."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def poisoned(*shape, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("parents", [None, [[-1, 0, 0, 1, 2], [-1, 0, 1, 2, 3]]])
-def test_embed_and_close(parents, dtype):
+def test_embed_and_final_norm(parents, dtype):
     B, R, C, V = 2, 5, 40, 30
     tokens = torch.randint(V, (B, R), generator=torch.Generator().manual_seed(1))
     positions = torch.tensor([[3, 4, 5, -1, -1], [0, 1, 2, 3, 4]])
@@ -36,7 +36,7 @@ def test_embed_and_close(parents, dtype):
         torch.testing.assert_close(found, wanted, rtol=1e-2 if found.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
-def test_the_last_of_every_two_rows_is_closed_and_tokens_may_have_a_stride():
+def test_final_norm_of_every_second_row_and_strided_tokens():
     C, norm, embedding = 24, torch.rand(24) + 0.5, torch.randn(9, 24)
     tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])[:, 1:]
     results = []
@@ -54,7 +54,7 @@ def test_the_last_of_every_two_rows_is_closed_and_tokens_may_have_a_stride():
 def head_case(M, C, V, dtype):
     generator = torch.Generator().manual_seed(V)
     hidden, weight = torch.randn(M, C, generator=generator), torch.randn(V, C, generator=generator)
-    # equal scores: the lowest id has to win, within a program's ids and between programs
+    # equal scores: the lowest token must win, within a program and between programs
     for twin in (3, V // 2, V - 1):
         weight[twin] = weight[V // 3]
     return hidden.to(dtype), weight.to(dtype)
@@ -70,7 +70,7 @@ def choose(hidden, weight):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("V", "M"), [(16, 1), (100, 18), (8193, 2), (32100, 2), (32128, 2)])
-def test_logits_and_choice(V, M, dtype):
+def test_logits_and_argmax(V, M, dtype):
     hidden, weight = head_case(M, 24, V, dtype)
     wanted, found, magnitude = poisoned(M, V), poisoned(M, V), poisoned(M, V)
     FUSED_LOGITS["reference"](hidden, weight, wanted)
@@ -83,14 +83,14 @@ def test_logits_and_choice(V, M, dtype):
     assert chosen.tolist() == [row.index(max(row)) for row in found.tolist()]
 
 
-def test_the_lowest_of_equal_ids_wins():
+def test_the_lowest_of_equal_tokens_wins():
     _, weight = head_case(1, 24, 100, torch.float32)
     assert choose(weight[33:34] * 9, weight).tolist() == [3]
     weight[3] = 0
     assert choose(weight[33:34] * 9, weight).tolist() == [33]
 
 
-def test_a_row_has_the_same_choice_and_bits_in_any_company():
+def test_argmax_and_bits_of_a_row_do_not_depend_on_the_other_rows():
     hidden, weight = head_case(20, 24, 100, torch.bfloat16)
     whole, one = poisoned(20, 100), poisoned(1, 100)
     FUSED_LOGITS["triton"](hidden, weight, whole)
@@ -115,5 +115,5 @@ def test_the_machine_code_fits_and_does_not_spill():
     assert [cost.kernel for cost in found[::3]] == ["_embed_kernel", "_final_norm_kernel", "_logits_kernel",
                                                     "_choose_kernel"]
     for cost in found:
-        # eight bytes of stack are no spilled register
+        # eight bytes of stack are not a spilled register
         assert cost.spills <= 8 and cost.shared <= {"sm_80": 163, "sm_90": 227, "gfx942": 64}[cost.target] * 1024, cost

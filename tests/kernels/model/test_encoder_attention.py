@@ -1,4 +1,4 @@
-"""A source's attention to itself against the reference and against torch's."""
+"""Encoder self-attention against the reference and against torch."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def case(S, H, D):
 
 @pytest.mark.parametrize("backend", list(ENCODER_ATTENTION))
 @pytest.mark.parametrize("S, H, D", SHAPES)
-def test_it_equals_torchs(S, H, D, backend):
+def test_it_equals_torch(S, H, D, backend):
     mixed, bias = case(S, H, D)
     q, k, v = mixed.double().view(S, 3, H, D).permute(1, 2, 0, 3)
     matrix = torch.stack([torch.stack([row[S - 1 - i : 2 * S - 1 - i] for i in range(S)]) for row in bias.double()])

@@ -1,4 +1,4 @@
-"""Skinny linear: every backend against the reference, and the bit distribution."""
+"""Linear layers of few rows: every backend against the reference, and the bits of a row."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_wide_outputs_are_all_written(N, K, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_a_row_keeps_its_bits_whatever_shares_the_pass(dtype):
+def test_the_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
     N, K = 700, 96
     packed, _ = weights(N, K, dtype)
     x = rows(33, K)
@@ -64,7 +64,7 @@ def test_a_row_keeps_its_bits_whatever_shares_the_pass(dtype):
         assert (out == together).all()
 
 
-def test_argmax_takes_the_lowest_id_on_ties():
+def test_argmax_takes_the_lowest_index_on_ties():
     packed, _ = weights(64, 8, "float32")
     packed[:] = 1.0
     for threads in (1, 2):
@@ -73,7 +73,7 @@ def test_argmax_takes_the_lowest_id_on_ties():
         assert best.tolist() == [0, 0]
 
 
-def test_argmax_never_names_a_padding_output():
+def test_argmax_never_returns_a_padding_output():
     packed, _ = weights(33, 8, "float32")
     packed[:] = -1.0
     x = np.ones((1, 8), np.float32)
@@ -86,7 +86,7 @@ def test_unpack_inverts_pack(N):
     assert (lin.unpack(lin.pack(matrix), N) == matrix).all()
 
 
-def test_quantised_weights_lie_within_half_a_step_of_their_row():
+def test_quantised_weights_are_within_half_a_step():
     matrix = rows(33, 20)
     matrix[7] = 0.0
     matrix[8] *= 1e-3

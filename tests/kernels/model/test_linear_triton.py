@@ -1,4 +1,4 @@
-"""The fused projections against their reference, and one reduction order whatever shares a pass."""
+"""Fused linear layers against their references; one reduction order for any number of rows."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 
 def rows_of(M, C, dtype, seed=0):
-    """x, y, squares as the kernel before would leave them."""
+    """x, y, squares as the previous kernel writes them."""
     x = torch.randn(M, C, generator=torch.Generator().manual_seed(seed))
     squares = torch.zeros(M, -(-C // 16))
     squares[:, -1] = x.square().sum(1)
@@ -24,8 +24,10 @@ def weight_of(N, K, dtype, seed=1):
 
 
 def check(kernels, terms, poisoned, *arguments, into=()):
-    """Triton's outputs, which are the reference's up to the rounding of sums of so many terms: in copies of `into` and in
-    NaN-poisoned buffers."""
+    """Triton's outputs, checked against the reference's up to the rounding of sums of that many terms.
+
+    Outputs are copies of `into`, and buffers filled with NaN.
+    """
     results = []
     for name, sign in (("reference", lambda value: value), ("reference", unsigned), ("triton", lambda value: value)):
         outputs = [torch.full(shape, float("nan"), dtype=dtype) for shape, dtype in poisoned]
@@ -68,7 +70,7 @@ def test_add(M, C, K, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_qkv_writes_the_slots_of_rows_that_are_read(dtype):
+def test_qkv_writes_the_slots_of_positions_that_are_read(dtype):
     B, R, H, D, C, T = 3, 6, 3, 24, 40, 20
     _, y, squares = rows_of(B * R, C, dtype)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [9, 10, 11, -1, -1, -1], [-1] * 6])
@@ -78,7 +80,7 @@ def test_qkv_writes_the_slots_of_rows_that_are_read(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_alone_and_among_others(dtype):
+def test_the_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
     M, C, N = 37, 272, 48
     _, y, squares = rows_of(M, C, dtype)
     weight = weight_of(N, C, dtype)
@@ -91,7 +93,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(dtype):
 
 
 def launches_of(C, H, F):
-    """Of the four kernels at a model's width, heads and feed-forward width, six rows of one request."""
+    """Launches of the four kernels at a model's sizes, for six query positions of one sequence."""
     M, D, bf16 = 6, 64, torch.bfloat16
     y, squares = torch.empty(M, C, dtype=bf16), torch.empty(M, C // 16)
     q, k = torch.empty(M, H, D, dtype=bf16), torch.empty(1, H, 160, D, dtype=bf16)

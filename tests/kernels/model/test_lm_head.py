@@ -1,4 +1,4 @@
-"""The head over the rows that were read, whichever these are; what was not read stays as it is."""
+"""The head over the query positions that were read; other outputs are left as they are."""
 
 import numpy as np
 import pytest

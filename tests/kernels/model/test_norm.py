@@ -1,4 +1,4 @@
-"""T5's norm: backends against the reference and against transformers."""
+"""T5's layer norm: backends against the reference and against transformers."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_numba_equals_the_reference_and_transformers(M, C):
     np.testing.assert_allclose(norm_numba(x, weight, 1e-6), reference, atol=1e-5)
 
 
-def test_a_row_keeps_its_bits():
+def test_the_bits_of_a_row_do_not_depend_on_the_other_rows():
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((9, 100)).astype(np.float32), rng.standard_normal(100).astype(np.float32)
     together = norm_numba(x, weight, 1e-6)

@@ -1,4 +1,4 @@
-"""The distribution: compiled against the reference and against transformers' warpers; inverse-CDF draws."""
+"""The warped distribution: compiled against the reference and transformers' warpers; sampling by inverse CDF."""
 
 import numpy as np
 import pytest
@@ -30,15 +30,15 @@ def test_compiled_equals_reference_equals_transformers(V, temperature, top_k, to
     np.testing.assert_allclose(ours / total, torch.softmax(theirs[0].double(), -1).numpy(), atol=1e-6)
 
 
-def test_top_p_over_equal_probabilities_keeps_the_lowest_ids():
+def test_top_p_over_equal_probabilities_keeps_the_lowest_tokens():
     weights = np.empty(10, np.float32)
     for distribution in (warp_reference, warp_loop):
         distribution(np.zeros(10, np.float32), 1.0, 0, 0.35, weights)
         assert np.nonzero(weights)[0].tolist() == [0, 1, 2, 3]
 
 
-def test_top_p_reaches_into_a_flat_tail():
-    """A nucleus of many small weights: more than the first guess of candidates holds."""
+def test_top_p_of_a_flat_tail():
+    """A nucleus of many small weights: the first guess of candidates is too small."""
     logits = np.full(3000, -9.0, np.float32)
     logits[17] = 0.0
     ours, compiled = np.empty(3000, np.float32), np.empty(3000, np.float32)
@@ -47,16 +47,16 @@ def test_top_p_reaches_into_a_flat_tail():
     assert (ours > 0).sum() == (compiled > 0).sum() > 100
 
 
-def test_draws_invert_the_cumulative_distribution():
+def test_samples_invert_the_cumulative_distribution():
     weights = np.array([0.0, 2.0, 0.0, 1.0, 1.0, 0.0])
     for draw in (inverse_cdf_reference, inverse_cdf_loop):
         assert [draw(weights, 4.0, u) for u in (1e-12, 0.49, 0.51, 0.74, 0.76, 1 - 1e-12)] == [1, 1, 3, 3, 4, 4]
-        # a sum rounded upwards still ends on an id that has weight
+        # a sum that was rounded up still gives a token that has weight
         assert draw(weights, 4.5, 0.999) == 4
 
 
-def test_draws_over_many_ids_agree():
-    """More ids than are summed together at once, with long runs of nothing between them."""
+def test_samples_from_many_tokens_agree():
+    """Several blocks, with long runs of zero weights between them."""
     draw = np.random.default_rng(4)
     weights = np.where(draw.random(2000) < 0.01, draw.random(2000), 0).astype(np.float32)
     weights[300:1400] = 0
@@ -68,7 +68,7 @@ def test_draws_over_many_ids_agree():
     assert inverse_cdf_loop(weights, total * 1.01, 0.9999) == np.nonzero(weights)[0][-1]
 
 
-def test_what_is_masked_has_no_weight():
+def test_masked_logits_have_no_weight():
     logits = np.array([0.5, -np.inf, 3.0, -100.0], np.float32)
     for distribution in (warp_reference, warp_loop):
         weights = np.full(4, np.nan, np.float32)

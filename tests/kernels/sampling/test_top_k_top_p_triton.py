@@ -1,4 +1,4 @@
-"""Where the distribution is cut: the ids that distribution.py keeps, whatever the values and ties."""
+"""top-k and top-p in Triton keep the tokens that the reference keeps, whatever the values and ties."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.core.triton_compile import costs
-from foredraft.kernels.sampling import top_k_top_p_triton as cut
+from foredraft.kernels.sampling import top_k_top_p_triton as triton_file
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
 from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
 
@@ -17,7 +17,7 @@ DISTRIBUTIONS = [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.6), (0.9, 9, 0.8), (1.
 
 
 def kept(logits, distributions, dtype=torch.float32):
-    """Ids kept by the kernel for one row a distribution; logits [B, V]."""
+    """Tokens kept by the kernel, one distribution for each row of logits [B, V]."""
     x = torch.from_numpy(logits).to(dtype).to(DEVICE)[:, None]
     temperature, top_k, top_p = (torch.tensor(column, device=DEVICE) for column in zip(*distributions, strict=True))
     floors, ties = torch.full((len(distributions), 1), torch.nan, device=DEVICE), torch.full((len(distributions), 1), -9,
@@ -32,8 +32,8 @@ def kept(logits, distributions, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("V", [2, 16, 100, 8193])
 @pytest.mark.parametrize("kind", ["spread", "tied", "equal", "masked"])
-def test_keeps_what_the_distribution_keeps(V, kind, dtype, monkeypatch):
-    monkeypatch.setattr(cut, "TILE", 64 if V <= 100 else 4096)
+def test_keeps_the_tokens_of_the_reference(V, kind, dtype, monkeypatch):
+    monkeypatch.setattr(triton_file, "TILE", 64 if V <= 100 else 4096)
     draw = np.random.default_rng(V)
     logits = draw.standard_normal((len(DISTRIBUTIONS), V)).astype(np.float32) * 3
     if kind == "tied":
@@ -45,7 +45,7 @@ def test_keeps_what_the_distribution_keeps(V, kind, dtype, monkeypatch):
     logits = torch.from_numpy(logits).to(dtype).float().numpy()
     weights = np.empty(V, np.float32)
     for row, found in enumerate(kept(logits, DISTRIBUTIONS, dtype)):
-        # as a state keeps them
+        # in the state's precision
         temperature, top_k, top_p = (float(np.float32(value)) for value in DISTRIBUTIONS[row])
         if temperature == 0:
             assert found.all()

@@ -1,4 +1,4 @@
-"""Commit: the compiled version against the reference on random rounds, trees included."""
+"""Commit: compiled against the reference on random steps, trees included."""
 
 import numpy as np
 import pytest
@@ -38,8 +38,8 @@ def test_numba_equals_the_reference(B, K, T, C):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_tree_is_tested_as_deep_as_drafts_followed():
-    """Rows 1 and 2 follow the last id, row 3 follows row 2: the end of a branch is no rejection."""
+def test_a_leaf_of_a_tree_is_no_rejection():
+    """Query positions 1 and 2 follow the last token, position 3 follows position 2."""
     parents, R, C = np.array([[0, 0, 2]]), 4, 1
     for path, tested in (([0], 1), ([0, 1], 1), ([0, 2], 2), ([0, 2, 3], 2)):
         read = [np.full((1, R), 5), np.array([len(path)]), np.array([path + [0] * (R - len(path))]), np.array([3]), parents,
@@ -54,11 +54,11 @@ def test_a_tree_is_tested_as_deep_as_drafts_followed():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
-@pytest.mark.parametrize("rows", [None, 1])
+@pytest.mark.parametrize("tile", [None, 1])
 @pytest.mark.parametrize("B, K, T, C", [(1, 1, 2, 1), (1, 0, 5, 3), (7, 4, 9, 5), (40, 7, 30, 1030)])
-def test_triton_equals_the_reference(B, K, T, C, rows, monkeypatch):
-    if rows is not None:
-        monkeypatch.setattr(triton_file, "sequences_per_program", lambda B, weight: rows)
+def test_triton_equals_the_reference(B, K, T, C, tile, monkeypatch):
+    if tile is not None:
+        monkeypatch.setattr(triton_file, "sequences_per_program", lambda B, weight: tile)
     for seed in range(4):
         read, theirs = case(B, K, T, C, seed)
         on_device = [torch.from_numpy(item).to(DEVICE) if isinstance(item, np.ndarray) else item for item in read]

@@ -1,4 +1,4 @@
-"""What the target reads next, and what may be drafted: each implementation against plain words."""
+"""Step inputs and allowed draft lengths: each backend against a plain restatement."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ B, K, T = 5, 4, 9
 
 
 def call(kernel, backend, *arguments):
-    """Run it on arrays, or on tensors of a device that triton can reach."""
+    """Run a kernel on arrays; triton's on tensors of a device that it supports."""
     if backend != "triton":
         kernel[backend](*arguments)
         return
@@ -27,7 +27,7 @@ def call(kernel, backend, *arguments):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tree", [False, True])
-def test_rows_that_are_read_and_where_they_stand(backend, tree):
+def test_input_tokens_and_their_positions(backend, tree):
     draw = np.random.default_rng(3)
     tokens, drafts = draw.integers(0, 50, (B, T + 1)), draw.integers(0, 50, (B, K))
     lengths, drafted = draw.integers(1, T, B), np.array([0, 4, 2, 3, 4])
@@ -39,16 +39,16 @@ def test_rows_that_are_read_and_where_they_stand(backend, tree):
     for b in range(B):
         last, depth = int(lengths[b]) - 1, [0]
         assert read[b].tolist() == [tokens[b, last], *drafts[b]]
-        for row in range(1, K + 1):
-            depth.append(depth[parents[b, row - 1]] + 1 if tree else row)
-        read_here = [not finished[b] and row <= drafted[b] for row in range(K + 1)]
-        assert positions[b].tolist() == [last + depth[row] if read_here[row] else -1 for row in range(K + 1)]
+        for r in range(1, K + 1):
+            depth.append(depth[parents[b, r - 1]] + 1 if tree else r)
+        read_here = [not finished[b] and r <= drafted[b] for r in range(K + 1)]
+        assert positions[b].tolist() == [last + depth[r] if read_here[r] else -1 for r in range(K + 1)]
         if tree:
             assert above[b].tolist() == [-1, *parents[b]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_how_much_may_be_drafted(backend):
+def test_allowed_draft_lengths(backend):
     lengths, limits = np.array([1, 5, 8, 9, 3]), np.array([9, 9, 9, 9, 9])
     widths, allowed = np.array([4, 6, 4, 4, 0]), np.full(B, -7)
     call(ALLOWED, backend, lengths, limits, np.array([False, False, False, False, False]), widths, allowed)

@@ -1,4 +1,4 @@
-"""Verification kernels: numba against the reference draw for draw, over kinds of rows mixed in one batch."""
+"""Verification: numba equals the reference on batches that mix dense, point-mass and greedy sequences."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ DEVICE = "cpu" if is_interpreted() else "cuda"
 
 
 @pytest.mark.parametrize("B, K, V", [(1, 1, 2), (5, 3, 16), (40, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128)])
-def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
+def test_numba_equals_the_reference(B, K, V):
     arguments = case(B, K, V)
     reference = verifications(accept_reference, arguments, B, K)
     assert verifications(accept_numba, arguments, B, K) == reference
@@ -24,11 +24,11 @@ def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
 
 
 @pytest.mark.parametrize("B, K, V", [(300, 5, 3), (300, 9, 16), (3, 7, 8193)])
-def test_trees_agree_with_the_reference_draw_for_draw(B, K, V):
-    """Dense, point-mass and greedy rows; few ids, so that branches are met."""
+def test_trees_equal_the_reference(B, K, V):
+    """Dense, point-mass and greedy sequences; a small vocabulary, so that branches are taken."""
     arguments, rng = case(B, K, V, seed=4), np.random.default_rng(5)
     arguments[3] = rng.integers(0, np.arange(1, K + 1), (B, K))
-    # the distributions of a row's drafts follow its parent's, as siblings' do
+    # siblings share the distribution of their parent
     arguments[5] = np.take_along_axis(arguments[0], arguments[3][:, :, None], 1)
     arguments[5] += rng.standard_normal(arguments[5].shape).astype(np.float32)
     arguments[6] = np.log(np.exp(arguments[5].astype(np.float64)).sum(-1))
@@ -39,7 +39,7 @@ def test_trees_agree_with_the_reference_draw_for_draw(B, K, V):
         assert any(len(path) > 1 and path[1] > 1 for b, (_, path) in enumerate(reference) if arguments[4][b])
 
 
-def test_no_distribution_is_needed_for_point_masses():
+def test_point_masses_need_no_draft_distribution():
     arguments = case(30, 3, 20, seed=2)
     arguments[4] = np.zeros(30, bool)
     full = verifications(accept_numba, arguments, 30, 3)
@@ -54,13 +54,13 @@ def test_inputs_are_not_changed():
     assert all((a == b).all() for a, b in zip(arguments, copies, strict=True))
 
 
-def test_trees_walk_to_the_child_that_stands():
+def test_trees_follow_the_accepted_child():
     chosen = np.array([[4, 9, 5, 6, 7]])
     tokens = np.array([[3, 4, 5, 9]])
     parents = np.array([[0, 0, 2, 2]])
     for function in (accept_greedy_reference, accept_greedy_numba):
         arguments = [chosen, tokens, np.array([4]), parents]
-        # row 0 says 4: draft 1 (row 2); row 2 says 5: draft 2 (row 3); row 3 says 6: nobody
+        # position 0 gives 4: draft 1 (position 2); position 2 gives 5: draft 2 (position 3); position 3 gives 6: no draft
         assert verifications(function, arguments, 1, 4) == [([4, 5, 6], [0, 2, 3])]
 
 
@@ -72,7 +72,7 @@ def test_greedy_kernels_agree():
 
 
 @pytest.mark.parametrize("B, V", [(1, 2), (7, 16), (3, 8193), (2, 32128)])
-def test_drafted_samples_agree_and_report_the_distribution_they_came_from(B, V):
+def test_sampled_drafts_agree_and_return_their_distribution(B, V):
     rng = np.random.default_rng(V)
     arguments = [rng.standard_normal((B, V)).astype(np.float32) * 2, rng.choice([0.0, 0.8, 1.3], B).astype(np.float32),
                  rng.choice([0, 5], B), rng.choice([1.0, 0.7], B).astype(np.float32), rng.integers(0, 2**62, B),
@@ -94,8 +94,8 @@ def test_drafted_samples_agree_and_report_the_distribution_they_came_from(B, V):
 @pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 @pytest.mark.parametrize("distribution", [dict(), dict(top_k=torch.tensor([0, 5, 2, 0, 0, 9, 1]), top_p=0.8)])
 @pytest.mark.parametrize("V", [2, 16, 8193, 32128])
-def test_a_devices_samples_equal_numbas(V, distribution):
-    """Through the engine's door: tokens, distributions and log-sum-exps at every place of a draft, greedy rows among them."""
+def test_triton_samples_equal_numbas(V, distribution):
+    """Through sample_into of the engine: tokens, distributions, log-sum-exps at each offset, greedy sequences included."""
     drafts = []
     for backend in ("numba", "triton"):
         device = DEVICE if backend == "triton" else "cpu"

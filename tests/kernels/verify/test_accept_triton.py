@@ -1,4 +1,4 @@
-"""Verifications in Triton: the reference's draws, numba's rounds, what they cost compiled."""
+"""Verification in Triton: samples equal the reference's, steps equal numba's, and the resources of the compiled kernels."""
 
 from functools import partial
 
@@ -26,8 +26,8 @@ DEVICE = "cpu" if is_interpreted() else "cuda"
 SIZES = [(1, 1, 2), (5, 3, 16), (9, 4, 100), (3, 7, 8193), (2, 2, 32100), (2, 1, 32128), (6, 0, 50)]
 
 
-def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> CommitTensors:
-    """A state's tensors with nothing in them."""
+def make_state_tensors(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> CommitTensors:
+    """The tensors of an empty state."""
     def zeros(*shape, dtype=torch.int64):
         return torch.zeros(*shape, dtype=dtype, device=device)
 
@@ -38,10 +38,10 @@ def make_rows(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> CommitTens
 
 
 def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32, block=False):
-    """verifications() of accept_sampled_triton: everything it may not read is NaN, and so is its scratch."""
+    """verifications() of accept_sampled_triton; all values that it must not read, and its scratch, are NaN."""
     logits, tokens, lengths, parents, dense, draft_logits, lse, temperature, top_k, top_p, seeds, starts = (
         torch.from_numpy(np.ascontiguousarray(item)).to(DEVICE) for item in arguments)
-    logits, rows = logits.to(dtype), make_rows(B, K)._replace(lengths=starts)
+    logits, rows = logits.to(dtype), make_state_tensors(B, K)._replace(lengths=starts)
     if finished is not None:
         rows = rows._replace(finished=torch.from_numpy(finished).to(DEVICE))
     logits[torch.arange(K + 1, device=DEVICE) > lengths[:, None]] = torch.nan
@@ -55,7 +55,7 @@ def on_device(arguments, B, K, *, tree=False, finished=None, dtype=torch.float32
     if bool(((top_k > 0) | (top_p < 1)).any()):
         cuts = torch.full((B, K + 1), torch.nan, device=DEVICE), torch.full((B, K + 1), -9, dtype=torch.int32, device=DEVICE)
         top_k_top_p_triton(logits, lengths, rows.finished, temperature, top_k, top_p, *cuts)
-    for _ in range(2):  # the tickets are as they were
+    for _ in range(2):  # tickets are zeros again
         accept_sampled_triton(logits, tokens, lengths, parents if tree else None, dense, *drafts, temperature, *cuts, seeds,
                               rows, *out, scratch, False, block)
     tokens, counts, path = (tensor.cpu() for tensor in out)
@@ -68,22 +68,22 @@ def plain_distributions(arguments):
     return arguments
 
 
-@pytest.fixture(params=["rows together", "one row a program"])
+@pytest.fixture(params=["several sequences", "one sequence"])
 def tiles(request, monkeypatch):
-    """A device takes one batch row a program; the interpreter takes them together."""
-    if request.param == "one row a program":
+    """A GPU takes one sequence a program; the interpreter takes several."""
+    if request.param == "one sequence":
         monkeypatch.setattr(verification, "sequences_per_program", lambda B, weight: 1)
 
 
 @pytest.fixture
 def many_splits(monkeypatch):
-    """Splits and sums that a vocabulary of 16 already fills."""
+    """Splits and sums so small that a vocabulary of 16 has several."""
     for module, name, size in ((draw, "SUB", 2), (draw, "SPLIT", 4), (verification, "CHUNK", 4)):
         monkeypatch.setattr(module, name, size)
 
 
 @pytest.mark.parametrize("B, K, V", SIZES)
-def test_equals_the_reference_draw_for_draw(B, K, V, tiles):
+def test_equals_the_reference(B, K, V, tiles):
     arguments = plain_distributions(case(B, K, V))
     assert on_device(arguments, B, K) == verifications(accept_reference, arguments, B, K)
 
@@ -91,7 +91,7 @@ def test_equals_the_reference_draw_for_draw(B, K, V, tiles):
 @pytest.mark.parametrize("B, K, V", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_top_k_and_top_p(B, K, V, dtype):
-    """Of p; q's are in the distribution that a draft reports."""
+    """Of the target; the drafter's are part of the distribution that a draft returns."""
     arguments = case(B, K, V)
     arguments[0] = torch.from_numpy(arguments[0]).to(dtype).float().numpy()
     assert on_device(arguments, B, K, dtype=dtype) == verifications(accept_reference, arguments, B, K)
@@ -102,19 +102,19 @@ BLOCKS = [(40, 3, 16), (30, 5, 100), (12, 7, 33), (3, 2, 8193), (2, 2, 32128), (
 
 @pytest.mark.parametrize("B, K, V", BLOCKS)
 @pytest.mark.parametrize("cut", [False, True])
-def test_blocks_equal_the_reference_draw_for_draw(B, K, V, cut, tiles):
-    """Beside rows of point masses and greedy ones; what may not be read of the drafts is NaN, too."""
+def test_blocks_equal_the_reference(B, K, V, cut, tiles):
+    """With point-mass and greedy sequences in the batch; draft values that must not be read are NaN."""
     arguments = case(B, K, V) if cut else plain_distributions(case(B, K, V))
-    for unread in (5, 6):
-        arguments[unread][np.arange(K) >= arguments[2][:, None]] = np.nan
-        arguments[unread][~arguments[4]] = np.nan
+    for argument in (5, 6):
+        arguments[argument][np.arange(K) >= arguments[2][:, None]] = np.nan
+        arguments[argument][~arguments[4]] = np.nan
     with np.errstate(invalid="ignore"):
         expected = verifications(block_reference, arguments, B, K)
     assert on_device(arguments, B, K, block=True) == expected
 
 
-def test_blocks_of_many_lengths_are_weighed(many_splits):
-    """The length that stands is found among all, and is not token by token's."""
+def test_blocks_of_all_lengths_are_accepted(many_splits):
+    """Every length occurs, and the result differs from token-by-token verification."""
     arguments = plain_distributions(case(80, 6, 16, seed=8))
     arguments[2][:], arguments[7][:], arguments[4][:] = 6, 1.0, True
     expected = verifications(block_reference, arguments, 80, 6)
@@ -125,15 +125,15 @@ def test_blocks_of_many_lengths_are_weighed(many_splits):
 
 @pytest.mark.parametrize("K", [20, MAX_DRAFT_TOKENS])
 @pytest.mark.parametrize("block", [False, True])
-def test_long_drafts_stand_as_the_reference_says(K, block):
-    """More rows than are drawn together: point masses, dense and greedy rows, most of which stand far into the draft."""
+def test_long_drafts_equal_the_reference(K, block):
+    """More query positions than are sampled together, in all kinds of sequences; most drafts are accepted far."""
     B, V, R = 8, 50, K + 1
     arguments = plain_distributions(case(B, K, V, seed=K))
     logits, tokens, lengths, _, dense, distributions, lse, temperature, *cuts, seeds, starts = arguments
     lengths[:] = K - np.arange(B) % 3
     temperature[:] = [1, 0.7, 0, 1, 0.7, 1, 0, 1]
     dense[:] = [1, 1, 0, 0, 0, 1, 0, 1]
-    # what each row draws by itself, as drafts of which one is another id
+    # drafts are what the target samples at each position, except for one token
     alone = [np.zeros((B * R, 0), int), np.zeros(B * R, int), np.zeros((B * R, 0), int), np.zeros(B * R, bool),
              np.zeros((B * R, 0, V), np.float32), np.zeros((B * R, 0))]
     each = [np.repeat(column, R) for column in (temperature, *cuts, seeds, starts)]
@@ -142,7 +142,7 @@ def test_long_drafts_stand_as_the_reference_says(K, block):
     tokens[:] = np.array([ids for ids, _ in drawn]).reshape(B, R)[:, :K]
     falls = np.arange(B), (8 * np.arange(B) + 4) % K
     tokens[falls] = (tokens[falls] + 1) % V
-    # distributions that are the target's, but where the wrong id is nearly certain
+    # draft distributions equal the target's, except where the wrong token is nearly certain
     distributions[:] = logits[:, :K] / np.where(temperature > 0, temperature, 1)[:, None, None]
     distributions[*falls, tokens[falls]] += 20
     lse[:] = np.log(np.exp(distributions.astype(np.float64)).sum(-1))
@@ -163,7 +163,7 @@ def test_bfloat16_logits():
     assert on_device(arguments, 20, 3, dtype=torch.bfloat16) == verifications(accept_reference, arguments, 20, 3)
 
 
-def test_no_distribution_is_needed_for_point_masses():
+def test_point_masses_need_no_draft_distribution():
     arguments = plain_distributions(case(30, 3, 20, seed=3))
     arguments[4] = np.zeros(30, bool)
     expected = verifications(accept_reference, arguments, 30, 3)
@@ -171,8 +171,8 @@ def test_no_distribution_is_needed_for_point_masses():
     assert on_device(arguments, 30, 3) == expected
 
 
-def test_masked_logits_are_never_drawn(many_splits):
-    """-inf over whole splits, and a draft distribution equal to the target's: its residual has no mass."""
+def test_masked_logits_are_never_sampled(many_splits):
+    """-inf in whole splits; a draft distribution equal to the target's, whose residual is zero."""
     arguments = plain_distributions(case(60, 2, 16, seed=4))
     arguments[0][:, :, 4:12] = -np.inf
     arguments[1] %= 4
@@ -185,7 +185,7 @@ def test_masked_logits_are_never_drawn(many_splits):
     assert not {token for tokens, _ in found for token in tokens} & {*range(4, 12), 15}
 
 
-def test_finished_rows_are_not_read():
+def test_finished_sequences_are_not_read():
     arguments, finished = plain_distributions(case(9, 2, 50, seed=5)), np.arange(9) % 3 == 0
     found, expected = on_device(arguments, 9, 2, finished=finished), verifications(accept_reference, arguments, 9, 2)
     assert [found[b] for b in range(9) if not finished[b]] == [expected[b] for b in range(9) if not finished[b]]
@@ -196,7 +196,7 @@ TREE = np.array([0, 0, 1, 2, 4])
 
 @pytest.mark.parametrize("tree", [TREE, np.arange(40) // 2])
 def test_trees(tree, tiles):
-    """Sampled and greedy rows; few ids, so that branches are met."""
+    """Sampled and greedy sequences; a small vocabulary, so that branches are taken."""
     B, K = 60 if verification.sequences_per_program(60, 1) > 1 else 8, len(tree)
     arguments = plain_distributions(case(B, K, 3, seed=6))
     arguments[2][:] = K
@@ -217,7 +217,7 @@ def test_greedy_equals_the_reference(B, K, tree, tiles):
                  np.tile(parents, (B, 1))]
     chosen, tokens, lengths, parents = (torch.from_numpy(item).to(DEVICE) for item in arguments)
     out = [torch.full(shape, -7, device=DEVICE) for shape in ((B, K + 1), (B,), (B, K + 1))]
-    accept_greedy_triton(chosen, tokens, lengths, parents if tree else None, make_rows(B, K), *out, False)
+    accept_greedy_triton(chosen, tokens, lengths, parents if tree else None, make_state_tensors(B, K), *out, False)
     tokens, counts, path = (tensor.cpu() for tensor in out)
     found = [(tokens[b, : counts[b]].tolist(), path[b, : counts[b]].tolist()) for b in range(B)]
     assert found == verifications(accept_greedy_reference, arguments, B, K)
@@ -229,8 +229,8 @@ WRITTEN = ("tokens", "proposer", "lengths", "finished", "hidden", "rounds", "cov
 @pytest.mark.skipif(DEVICE == "cuda", reason="numba's half lies on the CPU")
 @pytest.mark.parametrize("temperature", [0.0, 1.0, [0.0, 0.7, 1.0, 1.3, 1.0, 0.0]])
 @pytest.mark.parametrize("dense", [False, True, "block"])
-def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
-    """Ends, limits, finished rows, counters: verification and commit in one launch, round by round until all have finished."""
+def test_steps_equal_numbas_in_all_tensors_of_the_state(temperature, dense):
+    """End tokens, limits, finished sequences, counters: verify and commit in one launch, step by step to the end."""
     V, B = 20, 6
     table = torch.randn(30, V, V, generator=torch.Generator().manual_seed(9))
     disturbed = table + torch.randn(30, V, V, generator=torch.Generator().manual_seed(10))
@@ -251,15 +251,15 @@ def test_rounds_equal_numbas_in_all_that_a_state_holds(temperature, dense):
     assert len(triton) > 2
     for ours, theirs in zip(triton, numba, strict=True):
         for name in WRITTEN:
-            # column T of tokens and proposer is nobody's
+            # column T of tokens and proposer is a spill slot
             a, b = (item[name][:, :-1] if name in ("tokens", "proposer") else item[name] for item in (ours, theirs))
             assert torch.equal(a, b), name
 
 
 def verifications_at_real_sizes(kind="float32", dense=False, cut=False, block=False, tree=False, K=5):
-    """A sampled round's: its logits are float32; those of bench/gpu/verification_peers.py bfloat16."""
+    """Sampled verification: float32 logits, as in a step, or bfloat16, as in bench/gpu/verification_peers.py."""
     B, V, device = 8, 32128, "cpu"
-    rows = make_rows(B, K, C=2048, T=128, device=device)
+    rows = make_state_tensors(B, K, C=2048, T=128, device=device)
     ids, counts, temperature = torch.zeros(B, K + 1, dtype=torch.int64), torch.zeros(B, dtype=torch.int64), torch.empty(B)
     distributions = (torch.empty(B, K, V), torch.empty(B, K, dtype=torch.float64)) if dense else (None, None)
     cuts = (torch.empty(B, K + 1), torch.empty(B, K + 1, dtype=torch.int32)) if cut else (None, None)
@@ -278,8 +278,8 @@ dense_drafts, block_drafts = (partial(verifications_at_real_sizes, dense=True, c
 longest_drafts, longest_blocks = (
     partial(verifications_at_real_sizes, dense=True, cut=True, block=block, K=MAX_DRAFT_TOKENS) for block in (False, True))
 longest_trees = partial(verifications_at_real_sizes, tree=True, K=MAX_DRAFT_TOKENS)
-# a thread's registers: two programs of eight warps share a multiprocessor of 65,536, where blocks are weighed or drafts are
-# long one has it alone
+# registers of a thread: two programs of eight warps share a multiprocessor's 65,536 registers; with block verification or
+# long drafts, one program has it alone
 COMPILED = {"point_masses": 128, "bfloat16": 128, "trees": 128, "dense_drafts": 128, "block_drafts": 192,
             "longest_drafts": 255, "longest_blocks": 255, "longest_trees": 255}
 

@@ -1,4 +1,4 @@
-"""Big Little Decoder's rollback: compiled equals reference, and its limits are plain decoding and the drafts themselves."""
+"""Big Little Decoder's rollback: compiled equals reference; threshold 0 is plain decoding, infinity accepts every draft."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from foredraft.kernels.verify.big_little_rollback import rollback_numba, rollbac
 
 
 def case(B, K, V, seed=0):
-    """Targets as sure as trained ones, drafts their first choice, their second or anything; unread rows are NaN."""
+    """Peaked targets; drafts are the first, the second or any token; logits of positions that are not read are NaN."""
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((B, K + 1, V)) * 3).astype(np.float32)
     order = np.argsort(-logits, -1)
@@ -32,8 +32,8 @@ def test_numba_agrees_with_the_reference(B, K, V, threshold):
     assert verifications(rollback_numba, *arguments, threshold) == verifications(rollback_reference, *arguments, threshold)
 
 
-def test_the_limits():
-    """Threshold 0 is the greedy verification; infinity lets every draft stand, with the target's choice behind it."""
+def test_threshold_zero_and_infinity():
+    """Threshold 0 is greedy verification; infinity accepts every draft, followed by the target's argmax."""
     logits, drafts, lengths = case(50, 4, 30, seed=1)
     chosen = np.nan_to_num(logits, nan=-1e9).argmax(-1)
     tokens, counts, path = np.full((50, 5), -7), np.full(50, -7), np.full((50, 5), -7)
@@ -45,8 +45,8 @@ def test_the_limits():
     assert greedy != whole
 
 
-def test_a_distance_is_the_cross_entropy_of_the_drafted_id():
-    """The first id further than the threshold is replaced by the target's choice, and what follows it is gone."""
+def test_the_distance_is_the_cross_entropy_of_the_draft():
+    """The first draft beyond the threshold is replaced by the target's argmax; later drafts are dropped."""
     p = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
     logits, drafts = np.log(p).astype(np.float32)[None] + 3, np.array([[1, 2, 1]])
     three = np.array([3])
@@ -54,7 +54,7 @@ def test_a_distance_is_the_cross_entropy_of_the_drafted_id():
         assert verifications(rollback_numba, logits, drafts, three, threshold) == [expected]
 
 
-def test_an_unsure_targets_own_choice_stands():
+def test_the_argmax_of_a_flat_target_is_accepted():
     logits = np.zeros((1, 2, 1000), np.float32)
     logits[0, :, 5] = 0.1
     assert verifications(rollback_numba, logits, np.array([[5]]), np.array([1]), 1.0) == [[5, 5]]

@@ -1,4 +1,4 @@
-"""Block verification: backends agree, the distribution holds over whole generations, no less is accepted than token by token."""
+"""Block verification: backends agree, the output distribution holds, no fewer drafts are accepted than token by token."""
 
 import types
 
@@ -22,12 +22,12 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("B, K, V", [(1, 1, 2), (40, 3, 16), (30, 5, 100), (3, 7, 8193), (2, 2, 32128)])
-def test_numba_agrees_with_the_reference_draw_for_draw(B, K, V):
+def test_numba_equals_the_reference(B, K, V):
     arguments = case(B, K, V)
     assert verifications(block_numba, arguments, B, K) == verifications(block_reference, arguments, B, K)
 
 
-def test_point_masses_and_greedy_rows_are_verified_token_by_token():
+def test_point_masses_and_greedy_sequences_are_verified_token_by_token():
     arguments = case(60, 4, 20, seed=2)
     arguments[4] = np.zeros(60, bool)
     assert verifications(block_numba, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
@@ -37,8 +37,10 @@ def test_point_masses_and_greedy_rows_are_verified_token_by_token():
 
 
 def rounds(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int = 4000, K: int = 3):
-    """Whole generations of three ids from distributions that depend on the place: chi-square of their joint distribution, its degrees of
-    freedom, and accepted ids and rounds of every trial."""
+    """Generate three tokens from distributions that depend on the position.
+
+    Returns the chi-square of their joint distribution, its degrees of freedom, and accepted drafts and steps of every trial.
+    """
     generator = torch.Generator().manual_seed(7)
     table = torch.randn(5, V, V, generator=generator)
     q = -table if drafter == "adversarial" else table + torch.randn(5, V, V, generator=generator)
@@ -55,7 +57,7 @@ def rounds(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int
 
 
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
-def test_whole_generations_follow_the_target_and_accept_no_less(drafter):
+def test_generations_follow_the_target_and_accept_no_less(drafter):
     value, freedom, accepted = rounds(drafter, 60_000)
     assert value < freedom + 10 * (2 * freedom) ** 0.5
     _, _, others = rounds(drafter, 60_000, blocks=False)
