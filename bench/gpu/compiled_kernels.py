@@ -103,7 +103,7 @@ def _drafter(geometry: str, r: Step, stored: str, target: T5WeightsCuda) -> Draf
     if r.drafter == "t5shallow":
         drafter = T5DrafterCuda(_weights(geometry, stored), torch.arange(LISTED))
         drafter.t5.reserve(r.batch_size, r.position, 1, r.source)
-        drafter.lists.reserve(r.batch_size, r.source)
+        drafter.vocabulary.reserve(r.batch_size, r.source)
         return drafter
     sizes = dict(vocab_size=target.config.vocab_size, d_model=target.config.d_model, head_scale=1.0, start_token=0,
                  end_token=1, pad_token=0, target="", target_hash="")

@@ -16,7 +16,8 @@ from foredraft.errors import UserError
 def measure_drafters(sizes: Sizes) -> Iterator[dict]:
     """Tokens a second and a round at temperature 0 and 1, by drafter and batch; the methods take turns.
 
-    Tokens must be plain decoding's, but where a drafter samples from a distribution of its own: then they follow the same distribution.
+    Tokens must be plain decoding's, but where a drafter samples from a distribution of its own: then they follow the same
+    distribution.
     """
     from foredraft.bench.harness.cases import sample_texts
     from foredraft.engine.generate import load
@@ -61,7 +62,7 @@ def measure_drafters(sizes: Sizes) -> Iterator[dict]:
 def _folders(sizes: Sizes, target: Path, scratch: Path) -> dict[str, Path]:
     """The trained drafters of `sizes.drafters`, by the names of their folders; where there are none, what they start from:
     the target's first two decoder layers, and an LSTM that copies."""
-    from foredraft.engine.drafters.trained import model_class
+    from foredraft.engine.drafters.registry import model_class
 
     found = sorted(path.parent for path in Path(sizes.drafters).glob("*/config.json")) if sizes.drafters else []
     if found:

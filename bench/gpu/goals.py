@@ -1,4 +1,4 @@
-"""What the GPU path is to reach, and what a machine's rows say of it: the short table that bench/gpu.sh ends with."""
+"""Goals of the GPU path, and whether the records of a machine meet them: the last table of `foredraft bench gpu`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Rows = dict[str, list[dict]]
 
 @dataclass(frozen=True)
 class Goal:
-    """`found(rows)` is a number, None where the run did not get so far; to be at least or, if `at_most`, at most `bound`."""
+    """`found(rows)` has to be at least `bound`, or at most if `at_most`; it is None if it was not measured."""
 
     name: str
     bound: float
@@ -38,7 +38,7 @@ def _over_transformers(rows: Rows) -> float | None:
 
 
 def _overhead(rows: Rows) -> float | None:
-    """The worse of plain rounds and of those with drafts."""
+    """The larger of plain steps' and of drafted steps' overhead."""
     found = {row["draft_tokens"]: row["overhead"] for row in _only(rows, "rounds", geometry="flan-t5-xl", batch=1)}
     return max(found.values()) if len(found) > 1 else None
 
@@ -53,11 +53,12 @@ GOALS = (
          lambda rows: _first(rows, "steps", "share", geometry="flan-t5-xl", batch=1, reads=1)),
     Goal("XL, plain step, B=1: times faster than transformers static + compile", 2.0, _over_transformers),
     Goal("verification in a graph, B<=8: us, the slowest", 10,
-         lambda rows: _largest(row["ours_us"] for row in rows.get("verification", []) if row.get("batch", 9) <= 8), at_most=True),
+         lambda rows: _largest(row["ours_us"] for row in rows.get("verification", []) if row.get("batch", 9) <= 8),
+         at_most=True),
     Goal("verification, B=128: times the time of its bytes, the slowest", 3,
          lambda rows: _largest(row["over_floor"] for row in _only(rows, "verification", batch=128) if "over_floor" in row),
          at_most=True),
-    Goal("XL, B=1: what a round adds to the passes, plain or with drafts, the worse", 0.05, _overhead, at_most=True),
+    Goal("XL, B=1: overhead of a step over its passes, plain or with drafts, the larger", 0.05, _overhead, at_most=True),
     Goal("XL, B=1, with drafts: tokens/s, MODELLED from measured passes and real acceptance", 3_000,
          lambda rows: _first(rows, "model", "measured_tokens_per_second", batch=1)),
     Goal("XL, B=32, with drafts: tokens/s, MODELLED from measured passes and real acceptance", 15_000,
@@ -65,8 +66,8 @@ GOALS = (
 )
 
 
-def verified(rows: Rows) -> list[dict]:
-    """Each goal with what was found, and whether it is met: None where it was not measured."""
+def goals_met(rows: Rows) -> list[dict]:
+    """Each goal with the measured number, and whether it is met (None: not measured)."""
     out = []
     for goal in GOALS:
         found = goal.found(rows)

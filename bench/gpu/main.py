@@ -1,7 +1,8 @@
-"""Everything there is to know of a GPU machine, in one call: `bash bench/gpu.sh`.
+"""Checks and times foredraft on a GPU machine, in one call: `foredraft bench gpu`, or `bash bench/gpu.sh` in a bare
+checkout.
 
-Each section runs in a process of its own under a time budget, and writes its rows as they come: a section that fails, or
-runs out of time, loses no other's and none of its own that were ready.
+Each section runs in a process of its own under a time budget and writes its records one by one: a section that fails or runs
+out of time keeps the records that were complete, and does not affect the others.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from foredraft import embedded
-from foredraft.bench.gpu.goals import verified
+from foredraft.atomic_write import write_atomic
+from foredraft.bench.gpu.goals import goals_met
 from foredraft.bench.gpu.sizes import Sizes
 from foredraft.engine.generate import check_device
 from foredraft.errors import UserError
 
-# Seconds for everything: a machine is lent for ten minutes.
+# seconds of all sections together
 TOTAL = 570
 
 
 @dataclass(frozen=True)
 class Section:
-    """`run(sizes, known)` yields rows; `known` holds the rows of the sections before it by name."""
+    """`run(sizes, known)` yields records; `known` has the records of earlier sections by name."""
 
     seconds: int
     run: Callable[[Sizes, dict[str, list[dict]]], Iterator[dict]]
@@ -54,16 +56,18 @@ def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def _distribution(sizes: Sizes, known: dict) -> Iterator[dict]:
-    """The tests that hold on a GPU too (chi-square and its mutants among them), with the kernels compiled for it: most of
-    the time goes into compiling, so they share all processors, or without pytest's plug-in for that a process a file."""
-    # cut off a little before this section is, so that what was said until then is not lost
+    """The tests that are valid on a GPU (chi-square and its mutants among them), with kernels compiled for it.
+
+    Most of the time is compilation, so pytest-xdist uses all processors; without it each file runs in its own process.
+    """
+    # they stop before this section is stopped, so that their output is not lost
     ends = time.monotonic() + SECTIONS["distribution"].seconds - 5
     files, spread = gpu_tests(), ["-n", str(os.cpu_count())] if find_spec("xdist") else []
     with ExitStack() as stack:
         running = []
         for together in [files] if spread else [[file] for file in files]:
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
-            # pyproject.toml's own options name a plug-in that the machine may not have
+            # overrides pyproject.toml, whose options need a plug-in that the machine may not have
             command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", *together, "-m", "gpu",
                        "-k", "not compiled_for", "-p", "no:cacheprovider", *spread]
             running.append((together, said, subprocess.Popen(
@@ -79,7 +83,7 @@ def _distribution(sizes: Sizes, known: dict) -> Iterator[dict]:
 
 
 def gpu_tests() -> list[str]:
-    """Their files alone: other files may import what the machine has not."""
+    """Only the files with such tests: others may import packages that the machine does not have."""
     return [str(file) for file in sorted(Path("tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
 
 
@@ -140,7 +144,7 @@ def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
                                   known.get("steps", []), known.get("rounds", []))
 
 
-# In order of worth; those before "peers" leave it 80 seconds even where each takes all of its own.
+# the most important first; those before "peers" leave it 80 seconds even if each takes all of its time
 SECTIONS = {
     "compile": Section(70, _compile), "checks": Section(110, _checks), "distribution": Section(80, _distribution),
     "bandwidth": Section(15, _bandwidth), "steps": Section(90, _steps), "verification": Section(40, _verification),
@@ -150,7 +154,7 @@ SECTIONS = {
 
 
 def copy_bandwidth(known: dict[str, list[dict]]) -> float | None:
-    """GB/s as measured."""
+    """GB/s of a copy, if it was measured."""
     rows = known.get("bandwidth") or []
     return rows[0]["copy_gb_s"] if rows else None
 
@@ -162,7 +166,7 @@ def read_rows(out: Path) -> dict[str, list[dict]]:
 
 
 def run_section(name: str, out: Path, sizes: Sizes) -> None:
-    """Run one section here and append its rows to OUT/NAME.jsonl as they come."""
+    """Run one section in this process and write its records to OUT/NAME.jsonl one by one."""
     known = read_rows(out)
     with open(out / f"{name}.jsonl", "w") as file:
         for row in SECTIONS[name].run(sizes, known):
@@ -172,16 +176,16 @@ def run_section(name: str, out: Path, sizes: Sizes) -> None:
 
 
 def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
-    """Run sections one after another, each in a process of its own; what happened to each, in seconds and words."""
+    """Run sections one after another, each in its own process; how each ended, and its seconds."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
-        # of an earlier run, on a machine that may have been another
+        # records of an earlier run, perhaps on another machine
         (out / f"{name}.jsonl").unlink(missing_ok=True)
     began, ends = time.monotonic(), {}
     for name in names:
         left = min(SECTIONS[name].seconds, TOTAL - (time.monotonic() - began))
         if left < 5:
-            ends[name] = {"ended": "no time was left", "seconds": 0.0}
+            ends[name] = {"ended": "no time left", "seconds": 0.0}
             continue
         start = time.monotonic()
         command = [sys.executable, "-m", "foredraft.bench.gpu.main", "--section", name, "--out", str(out), *extra]
@@ -192,14 +196,14 @@ def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, 9)
             child.wait()
-            ended = f"cut off after {left:.0f} s"
+            ended = f"stopped after {left:.0f} s"
         ends[name] = {"ended": ended, "seconds": round(time.monotonic() - start, 1)}
         print(f"== {name}: {ended} ({ends[name]['seconds']} s)", flush=True)
     return ends
 
 
 def show(rows: dict[str, list[dict]], ends: dict) -> None:
-    """A table a section, then the checks' failures, and last the goals."""
+    """A table for each section, then failed checks, then the goals."""
     from rich.console import Console
     from rich.table import Table
 
@@ -224,7 +228,7 @@ def show(rows: dict[str, list[dict]], ends: dict) -> None:
     table = Table(title="goals", title_justify="left")
     for column in ("goal", "bound", "found", "met"):
         table.add_column(column)
-    for row in verified(rows):
+    for row in goals_met(rows):
         met = {True: "yes", False: "NO", None: "not measured"}[row["met"]]
         table.add_row(row["goal"], f"{'<=' if row['at_most'] else '>='} {_cell(row['bound'])}", _cell(row["found"]), met)
     console.print(table)
@@ -238,34 +242,43 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Check and time foredraft on a GPU; the last line is JSON.")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results/gpu")))
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="with commas between")
-    parser.add_argument("--section", choices=list(SECTIONS), help="run this one in this process")
-    parser.add_argument("--drafters", type=Path, default=embedded.LSTM.parent,
-                        help="a folder of trained drafters' folders; without one, untrained ones are timed")
-    options = parser.parse_args()
-    if options.section:
-        run_section(options.section, options.out, Sizes(drafters=str(options.drafters)))
-        return
-    try:
-        check_device("cuda")
-    except UserError as error:
-        print(f"bench/gpu.sh: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    names = options.sections.split(",")
+def check_and_time(out: Path, sections: str | None = None, drafters: Path | None = None) -> None:
+    """Run the sections, write OUT/gpu.json, print the tables and one line of JSON.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the records.
+    sections : str, optional
+        Names separated by commas; all by default.
+    drafters : Path, optional
+        A folder of trained drafters' folders; the embedded family's by default. Without any, untrained ones are timed.
+
+    Raises
+    ------
+    UserError
+        There is no GPU, or a section is not known.
+    """
+    check_device("cuda")
+    names = sections.split(",") if sections else list(SECTIONS)
     if unknown := [name for name in names if name not in SECTIONS]:
-        raise SystemExit(f"--sections: no section called {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
-    ends = run_all(options.out, names, ("--drafters", str(options.drafters)))
-    rows = read_rows(options.out)
+        raise UserError(f"--sections: no section named {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
+    ends = run_all(out, names, ("--drafters", str(drafters or embedded.LSTM.parent)))
+    rows = read_rows(out)
     machine = (rows.get("bandwidth") or [{}])[0].get("device")
-    temporary = options.out / "gpu.json.part"
-    temporary.write_text(json.dumps({"machine": machine, "goals": verified(rows), "sections": ends, "rows": rows}))
-    temporary.replace(options.out / "gpu.json")
+    write_atomic(out / "gpu.json", json.dumps(
+        {"machine": machine, "goals": goals_met(rows), "sections": ends, "rows": rows}))
     show(rows, ends)
-    # not all rows again: they would push the tables out of sight
-    print(json.dumps({"machine": machine, "json": str(options.out / "gpu.json"), "goals": verified(rows)}))
+    print(json.dumps({"machine": machine, "json": str(out / "gpu.json"), "goals": goals_met(rows)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run one section in this process.")
+    parser.add_argument("--section", choices=list(SECTIONS), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--drafters", type=Path, default=embedded.LSTM.parent)
+    options = parser.parse_args()
+    run_section(options.section, options.out, Sizes(drafters=str(options.drafters)))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def _verifications(sizes: Sizes, K: int, V: int) -> None:
 def compile_all(sizes: Sizes, seconds: float) -> Iterator[dict]:
     """A process a job, all at once, cut off after `seconds`; what is left is compiled where it is needed."""
     began = time.monotonic()
-    running = {name: subprocess.Popen([sys.executable, "-m", "foredraft.bench.gpu.precompile", name]) for name in jobs(sizes)}
+    running = {name: subprocess.Popen([sys.executable, "-m", "foredraft.bench.gpu.precompile", name])
+               for name in jobs(sizes)}
     for name, child in running.items():
         try:
             ended = "done" if child.wait(timeout=max(began + seconds - time.monotonic(), 0.1)) == 0 else "failed"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from foredraft.bench.gpu.roofline import MACHINES, Machine, Round, config_of, machine_of, predict, table
+from foredraft.bench.gpu.roofline import MACHINES, Machine, Step, config_of, machine_of, predict, table
 from foredraft.bench.gpu.sizes import (
     POSITION,
     Sizes,
@@ -67,7 +67,7 @@ def measure_steps(sizes: Sizes, bandwidth: Sequence[dict]) -> Iterator[dict]:
                     target.launch = PDL_LAUNCH
                     taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
                     target.launch = {}
-            expected = predict(target.config, Round(rows, reads - 1, sizes.source, POSITION, drafter="none"), machine)
+            expected = predict(target.config, Step(rows, reads - 1, sizes.source, POSITION, drafter="none"), machine)
             median = taken["us"]["median"]
             plain.setdefault(rows, median)
             yield {"geometry": geometry, "batch": rows, "reads": reads, "bytes": expected["bytes"],
@@ -184,8 +184,8 @@ def model_xl(sizes: Sizes, bandwidth: Sequence[dict], tokens_per_step: float, st
     """
     config_of(geometry)
     (name, machine), K = modelled_on(bandwidth), sizes.draft_tokens
-    for row in table(geometry, machine, [Round(rows, K, sizes.source) for rows in sizes.batches], tokens_per_step):
-        batch = row["round"]["batch_size"]
+    for row in table(geometry, machine, [Step(rows, K, sizes.source) for rows in sizes.batches], tokens_per_step):
+        batch = row["step"]["batch_size"]
         passes = [step["us"]["median"] for step in steps
                   if (step["geometry"], step["batch"], step["reads"]) == (geometry, batch, K + 1)]
         around = [one["draft_us"] + max(one["added_us"], 0.0) for one in rounds

@@ -1,11 +1,12 @@
-"""The verification alone, inside a CUDA graph, beside what transformers and vLLM do with torch operations for the same answer.
+"""The verification alone, inside a CUDA graph, beside what transformers and vLLM do with torch operations for the same
+answer.
 
 Every call reads other logits: the inputs rotate through more memory than the second-level cache holds. All three give one
 token id more than was accepted, written on the device, without the host. The chains draw by an exponential race (argmax of
 p / e), as vLLM does, for torch.multinomial reads back to the host; ours also commits into the state.
 
-`python -m foredraft.bench.gpu.verification_peers` prints a table, then one line of JSON; --dry-run runs everything tiny on the CPU,
-under Triton's interpreter (TRITON_INTERPRET=1): its times say nothing.
+`python -m foredraft.bench.gpu.verification_peers` prints a table, then one line of JSON; --dry-run runs everything tiny on
+the CPU, under Triton's interpreter (TRITON_INTERPRET=1): its times say nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Case:
         self.rows.lengths.fill_(1)
         for i in range(self.copies):
             accept_sampled_triton(
-                self.logits[i], self.drafts[i], self.lengths, None, self.dense, *self.distributions(i), self.temperature, None, None,
+                self.logits[i], self.drafts[i], self.lengths, None, self.dense, *self.distributions(i), self.temperature,
+                None, None,
                 self.seeds, self.rows, self.tokens, self.counts, self.path, self.scratch, True)
 
     def transformers(self) -> None:
@@ -132,7 +134,8 @@ def check_verification(device: str, V: int = VOCABULARY) -> Iterator[dict]:
         case.ours()
         B, R = case.tokens.shape
         tokens, counts, path = torch.zeros(B, R).long(), torch.zeros(B).long(), torch.zeros(B, R).long()
-        distributions = [torch.zeros(0, 0, 0), torch.zeros(0, 0).double()] if not dense else [distribution.cpu() for distribution in case.distributions(0)]
+        distributions = ([one.cpu() for one in case.distributions(0)] if dense else
+                         [torch.zeros(0, 0, 0), torch.zeros(0, 0).double()])
         ones = torch.ones(B)
         inputs = [case.logits[0].float().cpu(), case.drafts[0].cpu(), case.lengths.cpu(), torch.arange(R - 1).repeat(B, 1),
                   case.dense.cpu(), *distributions, ones, ones.long() * 0, ones, case.seeds.cpu(), ones.long()]

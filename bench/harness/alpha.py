@@ -16,9 +16,9 @@ def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence
 
     `outputs` are the target's own (plain decoding at the same temperature). Both models are led along them one token at
     a time (teacher forcing), whatever would have been accepted, so that every prefix counts once: the empty one and the
-    one before the end token too. q is the drafter's distribution of the NEXT token, its first draft: a dense drafter's softmax,
-    else a point mass, for which the sum is p(draft); a prefix for which nothing is drafted counts 0. At temperature 0
-    p is the point mass on the argmax, and each prefix counts [argmax p == draft]. It does not depend on K, and it is
+    one before the end token too. q is the drafter's distribution of the NEXT token, its first draft: a dense drafter's
+    softmax, else a point mass, for which the sum is p(draft); a prefix for which nothing is drafted counts 0. At temperature
+    0 p is the point mass on the argmax, and each prefix counts [argmax p == draft]. It does not depend on K, and it is
     not accepted / tested of a decode, which sees only the prefixes where a draft was tested
     (Leviathan et al. 2023, Corollary 3.6).
     """

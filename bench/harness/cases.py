@@ -1,4 +1,4 @@
-"""What a bench decodes: articles as source ids."""
+"""The articles of a measurement, as source tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE_TEXTS = "sample texts"
 
 @dataclass(frozen=True)
 class Case:
-    """One article: `source` ids ending in `</s>`, `cut` ids dropped from its end, the human summary if there is one."""
+    """One article: its `source` tokens with `</s>`, how many were `cut` from its end, the human summary if there is one."""
 
     name: str
     source: tuple[int, ...]
@@ -26,7 +26,7 @@ class Case:
 
 
 def sample_texts() -> list[tuple[str, str]]:
-    """(file name, text) of the articles that ship with foredraft, in order."""
+    """(file name, text) of foredraft's sample articles, in order."""
     folder = resources.files("foredraft.assets") / "texts"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".txt")), key=lambda file: file.name)
     return [(file.name, file.read_text(encoding="utf-8").strip()) for file in files]
@@ -36,16 +36,16 @@ def load_cases(data: str | Path | None, tokenizer, *, limit: int | None = None,
                max_source: int | None = None) -> list[Case]:
     """The first `limit` articles of a jsonl(.gz) of article/highlights, or of the sample texts if `data` is None.
 
-    `tokenizer` is a tokenizers.Tokenizer. A source keeps at most `max_source` ids (default 512), `</s>` included.
+    `tokenizer` is a tokenizers.Tokenizer. A source keeps at most `max_source` tokens (default 512), `</s>` included.
     UserError: no tokenizer, an unreadable file, a broken line, no article, a limit below 1, a `max_source` below 2.
     """
     if tokenizer is None:
-        raise UserError("the target has no tokenizer to read articles with; put tokenizer.json beside config.json")
+        raise UserError("the target has no tokenizer; put tokenizer.json beside config.json")
     max_source = DEFAULT_MAX_SOURCE if max_source is None else max_source
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}; give 1 or more articles")
     if max_source < 2:
-        raise UserError(f"--max-source is {max_source}; a source needs 2 ids or more, </s> included")
+        raise UserError(f"--max-source is {max_source}; a source needs 2 tokens or more, </s> included")
     cases = []
     for name, text, reference in _texts(data):
         if len(cases) == limit:
@@ -55,12 +55,12 @@ def load_cases(data: str | Path | None, tokenizer, *, limit: int | None = None,
         kept = body[: max_source - 1]
         cases.append(Case(name, (*kept, END), len(body) - len(kept), reference))
     if not cases:
-        raise UserError(f"{data}: no article in it; give a jsonl of article/highlights objects")
+        raise UserError(f"{data}: holds no article; give a jsonl of article/highlights objects")
     return cases
 
 
 def describe(data: str | Path | None, cases: list[Case]) -> dict:
-    """The record's account of the cases: file name, how many, source lengths in ids, how much was cut."""
+    """What a record states of the cases: file name, number, source lengths in tokens, what was cut."""
     lengths = [len(case.source) for case in cases]
     return {
         "name": Path(data).name if data else SAMPLE_TEXTS,

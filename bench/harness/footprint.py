@@ -1,4 +1,4 @@
-"""What a method takes before its first token: loading, latency, memory; each in a process of its own.
+"""Loading time, first-token latency and peak memory of a method, in a process of its own.
 
     python -m foredraft.bench.harness.footprint '{"method": ..., "target": ..., "settings": {...}, "source": [...]}'
 """
@@ -32,7 +32,8 @@ def measure(name: str, model, settings: Settings, source: Sequence[int]) -> dict
     wanted = {"method": name, "target": str(model.path), "dtype": model.dtype, "weights": model.describe()["weights"],
               "settings": asdict(settings), "source": list(source)}
     try:
-        done = subprocess.run([sys.executable, "-m", "foredraft.bench.harness.footprint", json.dumps(wanted)], capture_output=True,
+        done = subprocess.run([sys.executable, "-m", "foredraft.bench.harness.footprint", json.dumps(wanted)],
+                              capture_output=True,
                               text=True, timeout=LONGEST, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return None

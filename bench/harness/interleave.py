@@ -1,4 +1,4 @@
-"""Whose turn it is, and a quiet machine for it: what runs before a method must not decide how fast that method looks."""
+"""Interleaving: random orders of methods, and a machine that is idle before each of them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-# Thread pools of other libraries spin for up to 0.2 s after their work, in the way of whoever comes next.
+# seconds; thread pools of other libraries spin for up to 0.2 s after their work
 LONGEST = 1.0
 LOOK = 0.005
 
 
 def orders(names: Sequence[str], seed: int) -> Iterator[list[str]]:
-    """Endless random orders of the names, so that none always follows the same other."""
-    draw = np.random.default_rng(seed)
+    """Endless random orders of the names, so that no name always follows the same other name."""
+    generator = np.random.default_rng(seed)
     while True:
-        yield [names[i] for i in draw.permutation(len(names))]
+        yield [names[i] for i in generator.permutation(len(names))]
 
 
 def wait_until_idle(sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.perf_counter,
                     cpu: Callable[[], float] = time.process_time) -> None:
-    """Sleep until this process's threads do: less than a tenth of a look's time on the processor; 1 s at most."""
+    """Sleep until this process uses less than a tenth of a processor, at most 1 s."""
     began = clock()
     while clock() - began < LONGEST:
         start, used = clock(), cpu()

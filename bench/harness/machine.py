@@ -1,4 +1,4 @@
-"""The machine a bench ran on, with the bandwidth it really had at that time."""
+"""The machine of a measurement, with its bandwidth at that time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foredraft.kernels.model.linear import linear_loop
 
 
 def describe(device: str = "cpu") -> dict:
-    """Processor, cores, threads, versions and the read bandwidth in GB/s, measured now on `device`."""
+    """Processor, cores, threads, versions, and the read bandwidth in GB/s measured now on `device`."""
     import torch
 
     on_gpu = str(device).startswith("cuda")
@@ -33,18 +33,18 @@ def describe(device: str = "cpu") -> dict:
 
 
 def file_name(machine: dict) -> str:
-    """A file name stem for this kind of machine: its processor or its GPU, and the cores."""
+    """File name stem of a kind of machine: its GPU, or its processor and cores."""
     words = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", words.lower())).strip("-")
 
 
 def read_bandwidth(device: str = "cpu", megabytes: int = 256, times: int = 5) -> float:
-    """GB/s of the best of `times` reads of an array far larger than the caches: a sum over it and, on a CPU, also a
-    matrix-vector product with it by our own kernel, which asks for memory sooner than a library's sum."""
+    """GB/s of the fastest of `times` reads of an array larger than the caches: a sum, and on a CPU also a matrix-vector
+    product by the linear kernel, which prefetches more than a library's sum."""
     import torch
 
     array = torch.ones(megabytes * 250_000, device=device)
-    # reading the sum back waits for the device
+    # item() waits for the device
     reads = [lambda: array.sum().item()]
     if array.device.type == "cpu" and HAS_NUMBA:
         inputs = 4096

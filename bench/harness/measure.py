@@ -1,8 +1,7 @@
-"""Timed decoding, and the sums over it: one counter and one clock for all methods.
+"""Timed decoding, and figures from it: one token counter and one clock for all methods.
 
-The methods take turns batch by batch inside one process, in random order and each after the last one's threads have gone
-to sleep, so that a machine that slows down slows all of them. The tokens compared with plain decoding's are those of the
-timed passes themselves.
+Methods are interleaved batch by batch in one process, in random order, each on an idle machine, so that a machine that slows
+down slows all of them. The tokens that are compared with plain decoding's are those of the timed passes.
 """
 
 from __future__ import annotations
@@ -22,10 +21,13 @@ PHASES = ("encode", "draft", "verify")
 
 @dataclass(frozen=True)
 class Sample:
-    """One batch decoded once: `rows` of ids up to the end of text, wall `seconds`, `phases` of it, stats or None, proposers of
-    the ids (indices of engine.state.PROPOSERS) or None."""
+    """One batch decoded once.
 
-    rows: list[list[int]]
+    `outputs`: tokens of each sequence up to the end token. `seconds`: wall time, and `phases` of it. `stats`: DecodeStats or
+    None. `proposers`: of each token (indices of engine.drafters.registry.PROPOSERS), or None.
+    """
+
+    outputs: list[list[int]]
     seconds: float
     phases: dict[str, float] = field(default_factory=dict)
     stats: object | None = None
@@ -33,7 +35,7 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        return sum(map(len, self.rows))
+        return sum(map(len, self.outputs))
 
 
 # [repeat][batch]
@@ -41,8 +43,8 @@ Samples = list[list[Sample]]
 
 
 def until_end(ids: Sequence[int], end_token: int, limit: int) -> list[int]:
-    """What a row really emitted: its ids up to and with the first end token, `limit` at most. Everyone's tokens are
-    counted and compared after this."""
+    """The tokens up to and with the first end token, `limit` at most. All methods' tokens are counted and compared this
+    way."""
     ids = list(ids[:limit])
     return ids[: ids.index(end_token) + 1] if end_token in ids else ids
 
@@ -56,30 +58,30 @@ def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], set
             settle: Callable[[], None] = wait_until_idle, partial: bool = False) -> dict[str, Samples]:
     """Decode all sources `settings.repeats` times with every method, after an untimed pass over the first batches.
 
-    Interrupted, it gives the passes that are complete, or with `partial` those batches of the first one that all methods
-    have decoded; without any, the interruption goes on.
+    After an interruption it returns the complete passes, or with `partial` the batches of the first pass that all methods
+    have decoded. If there are none, KeyboardInterrupt is raised again.
     """
     names, work = list(methods), batches(sources, settings.batch_size)
 
     def once(name: str, number: int) -> Sample:
-        # one seed a batch: the same for every method, so that seeded outputs can be compared
+        # one seed for each batch, shared by all methods, so that seeded outputs can be compared
         seed = settings.seed + number * settings.batch_size
         settle()
         start = clock()
         output = methods[name].run(work[number], seed)
         seconds = output.wall if output.wall is not None else clock() - start
-        rows = [until_end(ids, end_token, settings.max_new_tokens) for ids in output.token_ids]
-        return Sample(rows, seconds, output.seconds, output.stats, output.proposers)
+        outputs = [until_end(tokens, end_token, settings.max_new_tokens) for tokens in output.token_ids]
+        return Sample(outputs, seconds, output.seconds, output.stats, output.proposers)
 
     for number in range(min(settings.warm_up, len(work))):
         for name in names:
             once(name, number)
     taken = {name: [[] for _ in range(settings.repeats)] for name in names}
-    turns = orders(names, settings.seed)
+    order = orders(names, settings.seed)
     try:
         for repeat in range(settings.repeats):
             for number in range(len(work)):
-                for name in next(turns):
+                for name in next(order):
                     taken[name][repeat].append(once(name, number))
                 on_batch()
     except KeyboardInterrupt:
@@ -94,10 +96,15 @@ def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], set
 
 
 def differing(reference: Samples, other: Samples) -> int:
-    """The gate: how many articles any pass of `other` decoded to other tokens than the first pass of `reference`."""
-    expected = [row for sample in reference[0] for row in sample.rows]
-    passes = [[row for sample in one for row in sample.rows] for one in other]
-    return sum(any(one[article] != row for one in passes) for article, row in enumerate(expected))
+    """How many articles any pass of `other` decoded to other tokens than the first pass of `reference`."""
+    expected = outputs_of(reference[0])
+    passes = [outputs_of(one) for one in other]
+    return sum(any(one[article] != tokens for one in passes) for article, tokens in enumerate(expected))
+
+
+def outputs_of(one: Sequence[Sample]) -> list[list[int]]:
+    """The outputs of one pass, article by article."""
+    return [output for sample in one for output in sample.outputs]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -107,9 +114,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def seconds(samples: Samples) -> dict[str, float | None]:
-    """Total, encode, draft, verify and other in seconds for all articles: medians over the passes. None: not told.
+    """Total, encode, draft, verify and other in seconds for all articles: medians over the passes. None: not reported.
 
-    `other` is what is left of a method that tells its draft and verify time: verifications, commits, the host.
+    `other` is the rest of a method that reports draft and verify: verification, commit, the host.
     """
     def median(cost: Callable[[Sample], float]) -> float:
         return float(np.median([sum(map(cost, one)) for one in samples]))
@@ -127,15 +134,17 @@ def decode_seconds(sample: Sample) -> float:
 
 
 def tokens_per_second(samples: Samples, *, with_encoding: bool) -> dict[str, float]:
-    """All tokens over all seconds, a pass at a time; `spread` over the passes."""
+    """All tokens over all seconds of a pass; `spread` over the passes."""
     cost = (lambda sample: sample.seconds) if with_encoding else decode_seconds
     return spread([sum(sample.tokens for sample in one) / sum(map(cost, one)) for one in samples])
 
 
 def speed_up(reference: Samples, other: Samples, *, with_encoding: bool, resamples: int = 2000) -> dict[str, float]:
-    """Seconds a token of `reference` over those of `other`, totals over totals: `spread` over the passes, and as low / high
-    the 95 % bootstrap interval of the median, over batches (their pairs were taken side by side). Per token, because
-    samples of one distribution end at different lengths; for the same tokens it is the ratio of the seconds."""
+    """Seconds per token of `reference` over those of `other`: `spread` over the passes; low and high: 95 % interval.
+
+    The interval is a bootstrap of the median over batches, which were timed in pairs. Per token, because samples of one
+    distribution have different lengths; for equal tokens it is the ratio of the seconds.
+    """
     cost = (lambda sample: sample.seconds) if with_encoding else decode_seconds
 
     def by_batch(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
@@ -155,11 +164,11 @@ def speed_up(reference: Samples, other: Samples, *, with_encoding: bool, resampl
 
 
 def acceptance(samples: Samples) -> dict | None:
-    """The drafting figures of one pass (all passes draft alike); None for a method without DecodeStats.
+    """Acceptance figures of the first pass; None for a method without DecodeStats.
 
-    rate = accepted / tested: of the drafts that the target verified, up to and with a round's first rejection.
-    per_drafted = accepted / drafted. tokens_per_step counts the target's own token. coverage: share of rounds with a
-    draft. at: accepted / tested by place in the draft, from the first.
+    `rate`: accepted / tested, where tested counts drafts up to and with a step's first rejection. `per_drafted`: accepted /
+    drafted (vLLM's draft acceptance rate). `tokens_per_step`: mean acceptance length, the target's own token included.
+    `coverage`: share of steps with a draft. `at`: accepted / tested by position in the draft.
     """
     stats = [sample.stats for sample in samples[0]]
     if any(one is None for one in stats):
@@ -170,7 +179,7 @@ def acceptance(samples: Samples) -> dict | None:
         np.sum([getattr(one, name) for one in stats], axis=0).tolist() for name in ("tested_at", "accepted_at")
     )
     return {
-        "rounds": steps, "drafted": drafted, "tested": tested, "accepted": accepted,
+        "steps": steps, "drafted": drafted, "tested": tested, "accepted": accepted,
         "rate": ratio(accepted, tested), "per_drafted": ratio(accepted, drafted),
         "tokens_per_step": ratio(emitted, steps), "coverage": ratio(covered, steps),
         "at": [ratio(a, t) for a, t in zip(accepted_at, tested_at, strict=True)],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from foredraft.bench.harness.settings import Settings
+from foredraft.engine.drafters.registry import ENTRIES
 from foredraft.errors import UserError
 
 REFERENCE = "plain"
@@ -21,8 +22,8 @@ REFERENCE = "plain"
 @dataclass(frozen=True)
 class Output:
     """One decoded batch: `token_ids` a list per row (without the start token; what follows the end is ignored),
-    `seconds` by phase ("encode" always), `stats` and `proposers` the DecodeStats and proposers of a foredraft model, else None.
-    `wall`: the seconds of the decoding, where the call did more than decode; else the whole call counts."""
+    `seconds` by phase ("encode" always), `stats` and `proposers` the DecodeStats and proposers of a foredraft model, else
+    None. `wall`: the seconds of the decoding, where the call did more than decode; else the whole call counts."""
 
     token_ids: list[list[int]]
     seconds: dict[str, float]
@@ -36,8 +37,8 @@ class Method:
     """`run(sources, seed)` decodes one batch of source ids. `model` is the foredraft model behind it, if there is one.
 
     `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own; `lossless` if it draws
-    from plain decoding's very distribution, so that the seconds of a token compare. `speculates`: a step of another's engine may
-    emit several tokens, and it does not tell how many.
+    from plain decoding's very distribution, so that the seconds of a token compare. `speculates`: a step of another's engine
+    may emit several tokens, and it does not tell how many.
     """
 
     run: Callable[[Sequence[Sequence[int]], int], Output]
@@ -54,6 +55,9 @@ class Absent(Exception):
 def build(name: str, model, settings: Settings) -> Method:
     """The method called `name`, a key of METHODS with an optional `:argument`. UserError: no such method. Absent."""
     key, _, argument = name.partition(":")
+    if key not in METHODS and key in ENTRIES:
+        # registered by the user
+        return _foredraft(key)(model, settings, argument or None)
     if key not in METHODS:
         raise UserError(f"--methods: no method called {key!r}; choose from {', '.join(METHODS)}")
     return METHODS[key](model, settings, argument or None)
@@ -237,14 +241,8 @@ def _assisted(settings: Settings) -> dict:
 
 METHODS = {
     REFERENCE: _foredraft(None, draft_tokens=0),
-    "lookup": _foredraft("lookup"),
-    "ngram": _foredraft("ngram"),
-    "lookup+ngram": _foredraft("lookup+ngram"),
-    "lookup+history": _foredraft("lookup+history"),
-    "lstm": _foredraft("lstm"),
+    **{name: _foredraft(name) for name, entry in ENTRIES.items() if entry.is_spec and name != "none"},
     "drafter": _trained,
-    "self": _foredraft("self"),
-    "tree": _foredraft("tree"),
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),
     "hf-prompt-lookup": _transformers(_prompt_lookup, speculates=True),
@@ -254,6 +252,6 @@ METHODS = {
     "onnxruntime": _onnxruntime,
 }
 # Those that say nothing without an argument: drafter:PATH, self:SKIP, tree:SHAPE:NAME.
-OF_ARGUMENT = ("drafter", "self", "tree")
+OF_ARGUMENT = ("drafter", *(name for name, entry in ENTRIES.items() if entry.needs_argument))
 # Those that foredraft's own model runs; the others need no more of it than its path.
-OURS = (REFERENCE, "lookup", "ngram", "lookup+ngram", "lookup+history", "lstm", *OF_ARGUMENT)
+OURS = (REFERENCE, "drafter", *(name for name in ENTRIES if name in METHODS))

@@ -86,7 +86,8 @@ def drafts_of_tables(model, fits: dict[str, tuple[np.ndarray, np.ndarray]], test
     texts = [Texts(T, model.generate(sources, draft_tokens=0, batch_size=16, do_sample=T > 0, temperature=T or 1.0,
                                      seed=0).token_ids) for T in temperatures]
     target = model.target
-    return acceptance(fits, target.config.vocab_size, sources, texts, orders, ks, target.start_token, target.end_token, progress)
+    return acceptance(fits, target.config.vocab_size, sources, texts, orders, ks, target.start_token, target.end_token,
+                      progress)
 
 
 class _Measured:

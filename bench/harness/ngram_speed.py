@@ -45,7 +45,8 @@ def encoded(paths: Sequence[Path], field: str, model, limit: int | None = None) 
     return np.concatenate(found), np.cumsum([0, *map(len, found)])
 
 
-def speeds(wanted: Sequence[str], model, texts: tuple[np.ndarray, np.ndarray], test: Path, field: str, order: int, repeats: int,
+def speeds(wanted: Sequence[str], model, texts: tuple[np.ndarray, np.ndarray], test: Path, field: str, order: int,
+           repeats: int,
            megabytes: int, lmplz: str | None) -> dict:
     """The figures of each part in `wanted`: counting, queries, drafting, size, opening."""
     found, parts = {}, set(wanted) & {"counting", "queries", "drafting", "size"}

@@ -1,4 +1,4 @@
-"""How a bench decodes: one frozen object that every method reads and every record states."""
+"""The decoding settings of a measurement, shared by all methods and stated in every record."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from foredraft.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """The decoding of a run, the same for all methods.
+    """Decoding settings of a run.
 
-    `temperature` 0 is greedy; above it `seed` makes the runs repeatable. `repeats` timed passes follow one warm-up pass
-    over `warm_up` batches. `assistant` is the checkpoint with which transformers assists itself.
+    `temperature` 0 is greedy; above 0 `seed` makes runs repeatable. `repeats` timed passes follow a warm-up over `warm_up`
+    batches. `assistant`: the checkpoint for transformers' assisted generation.
     """
 
     batch_size: int = 1

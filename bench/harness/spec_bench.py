@@ -1,4 +1,4 @@
-"""Answers in the format of Spec-Bench (Xia et al. 2024), which its own scripts read, and its way to sum them up."""
+"""Spec-Bench (Xia et al. 2024): answers in its format, which its scripts read, and its summary figures."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from pathlib import Path
 import numpy as np
 
 from foredraft.bench.harness.measure import Sample, Samples
-from foredraft.engine.state import PROPOSERS
+from foredraft.engine.drafters.registry import PROPOSERS
 
 CATEGORY = "summarization"
 TARGET = PROPOSERS.index("target")
 
 
 def accept_lengths(sample: Sample) -> list[int]:
-    """Ids emitted by each round of one request, in order. A round ends with the target's own id, or with the text's end.
+    """Tokens emitted by each step of one request. A step ends with the target's own token, or with the output.
 
-    Without proposers, of a method that does not speculate: one id a round.
+    One token a step for a method without proposers, which does not speculate.
     """
     if sample.proposers is None:
         return [1] * sample.tokens
-    lengths, open_round = [], 0
+    lengths, length = [], 0
     for proposer in sample.proposers[0][: sample.tokens]:
-        open_round += 1
+        length += 1
         if proposer == TARGET:
-            lengths.append(open_round)
-            open_round = 0
-    return lengths + [open_round] * (open_round > 0)
+            lengths.append(length)
+            length = 0
+    return lengths + [length] * (length > 0)
 
 
 def answers(method: str, passed: Sequence[Sample], tokenizer, names: Sequence[str]) -> list[dict]:
-    """A line for each article of one pass; `passed`: its samples, one article each."""
+    """A line for each article of one pass, whose samples are `passed`, one article each."""
     lines = []
     for number, (sample, name) in enumerate(zip(passed, names, strict=True), 1):
         lengths = accept_lengths(sample)
-        text = tokenizer.decode(sample.rows[0], skip_special_tokens=True)
+        text = tokenizer.decode(sample.outputs[0], skip_special_tokens=True)
         choice = {"index": 0, "turns": [text], "decoding_steps": [len(lengths)], "new_tokens": [sample.tokens],
                   "wall_time": [sample.seconds], "accept_lengths": lengths}
         lines.append({"question_id": number, "category": CATEGORY, "answer_id": _digest(method, name), "model_id": method,
@@ -47,7 +47,7 @@ def answers(method: str, passed: Sequence[Sample], tokenizer, names: Sequence[st
 
 
 def write(folder: Path, method: str, samples: Samples, tokenizer, names: Sequence[str]) -> None:
-    """FOLDER/run_1/METHOD.jsonl and so on, a file a pass: what Spec-Bench calls model_answer."""
+    """Write FOLDER/run_1/METHOD.jsonl and so on, one file for each pass: Spec-Bench's model_answer."""
     for number, passed in enumerate(samples, 1):
         path = folder / f"run_{number}" / f"{method.replace('/', '_').replace(':', '-')}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +56,12 @@ def write(folder: Path, method: str, samples: Samples, tokenizer, names: Sequenc
         partial.replace(path)
 
 
-def summary(samples: Samples, plain: Samples, rounds: bool = True) -> dict[str, float | None]:
-    """Spec-Bench's figures: mean accepted tokens over rounds (None for a method that does not tell its rounds); tokens a
-    second, the mean over articles of each one's own speed, encoding included; its ratio to plain decoding's; mean and sample
-    deviation over the passes."""
+def summary(samples: Samples, plain: Samples, has_steps: bool = True) -> dict[str, float | None]:
+    """Spec-Bench's figures, means and sample deviations over the passes.
+
+    Mean accepted tokens of a step (None if `has_steps` is false: the method does not report its steps); tokens a second, the
+    mean over articles of each article's speed, encoding included; the ratio of that to plain decoding's.
+    """
     def speeds(passed: Sequence[Sample]) -> float:
         return float(np.mean([sample.tokens / sample.seconds for sample in passed]))
 
@@ -69,7 +71,7 @@ def summary(samples: Samples, plain: Samples, rounds: bool = True) -> dict[str, 
     def deviation(values: np.ndarray) -> float:
         return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
-    return {"mean_accepted_tokens": float(np.mean(lengths)) if rounds else None, "tokens_per_second": float(ours.mean()),
+    return {"mean_accepted_tokens": float(np.mean(lengths)) if has_steps else None, "tokens_per_second": float(ours.mean()),
             "tokens_per_second_deviation": deviation(ours), "speed_up": float((ours / theirs).mean()),
             "speed_up_deviation": deviation(ours / theirs)}
 

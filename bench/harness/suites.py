@@ -1,4 +1,4 @@
-"""Named settings of `foredraft bench run`, so that two machines are asked the same."""
+"""Named settings of `foredraft bench run`, so that machines can be compared."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ DEFAULTS = {"limit": None, "batch_sizes": "1", "temperatures": "0", "draft_token
             "methods": None, "device": "cpu", "dtype": "float32", "footprints": False}
 OURS = "plain,lookup,ngram,lookup+ngram"
 SUITES = {
-    # a look: under a minute with the embedded target
+    # under a minute with the embedded target
     "quick": {"limit": 8, "repeats": 1, "methods": "plain,lookup,ngram,hf-greedy"},
-    # everything that runs on a CPU, alone and in batches, greedy and sampled
+    # all that runs on a CPU, one request and batches, greedy and sampled
     "cpu": {"limit": 100, "batch_sizes": "1,8", "temperatures": "0,1", "footprints": True},
     "gpu": {"limit": 200, "batch_sizes": "1,8,32", "temperatures": "0,1", "device": "cuda", "dtype": "bfloat16",
             "methods": f"{OURS},hf-greedy,hf-static-compiled,hf-prompt-lookup,hf-assisted", "footprints": True},
@@ -23,7 +23,7 @@ SUITES = {
 
 
 def chosen(suite: str | None, given: dict) -> dict:
-    """Every setting: as given (what is not None), else the suite's, else the default. UserError: no such suite."""
+    """Each setting as given (if not None), else the suite's, else the default. UserError: no such suite."""
     if suite is not None and suite not in SUITES:
         raise UserError(f"--suite: no suite called {suite!r}; choose from {', '.join(SUITES)}")
     return DEFAULTS | SUITES.get(suite, {}) | {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The alarm of regressions: the pytest-benchmark cases timed in a process of their own, those that raise it timed again."""
+"""The regression alarm: pytest-benchmark cases are timed in their own process, and timed again while they raise it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from foredraft.bench.regression import compare_runs as regression
+from foredraft.bench.regression import compare_runs
 from foredraft.errors import UserError
 
-# how often a case that raises the alarm is timed once more
+# how often a case that raises the alarm is timed again at most
 AGAIN = 8
-# of a case, however long one takes
+# rounds of a case at least
 ROUNDS = 20
-# as `make bench` does: a case on two threads waits for whichever of them another process has pushed aside
+# as in `make bench`: with two threads, a case would wait for the one that another process interrupts
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 CASES = Path("bench", "regression")
 
 
-def here() -> None:
-    """UserError: this is no checkout."""
+def check_checkout() -> None:
+    """Raise UserError outside a checkout."""
     if not (CASES / "conftest.py").is_file():
-        raise UserError("bench/: not here; run this in a checkout of foredraft")
+        raise UserError("bench/ is not here; run this in a checkout of foredraft")
 
 
 def time_cases(file: Path, asked: Sequence[str], slow: float, seconds: float) -> None:
-    """A run of the cases that pytest's arguments `asked` choose, into `file`, unless it is there; at most about `seconds` a
-    case, made to take `slow` times as long. UserError: pytest failed."""
+    """Time the cases that pytest's arguments `asked` select and write `file`, unless it exists.
+
+    A case takes about `seconds` at most, and `slow` times as long as it would. UserError if pytest fails.
+    """
     if file.is_file():
         return
     print(file.stem, file=sys.stderr, flush=True)
@@ -42,18 +44,20 @@ def time_cases(file: Path, asked: Sequence[str], slow: float, seconds: float) ->
     partial.replace(file)
 
 
-def verify(before: Sequence[regression.Run], file: Path, slow: float, seconds: float,
-          limit: float = regression.LIMIT) -> tuple[list[dict], int]:
-    """regression.compare()'s rows of a timed run, and how many cases were timed again: those that raise the alarm, for as
-    long as they do and AGAIN times at most, into files beside it."""
-    taken = [regression.read_run(file)]
-    rows, timed = regression.compare(before, taken, limit), 0
+def compare_timed(before: Sequence[compare_runs.Run], file: Path, slow: float, seconds: float,
+                  limit: float = compare_runs.LIMIT) -> tuple[list[dict], int]:
+    """compare() of a timed run, and how many cases were timed again.
+
+    Cases that raise the alarm are timed again, AGAIN times at most, into files beside `file`.
+    """
+    taken = [compare_runs.read_run(file)]
+    rows, timed = compare_runs.compare(before, taken, limit), 0
     for number in range(AGAIN):
-        alarms = [row["case"] for row in rows if row["verification"] == "slower"]
+        alarms = [row["case"] for row in rows if row["result"] == "slower"]
         if not alarms:
             break
         other = file.with_name(f"{file.stem}-again-{number}.json")
         time_cases(other, alarms, slow, seconds)
-        taken.append(regression.read_run(other))
-        rows, timed = regression.compare(before, taken, limit), max(timed, len(alarms))
+        taken.append(compare_runs.read_run(other))
+        rows, timed = compare_runs.compare(before, taken, limit), max(timed, len(alarms))
     return rows, timed

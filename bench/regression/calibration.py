@@ -1,4 +1,4 @@
-"""How fast this machine is right now, by work that is none of ours: the unit in which regressions are told."""
+"""The speed of this machine now, by work that is not foredraft's: the unit of the regression alarm."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 
-# 32 MB past the inner caches, arithmetic that stays inside them, and plain interpretation; one thread, for a pool of them
-# would wait for whoever else is at work
-FAR, NEAR, TURNS = 8_000_000, 50_000, 20_000
+# 32 MB beyond the inner caches, arithmetic inside them, and interpreted code; one thread, because a pool would wait for
+# other processes
+FAR, NEAR, LOOPS = 8_000_000, 50_000, 20_000
 
 
 @lru_cache(maxsize=1)
@@ -18,16 +18,16 @@ def _arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def work() -> float:
-    """One turn: a sum over a large array, functions of a small one, a loop of the interpreter."""
+    """A sum over a large array, functions of a small one, a loop of the interpreter."""
     far, near = _arrays()
     total = float(far.sum() + np.exp(near).sum())
-    for turn in range(TURNS):
-        total += turn
+    for number in range(LOOPS):
+        total += number
     return total
 
 
 def calibrate(times: int = 30) -> float:
-    """Seconds of the fastest of `times` turns: what else ran meanwhile only ever adds."""
+    """Seconds of the fastest of `times` calls: other processes can only add time."""
     best = float("inf")
     for _ in range(times):
         start = time.perf_counter()

@@ -10,21 +10,21 @@ from typing import NamedTuple
 from foredraft.errors import UserError
 
 CALIBRATION = "calibration"
-# half way, by ratio, from no change to the 1.5 that must never pass
+# half way, by ratio, between no change and 1.5, which must raise the alarm
 LIMIT = 1.5**0.5
 
 
 class Run(NamedTuple):
-    """Seconds of each case's fastest round, and of the fastest calibration."""
+    """Seconds of the fastest round of each case, and of the fastest calibration."""
 
     seconds: dict[str, float]
     unit: float
 
 
 def read_runs(path: Path) -> list[Run]:
-    """A file of pytest-benchmark, or a folder of them, searched through.
+    """A file of pytest-benchmark, or all files in a folder and its subfolders.
 
-    UserError: nothing there, another file, a case without its calibration.
+    UserError: no file, a file of another kind, a case without its calibration.
     """
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -39,15 +39,15 @@ def read_run(file: Path) -> Run:
                    min(one["extra_info"][CALIBRATION] for one in cases))
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file}: no run of `make bench` with calibrations ({why}); run it again") from None
+        raise UserError(f"{file}: not a run of `make bench` with calibrations ({why}); run it again") from None
 
 
 def compare(before: Sequence[Run], after: Sequence[Run], limit: float = LIMIT) -> list[dict]:
-    """A row for each case, the largest change first: its cost on either side, `change` after over before, and `verification`:
-    slower or faster by more than `limit`, same, or new or gone for a case of one side only.
+    """A dict for each case, the largest change first.
 
-    A cost is the least seconds of a side over its least calibration: on a slower machine both grow, and whatever else runs
-    only ever adds to either. The runs of a side come from one machine.
+    `before` and `after` are costs: the least seconds of a side over its least calibration, so that a slower machine does not
+    matter. `change` is after over before. `result`: slower or faster (by more than `limit`), same, new, gone.
+    The runs of a side come from one machine.
     """
     names = dict.fromkeys(name for run in (*before, *after) for name in run.seconds)
     units = [min(run.unit for run in runs) for runs in (before, after)]
@@ -56,9 +56,9 @@ def compare(before: Sequence[Run], after: Sequence[Run], limit: float = LIMIT) -
         old, new = ([run.seconds[name] / unit for run in runs if name in run.seconds]
                     for runs, unit in zip((before, after), units, strict=True))
         if not old or not new:
-            rows.append({"case": name, "before": None, "after": None, "change": None, "verification": "new" if new else "gone"})
+            rows.append({"case": name, "before": None, "after": None, "change": None, "result": "new" if new else "gone"})
             continue
         change = min(new) / min(old)
-        verification = "slower" if change > limit else "faster" if change < 1 / limit else "same"
-        rows.append({"case": name, "before": min(old), "after": min(new), "change": change, "verification": verification})
+        result = "slower" if change > limit else "faster" if change < 1 / limit else "same"
+        rows.append({"case": name, "before": min(old), "after": min(new), "change": change, "result": result})
     return sorted(rows, key=lambda row: -(row["change"] or 0))

@@ -1,7 +1,6 @@
-"""The pytest-benchmark fixture of these cases: every case stands between two calibrations of the machine.
+"""The pytest-benchmark fixture of these cases: each case runs between two calibrations of the machine.
 
-FOREDRAFT_BENCH_SLOW=1.5 makes every case take that many times as long: a seeded slowdown that `foredraft bench compare`
-must see.
+FOREDRAFT_BENCH_SLOW=1.5 makes every case take 1.5 times as long, to test `foredraft bench compare`.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ def benchmark(benchmark):
     kind, times = type(benchmark), float(os.environ.get("FOREDRAFT_BENCH_SLOW", "1"))
 
     def measured(self, function, *args, **named):
-        # one call beforehand: from a cold one pytest-benchmark would conclude that few rounds fill its time
+        # a warm-up call: after a cold one pytest-benchmark would choose too few rounds
         function(*args, **named)
         return kind.__call__(self, function if times == 1 else slowed(function, times), *args, **named)
 
-    # a class of its own, for pytest-benchmark takes nothing but its fixture from a case
+    # a subclass: pytest-benchmark accepts only its own fixture
     benchmark.__class__ = type("Warm", (kind,), {"__call__": measured})
     before = calibrate()
     yield benchmark
-    # the faster of the two: a case is told by its fastest round as well
+    # the faster of the two, as a case counts by its fastest round
     benchmark.extra_info[CALIBRATION] = min(before, calibrate())
 
 
 def slowed(function, times: float):
-    """The function, taking `times` as long: it spins for the rest."""
+    """The function made `times` slower: it spins for the rest."""
     def run(*args, **named):
         start = time.perf_counter()
         result = function(*args, **named)

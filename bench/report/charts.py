@@ -297,7 +297,8 @@ def alarm(row: dict, number: int) -> Chart:
     axes.set_ylim(1.6, -0.6)
     axes.set_xlabel("times the cost of the runs before")
     axes.spines["left"].set_visible(False)
-    note = (f"{machine_name(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} false "
+    note = (f"{machine_name(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} "
+            f"false "
             f"alarms, {row['timed_again']} timed again; slowed: {len(row['missed'])} missed.")
     return Chart(f"alarm-{number}", "Changes that raise the alarm", note, figure, [row])
 
@@ -348,4 +349,5 @@ def _few():
 
 def sources(charts: Sequence[Chart]) -> list[tuple[str, str, str]]:
     """(command, machine, time) behind charts, each once."""
-    return list(dict.fromkeys((row["command"], machine_name(row), row["time"][:10]) for chart in charts for row in chart.rows))
+    return list(dict.fromkeys((row["command"], machine_name(row), row["time"][:10]) for chart in charts
+                              for row in chart.rows))

@@ -61,8 +61,8 @@ def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value:
 
 
 def by_position(rows: Sequence[dict], temperature: float) -> Chart | None:
-    """accepted / tested at each position of the longest draft: a panel for each drafter, its baseline grey, the best distilled
-    in colour and named."""
+    """accepted / tested at each position of the longest draft: a panel for each drafter, its baseline grey, the best
+    distilled in colour and named."""
     drafters = {}
     for drafter, methods in by_method(rows).items():
         best = best_distilled(methods, temperature)

@@ -42,5 +42,6 @@ def speed_ups(rows: Sequence[dict]) -> Chart:
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=MUTED, handletextpad=0.2,
                   columnspacing=1.2)
     return Chart("methods", "Drafters, over plain decoding",
-                 f"{machine_name(rows[0])}. Filled: measured, each drafter's fastest configuration, with its 95 % interval; coloured: "
+                 f"{machine_name(rows[0])}. Filled: measured, each drafter's fastest configuration, with its 95 % "
+                 f"interval; coloured: "
                  "drafter auto. Hollow: simulated at the costs of a large target on a GPU.", figure, list(rows))

@@ -10,8 +10,8 @@ from foredraft.bench.report.collection import (
     best_distilled,
     by_method,
     figures_at,
-    mean,
     machine_name,
+    mean,
     side_by_side,
     speed_up,
     tokens_per_step,
@@ -33,7 +33,8 @@ def drafters_table(rows: Sequence[dict]) -> str:
     said = "one seed" if len(seeds) == 1 else f"means over the seeds that both sides have (1 to {len(seeds)})"
     caption = wrapped(
         f"{first['data']['articles']} articles of {first['data']['name']}, the target `{first['target']['hash']}`, "
-        f"{machine_name(first)}; {said}; of the distillation methods, the one with the highest alpha. A cell: baseline → distilled.")
+        f"{machine_name(first)}; {said}; of the distillation methods, the one with the highest alpha. A cell: baseline → "
+        f"distilled.")
     lines = []
     for drafter, methods in drafters.items():
         for temperature in (figures["temperature"] for figures in first["figures"]):

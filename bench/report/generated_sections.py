@@ -33,7 +33,8 @@ PICTURES = {"runs": ("speeds", "Decoding speed by method"), "drafters": ("drafte
 
 def blocks(found: Collection) -> dict[str, str]:
     """The text of each block, without its picture."""
-    shown = {"summary": summary_table(found.runs), "runs": runs_table(found.runs), "drafters": drafters_table(found.drafters),
+    shown = {"summary": summary_table(found.runs), "runs": runs_table(found.runs),
+             "drafters": drafters_table(found.drafters),
              "methods": methods_table(found.methods), "scale": scale_table(found.scale),
              "spec-bench": spec_bench_table(found.spec_bench), "regression": regression_text(found.regression)}
     return {name: text or NOTHING.get(name, "") for name, text in shown.items()}

@@ -32,7 +32,7 @@ def lines(rows: Sequence[dict]) -> list[list[str]]:
         found.append([
             name, rate("tokens_per_second")(row), times("speed_up")(row | {"method": name}), interval(row["of_best"]),
             "-" if plain else f"{drafts['tokens_per_step']:.2f}",
-            "-" if plain else f"{drafts['drafted'] / drafts['rounds']:.2f}", gate(row), *simulated])
+            "-" if plain else f"{drafts['drafted'] / drafts['steps']:.2f}", gate(row), *simulated])
     return found
 
 
@@ -66,19 +66,20 @@ def methods_table(settings: Sequence[Sequence[dict]]) -> str:
     target, data = row["target"], row["data"]
     text = [wrapped(
         f"{data['articles']} articles of {data['name']}, the target `{target['hash']}` ({target['parameters'] / 1e6:.1f}M, "
-        f"{target['weights']}), up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {machine_name(row)}. Each K was "
-        f"chosen on {row['tuned_on']} other articles. `auto` is compared with the drafter that was fastest on the other half "
-        "of these articles. In brackets: 95 % intervals.") + "\n", _fastest(settings)]
+        f"{target['weights']}), up to {row['max_new_tokens']} new tokens, {row['repeats']} passes, {machine_name(row)}. "
+        f"Each K was "
+        f"chosen on {row['tuned_on']} other articles. `auto` is compared with the drafter that was fastest "
+        "on the other half of these articles. In brackets: 95 % intervals.") + "\n", _fastest(settings)]
     text += ["Speed-up over plain decoding, and the K that was chosen:\n", _grid(settings, _speed_up_cell),
              "Tokens per step at that K:\n",
              _grid(settings, lambda row: "-" if row["speed_up"] is None else f"{row['acceptance']['tokens_per_step']:.2f}")]
     made = next((row["simulated"] for rows in settings for row in ran(rows) if "machine" in (row["simulated"] or {})), None)
     if made is not None:
         text += [wrapped(
-            f"SIMULATED speed-up of a {made['geometry']} target on one {made['machine']}: tokens per step as measured here, at "
-            f"the K that is best there; the costs of a step counted from bytes and launches ({made['round']['source']} source "
-            "tokens). Neither the model nor the GPU was available. A cascade is charged for all of its drafters in every "
-            "step.") + "\n", _grid(settings, _simulated_cell, simulated=True)]
+            f"SIMULATED speed-up of a {made['geometry']} target on one {made['machine']}: tokens per step as measured here, "
+            "at the K that is best there; the costs of a step counted from bytes and launches "
+            f"({made['step']['source']} source tokens). Neither the model nor the GPU was available. A cascade is charged "
+            "for all of its drafters in every step.") + "\n", _grid(settings, _simulated_cell, simulated=True)]
     text += [f"{wrapped(line)}\n" for line in absences(settings, spec, setting)]
     return "\n".join(text) + command_block(rows[0] for rows in settings)
 

@@ -12,8 +12,8 @@ AXES = {"articles": "articles", "source": "source tokens", "output": "output tok
 
 
 def spec_bench_setting(row: dict) -> str:
-    data = row["data"]
-    return f"{data['articles']} articles of {data['name']}, K={row['draft_tokens']}, {row['repeats']} runs, {machine_name(row)}"
+    data, where = row["data"], machine_name(row)
+    return f"{data['articles']} articles of {data['name']}, K={row['draft_tokens']}, {row['repeats']} runs, {where}"
 
 
 def spec_bench_lines(row: dict) -> list[list[str]]:
@@ -28,8 +28,9 @@ def spec_bench_table(rows: Sequence[dict]) -> str:
     """Markdown; empty without a record."""
     parts = []
     for row in rows:
-        caption = wrapped(f"As Spec-Bench computes them: {spec_bench_setting(row)}. Means over articles of each article's speed, "
-                          "encoding included, ± the standard deviation over the runs.")
+        caption = wrapped(
+            f"As Spec-Bench computes them: {spec_bench_setting(row)}. Means over articles of each article's speed, encoding "
+            "included, ± the standard deviation over the runs.")
         missing = "".join(f"\n`{one['method']}` is absent: {one['absent']}.\n" for one in row["rows"] if one["absent"])
         table = Table("", SPEC_BENCH_HEADS, spec_bench_lines(row)).markdown()
         parts.append(f"{caption}\n\n{table}{missing}{command_block([row])}")
@@ -42,8 +43,9 @@ def scale_table(rows: Sequence[dict]) -> str:
 
 
 def _scale_table(row: dict) -> str:
-    text = [wrapped(f"Time and memory an article, drafter {row['drafter']['name']}, batch size {row['batch_size']}, the target "
-                    f"`{row['target']['hash']}`, {machine_name(row)}. Memory is the peak over the loaded model.") + "\n"]
+    text = [wrapped(
+        f"Time and memory an article, drafter {row['drafter']['name']}, batch size {row['batch_size']}, the target "
+        f"`{row['target']['hash']}`, {machine_name(row)}. Memory is the peak over the loaded model.") + "\n"]
     for axis, name in AXES.items():
         if points := row["curves"][axis]:
             text.append(Table("", (name, *(f"{point['size']:,}" for point in points)), (
@@ -65,5 +67,5 @@ def regression_text(rows: Sequence[dict]) -> str:
         f"{row['runs']} unchanged runs of {len(row['cases'])} cases raised {len(row['false_alarms'])} alarms "
         f"({row['timed_again']} timed again, changes {row['unchanged']['least']:.2f} to {row['unchanged']['most']:.2f}). "
         f"Slowed {row['slow']:g} times, {len(row['missed'])} were missed ({row['seeded']['least']:.2f} to "
-        f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}). {machine_name(row)}.") + "\n" + command_block([row])
-        for row in rows)
+        f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}). "
+        f"{machine_name(row)}.") + "\n" + command_block([row]) for row in rows)

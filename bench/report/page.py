@@ -60,13 +60,15 @@ def build(found: Collection, sample: Sample | None) -> Page:
     page = Page(lede=lede(found))
     if found.runs:
         page.sections.append(Section(
-            "Who is faster", "Every method decodes the same articles in one process, batch by batch in a random order. The dashed "
+            "Who is faster",
+            "Every method decodes the same articles in one process, batch by batch in a random order. The dashed "
             "line is plain decoding. A speed-up over it is given only where every token is the same.",
             [charts.speeds(run) for run in found.runs], [_run_table(run) for run in found.runs],
             absence_notes(found.runs, lambda row: row["method"], charts.setting)))
     if found.methods:
         page.sections.append(Section(
-            "Which drafter", "Every drafter at the K that was best on other articles, and with adaptive draft lengths; sampled "
+            "Which drafter",
+            "Every drafter at the K that was best on other articles, and with adaptive draft lengths; sampled "
             "drafts are verified token by token and as blocks. The drafter auto chooses by itself. The speed-up of a large "
             "target on a GPU is simulated: tokens per step as measured, costs counted from bytes and launches.",
             methods_charts(found.methods),
@@ -80,7 +82,8 @@ def build(found: Collection, sample: Sample | None) -> Page:
                            charts_drafters.speed_ups)]
     if any(drafts):
         page.sections.append(Section(
-            "What distillation adds", "alpha is E[sum min(p, q)] over every prefix of the target's own output. Baselines were "
+            "What distillation adds",
+            "alpha is E[sum min(p, q)] over every prefix of the target's own output. Baselines were "
             "trained on human summaries, the others by the target, on as many articles and steps.",
             [chart for chart in drafts if chart],
             [Table("All runs", drafters_table.HEADS, drafters_table.drafter_lines(found.drafters, TEMPERATURES))]))
@@ -88,7 +91,8 @@ def build(found: Collection, sample: Sample | None) -> Page:
     speeds += theory_charts(found.theory)
     if speeds:
         page.sections.append(Section(
-            "How many tokens to draft", "The speed-up that the cost model predicts for each K, and the measured one.", speeds,
+            "How many tokens to draft", "The speed-up that the cost model predicts for each K, and the measured one.",
+            speeds,
             theory_tables(found.theory)))
     times = [chart for run in found.runs if (chart := charts.time_split(run))]
     times += [chart for draw in (charts.token_time, charts.encoding) if (chart := draw(found.steps)) is not None]
@@ -105,14 +109,16 @@ def build(found: Collection, sample: Sample | None) -> Page:
         page.sections.append(Section("How it scales", "Time and memory an article as the work grows.", scaled))
     if found.spec_bench:
         page.sections.append(Section(
-            "As Spec-Bench computes it", "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
+            "As Spec-Bench computes it",
+            "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
             "over articles of each article's speed, encoding included, comparable with published figures.",
             tables=[Table(other_tables.spec_bench_setting(row), other_tables.SPEC_BENCH_HEADS,
                           other_tables.spec_bench_lines(row)) for row in found.spec_bench],
             html=absence_notes([row["rows"] for row in found.spec_bench], lambda row: row["method"], charts.setting)))
     if found.regression:
         page.sections.append(Section(
-            "Would a slowdown be seen", "Each case of make bench in units of a calibration beside it, relative to three earlier "
+            "Would a slowdown be seen",
+            "Each case of make bench in units of a calibration beside it, relative to three earlier "
             "runs: runs of the same code, and one in which every case was slowed. Right of the dashed line is an alarm.",
             [charts.alarm(row, number) for number, row in enumerate(found.regression)]))
     return page
@@ -147,14 +153,16 @@ def methods_charts(settings: Sequence[Sequence[dict]]) -> list[Chart]:
     return [replace(charts_methods.speed_ups(rows), name=f"methods-{number}") for number, rows in enumerate(found.values())]
 
 
-def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str], setting: Callable[[Sequence[dict]], str]) -> str:
+def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str], setting: Callable[[Sequence[dict]],
+                                                                                                 str]) -> str:
     return "".join(f'<p class="quiet"><b>{escape(method)}</b> is absent at {"; ".join(where)}: {escape(why)}.</p>'
                    for (method, why), where in absent(runs, name, setting).items())
 
 
 def sample_text(sample: Sample) -> str:
     drafted = sum(proposer != "target" for _, proposer in sample.pieces)
-    return (f"A sample text ({sample.name}) summarised greedily by the small embedded model with the {sample.drafter} drafter, "
+    return (f"A sample text ({sample.name}) summarised greedily by the small embedded model with the {sample.drafter} "
+            f"drafter, "
             f"K={sample.draft_tokens}: {len(sample.pieces)} tokens in {sample.steps} steps, {drafted} of them drafted. "
             "Plain decoding gives the same tokens, one a step.")
 
@@ -226,7 +234,8 @@ def render(page: Page, found: Collection) -> str:
 def _section(section: Section) -> str:
     figures = "".join(_figure(chart) for chart in section.charts)
     return (f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>{section.html}"
-            + (f'<div class="figures">{figures}</div>' if figures else "") + "".join(map(_table, section.tables)) + "</section>")
+            + (f'<div class="figures">{figures}</div>' if figures else "") + "".join(map(_table,
+                                                                                         section.tables)) + "</section>")
 
 
 def _figure(chart: Chart) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich.console import Console
+from collections.abc import Iterator, Sequence
 
 from foredraft.bench.harness.methods import REFERENCE
 from foredraft.bench.report.collection import machine_name
@@ -51,8 +49,10 @@ DOCUMENTED: tuple[Column, ...] = (
 FOOTPRINT = ("load, s", "first token, ms", "peak, MB")
 PHASES = ("total", "encode", "draft", "verify", "other")
 CAPTION = (
-    "tok/s: median (20th to 80th percentile) over the passes. speed-up: over plain decoding, with its 95 % bootstrap interval "
-    "over batches; given only where every token equals plain decoding's. tokens/step: mean acceptance length, the target's own "
+    "tok/s: median (20th to 80th percentile) over the passes. speed-up: over plain decoding, with its 95 % bootstrap "
+    "interval "
+    "over batches; given only where every token equals plain decoding's. tokens/step: mean acceptance length, the target's "
+    "own "
     "token included. alpha: E[sum min(p, q)] over every prefix of the target's output."
 )
 # The peers of the summary: a method's name in the records, and what people call it.
@@ -71,7 +71,8 @@ def title(row: dict) -> str:
     return (
         f"{target['model']} ({target['parameters'] / 1e6:.1f}M, {target['weights']}, {target['hash'][:12]}) on "
         f"{data['articles']} articles of {data['name']}, {lengths['min']}-{lengths['max']} source tokens; "
-        f"B={row['batch_size']}, K={row['draft_tokens']}, T={row['temperature']:g}, up to {row['max_new_tokens']} new tokens, "
+        f"B={row['batch_size']}, K={row['draft_tokens']}, T={row['temperature']:g}, up to {row['max_new_tokens']} new "
+        f"tokens, "
         f"{row['repeats']} passes; {row['machine']['gpu'] or row['machine']['cpu']}, {target['threads']} threads, "
         f"{row['machine']['read_gb_s']} GB/s"
     )
@@ -95,19 +96,19 @@ def heads(columns: Sequence[Column] = COLUMNS) -> tuple[str, ...]:
     return ("method", *(name for name, _ in columns))
 
 
-def show(rows: Sequence[dict], console: Console, wide: bool = False) -> None:
-    """Print a run: its table, the seconds by phase, acceptance by position, and why a method is absent."""
-    Table(title(rows[0]), heads(), lines(rows), WIDE, CAPTION).show(console, wide)
+def tables(rows: Sequence[dict]) -> Iterator[Table | str]:
+    """For the terminal: the run's table, seconds by phase and acceptance by position, and why a method is absent."""
+    yield Table(title(rows[0]), heads(), lines(rows), WIDE, CAPTION)
     parts = []
     for row in ran(rows):
         positions = (row["acceptance"] or {}).get("at", [])
         shares = " ".join(map(number, positions)) if any(positions) else "-"
         parts.append([row["method"], *(number(row["seconds"][part], 3) for part in PHASES), *footprint(row), shares])
-    Table("seconds of one pass", ("method", *PHASES, *FOOTPRINT, "accepted/tested by position"), parts,
-          () if any(row.get("footprint") for row in rows) else FOOTPRINT).show(console, wide)
+    yield Table("seconds of one pass", ("method", *PHASES, *FOOTPRINT, "accepted/tested by position"), parts,
+                () if any(row.get("footprint") for row in rows) else FOOTPRINT)
     for row in rows:
         if row["absent"] is not None:
-            console.print(f"{row['method']} is absent: {row['absent']}", markup=False, highlight=False)
+            yield f"{row['method']} is absent: {row['absent']}"
 
 
 def runs_table(runs: Sequence[Sequence[dict]]) -> str:
@@ -135,7 +136,8 @@ def described(runs: Sequence[Sequence[dict]]) -> str:
     return wrapped(
         f"{articles} articles of {row['data']['name']} ({_span(sizes)} source tokens), the target `{target['hash']}` "
         f"({target['parameters'] / 1e6:.1f}M, {target['weights']}), up to {row['max_new_tokens']} new tokens, "
-        f"{row['repeats']} passes, {machine_name(row)}. T=0 is greedy. Speed-ups are over `plain` of the same run, with 95 % intervals.") + "\n"
+        f"{row['repeats']} passes, {machine_name(row)}. T=0 is greedy. Speed-ups are over `plain` of the same run, with 95 "
+        f"% intervals.") + "\n"
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -165,16 +167,3 @@ def best_drafter(run: Sequence[dict]) -> dict | None:
     """The record of the highest speed-up among methods that draft."""
     known = [row for row in ran(run) if row["speed_up"] and (row["acceptance"] or {}).get("drafted")]
     return max(known, key=lambda row: row["speed_up"]["median"], default=None)
-
-
-def gain(rows: Sequence[dict]) -> str:
-    """What a run showed, one clause a method: never a speed-up without equal tokens."""
-    clauses = []
-    for row in ran(rows):
-        if row["method"] == REFERENCE:
-            continue
-        if row["speed_up"] is None:
-            clauses.append(f"{row['method']} gave other tokens than plain decoding ({gate(row)} articles)")
-        else:
-            clauses.append(f"{row['method']} gave the same tokens at {row['speed_up']['median']:.2f}x the speed")
-    return "Against plain decoding: " + "; ".join(clauses) + "."

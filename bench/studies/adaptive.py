@@ -1,14 +1,25 @@
-"""Draft lengths that adapt against fixed ones and against plain decoding, with useful drafters and with a useless one."""
+"""Adaptive draft lengths against fixed ones and plain decoding, with useful drafters and a useless one.
+
+    python -m foredraft.bench.studies.adaptive --data articles.jsonl --limit 100 --drafter lookup
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from foredraft.bench.harness import measure
+from foredraft.bench.harness.cases import describe
 from foredraft.bench.harness.methods import drafting_method
+from foredraft.bench.harness.record import common_fields
 from foredraft.bench.harness.settings import Settings
+from foredraft.bench.report.tables import Table, number
+from foredraft.cli import options
+from foredraft.cli.measuring import counting, finish, open_model, read_articles, run_script
 from foredraft.engine.draft_length.adaptive_drafter import WIDEST
 from foredraft.engine.params import AUTO
 from foredraft.engine.protocols import Capabilities, Drafter
@@ -53,7 +64,7 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
         rows.append({
             "draft_tokens": name, "speed_up": measure.speed_up(samples[PLAIN], taken, with_encoding=False),
             "tokens_per_second": measure.tokens_per_second(taken, with_encoding=False),
-            "tokens_per_step": found["tokens_per_step"], "drafted_per_step": found["drafted"] / found["rounds"],
+            "tokens_per_step": found["tokens_per_step"], "drafted_per_step": found["drafted"] / found["steps"],
             "rate": found["rate"], "seconds": measure.seconds(taken),
             "differ": None if dense and name != PLAIN else measure.differing(samples[PLAIN], taken)})
     if fixed:
@@ -104,3 +115,64 @@ def _counts(samples: measure.Samples) -> dict:
     counts = {name: sum(getattr(one, name) for one in stats) for name in names}
     return counts | {"accepted_at": np.sum([one.accepted_at for one in stats], axis=0).tolist(), "draft": spent["draft"],
                      "verify": spent["verify"] + spent["other"]}
+
+
+HEADS = ("drafter", "T", "B", "K", "tok/s", "over plain", "tokens/step", "drafted/step", "accepted/tested", "differ",
+         "of the best K", "of the oracle")
+WIDE = ("tok/s", "drafted/step", "accepted/tested")
+
+
+def main(
+    data: options.Data = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="A drafter, as for `summarize`; repeatable. Default: lookup and ngram.")] = None,
+    temperature: options.TemperatureList = "0,1",
+    batch_size: options.BatchSizeList = "1,8",
+    draft_tokens: options.DraftTokensList = "1,3,5",
+    wrong: Annotated[bool, typer.Option("--wrong/--no-wrong", help="Also each drafter with every token wrong.")] = True,
+    target: options.Target = None,
+    limit: options.Limit = None,
+    repeats: options.Repeats = 3,
+    max_new_tokens: options.MaxNewTokens = 128,
+    seed: options.Seed = 0,
+    out: options.Results = Path("bench/results"),
+    as_json: options.Json = False,
+    wide: options.Wide = False,
+) -> None:
+    """Is draft_tokens="auto" never slower than plain decoding, and near the best K and the oracle?"""
+    temperatures = options.parse_numbers("--temperature", temperature, float, 0)
+    sizes = options.parse_numbers("--batch-size", batch_size, int, 1)
+    Ks = options.parse_numbers("--draft-tokens", draft_tokens, int, 1)
+    plain = open_model(target)
+    articles, rows = read_articles(data, plain, limit), []
+    common = common_fields("adaptive", model=plain, data=describe(data, articles)) | {
+        "max_new_tokens": max_new_tokens, "repeats": repeats, "seed": seed}
+    for spec in drafter or ("lookup", "ngram"):
+        model = plain.with_drafter(spec)
+        models = {spec: model}
+        if wrong:
+            models[f"{spec}, wrong"] = plain.with_drafter(Wrong(model.drafter, plain.target.config.vocab_size))
+        for name, drafting in models.items():
+            for T, B in ((T, B) for T in temperatures for B in sizes):
+                settings = Settings(batch_size=B, temperature=T, max_new_tokens=max_new_tokens, repeats=repeats, seed=seed)
+                with counting(repeats * -(-len(articles) // B), f"{name} T={T:g} B={B}") as advance:
+                    found = lengths(drafting, [case.source for case in articles], settings, Ks if drafting is model else [],
+                                    advance)
+                rows += [common | {"drafter": name, "temperature": T, "batch_size": B} | row for row in found]
+    finish(rows, out, [Table(
+        "draft lengths: tokens a second of decoding over plain decoding's (95 % interval over batches)", HEADS,
+        list(map(_line, rows)), WIDE,
+        "oracle: modelled; each step drafts exactly the tokens that are accepted, at the costs of the runs")], as_json, wide)
+
+
+def _line(row: dict) -> list[str]:
+    over = row["speed_up"]
+    bounds = f" ({over['low']:.3f}-{over['high']:.3f})" if "low" in over else ""
+    return [row["drafter"], f"{row['temperature']:g}", str(row["batch_size"]), row["draft_tokens"],
+            f"{row['tokens_per_second']['median']:,.0f}", f"{over['median']:.3f}{bounds}", number(row["tokens_per_step"]),
+            number(row["drafted_per_step"]), number(row["rate"]), "-" if row["differ"] is None else str(row["differ"]),
+            *(number(row.get(name)) for name in ("of_best", "of_oracle"))]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,6 +1,8 @@
-"""How fast the skinny linear streams its weights, by rows and storage, beside the library's own product.
+"""Bandwidth of the linear kernel for few rows, by rows and storage of the weights, beside the library's product.
 
-A matrix is rotated with copies of itself, so that none is still in the caches when its turn comes again.
+    python -m foredraft.bench.studies.linear_bandwidth
+
+Copies of a matrix take part in rotation, so that none is in the caches when it is read again.
 """
 
 from __future__ import annotations
@@ -8,19 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 
 from foredraft.bench.harness import machine
 from foredraft.bench.harness.interleave import wait_until_idle
+from foredraft.bench.harness.record import common_fields
+from foredraft.bench.report.tables import Table
+from foredraft.cli import options
+from foredraft.cli.measuring import finish, run_script
+from foredraft.cli.output import announce_compilation
 from foredraft.errors import UserError
 from foredraft.kernels.core.backend import get_num_threads
 from foredraft.kernels.model.linear import linear_loop, pack, quantize
 
-# More than the last-level caches of most machines hold.
+# more than the last-level cache of most machines
 ROTATED_BYTES = 600_000_000
 STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fp32": pack,
@@ -30,15 +39,15 @@ STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def parse_shape(text: str) -> tuple[int, int]:
-    """"NxK" to (N, K). UserError: it is none."""
+    """"(N, K) of "NxK". UserError for other text."""
     sizes = text.lower().split("x")
     if len(sizes) != 2 or not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise UserError(f"--shapes: {text!r} is no shape; write outputs x inputs, as 2048x768")
+        raise UserError(f"--shapes: {text!r} is not a shape; write outputs x inputs, such as 2048x768")
     return int(sizes[0]), int(sizes[1])
 
 
 def _median_seconds(call: Callable[[Any], object], copies: Sequence[Any], repeats: int) -> float:
-    """Seconds a call over `copies`, median of `repeats` passes; one pass goes before, and idle threads are waited for."""
+    """Seconds a call over `copies`, median of `repeats` passes after a warm-up pass, each on an idle machine."""
     taken = []
     for _ in range(repeats + 1):
         wait_until_idle()
@@ -51,15 +60,15 @@ def _median_seconds(call: Callable[[Any], object], copies: Sequence[Any], repeat
 
 def _speeds(product: Callable[[int], Callable[[Any], object]], copies: Sequence[Any], rows: Sequence[int],
             repeats: int) -> dict[str, float]:
-    """GB/s of the weight's own bytes by rows; product(M) multiplies M rows by a copy of the weight."""
+    """GB/s of the weight by rows; product(M) multiplies M rows by a copy of the weight."""
     return {str(M): copies[0].nbytes / 1e9 / _median_seconds(product(M), copies, repeats) for M in rows}
 
 
 def measure_shape(N: int, K: int, rows: Sequence[int], stored: Sequence[str], repeats: int,
                   rotated: int = ROTATED_BYTES) -> dict:
-    """GB/s of an [N, K] weight by storage and rows, F.linear's (fp32) too, and the read bandwidth of the same minutes.
+    """GB/s of an [N, K] weight by storage and rows, of F.linear (fp32) too, and the read bandwidth measured beside them.
 
-    {"read_gb_s", "gb_s": {storage or "F.linear": {rows: GB/s}}}; bytes are those of the weight alone.
+    Returns {"read_gb_s": ..., "gb_s": {storage or "F.linear": {rows: GB/s}}}; only the weight's bytes are counted.
     """
     weight = np.random.default_rng(0).standard_normal((N, K), dtype=np.float32)
     inputs = {M: np.random.default_rng(M).standard_normal((M, K), dtype=np.float32) for M in rows}
@@ -81,3 +90,30 @@ def measure_shape(N: int, K: int, rows: Sequence[int], stored: Sequence[str], re
         found["F.linear"] = _speeds(library, copies, rows, repeats)
     wait_until_idle()
     return {"read_gb_s": machine.read_bandwidth(), "gb_s": found}
+
+
+def main(
+    shapes: Annotated[
+        str, typer.Option(help="Weights, outputs x inputs, separated by commas.")] = "8192x4096,2048x768,768x768,32128x768",
+    weights: Annotated[str, typer.Option(help="Storage of the weights: fp32, bf16, int8, separated by "
+                                              "commas.")] = "fp32,bf16,int8",
+    rows: Annotated[str, typer.Option(help="Rows of a product, separated by commas.")] = "1,2,4,6,8,16",
+    repeats: options.Repeats = 5,
+    out: options.Results = Path("bench/results"),
+    as_json: options.Json = False,
+) -> None:
+    """Time the linear kernel on random weights that no cache holds."""
+    sizes = {shape: parse_shape(shape) for shape in shapes.split(",")}
+    names, counts = weights.split(","), options.parse_numbers("--rows", rows, int, 1)
+    if unknown := [name for name in names if name not in STORED]:
+        raise UserError(f"--weights: {unknown[0]!r} is not known; choose from {', '.join(STORED)}")
+    announce_compilation()
+    found = {shape: measure_shape(*sizes[shape], counts, names, repeats) for shape in sizes}
+    finish([common_fields("kernels") | {"repeats": repeats, "shapes": found}], out, [Table(
+        f"{shape}: GB/s of weights by rows; memory reads at {figures['read_gb_s']:.1f}", ("weights", *map(str, counts)),
+        [[name, *(f"{speeds[str(count)]:.1f}" for count in counts)] for name, speeds in figures["gb_s"].items()])
+        for shape, figures in found.items()], as_json)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,4 +1,7 @@
-"""What more work costs: time and memory against articles, source tokens and output tokens, and a leak's slope."""
+"""Time and memory by number of articles, source tokens and output tokens, and the slope of memory over many articles.
+
+    python -m foredraft.bench.studies.scale --data articles.jsonl
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,38 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 from statistics import median
+from typing import Annotated
 
 import numpy as np
+import typer
 
+from foredraft.bench.harness.cases import describe
 from foredraft.bench.harness.interleave import wait_until_idle
+from foredraft.bench.harness.record import common_fields, store
+from foredraft.bench.report.tables import Table, number
+from foredraft.cli import options
+from foredraft.cli.measuring import counting, finish, open_model, read_articles, run_script, show, stop_if_interrupted
 from foredraft.memory import peak_resident_bytes, reset_peak, resident_bytes, trim_heap
 
-NEVER = -1  # an end token that is no id: outputs then have exactly the length asked for
+# an end token that the target never emits: outputs then have exactly the requested length
+NEVER = -1
 
 
 def let_go() -> None:
-    """Give back what earlier work left, so that a size is not charged with, nor spared by, the one before it."""
+    """Return the memory of earlier work to the system, so that a size is measured without the size before it."""
     gc.collect()
     trim_heap()
 
 
 def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, points: list[dict], loaded: int | None = None,
           before: Callable[[], None] = lambda: None, on_point: Callable[[], None] = lambda: None) -> None:
-    """Add a point for each size to `points`: `ms_per_article`, the median over `repeats` calls of decode(size), which
-    returns how many articles it decoded; `bytes_per_article`, the peak of resident memory over `loaded`, shared among
-    them (None where the system does not tell); `rss` after them. `before` is called before each size."""
+    """Append a point for each size to `points`; `before` is called before each size.
+
+    decode(size) returns how many articles it decoded. A point has `ms_per_article`, the median over `repeats` calls;
+    `bytes_per_article`, the peak of resident memory over `loaded` divided by the articles (None if unknown); and `rss`.
+    """
     for size in sizes:
         before()
         reset_peak()
@@ -45,9 +59,11 @@ def curve(sizes: Sequence[int], decode: Callable[[int], int], repeats: int, poin
 def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], source: Sequence[int], output: Sequence[int],
           memory: int, batch_size: int, draft_tokens: int, max_new_tokens: int, repeats: int,
           on_point: Callable[[], None] = lambda: None) -> dict:
-    """curves: `articles` as they come; `source` and `output` on one batch whose outputs have exactly `max_new_tokens`, or
-    the size's, ids. memory: memory_over's findings over so many articles; None without any. complete: False if it was
-    interrupted, and has what was measured by then."""
+    """Curves by articles, source and output length; the memory slope; whether the measurement is complete.
+
+    The `articles` curve decodes the articles as they are. `source` and `output` decode one batch whose outputs have exactly
+    `max_new_tokens` tokens, or the size's. An interrupted measurement returns what it has, with complete = False.
+    """
     options = dict(draft_tokens=draft_tokens, batch_size=batch_size)
 
     def some(count: int) -> Iterator[list[int]]:
@@ -65,20 +81,20 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
         ids = _stretched(sources, length, batch_size, model.target.end_token)
         end, model.target.end_token = model.target.end_token, NEVER
         try:
-            # past the checkpoint's own limit too, at which a source would be cut
+            # max_source: sources longer than the checkpoint's limit are not truncated
             model.generate(ids, max_new_tokens=tokens, max_source=length, **options)
         finally:
             model.target.end_token = end
         return batch_size
 
-    # what is loaded at the first call belongs to no size
+    # warm-up: what the first call loads belongs to no size
     by_articles(1)
     afresh()
     loaded, longest = resident_bytes(), max(map(len, sources))
     curves = {"articles": [], "output": [], "source": []}
     found = {"loaded_bytes": loaded, "curves": curves, "memory": None, "complete": False}
     try:
-        # the slope first: what larger sizes need would hide what small ones lose
+        # the slope first: the memory of larger sizes would hide a leak
         if memory:
             found["memory"] = memory_over(model, sources, memory, options | {"max_new_tokens": max_new_tokens})
         on_point()
@@ -96,29 +112,33 @@ def scale(model, sources: Sequence[Sequence[int]], *, articles: Sequence[int], s
 
 
 def _stretched(sources: Sequence[Sequence[int]], length: int, count: int, end: int) -> list[list[int]]:
-    """`count` sources of exactly `length` ids, article after article, the end token last."""
+    """`count` sources of exactly `length` tokens, made of the articles in order, the end token last."""
     flat = cycle([token for one in sources for token in one if token != end])
     return [[*islice(flat, length - 1), end] for _ in range(count)]
 
 
 def memory_over(model, sources: Sequence[Sequence[int]], articles: int, options: dict) -> dict | None:
-    """Resident memory after each batch, once what is freed was given back, and its slope in bytes an article over all but
-    the first fifth, which settles. Without that a heap that grew a step for its holes would look like a leak."""
+    """Resident memory after each batch, and its slope in bytes an article without the first fifth, in which the heap
+    settles.
+
+    Freed memory is returned to the system before each reading; else a fragmented heap would look like a leak.
+    """
     if peak_resident_bytes() is None:
         return None
     size, flow = options["batch_size"], cycle(sources)
-    # no list that grows as it watches
+    # allocated beforehand: a growing list would be part of the slope
     rss = np.zeros(-(-articles // size), np.int64)
-    for number in range(len(rss)):
+    for batch in range(len(rss)):
         model.generate([list(next(flow)) for _ in range(size)], **options)
         let_go()
-        rss[number] = resident_bytes()
+        rss[batch] = resident_bytes()
     decoded, skipped = (np.arange(len(rss)) + 1) * size, len(rss) // 5
     return {"articles": decoded.tolist(), "rss": rss.tolist(), "slope": slope(decoded[skipped:], rss[skipped:])}
 
 
 def slope(x: Sequence[float], y: Sequence[float], resamples: int = 2000) -> dict[str, float]:
-    """Least squares and its 95 % interval, by a bootstrap of blocks of residuals: memory moves in steps that last."""
+    """Least-squares slope and its 95 % interval, by a block bootstrap of the residuals, because memory moves in lasting
+    steps."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     centred = x - x.mean()
     weight = centred / (centred**2).sum() if len(x) > 1 else centred
@@ -129,3 +149,52 @@ def slope(x: Sequence[float], y: Sequence[float], resamples: int = 2000) -> dict
     blocks = (starts[..., None] + np.arange(size)).reshape(resamples, -1)[:, : len(y)] % len(y)
     low, high = np.percentile(fitted + rest[blocks] @ weight, [2.5, 97.5])
     return {"slope": float(fitted), "low": float(low), "high": float(high)}
+
+
+def main(
+    target: options.Target = None,
+    drafter: options.Drafter = "lookup",
+    data: options.Data = None,
+    limit: options.Limit = 200,
+    articles: Annotated[str, typer.Option(help="Numbers of articles, separated by commas.")] = "1,4,16,64,256,1024,4096",
+    source: Annotated[str, typer.Option(help="Source tokens, separated by commas.")] = "64,128,256,512,1024,2048",
+    output: Annotated[str, typer.Option(help="Output tokens, separated by commas.")] = "16,32,64,128,256,512",
+    memory: Annotated[int, typer.Option(min=0, help="Articles of the memory slope; 0 is off.")] = 2000,
+    batch_size: options.BatchSize = 8,
+    draft_tokens: options.MaxDraftTokens = 5,
+    max_new_tokens: options.MaxNewTokens = 64,
+    repeats: options.Repeats = 3,
+    weights: options.Weights = None,
+    out: options.Results = Path("bench/results"),
+    as_json: options.Json = False,
+) -> None:
+    """Measure how time and memory grow; --limit articles are repeated as often as needed."""
+    sizes = {name: options.parse_numbers(f"--{name}", text, int, low) for name, text, low in (
+        ("articles", articles, 1), ("source", source, 2), ("output", output, 1))}
+    model = open_model(target, None if drafter == "none" else drafter, weights=weights)
+    found = read_articles(data, model, limit)
+    with counting(1 + sum(map(len, sizes.values()))) as advance:
+        measured = scale(model, [case.source for case in found], **sizes, memory=memory, batch_size=batch_size,
+                         draft_tokens=draft_tokens, max_new_tokens=max_new_tokens, repeats=repeats, on_point=advance)
+    row = common_fields("scale", model=model, data=describe(data, found)) | {
+        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "repeats": repeats, "drafter": {"name": drafter},
+        "draft_tokens": draft_tokens} | measured
+    if not row["complete"]:
+        show(_tables(row))
+        stop_if_interrupted(False, store([row], out))
+    finish([row], out, _tables(row), as_json)
+
+
+def _tables(row: dict) -> Iterator[Table | str]:
+    for name, points in row["curves"].items():
+        yield Table(f"by {name}", (name, "ms an article", "fastest", "MB an article", "resident MB"), [
+            [f"{point['size']:,}", number(point["ms_per_article"]), number(point["least_ms"]),
+             *("-" if value is None else f"{value / 1e6:,.2f}" for value in (point["bytes_per_article"], point["rss"]))]
+            for point in points])
+    if row["memory"]:
+        yield "memory over {n:,} articles: {slope:+.0f} bytes an article (95 % interval {low:+.0f} to {high:+.0f})".format(
+            n=row["memory"]["articles"][-1], **row["memory"]["slope"])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -99,7 +99,7 @@ def _self(drafter: SelfDrafter, c: ModelConfig, r: Step) -> list[Part]:
     shares, found = drafter.kept.mean(0), []
     for part in parts(c, replace(r, draft_tokens=0)):
         share = shares[SUBLAYER_PARTS[part.name]] if part.name in SUBLAYER_PARTS else 1.0
-        if part.name == "head" and not drafter.lists.whole:
+        if part.name == "head" and not drafter.vocabulary.is_full:
             share = (LISTED + r.batch_size * r.source) / c.vocab_size
         if part.name in (*SUBLAYER_PARTS, "embedding and closing norm", "head"):
             found.append(Part(f"drafts: {part.name}", *(round(r.draft_tokens * share * value) for value in (

@@ -1,15 +1,25 @@
-"""How far a decoder with rounded weights is from the same one in fp32: its logits, its choices, its summaries."""
+"""Distance of a decoder with rounded weights from fp32: its distributions, its greedy choices, its summaries.
+
+    python -m foredraft.bench.studies.weights --target MODEL --data articles.jsonl --limit 100
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 
-from foredraft.bench.harness.cases import Case
+from foredraft.bench.harness.cases import Case, describe
 from foredraft.bench.harness.measure import until_end
+from foredraft.bench.harness.record import common_fields
+from foredraft.bench.report.tables import Table
+from foredraft.cli import options
+from foredraft.cli.measuring import counting, finish, read_articles, run_script
+from foredraft.cli.output import announce_compilation
 from foredraft.engine.generate import Model, load
 from foredraft.errors import UserError
 
@@ -18,15 +28,15 @@ EXACT = "fp32"
 
 def compare_weights(folder: str | Path | None, storages: Sequence[str], cases_of: Callable[[Model], list[Case]],
                     max_new_tokens: int, on_case: Callable[[], None] = lambda: None) -> tuple[Model, dict[str, dict]]:
-    """Figures of each storage against fp32, which is always measured first; and the fp32 model.
+    """The fp32 model, and the figures of each storage against fp32, which is measured first.
 
-    Distributions: over every prefix of fp32's own greedy output. `kl_nats`: E[KL(p_fp32 || p)]; `logit_mean`, `logit_max`: the
-    distance of logits after the mean over the vocabulary is taken off, which no distribution sees; `argmax`: how often both
-    choose the same. Summaries: ROUGE in percent against the human ones (where there are any) and against fp32's.
+    Over every prefix of fp32's greedy output: `kl_nats`, E[KL(p_fp32 || p)]; `logit_mean` and `logit_max`, the distance of
+    the logits with their mean over the vocabulary removed; `argmax`, how often both choose the same token. Of the summaries:
+    ROUGE in percent against the human ones (where there are any) and against fp32's.
     """
     exact = load(folder, drafter=None, weights=EXACT)
     if exact.tokenizer is None:
-        raise UserError(f"{exact.path}: tokenizer.json is missing, so ROUGE cannot be taken; put it beside config.json")
+        raise UserError(f"{exact.path}: ROUGE needs texts; put tokenizer.json beside config.json")
     cases = cases_of(exact)
     own: list[list[int]] = []
     found = {}
@@ -60,7 +70,7 @@ def decoder_bytes(model: Model) -> int:
 
 @torch.inference_mode()
 def forced_logits(model: Model, source: Sequence[int], output: Sequence[int]) -> torch.Tensor:
-    """Logits [n, V] before each of the n ids of `output`, read in one pass (teacher forcing)."""
+    """Logits [n, V] before each of the n tokens of `output`, in one pass (teacher forcing)."""
     target, n = model.target, len(output)
     target.reserve(1, 1, n, len(source))
     target.admit([0], [torch.tensor(list(source))])
@@ -71,7 +81,8 @@ def forced_logits(model: Model, source: Sequence[int], output: Sequence[int]) ->
 
 
 def distribution_distance(p: torch.Tensor, q: torch.Tensor) -> dict[str, float]:
-    """Sums over the rows of logits [n, V]: KL(p || q) in nats, mean absolute distance, equal choices; and the largest."""
+    """Sums over the prefixes of logits [n, V]: KL(p || q) in nats, mean absolute distance, equal choices; the largest
+    distance."""
     log_p, log_q = torch.log_softmax(p.double(), -1), torch.log_softmax(q.double(), -1)
     apart = ((p - p.mean(-1, keepdim=True)) - (q - q.mean(-1, keepdim=True))).abs()
     return {"kl": float((log_p.exp() * (log_p - log_q)).sum()), "mean": float(apart.mean(-1).sum()),
@@ -80,16 +91,62 @@ def distribution_distance(p: torch.Tensor, q: torch.Tensor) -> dict[str, float]:
 
 def summary_figures(model: Model, cases: Sequence[Case], outputs: Sequence[list[int]],
                     exact: Sequence[list[int]]) -> dict:
-    """ROUGE against the human summaries (None without any) and against fp32's summaries, and how many are fp32's own."""
+    """ROUGE against the human summaries (None without any) and fp32's summaries; how many summaries equal fp32's."""
     try:
         from foredraft.train.target.target_metrics import rouge
     except ImportError:
         raise UserError("ROUGE needs rouge-score; pip install 'foredraft[bench]'") from None
 
-    def texts(rows: Sequence[list[int]]) -> list[str]:
-        return model.tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+    def texts(found: Sequence[list[int]]) -> list[str]:
+        return model.tokenizer.decode_batch([list(tokens) for tokens in found], skip_special_tokens=True)
 
     references = [case.reference for case in cases]
     human = None if None in references else rouge(texts(outputs), references)
     return {"rouge": human, "rouge_to_fp32": rouge(texts(outputs), texts(exact)),
             "same_summaries": sum(a == b for a, b in zip(outputs, exact, strict=True)), "summaries": len(cases)}
+
+
+HEADS = ("weights", "decoder MB", "KL, nats", "same choice", "logits: mean", "logits: largest", "ROUGE-1", "ROUGE-2",
+         "ROUGE-Lsum", "ROUGE-L to fp32", "same summaries")
+
+
+def main(
+    target: options.Target = None,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    weights: Annotated[str, typer.Option(help="Storages compared with fp32, separated by commas.")] = "bf16,int8",
+    max_new_tokens: options.MaxNewTokens = 128,
+    max_source: options.MaxSource = None,
+    out: options.Results = Path("bench/results"),
+    as_json: options.Json = False,
+    wide: options.Wide = False,
+) -> None:
+    """Compare bf16 and int8 weights with fp32: distributions, greedy choices, ROUGE."""
+    announce_compilation()
+    articles: list[Case] = []
+
+    def cases_of(model) -> list[Case]:
+        articles.extend(read_articles(data, model, limit, max_source))
+        return articles
+
+    with counting() as advance:
+        model, found = compare_weights(target, weights.split(","), cases_of, max_new_tokens, advance)
+    row = common_fields("weights", model=model, data=describe(data, articles)) | {
+        "max_new_tokens": max_new_tokens, "weights": found}
+    of = row["target"]
+    finish([row], out, [Table(
+        f"{of['model']} ({of['hash'][:12]}) on {len(articles)} articles, greedy", HEADS,
+        [_line(stored, figures) for stored, figures in found.items()], ("ROUGE-1", "ROUGE-2", "same summaries"),
+        "distributions: over every prefix of fp32's output; ROUGE: F1 in percent")], as_json, wide)
+
+
+def _line(stored: str, figures: dict) -> list[str]:
+    apart = [f"{figures[name]:{form}}" if name in figures else "-" for name, form in
+             (("kl_nats", ".2g"), ("argmax", ".2%"), ("logit_mean", ".2g"), ("logit_max", ".2g"))]
+    human = [f"{figures['rouge'][kind]:.2f}" if figures["rouge"] else "-" for kind in ("rouge1", "rouge2", "rougeLsum")]
+    return [stored, f"{figures['bytes'] / 1e6:.1f}", *apart, *human, f"{figures['rouge_to_fp32']['rougeL']:.1f}",
+            f"{figures['same_summaries']} of {figures['summaries']}"]
+
+
+if __name__ == "__main__":
+    run_script(main)

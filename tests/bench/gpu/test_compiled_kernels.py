@@ -1,4 +1,4 @@
-"""Whole rounds compiled for absent machines: all of their launches, and each of them fits."""
+"""Whole steps compiled for machines that are not present: every launch compiles and fits."""
 
 import json
 import os
@@ -7,11 +7,10 @@ import sys
 from collections import Counter
 
 import pytest
-from typer.testing import CliRunner
 
-from foredraft.bench.gpu.compiled_kernels import fits, round_of
-from foredraft.bench.gpu.roofline import Round
-from foredraft.cli.main import app
+from foredraft.bench.gpu import compiled_kernels
+from foredraft.bench.gpu.compiled_kernels import fits, step_of
+from foredraft.bench.gpu.roofline import Step
 from foredraft.engine.params import MAX_DRAFT_TOKENS
 from foredraft.errors import UserError
 from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
@@ -21,26 +20,27 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 PASS = {"_step_inputs_kernel", "_embed_kernel", "_qkv_kernel", "_self_attention_kernel", "_add_kernel", "_project_kernel",
         "_cross_attention_kernel", "_gate_kernel", "_final_norm_kernel"}
 GREEDY, SAMPLED = PASS | {"_choose_kernel", "_greedy_kernel"}, PASS | {"_logits_kernel", "_accept_kernel"}
-POINTED = {"_drafter_inputs_kernel", "_mix_kernel", "_vocabulary_kernel", "_draft_lengths_kernel"}
-# geometry, round, stored: what each of a round's kernels can be
-ROUNDS = {
-    "greedy": ("flan-t5-xl", Round(8, 5, position=128), "bf16"),
-    "sampled": ("flan-t5-xl", Round(1, 5, position=128, sampled=True, cuts=True, drafter="t5shallow"), "bf16"),
-    "recurrent": ("flan-t5-base", Round(8, 3, position=128, sampled=True, drafter="lstm"), "bf16"),
-    "convolution": ("flan-t5-large", Round(128, 3, position=128, drafter="cnn"), "bf16"),
-    "table": ("t5-small", Round(128, 8, position=128, drafter="lookup+ngram"), "bf16"),
-    "plain": ("flan-t5-small", Round(1, 0, position=128, sampled=True, drafter="none"), "fp32"),
-    "trees": ("flan-t5-base", Round(8, 5, position=128, sampled=True, drafter="tree"), "bf16"),
-    "wide": ("flan-t5-xl", Round(1, 5, position=128, sampled=True, cuts=True, drafter="ngram"), "fp32"),
-    "longest": ("flan-t5-xl", Round(8, MAX_DRAFT_TOKENS, position=128, sampled=True, cuts=True, drafter="lookup"), "bf16"),
-    "longest trees": ("flan-t5-base", Round(8, MAX_DRAFT_TOKENS, position=128, sampled=True, drafter="tree"), "bf16"),
+COPY = {"_drafter_inputs_kernel", "_mix_kernel", "_vocabulary_kernel", "_draft_lengths_kernel"}
+# geometry, step, storage: together they cover the variants of a step's kernels
+STEPS = {
+    "greedy": ("flan-t5-xl", Step(8, 5, position=128), "bf16"),
+    "sampled": ("flan-t5-xl", Step(1, 5, position=128, sampled=True, cuts=True, drafter="t5shallow"), "bf16"),
+    "recurrent": ("flan-t5-base", Step(8, 3, position=128, sampled=True, drafter="lstm"), "bf16"),
+    "convolution": ("flan-t5-large", Step(128, 3, position=128, drafter="cnn"), "bf16"),
+    "table": ("t5-small", Step(128, 8, position=128, drafter="lookup+ngram"), "bf16"),
+    "plain": ("flan-t5-small", Step(1, 0, position=128, sampled=True, drafter="none"), "fp32"),
+    "trees": ("flan-t5-base", Step(8, 5, position=128, sampled=True, drafter="tree"), "bf16"),
+    "wide": ("flan-t5-xl", Step(1, 5, position=128, sampled=True, cuts=True, drafter="ngram"), "fp32"),
+    "longest": ("flan-t5-xl", Step(8, MAX_DRAFT_TOKENS, position=128, sampled=True, cuts=True, drafter="lookup"), "bf16"),
+    "longest trees": ("flan-t5-base", Step(8, MAX_DRAFT_TOKENS, position=128, sampled=True, drafter="tree"), "bf16"),
 }
-# the kernels of each, and as how many codes: one for each type and alignment that they meet
+# the kernels of each, and their number of variants by types and alignments
 KERNELS = {
     "greedy": (GREEDY | {"_prompt_lookup_kernel"}, 13),
-    "sampled": (SAMPLED | {"_drafter_inputs_kernel", "_vocabulary_kernel", "_top_k_top_p_kernel", "_sample_kernel", "_draft_lengths_kernel"}, 34),
-    "recurrent": (SAMPLED | POINTED | {"_cell_kernel", "_sample_kernel"}, 29),
-    "convolution": (GREEDY | POINTED | {"_convolution_kernel"}, 32),
+    "sampled": (SAMPLED | {"_drafter_inputs_kernel", "_vocabulary_kernel", "_top_k_top_p_kernel", "_sample_kernel",
+                           "_draft_lengths_kernel"}, 34),
+    "recurrent": (SAMPLED | COPY | {"_cell_kernel", "_sample_kernel"}, 29),
+    "convolution": (GREEDY | COPY | {"_convolution_kernel"}, 32),
     "table": (GREEDY | {"_prompt_lookup_kernel"}, 13),
     "plain": (SAMPLED, 12),
     "trees": (SAMPLED | {"_commit_kernel"}, 13),
@@ -51,15 +51,15 @@ KERNELS = {
 
 
 def recorded(name):
-    return lambda: round_of(*ROUNDS[name])()
+    return lambda: step_of(*STEPS[name])()
 
 
-greedy, sampled, recurrent, convolution, table, plain, trees, wide, longest, longest_trees = map(recorded, ROUNDS)
+greedy, sampled, recurrent, convolution, table, plain, trees, wide, longest, longest_trees = map(recorded, STEPS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROUNDS)
-def test_every_launch_of_a_round_compiles_and_fits(name):
+@pytest.mark.parametrize("name", STEPS)
+def test_every_launch_of_a_step_compiles_and_fits(name):
     found, (kernels, codes) = costs(f"{__file__}:{name.replace(' ', '_')}"), KERNELS[name]
     assert {cost.kernel for cost in found} == kernels and len(found) == 3 * codes, Counter(cost.kernel for cost in found)
     assert all(fits(cost) and cost.spills <= 64 for cost in found), [
@@ -71,9 +71,9 @@ def test_a_kernel_too_large_does_not_fit():
     assert not fits(Cost("k", "sm_80", 255, 164 * 1024, 0, 1, 4)) and not fits(Cost("k", "sm_90", 256, 0, 0, 1, 4))
 
 
-def test_the_command_lists_what_kernels_take():
-    command = [sys.executable, "-m", "foredraft", "bench", "compiled", "--geometry", "flan-t5-small", "--machines", "sm_90",
-               "--only", "close"]
+def test_the_script_lists_the_cost_of_kernels():
+    command = [sys.executable, "-m", "foredraft.bench.gpu.compiled_kernels", "--geometry", "flan-t5-small", "--machines",
+               "sm_90", "--only", "final_norm", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {
         "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.returncode == 0, done.stderr
@@ -82,14 +82,14 @@ def test_the_command_lists_what_kernels_take():
     assert row["kernel"] == "_final_norm_kernel" and row["registers"] > 0 and row["fits"] and "registers" in said[0]
 
 
-def test_what_it_does_not_know_is_refused_in_a_line():
+def test_what_is_not_known_is_refused_in_a_line(script):
     cases = [(["--machines", "sm_10"], "not known"), (["--weights", "int8"], "one of fp32, bf16")]
     if is_interpreted():
         cases.append(([], "leave TRITON_INTERPRET unset"))
     for options, message in cases:
-        done = CliRunner().invoke(app, ["bench", "compiled", *options])
-        assert isinstance(done.exception, UserError) and message in str(done.exception)
+        code, _, err = script(compiled_kernels, *options)
+        assert code == 2 and message in err
     with pytest.raises(UserError, match="one of none, lookup"):
-        round_of("flan-t5-small", Round(drafter="head"))
+        step_of("flan-t5-small", Step(drafter="head"))
     with pytest.raises(UserError, match="geometry 'gpt' is not known"):
-        round_of("gpt", Round())
+        step_of("gpt", Step())

@@ -44,7 +44,8 @@ def test_kernels_of_drafters_pass_their_checks():
 @pytest.mark.parametrize(("kernel", "place", "left", "check"), [
     ("FUSED_LOGITS", 0, 0.99, "logits"), ("ADD", 0, 0.99, "add"), ("FUSED_SELF_ATTENTION", 2, 0.95, "self-attention"),
     ("FUSED_CROSS_ATTENTION", 2, 0.95, "cross-attention"), ("CELL", 3, 0.9, "recurrent cell"),
-    ("MIX", 2, 0.9, "mixed inputs"), ("CONVOLUTION", 1, 0.95, "convolution"), ("VOCABULARY_LOGITS", 0, 0.99, "listed logits")])
+    ("MIX", 2, 0.9, "mixed inputs"), ("CONVOLUTION", 1, 0.95, "convolution"), ("VOCABULARY_LOGITS", 0, 0.99,
+                                                                               "listed logits")])
 def test_a_kernel_that_leaves_a_part_of_a_term_out_fails_its_check(kernel, place, left, check, monkeypatch):
     """A hundredth of one of the inputs' columns, or a tenth where rounding is coarser."""
     right = getattr(gpu_checks, kernel)
@@ -131,7 +132,8 @@ def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
     # as on a device: the interpreter takes as many rows together as there are
     monkeypatch.setattr(verification, "sequences_per_program", lambda B, weight: 1)
     jobs = gpu_compile.jobs(SIZES, V=100)
-    assert list(jobs) == ["passes of tiny", "rounds of tiny", "verifications of 1", "verifications of 2", "verifications of 4",
+    assert list(jobs) == ["passes of tiny", "rounds of tiny", "verifications of 1", "verifications of 2",
+                          "verifications of 4",
                           "verifications of 8"]
     with Launches() as ahead:
         for name in ("passes of tiny", "rounds of tiny", "verifications of 1"):
@@ -181,8 +183,8 @@ def test_sections_run_apart_and_the_tables_hold_what_came_back(tmp_path, capfd):
     assert "flan-t5-xl" in said and "FAILED checks: a: why" in said and said.rindex("│ XL, B=32") > said.index("FAILED")
 
 
-def test_a_whole_run_ends_in_the_goals_and_leaves_its_json(tmp_path, monkeypatch, capfd):
-    """The command itself, its sections here in this process, those that have no test above cut short."""
+def test_a_whole_run_ends_in_the_goals_and_writes_its_json(tmp_path, monkeypatch, command):
+    """The command, with its sections in this process."""
     monkeypatch.setattr(gpu, "check_device", lambda device: None)
     monkeypatch.setattr(gpu, "Sizes", lambda drafters: SIZES)
 
@@ -194,9 +196,9 @@ def test_a_whole_run_ends_in_the_goals_and_leaves_its_json(tmp_path, monkeypatch
         return {name: {"ended": "done", "seconds": 0.0} for name in names}
 
     monkeypatch.setattr(gpu, "run_all", run_here)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out"), "--sections", "bandwidth,rounds,model"])
-    gpu.main()
-    *_, last = capfd.readouterr().out.splitlines()
+    code, out, err = command("bench", "gpu", "--out", tmp_path / "out", "--sections", "bandwidth,rounds,model")
+    assert code == 0, err
+    *_, last = out.splitlines()
     found = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert json.loads(last)["goals"] == found["goals"] and found["machine"] == "cpu"
     assert list(found["rows"]) == ["bandwidth", "rounds", "model"] and found["goals"][-2]["found"] is None
@@ -209,7 +211,7 @@ def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["bash", checkout / "bench" / "gpu.sh"], capture_output=True, text=True,
                           env=os.environ | {"OUT": str(tmp_path), "PATH": path}, cwd=tmp_path)
-    said = "bench/gpu.sh: device 'cuda': no CUDA device is present here; use device 'cpu'\n"
+    said = "foredraft: device 'cuda': no CUDA device is present here; use device 'cpu'\n"
     assert done.returncode == 2 and done.stdout == said == (tmp_path / "gpu.log").read_text()
 
 

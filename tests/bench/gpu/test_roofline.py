@@ -1,4 +1,4 @@
-"""The model of a round: its launches are those of a real step, its bytes those of the weights and caches."""
+"""The roofline model of a step: its launches are those of a real step, its bytes those of weights and caches."""
 
 import json
 from collections import Counter
@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 from doubles import make_state
-from typer.testing import CliRunner
 
 from foredraft.bench.gpu import roofline as model
-from foredraft.bench.gpu.roofline import MACHINES, Machine, Round, config_of, launches, machine_of, parts, predict, table
+from foredraft.bench.gpu.roofline import MACHINES, Machine, Step, config_of, launches, machine_of, parts, predict, table
 from foredraft.bench.harness.geometry import GEOMETRIES
-from foredraft.cli.main import app
 from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda
 from foredraft.engine.drafters.cuda.recurrent_cuda import CNNDrafterCuda, LSTMDrafterCuda
 from foredraft.engine.drafters.cuda.t5_drafter_cuda import T5DrafterCuda
@@ -24,7 +22,6 @@ from foredraft.engine.loop import step
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import random_cuda_weights
 from foredraft.engine.runtime.cuda_graphs import HostView
-from foredraft.errors import UserError
 from foredraft.kernels.core.backend import HAS_TRITON
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.smooth import fit
@@ -33,25 +30,28 @@ TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_lay
             feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
-# What each kernel of a pass is a part of; `_add_kernel` closes the part before it.
+# the part of each kernel of a pass; `_add_kernel` ends the part before it
 PARTS = {
-    "_step_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_final_norm_kernel": "embedding and closing norm",
+    "_step_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_final_norm_kernel": "embedding and "
+                                                                                                          "closing norm",
     "_qkv_kernel": "self-attention's matrices", "_self_attention_kernel": "self-attention",
     "_project_kernel": "cross-attention's matrices", "_cross_attention_kernel": "cross-attention",
-    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head", "_top_k_top_p_kernel": "top-k and top-p",
+    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head", "_top_k_top_p_kernel": "top-k and "
+                                                                                                               "top-p",
     "_accept_kernel": "verification and commit", "_greedy_kernel": "verification and commit",
 }
 CLOSED = {"_self_attention_kernel": "self-attention's matrices", "_cross_attention_kernel": "cross-attention's matrices",
           "_gate_kernel": "feed-forward"}
-# Of a drafter, by what its network is made of; a `_mix_kernel` in front of a convolution lets an id in.
+# parts of a drafter; a `_mix_kernel` before a convolution embeds a token
 DRAFTED = {
-    "_drafter_inputs_kernel": "turn", "_draft_lengths_kernel": "turn", "_vocabulary_kernel": "head", "_top_k_top_p_kernel": "draws",
-    "_sample_kernel": "draws", "_cell_kernel": "cell", "_convolution_kernel": "cell", "_mix_kernel": "pointer",
+    "_drafter_inputs_kernel": "buffers", "_draft_lengths_kernel": "buffers", "_vocabulary_kernel": "head",
+    "_top_k_top_p_kernel": "sampling",
+    "_sample_kernel": "sampling", "_cell_kernel": "cell", "_convolution_kernel": "cell", "_mix_kernel": "copy attention",
     "_embed_kernel": "embedding and closing norm", "_final_norm_kernel": "embedding and closing norm"}
 
 
 def counted(kernels):
-    """Launches by part; all before the inputs are the drafter's."""
+    """Launches by part; all before the step's inputs are the drafter's."""
     first = kernels.index("_step_inputs_kernel")
     found = Counter()
     for name, after in pairwise(kernels[: first + 1]):
@@ -60,7 +60,7 @@ def counted(kernels):
         elif (name, after) == ("_mix_kernel", "_convolution_kernel"):
             found["draft: cell"] += 1
         elif name == "_cross_attention_kernel" and "_mix_kernel" in kernels:
-            found["draft: pointer"] += 1
+            found["draft: copy attention"] += 1
         else:
             # the rest are a T5's layers
             found[f"draft: {DRAFTED.get(name, 'layers')}"] += 1
@@ -115,7 +115,7 @@ def test_launches_are_those_of_a_real_step(name, K, distribution):
         with Launches() as seen:
             step(state, target, drafter)
             view.copy_from(state)
-    r = Round(2, K, 17, sampled=bool(distribution), cuts=len(distribution) > 1, drafter=name)
+    r = Step(2, K, 17, sampled=bool(distribution), cuts=len(distribution) > 1, drafter=name)
     found = counted(seen.kernels) + Counter({"host's view": len(seen.operations)})
     assert found == Counter({part.name: part.launches for part in parts(target.config, r)}) - Counter(), seen.kernels
     assert launches(target.config, r) == found.total()
@@ -124,7 +124,7 @@ def test_launches_are_those_of_a_real_step(name, K, distribution):
 def test_bytes_are_those_of_weights_and_caches():
     target = T5Cuda(random_cuda_weights(TINY, "cpu"))
     w, c = target.weights, target.config
-    found = {part.name: part.bytes for part in parts(c, Round(1, 0, 64, 8))}
+    found = {part.name: part.bytes for part in parts(c, Step(1, 0, 64, 8))}
     assert found["self-attention's matrices"] == w.qkv.nbytes + w.self_out.nbytes
     assert found["cross-attention's matrices"] == w.cross_q.nbytes + w.cross_out.nbytes
     assert found["feed-forward"] == w.ff_in.nbytes + w.ff_out.nbytes and found["head"] == w.head.nbytes
@@ -134,7 +134,7 @@ def test_bytes_are_those_of_weights_and_caches():
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_bytes_of_a_drafter_are_those_of_its_weights_and_pages(name):
-    """Of the sizes that it has by default; the model leaves biases out."""
+    """At default sizes; the model leaves biases out."""
     target = T5Cuda(random_cuda_weights(TINY, "cpu"))
     device, network, config = RECURRENT[name]
     drafter = device(network(config(**ENTRIES)), target.weights.embedding, target.weights.head, "bf16")
@@ -144,23 +144,23 @@ def test_bytes_of_a_drafter_are_those_of_its_weights_and_pages(name):
         return sum(one.nbytes for group in groups for one in group
                    if isinstance(one, torch.Tensor) and one.dtype == torch.bfloat16)
 
-    found = {part.name: part.bytes for part in parts(target.config, Round(1, 2, 64, drafter=name))}
+    found = {part.name: part.bytes for part in parts(target.config, Step(1, 2, 64, drafter=name))}
     cell = matrices(*drafter.cells) if name == "lstm" else matrices(drafter.enter, *drafter.layers)
     pages = drafter.buffers["pages_k"].nbytes + drafter.buffers["pages_v"].nbytes
     assert found["draft: cell"] == 3 * cell
-    assert found["draft: pointer"] == 2 * (matrices(drafter.query, drafter.inner, drafter.outer) + pages)
+    assert found["draft: copy attention"] == 2 * (matrices(drafter.query, drafter.inner, drafter.outer) + pages)
 
 
 def test_floors_of_the_published_sizes():
-    """The table of floors, computed there by hand: MB a step of decoder weights and head in bf16."""
+    """MB a step of decoder weights and head in bf16, computed by hand."""
     for geometry, megabytes in (("flan-t5-small", 77), ("flan-t5-base", 248), ("flan-t5-large", 783), ("flan-t5-xl", 2850)):
-        found = parts(config_of(geometry), Round(source=1, position=0, drafter="none"))
+        found = parts(config_of(geometry), Step(source=1, position=0, drafter="none"))
         weights = sum(part.bytes for part in found if "matrices" in part.name or part.name in ("feed-forward", "head"))
         assert weights / 1e6 == pytest.approx(megabytes, rel=0.01)
 
 
 def test_time_is_bytes_over_bandwidth_plus_launches():
-    c, r = config_of("flan-t5-base"), Round(draft_tokens=0, drafter="none")
+    c, r = config_of("flan-t5-base"), Step(draft_tokens=0, drafter="none")
     free = predict(c, r, Machine(1000, 1e9, 0.0))
     assert free["us"] == pytest.approx(free["bytes"] / 1e6)
     costly = predict(c, r, Machine(1000, 1e9, 2.0))
@@ -172,24 +172,24 @@ def test_time_is_bytes_over_bandwidth_plus_launches():
     ("NVIDIA L4", 121), ("NVIDIA L40S", None), ("NVIDIA GH200 480GB", None), ("cpu", None)])
 def test_a_measured_device_has_its_own_rate_or_none(device, rate):
     assert machine_of(device, 100.0) == Machine(100.0, rate)
-    c, r = config_of("flan-t5-xl"), Round(128, 5, sampled=True)
+    c, r = config_of("flan-t5-xl"), Step(128, 5, sampled=True)
     without = predict(c, r, Machine(100.0, None, 0.0))
     assert without["us"] == pytest.approx(without["bytes_us"])
 
 
-def test_speculation_pays_by_tokens_per_round():
-    (row,) = table("flan-t5-xl", MACHINES["h200"], [Round(draft_tokens=5)], 3.0)
+def test_speculation_gains_by_tokens_per_step():
+    (row,) = table("flan-t5-xl", MACHINES["h200"], [Step(draft_tokens=5)], 3.0)
     assert 1 < row["v"] < 1.1
     assert row["tokens_per_second"] == pytest.approx(3 * row["plain_tokens_per_second"] / row["v"])
 
 
-def test_the_command_ends_in_json_and_refuses_in_a_line():
-    done = CliRunner().invoke(app, ["bench", "model", "--geometry", "flan-t5-small", "--batch-sizes", "1,4"])
-    assert done.exit_code == 0 and "MODELLED" in done.stdout
-    assert [row["round"]["batch_size"] for row in json.loads(done.stdout.splitlines()[-1])["modelled"]] == [1, 4]
+def test_the_script_ends_in_json_and_refuses_in_a_line(script):
+    code, out, err = script(model, "--geometry", "flan-t5-small", "--batch-sizes", "1,4", "--json")
+    assert code == 0 and "MODELLED" in out, err
+    assert [row["step"]["batch_size"] for row in json.loads(out.splitlines()[-1])["modelled"]] == [1, 4]
     for options, message in ((["--geometry", "gpt"], "not known"), (["--machine", "abacus"], "not known"),
-                             (["--batch-sizes", "x"], "whole numbers"), (["--bandwidth", "0"], "above 0"),
+                             (["--batch-sizes", "x"], "give numbers of at least 1"), (["--bandwidth", "0"], "above 0"),
                              (["--drafter", "head"], "is not modelled")):
-        done = CliRunner().invoke(app, ["bench", "model", *options])
-        assert isinstance(done.exception, UserError) and message in str(done.exception)
+        code, _, err = script(model, *options)
+        assert code == 2 and message in err and len(err.splitlines()) == 1
     assert set(model.LAYERS) < set(model.DRAFTERS) and "flan-t5-xl" in GEOMETRIES

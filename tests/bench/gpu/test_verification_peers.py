@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's int
 
 
 def test_a_dry_run_prints_a_table_and_json():
-    done = subprocess.run([sys.executable, "-m", "foredraft.bench.gpu.verification_peers", "--dry-run"], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "foredraft.bench.gpu.verification_peers", "--dry-run"], capture_output=True,
+                          text=True,
                           env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])

@@ -56,7 +56,8 @@ def test_a_point_mass_counts_what_the_target_gives_it():
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_a_dense_draft_counts_the_overlap_of_the_distributions(temperature):
-    distributions = [(distribution(table(0), *prefix, temperature), distribution(table(1), *prefix, temperature)) for prefix in PREFIXES]
+    distributions = [(distribution(table(0), *prefix, temperature), distribution(table(1), *prefix, temperature))
+                     for prefix in PREFIXES]
     expected = sum(torch.minimum(p, q).sum() for p, q in distributions) / len(distributions)
     assert alpha(TableDrafter(table(1)), temperature) == pytest.approx(float(expected), abs=1e-5)
     assert alpha(TableDrafter(table(0)), temperature) == pytest.approx(1, abs=1e-5)

@@ -120,6 +120,6 @@ def test_the_least_of_a_pass(tiny_model_path, monkeypatch):
     sources, settings = [[5, 6, 7, 8, 1], [9, 10, 1]], Settings(batch_size=2, max_new_tokens=6, repeats=1, warm_up=0)
     samples = measure.measure({"plain": methods.build("plain", model, settings)}, sources, settings, end_token=1)["plain"]
     found = compare.least(model.target, sources, samples, 2.0)
-    assert found == floor(model.target, sources, samples[0][0].rows, samples[0][0].stats, 1e9, 2.0)
+    assert found == floor(model.target, sources, samples[0][0].outputs, samples[0][0].stats, 1e9, 2.0)
     assert found["total"] > found["encode"] > 0
     assert compare.least(object(), sources, samples, 2.0) is None

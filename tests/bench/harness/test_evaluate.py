@@ -11,7 +11,7 @@ from foredraft.bench.harness.alpha import interval
 from foredraft.bench.harness.evaluate import drafter_spec, evaluate, predicted
 from foredraft.bench.harness.settings import Settings
 from foredraft.cli.main import app
-from foredraft.engine.drafters.trained import model_class
+from foredraft.engine.drafters.registry import model_class
 from foredraft.errors import UserError
 
 SOURCES = [[5, 6, 7, 8, 1], [9, 10, 11, 1], [20, 21, 1]]

@@ -104,7 +104,7 @@ def test_the_gate_counts_articles_in_any_pass():
 
 def test_a_row_that_is_missing_its_end_differs():
     samples = take({"plain": copier()}, Settings(repeats=1))
-    short = [[measure.Sample([row[:-1] for row in sample.rows], 1.0) for sample in one] for one in samples["plain"]]
+    short = [[measure.Sample([row[:-1] for row in sample.outputs], 1.0) for sample in one] for one in samples["plain"]]
     assert measure.differing(samples["plain"], short) == 3
 
 

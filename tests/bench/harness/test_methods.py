@@ -33,7 +33,7 @@ def outputs(name: str, model, settings: Settings) -> list[list[int]]:
     method = build(name, model, settings)
     taken = measure.measure({"plain": method}, SOURCES, settings, end_token=model.target.end_token)["plain"]
     assert all("encode" in sample.phases for sample in taken[0])
-    return [row for sample in taken[0] for row in sample.rows]
+    return [row for sample in taken[0] for row in sample.outputs]
 
 
 @pytest.mark.parametrize(("name", "batch_size"), [("lookup", 3), ("tree:2x1:lookup", 3), ("hf-greedy", 1), ("hf-greedy", 3)])

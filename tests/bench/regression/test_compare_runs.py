@@ -1,4 +1,4 @@
-"""The alarm on made-up runs: machines of any speed, noise, one part slowed; and on a real case slowed for real."""
+"""The alarm on made-up runs: machines of any speed, noise, one slowed part; and on a real case that is slowed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foredraft.bench.regression import alarm
-from foredraft.bench.regression import compare_runs as regression
+from foredraft.bench.regression import alarm, compare_runs
+from foredraft.bench.studies import regression_proof
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 CASES = {f"bench/test_parts.py::test_{name}": seconds for name, seconds in (
@@ -27,13 +27,14 @@ def write_run(path: Path, draw: np.random.Generator, slow: str | None = None, ca
         return seconds * speed * float(np.exp(NOISE * draw.standard_normal()))
 
     cases = [{"fullname": name, "stats": {"min": noisy(seconds * (1.5 if name == slow else 1))},
-              "extra_info": {regression.CALIBRATION: noisy(4e-3)} if calibrated else {}} for name, seconds in CASES.items()]
+              "extra_info": {compare_runs.CALIBRATION: noisy(4e-3)} if calibrated else {}} for name,
+              seconds in CASES.items()]
     path.write_text(json.dumps({"benchmarks": cases}))
     return path
 
 
 def baseline(folder: Path, draw: np.random.Generator) -> Path:
-    """Five runs, as `foredraft bench regression` takes them."""
+    """Five runs, as regression_proof takes them."""
     (folder / "before").mkdir()
     for number in range(5):
         write_run(folder / "before" / f"{number}.json", draw)
@@ -41,8 +42,8 @@ def baseline(folder: Path, draw: np.random.Generator) -> Path:
 
 
 def slower(before: Path, after: Path) -> list[str]:
-    rows = regression.compare(regression.read_runs(before), regression.read_runs(after))
-    return [row["case"] for row in rows if row["verification"] == "slower"]
+    rows = compare_runs.compare(compare_runs.read_runs(before), compare_runs.read_runs(after))
+    return [row["case"] for row in rows if row["result"] == "slower"]
 
 
 def test_ten_unchanged_runs_raise_no_alarm(tmp_path):
@@ -60,18 +61,18 @@ def test_one_part_slowed_is_caught_and_no_other(tmp_path, part):
 
 
 def test_without_the_calibration_another_machine_would_raise_it(tmp_path):
-    """What the ratios are for: the same runs in seconds."""
+    """The same runs in seconds raise alarms."""
     draw = np.random.default_rng(1)
-    runs = [regression.read_run(write_run(tmp_path / "one.json", draw))._replace(unit=1.0) for _ in range(11)]
-    alarms = [row for run in runs[1:] for row in regression.compare(runs[:1], [run]) if row["verification"] == "slower"]
+    runs = [compare_runs.read_run(write_run(tmp_path / "one.json", draw))._replace(unit=1.0) for _ in range(11)]
+    alarms = [row for run in runs[1:] for row in compare_runs.compare(runs[:1], [run]) if row["result"] == "slower"]
     assert alarms
 
 
 def test_a_slow_calibration_of_one_run_hides_nothing(tmp_path):
-    """Another process at work throughout one run, which even so timed a case in a quiet moment, does not make it cheap."""
-    busy, quiet = regression.Run({"a": 1.0}, 1.4), regression.Run({"a": 1.01}, 1.0)
-    assert [row["verification"] for row in regression.compare([busy, quiet], [quiet])] == ["same"]
-    assert [row["verification"] for row in regression.compare([busy, quiet], [regression.Run({"a": 1.4}, 1.0)])] == ["slower"]
+    """Another process was busy during one run, but one case was timed in a quiet moment: that run is not counted as fast."""
+    busy, quiet = compare_runs.Run({"a": 1.0}, 1.4), compare_runs.Run({"a": 1.01}, 1.0)
+    assert [row["result"] for row in compare_runs.compare([busy, quiet], [quiet])] == ["same"]
+    assert [row["result"] for row in compare_runs.compare([busy, quiet], [compare_runs.Run({"a": 1.4}, 1.0)])] == ["slower"]
 
 
 def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
@@ -79,21 +80,21 @@ def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
     for number in range(3):
         write_run(tmp_path / f"{number}.json", draw)
     file = tmp_path / "0.json"
-    assert len(regression.read_runs(tmp_path)) == 3
-    rows = regression.compare([regression.Run({"a": 1.0, "b": 2.0}, 1.0)], [regression.Run({"a": 0.5, "c": 1.0}, 1.0)])
-    assert [(row["case"], row["verification"]) for row in rows] == [("a", "faster"), ("b", "gone"), ("c", "new")]
+    assert len(compare_runs.read_runs(tmp_path)) == 3
+    rows = compare_runs.compare([compare_runs.Run({"a": 1.0, "b": 2.0}, 1.0)], [compare_runs.Run({"a": 0.5, "c": 1.0}, 1.0)])
+    assert [(row["case"], row["result"]) for row in rows] == [("a", "faster"), ("b", "gone"), ("c", "new")]
     assert command("bench", "compare", file, file)[0] == 0
     write_run(tmp_path / "uncalibrated.json", draw, calibrated=False)
     code, _, err = command("bench", "compare", file, tmp_path / "uncalibrated.json")
     assert code == 2 and "uncalibrated.json: no run of `make bench`" in err
     part = next(iter(CASES))
-    code, out, _ = command("bench", "compare", file, write_run(tmp_path / "slow.json", draw, part))
+    code, out, _ = command("bench", "compare", file, write_run(tmp_path / "slow.json", draw, part), "--json")
     assert code == 1 and json.loads(out.splitlines()[-1])["slower"] == [part]
 
 
 @pytest.mark.parametrize("lasting", [False, True])
-def test_an_alarm_is_timed_again_before_it_counts(tmp_path, command, monkeypatch, lasting):
-    """A disturbance of one run goes, a part that is slower stays; the slowed run is verified in the same way."""
+def test_an_alarm_is_timed_again_before_it_counts(tmp_path, script, monkeypatch, lasting):
+    """A disturbance of one run disappears, a slower part stays; the slowed run is treated in the same way."""
     draw, part, asked = np.random.default_rng(4), next(iter(CASES)), {}
 
     def time(file, cases, slow, seconds):
@@ -108,8 +109,8 @@ def test_an_alarm_is_timed_again_before_it_counts(tmp_path, command, monkeypatch
 
     monkeypatch.setattr(alarm, "time_cases", time)
     monkeypatch.chdir(CHECKOUT)
-    code, out, err = command("bench", "regression", "--runs", 3, "--keep", tmp_path / "kept", "--out", tmp_path)
-    row = json.loads(out.splitlines()[-1])["row"]
+    code, out, err = script(regression_proof, "--runs", 3, "--keep", tmp_path / "kept", "--out", tmp_path, "--json")
+    row = json.loads(out.splitlines()[-1])["rows"][0]
     assert asked["unchanged-1-again-0"] == [part] and "unchanged-0-again-0" not in asked and row["timed_again"] == 1
     assert sorted(asked["slowed-1.5-again-1"]) == sorted(CASES) and row["missed"] == []
     assert [one["case"] for one in row["false_alarms"]] == [part] * lasting and code == lasting, err
@@ -125,24 +126,25 @@ def test_compared_with_this_checkout_an_alarm_is_timed_again(tmp_path, command, 
 
     monkeypatch.setattr(alarm, "time_cases", time)
     monkeypatch.chdir(CHECKOUT)
-    code, out, _ = command("bench", "compare", baseline(tmp_path, draw))
+    code, out, _ = command("bench", "compare", baseline(tmp_path, draw), "--json")
     assert json.loads(out.splitlines()[-1])["slower"] == [part] * lasting and code == lasting
-    assert asked == [["bench"]] + [[part]] * (alarm.AGAIN if lasting else 1)
+    assert asked == [[str(alarm.CASES)]] + [[part]] * (alarm.AGAIN if lasting else 1)
     monkeypatch.chdir(tmp_path)
     code, _, err = command("bench", "compare", tmp_path)
-    assert code == 2 and "bench/: not here" in err
+    assert code == 2 and "bench/ is not here" in err
 
 
 def test_a_real_case_is_calibrated_and_can_be_slowed(tmp_path, monkeypatch):
-    """No time is asserted: only that both ends of the fixture work."""
+    """No time is asserted, only that the fixture calibrates and slows."""
     monkeypatch.setenv("FOREDRAFT_BENCH_SLOW", "1.5")
-    # pytest-benchmark writes nothing where it believes itself in a worker of xdist
+    # pytest-benchmark writes nothing in a worker of xdist
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     file = tmp_path / "run.json"
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "bench/regression/test_kernels.py", "-k", "test_norm", "--benchmark-enable",
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "bench/regression/test_kernels.py", "-k", "test_norm",
+                    "--benchmark-enable",
                     "-p", "no:cacheprovider", "--benchmark-max-time=0.01", f"--benchmark-json={file}"], cwd=CHECKOUT,
                    check=True, capture_output=True)
-    (found,) = regression.read_runs(file)
+    (found,) = compare_runs.read_runs(file)
     (name,) = found.seconds
     assert name == "bench/regression/test_kernels.py::test_norm" and found.seconds[name] > 0 and found.unit > 0
 
@@ -153,7 +155,7 @@ def test_slowed_takes_as_many_times_as_long(monkeypatch):
     spec = importlib.util.spec_from_file_location("bench_conftest", CHECKOUT / "bench" / "regression" / "conftest.py")
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    # the clock moves by one at each look: two looks around the function make 1, so that 1.5 is over at the second more
+    # the clock moves by one at each reading: 1 for the function, so 1.5 is over at the second reading after it
     ticks = iter(range(100))
     monkeypatch.setattr(conftest.time, "perf_counter", lambda: next(ticks))
     assert conftest.slowed(lambda a, b: a + b, 1.5)(1, b=2) == 3

@@ -1,4 +1,4 @@
-"""`foredraft bench adaptive` on the embedded family's sample texts."""
+"""The study of adaptive draft lengths, on sample texts."""
 
 import json
 
@@ -7,6 +7,7 @@ import torch
 from doubles import ScriptedDrafter, make_state
 
 from foredraft.bench.harness.measure import Sample
+from foredraft.bench.studies import adaptive
 from foredraft.bench.studies.adaptive import Wrong, oracle
 from foredraft.engine.stats import DecodeStats
 
@@ -43,9 +44,9 @@ def test_the_oracle_drafts_what_stands_at_the_costs_of_the_runs():
     assert found["tokens_per_step"] == pytest.approx(9 / 5)
 
 
-def test_the_command_writes_a_row_for_each_length(command, tmp_path):
-    code, out, _ = command("bench", "adaptive", "--drafter", "lookup", "--limit", 2, "--repeats", 1, "--batch-size", 2,
-                           "--draft-tokens", 2, "--max-new-tokens", 8, "--temperature", "0,1", "--out", tmp_path)
+def test_the_script_writes_a_record_for_each_length(script, tmp_path):
+    code, out, _ = script(adaptive, "--drafter", "lookup", "--limit", 2, "--repeats", 1, "--batch-size", 2,
+                           "--draft-tokens", 2, "--max-new-tokens", 8, "--temperature", "0,1", "--out", tmp_path, "--json")
     assert code == 0
     rows = json.loads(out.splitlines()[-1])["rows"]
     assert [(row["drafter"], row["temperature"], row["draft_tokens"]) for row in rows] == [

@@ -1,4 +1,4 @@
-"""foredraft bench big-little: lossy rows are called so and bear no speed-up."""
+"""Big Little Decoder: lossy records say so and have no speed-up."""
 
 import json
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from foredraft.bench.studies import big_little
 from foredraft.cli.main import app
-from foredraft.engine.drafters.trained import model_class
+from foredraft.engine.drafters.registry import model_class
 
 
 @pytest.fixture
@@ -30,10 +31,12 @@ def invoke(*arguments):
     return json.loads(result.stdout.splitlines()[-1]), result.stdout
 
 
-def test_the_command(tiny_model_path, drafter, data, tmp_path):
-    found, shown = invoke("bench", "big-little", "--target", tiny_model_path, "--drafter", drafter, "--data", data,
-                          "--fallback", "0,1", "--rollback", "0,50", "--repeats", 1, "--max-new-tokens", 12, "--out",
-                          tmp_path)
+def test_the_script(script, tiny_model_path, drafter, data, tmp_path):
+    code, shown, err = script(big_little, "--target", tiny_model_path, "--drafter", drafter, "--data", data, "--fallback",
+                              "0,1", "--rollback", "0,50", "--repeats", 1, "--max-new-tokens", 12, "--out", tmp_path,
+                              "--json")
+    assert code == 0, err
+    found = json.loads(shown.splitlines()[-1])
     rows = {row["method"]: row for row in found["rows"]}
     assert list(rows) == ["plain", "lossless", "0,0", "0,50", "1,0", "1,50"]
     assert shown.count("LOSSY ") >= 4

@@ -1,4 +1,6 @@
-"""The kernels' bench: what is timed, and what is refused."""
+"""The linear kernel's bandwidth: what is timed, and what is refused."""
+
+from functools import partial
 
 import pytest
 
@@ -20,7 +22,7 @@ def test_speeds_are_bytes_over_seconds(monkeypatch):
         assert found["gb_s"][name] == {"1": pytest.approx(size / 1e9 / 0.5), "6": pytest.approx(size / 1e9 / 0.5)}
 
 
-def test_every_copy_takes_its_turn():
+def test_every_copy_is_read_in_rotation():
     seen = []
     assert skinny._median_seconds(seen.append, copies=[0, 1, 2], repeats=2) > 0
     assert seen == [0, 1, 2] * 3
@@ -28,5 +30,20 @@ def test_every_copy_takes_its_turn():
 
 @pytest.mark.parametrize("text", ["12", "3x", "axb", "0x4", "2x3x4"])
 def test_shapes_that_are_none_are_refused(text):
-    with pytest.raises(UserError, match="no shape"):
+    with pytest.raises(UserError, match="not a shape"):
         skinny.parse_shape(text)
+
+
+def test_the_script(script, tmp_path, monkeypatch):
+    import json
+
+    monkeypatch.setattr(skinny, "measure_shape", partial(skinny.measure_shape, rotated=20_000))
+    code, out, err = script(skinny, "--shapes", "48x32", "--weights", "fp32", "--rows", "1,2", "--repeats", 1, "--out",
+                            tmp_path,
+                            "--json")
+    assert code == 0, err
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert row["kind"] == "kernels" and set(row["shapes"]["48x32"]["gb_s"]) == {"fp32", "F.linear"}
+    assert row["command"].startswith("python -m foredraft.bench.studies.linear_bandwidth --shapes 48x32")
+    code, _, err = script(skinny, "--weights", "int3")
+    assert code == 2 and "'int3' is not known" in err

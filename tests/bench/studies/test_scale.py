@@ -32,16 +32,16 @@ def test_a_point_is_the_median_a_call():
     assert all(0 <= point["least_ms"] <= point["ms_per_article"] for point in points)
 
 
-def test_the_command_and_its_charts(command, tiny_model_path, tmp_path):
+def test_the_script_and_its_charts(script, tiny_model_path, tmp_path):
     from foredraft.bench.report import charts
 
     data = tmp_path / "two.jsonl"
     data.write_text("".join(json.dumps({"article": f"w5 w6 w{i} w5", "highlights": "w5"}) + "\n" for i in (7, 9)))
-    code, out, err = command(
-        "bench", "scale", "--target", tiny_model_path, "--data", data, "--articles", "1,3", "--source", "4,8", "--output",
-        "2,4", "--memory", 8, "--batch-size", 2, "--max-new-tokens", 3, "--repeats", 1, "--out", tmp_path)
+    code, out, err = script(
+        scale, "--target", tiny_model_path, "--data", data, "--articles", "1,3", "--source", "4,8", "--output",
+        "2,4", "--memory", 8, "--batch-size", 2, "--max-new-tokens", 3, "--repeats", 1, "--out", tmp_path, "--json")
     assert code == 0, err
-    row = json.loads(out.splitlines()[-1])["row"]
+    row = json.loads(out.splitlines()[-1])["rows"][0]
     assert {name: [point["size"] for point in points] for name, points in row["curves"].items()} == {
         "articles": [1, 3], "source": [4, 8], "output": [2, 4]}
     assert row["memory"]["articles"] == [2, 4, 6, 8] and len(row["memory"]["rss"]) == 4
@@ -50,7 +50,7 @@ def test_the_command_and_its_charts(command, tiny_model_path, tmp_path):
         "scale-0-articles", "scale-0-source", "scale-0-output", "memory-0"]
 
 
-def test_sources_longer_than_the_checkpoint_says_are_read_whole(tiny_model_path, monkeypatch):
+def test_sources_longer_than_the_checkpoints_limit_are_not_truncated(tiny_model_path, monkeypatch):
     import foredraft
 
     model, read = foredraft.load(tiny_model_path, drafter=None), []
@@ -59,7 +59,7 @@ def test_sources_longer_than_the_checkpoint_says_are_read_whole(tiny_model_path,
     monkeypatch.setattr(model.target, "encode", lambda source: read.append(len(source)) or encode(source))
     scale.scale(model, [[5, 6, 1]], articles=[1], source=[4, 9], output=[2], memory=0, batch_size=1, draft_tokens=0,
                 max_new_tokens=2, repeats=1)
-    # once so that all is loaded, then by articles, output and source
+    # a warm-up, then by articles, output and source
     assert read == [3, 3, 3, 4, 9]
 
 
@@ -73,19 +73,19 @@ def test_memory_an_article_is_the_peak_shared_among_them():
         return size
 
     scale.curve([4, 1], hold, 1, points, resident_bytes(), scale.let_go)
-    # the second size is not charged with the first one's peak
+    # the second size does not include the first one's peak
     assert 6e6 < points[0]["bytes_per_article"] < 12e6 and points[1]["bytes_per_article"] < 16e6
     scale.curve([4], hold, 1, points)
     assert points[2]["bytes_per_article"] is None
 
 
-def test_an_interrupted_measurement_keeps_its_points(command, tiny_model_path, tmp_path, monkeypatch):
+def test_an_interrupted_measurement_keeps_its_points(script, tiny_model_path, tmp_path, monkeypatch):
     data = tmp_path / "two.jsonl"
     data.write_text(json.dumps({"article": "w5 w6 w5", "highlights": "w5"}) + "\n")
     monkeypatch.setattr(scale, "_stretched", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    arguments = ("bench", "scale", "--target", tiny_model_path, "--data", data, "--source", "4", "--output", "2",
+    arguments = ("--target", tiny_model_path, "--data", data, "--source", "4", "--output", "2",
                  "--memory", 0, "--max-new-tokens", 3, "--out", tmp_path)
-    code, _, err = command(*arguments, "--articles", "1,2")
+    code, _, err = script(scale, *arguments, "--articles", "1,2")
     assert code == 1 and "interrupted" in err
     (file,) = tmp_path.glob("scale-*.jsonl")
     row = json.loads(file.read_text())

@@ -1,5 +1,7 @@
 """The distance of rounded weights from fp32, on the tiny model."""
 
+import json
+
 import pytest
 import torch
 
@@ -41,3 +43,13 @@ def test_int8_is_measured_against_fp32(tiny_model_path, cases):
     assert int8["bytes"] < found["fp32"]["bytes"] / 2.5
     assert 0 < int8["kl_nats"] < 0.05 and 0 < int8["logit_mean"] < int8["logit_max"] < 1
     assert 0.5 < int8["argmax"] <= 1 and int8["rouge"] is not None
+
+
+def test_the_script(script, tiny_model_path, tmp_path):
+    data = tmp_path / "one.jsonl"
+    data.write_text(json.dumps({"article": "w5 w6 w7 w5", "highlights": "w5"}) + "\n")
+    code, out, err = script(weights, "--target", tiny_model_path, "--data", data, "--weights", "int8", "--max-new-tokens", 4,
+                            "--out", tmp_path, "--json")
+    assert code == 0, err
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert row["kind"] == "weights" and list(row["weights"]) == ["fp32", "int8"] and row["weights"]["int8"]["kl_nats"] >= 0
