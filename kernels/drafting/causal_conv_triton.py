@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, tl
 from foredraft.kernels.drafting.lstm_cell_triton import EPSILON, inverse_rms, recurrent_tiling
-from foredraft.kernels.model.linear_triton import WIDTH, weigh
+from foredraft.kernels.model.linear_triton import WIDTH, matmul_tile
 
 
 @jit
@@ -33,8 +33,8 @@ def _convolution_kernel(positions, below, weight, bias, above, B, T, dilation, p
         seen = (is_read & (position >= 0)) != 0
         scale = inverse_rms(below, rows * T + position, seen, U, EPSILON)[:, None]
         here = weight + tap * 2 * U * U
-        value += weigh(below, here, rows * T + position, seen, units, is_unit, U, N, WAYS, STEP) * scale
-        gate += weigh(below, here, rows * T + position, seen, U + units, is_unit, U, N, WAYS, STEP) * scale
+        value += matmul_tile(below, here, rows * T + position, seen, units, is_unit, U, N, WAYS, STEP) * scale
+        gate += matmul_tile(below, here, rows * T + position, seen, U + units, is_unit, U, N, WAYS, STEP) * scale
     value += tl.load(bias + units, mask=is_unit, other=0.0)[None, :]
     gate += tl.load(bias + U + units, mask=is_unit, other=0.0)[None, :]
     mask = is_read[:, None] & is_unit[None, :]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, tl
-from foredraft.kernels.model.linear_triton import WIDTH, tiling, weigh
+from foredraft.kernels.model.linear_triton import WIDTH, matmul_tile, tiling
 
 EPSILON = 1e-6
 
@@ -50,8 +50,8 @@ def _tanh(x):
 def _gate(x, weight_x, h, weight_h, bias, source, is_read, scale, before, has_before, units, is_unit, GATE: tl.constexpr,
           X: tl.constexpr, U: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr):
     outputs = GATE * U + units
-    total = weigh(x, weight_x, source, is_read, outputs, is_unit, X, N, WAYS, STEP) * scale[:, None]
-    total += weigh(h, weight_h, before, has_before, outputs, is_unit, U, N, WAYS, STEP)
+    total = matmul_tile(x, weight_x, source, is_read, outputs, is_unit, X, N, WAYS, STEP) * scale[:, None]
+    total += matmul_tile(h, weight_h, before, has_before, outputs, is_unit, U, N, WAYS, STEP)
     return total + tl.load(bias + outputs, mask=is_unit, other=0.0)[None, :]
 
 
@@ -99,12 +99,12 @@ def _mix_kernel(positions, h, others, embedding, committed, lengths, drafted, we
     is_read = at >= 0
     total = tl.zeros((16, N), tl.float32)
     if U > 0:
-        part = weigh(h, weight_h, rows * T + at, is_read, outputs, is_output, U, N, WAYS, STEP)
+        part = matmul_tile(h, weight_h, rows * T + at, is_read, outputs, is_output, U, N, WAYS, STEP)
         if NORMED:
             part *= inverse_rms(h, rows * T + at, is_read, U, EPSILON)[:, None]
         total += part
     if J > 0:
-        total += weigh(others, weight_o, rows, is_read, outputs, is_output, J, N, WAYS, STEP)
+        total += matmul_tile(others, weight_o, rows, is_read, outputs, is_output, J, N, WAYS, STEP)
     if E > 0:
         length = tl.load(lengths + rows, mask=is_read, other=0)
         for back in tl.static_range(E):
@@ -112,7 +112,7 @@ def _mix_kernel(positions, h, others, embedding, committed, lengths, drafted, we
             seen = is_read & (position >= 0)
             tokens = tl.load(committed + rows * T1 + position, mask=seen & (position < length), other=0)
             tokens += tl.load(drafted + rows * K + position - length, mask=seen & (position >= length), other=0)
-            part = weigh(embedding, weight_e + back * N_ALL * C, tokens, seen, outputs, is_output, C, N, WAYS, STEP)
+            part = matmul_tile(embedding, weight_e + back * N_ALL * C, tokens, seen, outputs, is_output, C, N, WAYS, STEP)
             total += part * inverse_rms(embedding, tokens, seen, C, EPSILON)[:, None]
     if bias is not None:
         total += tl.load(bias + outputs, mask=is_output, other=0.0)[None, :]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, tl
-from foredraft.kernels.model.linear_triton import weigh
+from foredraft.kernels.model.linear_triton import matmul_tile
 from foredraft.kernels.model.lm_head_triton import TOGETHER, WIDTH, head_tiling, largest_part
 
 # Source positions that are compared together.
@@ -86,7 +86,7 @@ def _vocabulary_kernel(y, weight, common, own, own_counts, left_out, source, sou
             token = tl.load(common + column, mask=column < F, other=0)
             is_left_out = tl.load(left_out + rows[:, None] * F + column[None, :],
                                   mask=is_row[:, None] & (column < F)[None, :], other=1)
-            values = weigh(y, weight, rows, is_row, token, column < F, C, N, WAYS, STEP)
+            values = matmul_tile(y, weight, rows, is_row, token, column < F, C, N, WAYS, STEP)
             is_value = is_left_out == 0
             owner = is_row
         else:
@@ -96,7 +96,7 @@ def _vocabulary_kernel(y, weight, common, own, own_counts, left_out, source, sou
             is_own = column < tl.load(own_counts + b)
             token = tl.load(own + b * own_stride + column, mask=is_own, other=0)
             owner = rows == b
-            values = weigh(y, weight, rows, owner, token, is_own, C, N, WAYS, STEP)
+            values = matmul_tile(y, weight, rows, owner, token, is_own, C, N, WAYS, STEP)
             if COPIES:
                 values += _copied(source, source_lengths, scores, top, total, gain, b, token, S, N, CHUNK)[None, :]
             is_value = owner[:, None] & is_own[None, :]

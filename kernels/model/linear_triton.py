@@ -30,8 +30,8 @@ WAYS, STEP = 4, 64
 
 
 @jit
-def weigh(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-          STEP: tl.constexpr):
+def matmul_tile(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+                STEP: tl.constexpr):
     """[16, N] float32 = x[rows] @ weight[outputs].T over K columns, x rounded to the type of the weight."""
     way, step = tl.arange(0, WAYS), tl.arange(0, STEP)
     sums = tl.zeros((WAYS, 16, N), tl.float32)
@@ -64,7 +64,7 @@ def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.
     part, head = tl.program_id(1) // (H * pieces), tl.program_id(1) // pieces % H
     d = tl.program_id(1) % pieces * N + tl.arange(0, N)
     outputs = ((part * H + head) * D + d).to(tl.int64)
-    sums = weigh(y, weight, rows, is_row, outputs, d < D, C, N, WAYS, STEP)
+    sums = matmul_tile(y, weight, rows, is_row, outputs, d < D, C, N, WAYS, STEP)
     sums = sums * norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
     if part == 0:
         tl.store(q + (rows[:, None] * H + head) * D + d[None, :], sums.to(q.dtype.element_ty),
@@ -89,7 +89,7 @@ def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C:
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
-    sums = weigh(y, weight, rows, is_row, outputs, outputs < N_ALL, C, N, WAYS, STEP)
+    sums = matmul_tile(y, weight, rows, is_row, outputs, outputs < N_ALL, C, N, WAYS, STEP)
     sums = sums * norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
     tl.store(out + rows[:, None] * N_ALL + outputs[None, :], sums.to(out.dtype.element_ty),
              mask=is_row[:, None] & (outputs < N_ALL)[None, :])
@@ -104,7 +104,7 @@ def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.con
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     scale = norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
-    a = weigh(y, weight, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale
+    a = matmul_tile(y, weight, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale
     if ACTIVATION == 0:
         a = tl.maximum(a, 0.0)
     elif ACTIVATION == 1:
@@ -115,7 +115,7 @@ def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.con
     else:
         a = a * tl.sigmoid(a)
     if GATED:
-        a = a * (weigh(y, weight + F * C, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale)
+        a = a * (matmul_tile(y, weight + F * C, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale)
     tl.store(out + rows[:, None] * F + outputs[None, :], a.to(out.dtype.element_ty),
              mask=is_row[:, None] & (outputs < F)[None, :])
 
@@ -131,7 +131,7 @@ def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.c
     at = rows[:, None] * C + outputs[None, :]
     before = tl.load(x + at, mask=mask, other=0.0)
     scale = tl.load(norm + outputs, mask=outputs < C, other=0.0)
-    after = before + weigh(inputs, weight, rows, is_row, outputs, outputs < C, K, N, WAYS, STEP)
+    after = before + matmul_tile(inputs, weight, rows, is_row, outputs, outputs < C, K, N, WAYS, STEP)
     tl.store(x + at, after, mask=mask)
     tl.store(y + at, (after * scale[None, :]).to(y.dtype.element_ty), mask=mask)
     tl.store(squares + rows * TILES + tl.program_id(1), tl.sum(tl.where(mask, after * after, 0.0), 1), mask=is_row)

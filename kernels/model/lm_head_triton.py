@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foredraft.kernels.core.backend import jit, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
-from foredraft.kernels.model.linear_triton import tiling, weigh
+from foredraft.kernels.model.linear_triton import matmul_tile, tiling
 
 WIDTH = 32
 TOGETHER = 128
@@ -29,7 +29,7 @@ def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl
     pdl_wait(PDL)
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
     token = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
-    scores = weigh(y, weight, rows, rows < M, token, token < V, C, N, WAYS, STEP)
+    scores = matmul_tile(y, weight, rows, rows < M, token, token < V, C, N, WAYS, STEP)
     tl.store(logits + rows[:, None] * V + token[None, :], scores, mask=(rows < M)[:, None] & (token < V)[None, :])
 
 
@@ -59,7 +59,7 @@ def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.const
     is_row = rows < M
     token = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     parts: tl.constexpr = (V + N - 1) // N
-    scores = weigh(y, weight, rows, is_row, token, token < V, C, N, WAYS, STEP)
+    scores = matmul_tile(y, weight, rows, is_row, token, token < V, C, N, WAYS, STEP)
     scores = tl.where((token < V)[None, :], scores, float("-inf"))
     best = tl.max(scores, 1)
     best_token = tl.min(tl.where(scores == best[:, None], token.to(tl.int32)[None, :], V), 1)

@@ -50,9 +50,9 @@ def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R, H: tl.c
         where = (cache + slot)[:, None] * D + d[None, :]
         keys = tl.load(k + where, mask=(slot < end)[:, None] & is_d[None, :], other=0.0)
         values = tl.load(v + where, mask=(slot < end)[:, None] & is_d[None, :], other=0.0)
-        place = tl.load(positions + b * R + row, mask=is_row, other=-1)
+        key_position = tl.load(positions + b * R + row, mask=is_row, other=-1)
         seen = tl.load(visible + (b * R + r)[:, None] * R + row[None, :], mask=(r < R)[:, None] & is_row[None, :], other=0)
-        distance = at[:, None] - tl.where(is_row, place, slot)[None, :]
+        distance = at[:, None] - tl.where(is_row, key_position, slot)[None, :]
         sees = (at >= 0)[:, None] & ((slot < base)[None, :] | (seen != 0)) & (distance >= 0)
         scores = tl.dot(mine, tl.trans(keys), input_precision="ieee")
         scores += tl.load(bias + head * T + distance, mask=sees, other=0.0)

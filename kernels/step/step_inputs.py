@@ -6,7 +6,7 @@ earlier query position. On the CPU each function is one compiled call: small tor
     tokens [B, T + 1], lengths [B] int64, finished [B] bool     the decode state
     draft_tokens [B, K], draft_lengths [B] int64                the draft
     parents [B, K] int64                    query position that each draft follows; None without branches
-    read [B, R], positions [B, R] int64     out: the target's input tokens and their decoder positions, -1: not read
+    input_tokens [B, R], positions [B, R] int64     out: the target's input tokens and their decoder positions, -1: not read
     above [B, R] int64                      out, for a tree: the parent of each query position, -1 for position 0
     limits, budgets [B] int64                largest length of each sequence, draft length asked for
     allowed [B] int64                       out: `budgets`, at most what `limits` leaves; 0 for finished sequences
@@ -20,10 +20,11 @@ from foredraft.kernels.core.backend import njit
 from foredraft.kernels.step.step_inputs_triton import allowed_triton, step_inputs_triton
 
 
-def step_inputs_reference(tokens, lengths, finished, draft_tokens, draft_lengths, parents, read, positions, above) -> None:
-    B, R = read.shape
+def step_inputs_reference(tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions,
+                          above) -> None:
+    B, R = input_tokens.shape
     last = lengths - 1
-    read[:, 0], read[:, 1:] = tokens[np.arange(B), last], draft_tokens
+    input_tokens[:, 0], input_tokens[:, 1:] = tokens[np.arange(B), last], draft_tokens
     depth = np.tile(np.arange(R), (B, 1))
     if parents is not None:
         above[:, 0], above[:, 1:] = -1, parents
@@ -34,13 +35,13 @@ def step_inputs_reference(tokens, lengths, finished, draft_tokens, draft_lengths
 
 
 @njit()
-def _step_inputs_loop(tokens, lengths, finished, draft_tokens, draft_lengths, read, positions):
-    for b in range(read.shape[0]):
+def _step_inputs_loop(tokens, lengths, finished, draft_tokens, draft_lengths, input_tokens, positions):
+    for b in range(input_tokens.shape[0]):
         last = lengths[b] - 1
-        read[b, 0] = tokens[b, last]
+        input_tokens[b, 0] = tokens[b, last]
         positions[b, 0] = -1 if finished[b] else last
-        for r in range(1, read.shape[1]):
-            read[b, r] = draft_tokens[b, r - 1]
+        for r in range(1, input_tokens.shape[1]):
+            input_tokens[b, r] = draft_tokens[b, r - 1]
             positions[b, r] = -1 if finished[b] or r > draft_lengths[b] else last + r
 
 
@@ -56,8 +57,9 @@ def _tree_loop(parents, positions, above):
                 positions[b, r] = positions[b, 0] + depth[r]
 
 
-def step_inputs_numba(tokens, lengths, finished, draft_tokens, draft_lengths, parents, read, positions, above) -> None:
-    _step_inputs_loop(tokens, lengths, finished, draft_tokens, draft_lengths, read, positions)
+def step_inputs_numba(tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions,
+                      above) -> None:
+    _step_inputs_loop(tokens, lengths, finished, draft_tokens, draft_lengths, input_tokens, positions)
     if parents is not None:
         _tree_loop(parents, positions, above)
 

@@ -19,8 +19,8 @@ def tree_depths(parents, b, inside, K: tl.constexpr, R_PAD: tl.constexpr):
 
 
 @jit
-def _step_inputs_kernel(tokens, lengths, finished, draft_tokens, draft_lengths, parents, read, positions, above, B, T1,
-                        K: tl.constexpr, TILE_B: tl.constexpr, R_PAD: tl.constexpr, TREE: tl.constexpr):
+def _step_inputs_kernel(tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions, above, B,
+                        T1, K: tl.constexpr, TILE_B: tl.constexpr, R_PAD: tl.constexpr, TREE: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)
     inside = b < B
     r = tl.arange(0, R_PAD)[None, :]
@@ -32,7 +32,7 @@ def _step_inputs_kernel(tokens, lengths, finished, draft_tokens, draft_lengths, 
     first = tl.load(tokens + b * T1 + last, mask=inside, other=0)
     drafts = tl.load(draft_tokens + b[:, None] * K + r - 1, mask=is_draft, other=0)
     at = b[:, None] * (K + 1) + r
-    tl.store(read + at, tl.where(r == 0, first[:, None], drafts), mask=written)
+    tl.store(input_tokens + at, tl.where(r == 0, first[:, None], drafts), mask=written)
     depth = r + tl.zeros((TILE_B, R_PAD), tl.int64)
     if TREE:
         depth = tree_depths(parents, b, inside, K, R_PAD)
@@ -41,13 +41,14 @@ def _step_inputs_kernel(tokens, lengths, finished, draft_tokens, draft_lengths, 
     tl.store(positions + at, tl.where(is_read, last[:, None] + depth, -1), mask=written)
 
 
-def step_inputs_triton(tokens, lengths, finished, draft_tokens, draft_lengths, parents, read, positions, above) -> None:
+def step_inputs_triton(tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions,
+                       above) -> None:
     """One launch, without synchronisation. `parents` and `above` are None without branches."""
-    B, R = read.shape
+    B, R = input_tokens.shape
     tile = sequences_per_program(B, R)
     _step_inputs_kernel[(-(-B // tile),)](
-        tokens, lengths, finished, draft_tokens, draft_lengths, parents, read, positions, above, B, tokens.shape[1], K=R - 1,
-        TILE_B=tile, R_PAD=power_of_2(R), TREE=parents is not None, num_warps=1)
+        tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions, above, B, tokens.shape[1],
+        K=R - 1, TILE_B=tile, R_PAD=power_of_2(R), TREE=parents is not None, num_warps=1)
 
 
 @jit

@@ -1,4 +1,4 @@
-"""Deliberately broken verifications: the distributions of test_decode.py must catch every one of them."""
+"""Deliberately broken verifications: the distributions of test_loop.py must catch every one of them."""
 
 import types
 
@@ -6,21 +6,21 @@ import pytest
 import torch
 from doubles import ScriptedDrafter, TableTarget, joint_chi_square, make_state
 
-from foredraft.engine import verify as verification
+from foredraft.engine import verify as engine_verify
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import decode
 from foredraft.kernels.verify import accept
 
 SAMPLED = {
     "the residual is the target's distribution": ("rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
-    "q is left out of the test": ("start, i) * q <= p[token]", "start, i) <= p[token]"),
-    "draft and coin share their noise": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, 1, start, i)"),
-    "the distribution comes from the row before": ("warp_loop(logits[row],", "warp_loop(logits[max(row - 1, 0)],"),
-    "the noise forgets the round": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, ACCEPT, 0, i)"),
+    "the acceptance test ignores q": ("start, i) * q <= p[token]", "start, i) <= p[token]"),
+    "draft and acceptance test share their noise": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, 1, start, i)"),
+    "the distribution is the previous position's": ("warp_loop(logits[r],", "warp_loop(logits[max(r - 1, 0)],"),
+    "the noise ignores the step": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, ACCEPT, 0, i)"),
 }
 GREEDY = {
-    "any draft stands": (" and draft_tokens[i] == token", ""),
-    "the answer comes from the row after": ("= chosen[b, row]", "= chosen[b, min(row + 1, chosen.shape[1] - 1)]"),
+    "every draft is accepted": (" and draft_tokens[i] == token", ""),
+    "the token is the next position's": ("= chosen[b, r]", "= chosen[b, min(r + 1, chosen.shape[1] - 1)]"),
 }
 
 
@@ -39,7 +39,7 @@ def mutate(old: str, new: str) -> types.ModuleType:
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch):
-    monkeypatch.setattr(verification, "ACCEPT_SAMPLED", mutate(*SAMPLED[name]).ACCEPT_SAMPLED)
+    monkeypatch.setattr(engine_verify, "ACCEPT_SAMPLED", mutate(*SAMPLED[name]).ACCEPT_SAMPLED)
     values = [joint_chi_square(drafter, trials=60_000) for drafter in ("adversarial", "close")]
     assert any(value > freedom + 10 * (2 * freedom) ** 0.5 for value, freedom in values)
 
@@ -57,5 +57,5 @@ def test_a_broken_greedy_verification_changes_the_output(name, monkeypatch):
         return state.tokens[:, 1:21].tolist()
 
     assert speculative() == truth
-    monkeypatch.setattr(verification, "ACCEPT_GREEDY", mutate(*GREEDY[name]).ACCEPT_GREEDY)
+    monkeypatch.setattr(engine_verify, "ACCEPT_GREEDY", mutate(*GREEDY[name]).ACCEPT_GREEDY)
     assert speculative() != truth

@@ -9,14 +9,14 @@ import pytest
 import torch
 from doubles import ScriptedDrafter, TableTarget, chi_square, joint_chi_square, make_state
 
-from foredraft.engine import verify as verification
+from foredraft.engine import verify as engine_verify
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import decode
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
-from foredraft.kernels.core import split_softmax_triton as draw
+from foredraft.kernels.core import split_softmax_triton
 from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
-from foredraft.kernels.verify import accept_triton as verification
+from foredraft.kernels.verify import accept_triton, residual_triton
 
 pytestmark = pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 ON_GPU = not is_interpreted()
@@ -24,22 +24,22 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 
 SAMPLED = {
     "the residual is the target's distribution": (" - tl.exp(y - lse[:, None])", ""),
-    "q is left out of the test": ("coin * tl.exp(qx - lse) <= p", "coin <= p"),
-    "draft and coin share their noise": ("jr * 0 + _ACCEPT, start", "jr * 0 + 1, start"),
-    "p comes from the row before": ("logits + jrow * V + draft", "logits + tl.maximum(jrow - 1, 0) * V + draft"),
-    "the noise forgets the round": ("_ACCEPT, start, jr)", "_ACCEPT, jr * 0, jr)"),
+    "the acceptance test ignores q": ("coin * tl.exp(qx - lse) <= p", "coin <= p"),
+    "draft and acceptance test share their noise": ("jr * 0 + _ACCEPT, start", "jr * 0 + 1, start"),
+    "p is the previous position's": ("logits + jrow * V + draft", "logits + tl.maximum(jrow - 1, 0) * V + draft"),
+    "the noise ignores the step": ("_ACCEPT, start, jr)", "_ACCEPT, jr * 0, jr)"),
     "splits keep their own scale": ("(part * tl.exp((level - best[:, None]) * rate[:, None]))", "part"),
-    "weights before the drawn ids are forgotten": ("reached > (threshold - before)", "reached > (threshold)"),
+    "weights before the chosen tokens are ignored": ("reached > (threshold - before)", "reached > (threshold)"),
 }
 BLOCKS = {
-    "the rest is a single token's": ("(part / tl.where(active", "(1.0 / tl.where(active"),
-    "a block stands by its last coin alone": ("(u * (mass + 1.0 - part) <= mass)", "(u <= part)"),
-    "the rest is drawn at a single token's scale": ("(tl.sum(tl.where(here, whole, 0.0), axis=1) / total_at)",
+    "the residual is a single token's": ("(part / tl.where(active", "(1.0 / tl.where(active"),
+    "a block is accepted by its last test alone": ("(u * (mass + 1.0 - part) <= mass)", "(u <= part)"),
+    "the residual is sampled at a single token's scale": ("(tl.sum(tl.where(here, prefix, 0.0), axis=1) / total_at)",
                                                     "(1.0 / total_at)"),
 }
 GREEDY = {
-    "any draft stands": ("mask=tested, other=0) == token)", "mask=tested, other=0) == token) | tested"),
-    "the answer comes from the row after": ("(K + 1) + n, mask=inside[:, None] & (n <= proposed",
+    "every draft is accepted": ("mask=tested, other=0) == token)", "mask=tested, other=0) == token) | tested"),
+    "the token is the next position's": ("(K + 1) + n, mask=inside[:, None] & (n <= proposed",
                                             "(K + 1) + tl.minimum(n + 1, K), mask=inside[:, None] & (n <= proposed"),
 }
 
@@ -47,19 +47,22 @@ GREEDY = {
 @pytest.fixture
 def many_splits(monkeypatch):
     """Splits and sums that a vocabulary of 16 already fills."""
-    for module, name, size in ((draw, "SUB", 4), (draw, "SPLIT", 8), (verification, "CHUNK", 8)):
+    for module, name, size in ((split_softmax_triton, "SUB", 4), (split_softmax_triton, "SPLIT", 8), (accept_triton, "CHUNK", 8)):
         monkeypatch.setattr(module, name, size)
 
 
 def mutate(old: str, new: str, folder, monkeypatch):
-    """verification.py, on its own draw.py, with `old` replaced by `new` in one of them; small splits as in many_splits."""
-    texts = {name: Path(module.__file__).read_text() for name, module in (("draw", draw), ("verification", verification))}
+    """accept_triton.py and the files it is built on, with `old` replaced by `new`; small splits as in many_splits."""
+    texts = {module.__name__.rpartition(".")[2]: Path(module.__file__).read_text()
+             for module in (split_softmax_triton, residual_triton, accept_triton)}
     assert any(old in text for text in texts.values()), f"the mutant's line is gone: {old}"
     for name, text in texts.items():
         # a file, for Triton reads a kernel's source from one
         file = folder / f"mutant_{name}.py"
         file.write_text(text.replace(old, new).replace("SUB, SPLIT = 256, 4096", "SUB, SPLIT = 4, 8").replace(
-            "CHUNK = 1024", "CHUNK = 8").replace("foredraft.kernels.core.split_softmax_triton", "mutant_draw"))
+            "CHUNK, POSITIONS = 1024, 16", "CHUNK, POSITIONS = 8, 16").replace(
+            "foredraft.kernels.core.split_softmax_triton", "mutant_split_softmax_triton").replace(
+            "foredraft.kernels.verify.residual_triton", "mutant_residual_triton"))
         spec = importlib.util.spec_from_file_location(file.stem, file)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, file.stem, module)
@@ -137,14 +140,16 @@ def test_wide_vocabulary_follows_the_target(distribution):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
-    monkeypatch.setattr(verification, "accept_sampled_triton", mutate(*SAMPLED[name], tmp_path, monkeypatch).accept_sampled_triton)
+    broken = mutate(*SAMPLED[name], tmp_path, monkeypatch)
+    monkeypatch.setattr(engine_verify, "accept_sampled_triton", broken.accept_sampled_triton)
     assert not all(is_lossless(drafter, trials=12_000) for drafter in ("adversarial", "close"))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_broken_block_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
-    monkeypatch.setattr(verification, "accept_sampled_triton", mutate(*BLOCKS[name], tmp_path, monkeypatch).accept_sampled_triton)
+    broken = mutate(*BLOCKS[name], tmp_path, monkeypatch)
+    monkeypatch.setattr(engine_verify, "accept_sampled_triton", broken.accept_sampled_triton)
     assert not all(is_lossless(drafter, trials=20_000, block=True) for drafter in ("adversarial", "close"))
 
 
@@ -162,5 +167,6 @@ def test_a_broken_greedy_verification_changes_the_output(name, monkeypatch, tmp_
         return state.tokens[:, 1:21].tolist()
 
     assert speculative() == truth
-    monkeypatch.setattr(verification, "accept_greedy_triton", mutate(*GREEDY[name], tmp_path, monkeypatch).accept_greedy_triton)
+    broken = mutate(*GREEDY[name], tmp_path, monkeypatch)
+    monkeypatch.setattr(engine_verify, "accept_greedy_triton", broken.accept_greedy_triton)
     assert speculative() != truth

@@ -94,13 +94,13 @@ VERIFICATIONS = {
     "the residual is not updated": ("p, residual, total = residual, p, mass", "pass"),
     "the residual is not normalised": ("p, residual, total = residual, p, mass", "p, residual = residual, p"),
     "the residual is the first sibling's": ("draft_logits[i], np.float32(draft_lse[i])",
-                                            "draft_logits[row], np.float32(draft_lse[row])"),
-    "siblings share a coin": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, ACCEPT, start, row)"),
+                                            "draft_logits[r], np.float32(draft_lse[r])"),
+    "siblings share a coin": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, ACCEPT, start, r)"),
 }
 DRAFTS = {
     "the distribution is not renormalised": ("total = sum_loop(weights)", "total = total + 0.0"),
     "siblings are drawn again": ("weights[at] = np.float32(0.0)", "pass"),
-    "siblings share their noise": ("uniform(seed, DRAFT, start, place)", "uniform(seed, DRAFT, start, first)"),
+    "siblings share their noise": ("uniform(seed, DRAFT, start, i)", "uniform(seed, DRAFT, start, first)"),
 }
 CASES = [(drafter, shape, replaced, 2, 20_000) for drafter in ("adversarial", "close")
          for shape, replaced in (("3", False), ("3", True), ("2x2", False))]

@@ -15,9 +15,10 @@ from foredraft.kernels.verify.accept import accept_numba
 from foredraft.kernels.verify.block import block_numba, block_reference
 
 MUTANTS = {
-    "the noise forgets the round": ("uniform(seed, ACCEPT, start, standing - 1)", "uniform(seed, ACCEPT, 0, standing - 1)"),
-    "the rest is a single token's": ("np.float32(whole[standing] / totals[standing])", "np.float32(1.0 / totals[standing])"),
-    "a block stands by its last coin alone": ("u * (mass + 1.0 - whole[standing]) <= mass", "u <= whole[standing]"),
+    "the noise ignores the step": ("uniform(seed, ACCEPT, start, accepted - 1)", "uniform(seed, ACCEPT, 0, accepted - 1)"),
+    "the residual is a single token's": ("np.float32(prefix[accepted] / totals[accepted])",
+                                         "np.float32(1.0 / totals[accepted])"),
+    "a block is accepted by its last test alone": ("u * (mass + 1.0 - prefix[accepted]) <= mass", "u <= prefix[accepted]"),
 }
 
 
@@ -36,7 +37,7 @@ def test_point_masses_and_greedy_sequences_are_verified_token_by_token():
     assert verifications(block_numba, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
 
 
-def rounds(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int = 4000, K: int = 3):
+def generate(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int = 4000, K: int = 3):
     """Generate three tokens from distributions that depend on the position.
 
     Returns the chi-square of their joint distribution, its degrees of freedom, and accepted drafts and steps of every trial.
@@ -58,9 +59,9 @@ def rounds(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int
 
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 def test_generations_follow_the_target_and_accept_no_less(drafter):
-    value, freedom, accepted = rounds(drafter, 60_000)
+    value, freedom, accepted = generate(drafter, 60_000)
     assert value < freedom + 10 * (2 * freedom) ** 0.5
-    _, _, others = rounds(drafter, 60_000, blocks=False)
+    _, _, others = generate(drafter, 60_000, blocks=False)
     error = float((accepted.var() + others.var()) / len(accepted)) ** 0.5
     assert accepted.mean() > others.mean() - 3 * error
     if drafter == "close":
@@ -76,5 +77,5 @@ def test_a_broken_block_fails_the_chi_square(name, monkeypatch):
     text = text.replace(old, new).replace("@njit(parallel=True)", "@njit()").replace("@njit(", "@njit(cache=False, ")
     exec(compile(text, "mutant", "exec"), module.__dict__)
     monkeypatch.setattr(verification, "BLOCK", module.BLOCK)
-    found = [rounds(drafter, 20_000) for drafter in ("adversarial", "close")]
+    found = [generate(drafter, 20_000) for drafter in ("adversarial", "close")]
     assert any(value > freedom + 10 * (2 * freedom) ** 0.5 for value, freedom, _ in found)
