@@ -1,7 +1,7 @@
 """Counting n-grams of orders 1..N: all orders at once, by sorting windows of N tokens.
 
-Contract. A corpus is `tokens` [n], integers in 0..V-1, and `starts` [m + 1] int64: sequence s is tokens[starts[s] : starts[s
-+ 1]]. No n-gram crosses the end of a sequence. The result is foredraft.ngram_native.counts.Counts.
+Contract. A corpus is `tokens` [n], integers in 0..V-1, and `starts` [m + 1] int64: sequence s is
+tokens[starts[s] : starts[s + 1]]. No n-gram crosses the end of a sequence. The result is counts.Counts.
 
 Every position gives one window. Windows are scattered to buckets by their first token, each bucket is sorted in a core's
 cache, and equal windows are added up.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from foredraft.engine.state import DecodeState, Draft, Verification
+from foredraft.train.drafter.divergences import acceptance_probability
 
 
 def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], temperature: float,
@@ -90,4 +91,4 @@ def _overlap(p: torch.Tensor, draft: Draft) -> torch.Tensor:
     if draft.logits is None:
         return overlap
     q = torch.softmax(draft.logits[:, 0].float(), -1)
-    return torch.where(draft.dense, torch.minimum(p, q).sum(-1), overlap)
+    return torch.where(draft.dense, acceptance_probability(p, q), overlap)

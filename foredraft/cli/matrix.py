@@ -68,7 +68,7 @@ def matrix(
     from foredraft.train.drafter import drafter_grid as runs
     from foredraft.train.drafter.compact import compact_drafter
     from foredraft.train.drafter.distillation_methods import DistillationConfig
-    from foredraft.train.drafter.train_drafter import DrafterTrainingConfig
+    from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
     from foredraft.train.drafter.training_context import TrainingContext
 
     Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)

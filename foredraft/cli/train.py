@@ -10,9 +10,10 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.output import interrupted, print_figures
+from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
 
-DRAFTERS = ("t5small", "t5shallow", "lstm", "cnn", "head", "ngram")
+DRAFTERS = (*trained_kinds(), "ngram")
 
 
 def train(
@@ -112,7 +113,8 @@ def train(
     from foredraft.train.data.drafter_data import read_drafter_data
     from foredraft.train.data.heldout import heldout_articles
     from foredraft.train.drafter.distillation_methods import DistillationConfig
-    from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, train_drafter
+    from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
+    from foredraft.train.drafter.train_drafter import train_drafter
     from foredraft.train.drafter.training_context import TrainingContext
 
     method = DistillationConfig(loss, kd_loss, kd_temp, distill_method, divergence, beta, lmbda, kd_data, teacher_mix,

@@ -1,8 +1,8 @@
 """Trees of copies: the draft of foredraft.ngram_native.prompt_lookup.copy_rules with branches where other matches differ.
 
-    trunk    the draft, the tree's first branch tree     parents [N], the tree's shape (engine/drafters/tree_shape.py): node
-    j follows query position parents[j], where 0 is
-             the last committed token and i + 1 is node i
+    trunk    the draft, the tree's first branch
+    tree     parents [N], the tree's shape (engine/drafters/tree_shape.py): node j follows query position parents[j], where
+             0 is the last committed token and i + 1 is node i
     -> tokens, and for each the query position that it follows (0 the last committed token, i + 1 the i-th drafted token),
        `allowed` at most
 

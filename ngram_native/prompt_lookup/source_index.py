@@ -22,7 +22,7 @@ from foredraft.ngram_native.query import likeliest
 from foredraft.ngram_native.stopping import is_worth_drafting_jit
 from foredraft.ngram_native.table import Table
 
-LOOKUP, NGRAM = 1, 2  # the proposer of a token, an index into foredraft.engine.state.PROPOSERS
+LOOKUP, NGRAM = 1, 2  # the proposer of a token, an index into foredraft.engine.drafters.registry.PROPOSERS
 # Weight of the prior confidences, in tokens.
 PRIOR = 20.0
 # Counts above this are halved, so that confidences follow a change of temperature or of texts.

@@ -115,8 +115,8 @@ def _own_summaries(paths: list[str | Path], max_source: int) -> Articles:
             if number == len(articles):
                 source = np.array(record["source_ids"], np.uint16)
                 if len(source) > max_source:
-                    raise UserError(f"{path}: its sources have up to {len(source)} tokens, --max-source is {max_source}; raise "
-                                    "--max-source, or make the data set again with a smaller one")
+                    raise UserError(f"{path}: its sources have up to {len(source)} tokens, --max-source is {max_source}; "
+                                    "raise --max-source, or make the data set again with a smaller one")
                 articles.ids.append(record["id"])
                 articles.sources.append(source)
                 articles.gold.append(None)

@@ -1,7 +1,7 @@
 """Compacting a trained drafter: an output layer of the most frequent tokens only, and weights in bfloat16.
 
-Decoding stays lossless, because q is the distribution that the drafts were sampled from. A smaller output layer is faster and
-has a slightly lower acceptance rate.
+Decoding stays lossless, because q is the distribution that the drafts were sampled from. A smaller output layer is faster
+and has a slightly lower acceptance rate.
 """
 
 from __future__ import annotations

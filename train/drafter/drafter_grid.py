@@ -18,7 +18,8 @@ from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import Articles
 from foredraft.train.drafter.distillation_methods import METHODS
-from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, train_drafter
+from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
+from foredraft.train.drafter.train_drafter import train_drafter
 from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.history import machine
 

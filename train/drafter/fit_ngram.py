@@ -68,10 +68,10 @@ def count_texts(
     """Count `field` of every row of the files, in about `memory` bytes; runs that outgrow it wait in `folder`.
 
     .jsonl, .jsonl.gz and .parquet hold texts, each counted as the decoder sees it: start token, ids, `</s>`; .npy holds ids
-    (one vector, cut after every `</s>`), .npz pairs as foredraft.train.data.pairs saves them, a folder the target's own summaries
-    (foredraft.train.data.pseudo), whose ids are counted as the target wrote them. tokenizer: tokenizer.json or its
-    folder. vocab_size: the target's V; by default config.json's beside the tokenizer, else the tokenizer's, rounded up as
-    T5 does.
+    (one vector, cut after every `</s>`), .npz pairs as foredraft.train.data.pairs saves them, a folder the target's own
+    summaries (foredraft.train.data.pseudo), whose ids are counted as the target wrote them. tokenizer: tokenizer.json or its
+    folder. vocab_size: the target's V; by default config.json's beside the tokenizer, else the tokenizer's, rounded up as T5
+    does.
     """
     if not 1 <= order <= MAX_ORDER:
         raise UserError(f"order {order} is out of range; use 1 to {MAX_ORDER}")

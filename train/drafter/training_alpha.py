@@ -1,27 +1,42 @@
-"""alpha of a drafter's module while it trains: on the target's own output, both distributions by one teacher-forced pass each."""
+"""The acceptance rate alpha of a drafter in training, from one teacher-forced pass of drafter and target each.
+
+bench/harness/alpha.py computes the same expectation for the engine's drafters, which draft token by token.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from foredraft.train.data.drafter_data import collate_drafter, pad_sequences
+from foredraft.train.data.drafter_data import Articles, collate_drafter, pad_sequences
 from foredraft.train.data.pairs import IGNORE
+from foredraft.train.drafter.divergences import acceptance_probability
+from foredraft.train.drafter.training_context import TrainingContext
 
 
 @torch.no_grad()
-def overlaps(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """sum_x min(p, q) [N] for logits [N, V] of both; at temperature 0 whether their argmaxes agree."""
-    if temperature == 0:
-        return (student.argmax(-1) == teacher.argmax(-1)).float()
-    p, q = (torch.softmax(logits.float() / temperature, -1) for logits in (teacher, student))
-    return torch.minimum(p, q).sum(-1)
+def teacher_forced_alpha(model, context: TrainingContext, articles: Articles, temperature: float,
+                         batch_size: int = 8) -> float:
+    """The mean acceptance probability over every prefix of the articles' first own summaries.
 
+    Parameters
+    ----------
+    model
+        The drafter's module.
+    context
+        The target.
+    articles
+        Articles with the target's output at this temperature.
+    temperature
+        At 0 a prefix counts 1 if the argmaxes agree, else 0.
+    batch_size
+        Articles of a pass.
 
-@torch.no_grad()
-def teacher_forced_alpha(model, context, articles, temperature: float, batch_size: int = 8) -> float:
-    """E[sum_x min(p, q)] over every prefix of the articles' first own summaries (Leviathan et al. 2023, Corollary 3.6)."""
-    total = places = 0.0
+    Returns
+    -------
+    float
+        alpha, 0 to 1.
+    """
+    total = prefixes = 0.0
     encodings = context.encoded(articles)
     numbers = [i for i in range(len(articles)) if articles.own[i]]
     numbers.sort(key=lambda i: len(articles.own[i][0]))
@@ -40,6 +55,11 @@ def teacher_forced_alpha(model, context, articles, temperature: float, batch_siz
         hidden = context.teacher.hidden(*inputs[:3])
         student = model(*inputs[:4], scored=inputs[4], **({"features": hidden} if model.reads_features else {}))
         teacher = context.teacher.score(hidden[inputs[4]])
-        total += float(overlaps(student, teacher, temperature).sum())
-        places += int(scored.sum())
-    return total / places
+        if temperature == 0:
+            accepted = (student.argmax(-1) == teacher.argmax(-1)).float()
+        else:
+            p, q = (torch.softmax(logits.float() / temperature, -1) for logits in (teacher, student))
+            accepted = acceptance_probability(p, q)
+        total += float(accepted.sum())
+        prefixes += int(scored.sum())
+    return total / prefixes

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from foredraft.engine.state import PROPOSERS
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.prompt_lookup.copy_rules import propose_reference
 from foredraft.ngram_native.prompt_lookup.hash_chains import WINDOW

@@ -1,4 +1,4 @@
-"""Extracts: what the greedy oracle picks, and what the mixed file holds."""
+"""Extracts: the choice of the greedy oracle, and the mixed file."""
 
 import gzip
 import json
@@ -12,11 +12,11 @@ from foredraft.train.data.extracts import best_extract, mix_extracts, sentences
 PIECES = ["the mayor opened a bridge.", "rain is likely.", "the bridge cost four million.", "the mayor opened a bridge."]
 
 
-def test_sentences_keep_their_marks():
+def test_sentences_keep_their_punctuation():
     assert sentences('it rained. "it did!" she said. who? me') == ["it rained.", '"it did!', "she said.", "who?", "me"]
 
 
-def test_the_oracle_takes_what_the_summary_says_once_and_in_order():
+def test_the_oracle_chooses_matching_sentences_once_and_in_order():
     lengths = [5, 3, 5, 5]
     assert best_extract(PIECES, lengths, "bridge cost four million; mayor opened a bridge", longest=100) == [0, 2]
     assert best_extract(PIECES, lengths, "bridge cost four million; mayor opened a bridge", longest=9) == [0]
@@ -33,19 +33,19 @@ def tokenizer():
 
 def test_a_share_of_the_pairs_is_replaced(tmp_path, tokenizer):
     data, out = tmp_path / "a.jsonl", tmp_path / "mixed" / "a.jsonl.gz"
-    rows = [dict(article=" ".join(PIECES), highlights=f"it cost four million {i}") for i in range(200)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = [dict(article=" ".join(PIECES), highlights=f"it cost four million {i}") for i in range(200)]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
     counts = {share: mix_extracts(data, out, tokenizer, share) for share in (0.0, 0.5, 1.0)}
     assert counts[0.0] == 0 and counts[1.0] == 200 and 60 < counts[0.5] < 140
     mixed = [json.loads(line) for line in gzip.open(out, "rt")]
-    assert [row["article"] for row in mixed] == [row["article"] for row in rows]
-    assert {row["highlights"] for row in mixed} == {"the bridge cost four million."}
+    assert [record["article"] for record in mixed] == [record["article"] for record in records]
+    assert {record["highlights"] for record in mixed} == {"the bridge cost four million."}
     assert list(out.parent.iterdir()) == [out]
     with pytest.raises(UserError, match="share is 2"):
         mix_extracts(data, out, tokenizer, 2)
 
 
-def test_only_what_the_model_can_see_is_chosen(tmp_path, tokenizer):
+def test_only_sentences_within_the_source_limit_are_chosen(tmp_path, tokenizer):
     data, out = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
     data.write_text(json.dumps(dict(article=" ".join(PIECES), highlights="bridge cost four million")) + "\n")
     assert mix_extracts(data, out, tokenizer, 1.0, max_source=9) == 1

@@ -19,10 +19,10 @@ def tokenizer():
     return tokenizer
 
 
-def write(path, rows):
+def write(path, records):
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "wt", encoding="utf-8") as file:
-        file.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        file.writelines((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records)
     return path
 
 
@@ -32,7 +32,7 @@ def pair(article_words, summary_words):
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
-def test_pairs_are_cut_to_the_limits_and_always_end(tmp_path, tokenizer, name):
+def test_pairs_are_truncated_to_the_limits_and_end_in_the_end_token(tmp_path, tokenizer, name):
     pairs = load_pairs(write(tmp_path / name, [pair(3, 2), pair(30, 20)]), tokenizer, 8, 6)
     assert pairs.source(0).tolist() == [3, 4, 5, END]
     assert pairs.target(0).tolist() == [3, 4, END]
@@ -42,7 +42,7 @@ def test_pairs_are_cut_to_the_limits_and_always_end(tmp_path, tokenizer, name):
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "message"),
     [
         ('{"article": "w1", "highl', "not JSON"),
         ('["w1", "w2"]', "'article'"),
@@ -51,9 +51,9 @@ def test_pairs_are_cut_to_the_limits_and_always_end(tmp_path, tokenizer, name):
         ('{"article": "w1", "highlights": 7}', "'highlights'"),
     ],
 )
-def test_a_broken_line_is_named_with_its_file(tmp_path, line, complaint):
+def test_an_invalid_line_is_named_with_its_file(tmp_path, line, message):
     path = write(tmp_path / "broken.jsonl", [pair(2, 1), "", line])
-    with pytest.raises(UserError, match=rf"broken\.jsonl, line 3: .*{complaint}") as error:
+    with pytest.raises(UserError, match=rf"broken\.jsonl, line 3: .*{message}") as error:
         list(read_pairs(path))
     assert "\n" not in str(error.value)
 
@@ -61,31 +61,31 @@ def test_a_broken_line_is_named_with_its_file(tmp_path, line, complaint):
 def test_missing_truncated_and_empty_files_are_named(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
         load_pairs(tmp_path / "nowhere.jsonl", tokenizer, 8, 8)
-    whole = write(tmp_path / "cut.jsonl.gz", [pair(40, 9) for _ in range(50)]).read_bytes()
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
+    complete = write(tmp_path / "cut.jsonl.gz", [pair(40, 9) for _ in range(50)]).read_bytes()
+    (tmp_path / "cut.jsonl.gz").write_bytes(complete[:-20])
     with pytest.raises(UserError, match=r"cut\.jsonl\.gz, after line \d+: unreadable"):
         list(read_pairs(tmp_path / "cut.jsonl.gz"))
-    with pytest.raises(UserError, match="holds no pairs"):
+    with pytest.raises(UserError, match="no pairs"):
         load_pairs(write(tmp_path / "empty.jsonl", []), tokenizer, 8, 8)
     (tmp_path / "ids.npz").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"ids\.npz: not a saved set"):
+    with pytest.raises(UserError, match=r"ids\.npz: not a file of tokenised pairs"):
         load_pairs(tmp_path / "ids.npz", tokenizer, 8, 8)
 
 
 def test_the_cache_is_used_until_the_text_or_a_limit_changes(tmp_path, tokenizer):
     path = write(tmp_path / "train.jsonl", [pair(9, 4)])
     first = load_pairs(path, tokenizer, 8, 8, cache=tmp_path / "cache")
-    again = load_pairs(path, tokenizer, 8, 8, cache=tmp_path / "cache")
+    reloaded = load_pairs(path, tokenizer, 8, 8, cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert again.fingerprint == first.fingerprint
-    assert again.sources.tolist() == first.sources.tolist()
+    assert reloaded.fingerprint == first.fingerprint
+    assert reloaded.sources.tolist() == first.sources.tolist()
     assert load_pairs(path, tokenizer, 6, 8, cache=tmp_path / "cache").fingerprint != first.fingerprint
     write(path, [pair(9, 5)])
     assert load_pairs(path, tokenizer, 8, 8, cache=tmp_path / "cache").target(0).tolist() == [3, 4, 5, 6, 7, END]
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_saved_ids_stand_in_for_the_text_and_can_be_cut_further(tmp_path, tokenizer):
+def test_saved_pairs_replace_the_text_and_can_be_truncated_further(tmp_path, tokenizer):
     pairs = load_pairs(write(tmp_path / "train.jsonl", [pair(20, 9), pair(4, 3)]), tokenizer, 16, 8)
     save_pairs(pairs, tmp_path / "train.npz")
     same = load_pairs(tmp_path / "train.npz", tokenizer, 16, 8)
@@ -95,7 +95,7 @@ def test_saved_ids_stand_in_for_the_text_and_can_be_cut_further(tmp_path, tokeni
     assert shorter.fingerprint != pairs.fingerprint
 
 
-def test_collate_shifts_pads_and_leaves_span_beginnings_readable():
+def test_collate_shifts_and_pads_and_the_decoder_reads_unscored_tokens():
     batch = collate(
         [
             {"source": np.array([5, 6, 1], np.uint16), "target": np.array([7, 8, 1], np.uint16), "free": 0},
@@ -108,9 +108,9 @@ def test_collate_shifts_pads_and_leaves_span_beginnings_readable():
     assert batch["labels"].tolist() == [[7, 8, 1, IGNORE], [IGNORE, IGNORE, 5, 6]]
 
 
-def test_span_examples_copy_their_own_source_one_in_so_many(tmp_path, tokenizer):
-    rows = [pair(60, 30) for _ in range(400)]
-    pairs = load_pairs(write(tmp_path / "train.jsonl", rows), tokenizer, 64, 32)
+def test_one_example_in_span_every_copies_a_span_of_its_source(tmp_path, tokenizer):
+    records = [pair(60, 30) for _ in range(400)]
+    pairs = load_pairs(write(tmp_path / "train.jsonl", records), tokenizer, 64, 32)
     dataset = PairDataset(pairs, span_every=4, seed=1)
     examples = [dataset[0, i] for i in range(len(dataset))]
     spans = [example for example in examples if example["free"]]
@@ -125,23 +125,23 @@ def test_span_examples_copy_their_own_source_one_in_so_many(tmp_path, tokenizer)
 
 
 def test_random_spans_fit_short_sources():
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     source = np.arange(3, 9, dtype=np.uint16)  # the last one stands for </s>
-    assert random_span(source, 64, draw).tolist() == source[:-1].tolist()
+    assert random_span(source, 64, rng).tolist() == source[:-1].tolist()
 
 
-def test_length_groups_visit_everything_once_in_batches_of_like_length():
+def test_length_groups_visit_every_pair_once_in_batches_of_similar_length():
     lengths = np.random.default_rng(0).integers(1, 100, 1003)
-    order = LengthGroups(lengths, 8, seed=3)
+    sampler = LengthGroups(lengths, 8, seed=3)
     epochs = []
     for epoch in (0, 1):
-        order.set_epoch(epoch)
-        picks = list(order)
+        sampler.set_epoch(epoch)
+        picks = list(sampler)
         assert {e for e, _ in picks} == {epoch}
         epochs.append([i for _, i in picks])
         assert sorted(epochs[-1]) == list(range(1003))
     assert epochs[0] != epochs[1]
-    order.set_epoch(0)
-    assert [i for _, i in order] == epochs[0]
+    sampler.set_epoch(0)
+    assert [i for _, i in sampler] == epochs[0]
     full = lengths[epochs[0][:1000]].reshape(-1, 8)
     assert np.median(np.ptp(full, axis=1)) < 5

@@ -20,15 +20,15 @@ N = 14
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """14 articles of words, one of them twice."""
+    """14 articles, one of them twice."""
     file = tmp_path_factory.mktemp("data") / "articles.jsonl"
     texts = [" ".join(f"w{3 + (5 * i + j) % 90}" for j in range(6 + i)) for i in range(N)]
     file.write_text("".join(json.dumps({"article": text}) + "\n" for text in [*texts, texts[2]]))
     return file
 
 
-def make(data, out, model, workers=1, **order):
-    settings = {"shard_size": 4, "max_new_tokens": 6, **order}
+def make(data, out, model, workers=1, **options):
+    settings = {"shard_size": 4, "max_new_tokens": 6, **options}
     return pseudo(data, out, PseudoConfig(**settings), EngineConfig(str(model), batch_size=3), workers, progress=False)
 
 
@@ -44,7 +44,7 @@ def sampled(data, tiny_model_path, tmp_path_factory):
     return out
 
 
-def test_records_pair_the_targets_own_summaries_with_their_sources(sampled, data, tiny_model_path):
+def test_records_contain_sources_and_the_targets_own_summaries(sampled, data, tiny_model_path):
     from foredraft.engine.generate import load
 
     records = list(read_pseudo(sampled))
@@ -58,7 +58,7 @@ def test_records_pair_the_targets_own_summaries_with_their_sources(sampled, data
         assert 1 <= len(record["target_ids"]) <= 6 and 1 not in record["target_ids"][:-1]
 
 
-def test_greedy_records_are_the_targets_greedy_output(data, tiny_model_path, tmp_path):
+def test_greedy_records_equal_the_targets_greedy_output(data, tiny_model_path, tmp_path):
     from foredraft.engine.generate import load
 
     make(data, tmp_path, tiny_model_path)
@@ -67,7 +67,7 @@ def test_greedy_records_are_the_targets_greedy_output(data, tiny_model_path, tmp
     assert [r["target_ids"] for r in records] == plain.token_ids
 
 
-def test_an_interrupted_run_goes_on_without_loss_or_repeat(sampled, data, tiny_model_path, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_and_repeats_no_shard(sampled, data, tiny_model_path, tmp_path, monkeypatch):
     write, done = module.write_shard, []
 
     def stopping(records, path):
@@ -88,7 +88,7 @@ def test_an_interrupted_run_goes_on_without_loss_or_repeat(sampled, data, tiny_m
     assert {path: path.stat().st_mtime_ns for path in done} == before
 
 
-# a process that dies in the middle of its second shard
+# a process that is killed while it writes its second shard
 _DYING = """
 import os, signal, sys
 from foredraft.train.data import pseudo as module
@@ -101,33 +101,33 @@ def dying(records, path):
     done.append(path)
     write(records, path)
 module.write_shard = dying
-order = module.PseudoConfig(1.0, 2, 3, 6, None, 4)
-module.pseudo(data, out, order, module.EngineConfig(model, batch_size=3), progress=False)
+config = module.PseudoConfig(1.0, 2, 3, 6, None, 4)
+module.pseudo(data, out, config, module.EngineConfig(model, batch_size=3), progress=False)
 """
 
 
-def test_a_killed_process_leaves_its_shards_to_the_others(sampled, data, tiny_model_path, tmp_path):
+def test_another_process_takes_over_the_shards_of_a_killed_one(sampled, data, tiny_model_path, tmp_path):
     checkout = Path(__file__).resolve().parents[3]
-    dead = subprocess.run([sys.executable, "-c", _DYING, data, tmp_path, tiny_model_path],
+    killed = subprocess.run([sys.executable, "-c", _DYING, data, tmp_path, tiny_model_path],
                           env=os.environ | {"PYTHONPATH": str(checkout)}, cwd=tmp_path)
-    assert dead.returncode == -signal.SIGKILL and len(shards(tmp_path)) == 1
+    assert killed.returncode == -signal.SIGKILL and len(shards(tmp_path)) == 1
     make(data, tmp_path, tiny_model_path, temperature=1.0, samples_per_article=2, seed=3)
     assert shards(tmp_path) == shards(sampled)
 
 
 @pytest.mark.slow
-def test_two_workers_make_the_same_records(sampled, data, tiny_model_path, tmp_path):
+def test_two_workers_write_the_same_records(sampled, data, tiny_model_path, tmp_path):
     make(data, tmp_path, tiny_model_path, workers=2, temperature=1.0, samples_per_article=2, seed=3)
     assert shards(tmp_path) == shards(sampled)
 
 
-def test_parquet_holds_the_same_records(sampled, data, tiny_model_path, tmp_path):
+def test_parquet_contains_the_same_records(sampled, data, tiny_model_path, tmp_path):
     pytest.importorskip("pyarrow")
     make(data, tmp_path, tiny_model_path, format="parquet", temperature=1.0, samples_per_article=2, seed=3)
     assert list(read_pseudo(tmp_path)) == list(read_pseudo(sampled))
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(data, tiny_model_path, tmp_path, monkeypatch):
+def test_a_full_disk_raises_an_error_and_loses_no_shard(data, tiny_model_path, tmp_path, monkeypatch):
     replace = os.replace
 
     def full(source, target):
@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(data, tiny_model_path, tmp_pa
     assert not list(tmp_path.glob(".pseudo*[0-9]"))
 
 
-def test_a_broken_line_is_named_before_anything_is_computed(tiny_model_path, tmp_path):
+def test_an_invalid_line_is_named_before_anything_is_computed(tiny_model_path, tmp_path):
     broken = tmp_path / "half.jsonl"
     broken.write_text('{"article": "w3 w4"}\n{"article": "w5')
     with pytest.raises(UserError, match="half.jsonl, line 2: not JSON"):
@@ -150,19 +150,19 @@ def test_a_broken_line_is_named_before_anything_is_computed(tiny_model_path, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_other_settings_or_another_target_do_not_mix(sampled, data, tiny_model_path):
-    with pytest.raises(UserError, match="begun with seed 3, not 4"):
+def test_other_settings_in_the_same_folder_are_refused(sampled, data, tiny_model_path):
+    with pytest.raises(UserError, match="seed 3, not 4"):
         make(data, sampled, tiny_model_path, temperature=1.0, samples_per_article=2, seed=4)
 
 
-def test_bad_orders(data, tmp_path, tiny_checkpoints):
+def test_invalid_arguments_are_named(data, tmp_path, tiny_checkpoints):
     with pytest.raises(UserError, match="would repeat one summary"):
         PseudoConfig(samples_per_article=2)
-    with pytest.raises(UserError, match="--format csv"):
+    with pytest.raises(UserError, match="--format is csv"):
         PseudoConfig(format="csv")
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+    with pytest.raises(UserError, match="no tokenizer.json"):
         make(data, tmp_path / "a", tiny_checkpoints["v1.0"])
-    with pytest.raises(UserError, match="no pseudo-dataset here"):
+    with pytest.raises(UserError, match="no pseudo-dataset"):
         list(read_pseudo(tmp_path / "nothing"))
     half = tmp_path / "pseudo-00000.jsonl"
     half.write_text('{"id": "a", "sample": 0, "source_ids": [3], "target_ids": [4]}\n{"id": "b"')

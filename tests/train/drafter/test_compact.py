@@ -34,7 +34,7 @@ def test_a_compacted_drafter_drafts_its_ids_and_the_sources(tiny_model_path, tmp
     articles = Articles(["a"], rows(source), rows([90, 1]), [rows([5, 6, 7, 5, 1])])
     folder = compact_drafter(tmp_path / "whole", tiny_model_path, tmp_path / "small", articles, 3)
     model = foredraft.load(tiny_model_path, drafter=folder)
-    assert model.drafter.lists.ids.tolist() == [1, 5, 6]
+    assert model.drafter.vocabulary.tokens.tolist() == [1, 5, 6]
     assert (folder / "model.safetensors").stat().st_size < 0.6 * (tmp_path / "whole" / "model.safetensors").stat().st_size
     plain = foredraft.load(tiny_model_path).generate([source], max_new_tokens=12)
     assert model.generate([source], max_new_tokens=12, draft_tokens=4).token_ids == plain.token_ids

@@ -9,7 +9,7 @@ from foredraft.train.data.pairs import IGNORE
 from foredraft.train.drafter.distillation_methods import (
     METHODS,
     DistillationConfig,
-    fixed_rows,
+    fixed_summaries,
     step_inputs,
     step_loss,
     token_counts,
@@ -51,7 +51,7 @@ def test_the_baseline_is_cross_entropy_on_human_summaries_alone(batch):
 
 def test_seq_kd_weighs_the_two_kinds_of_summary(batch):
     inputs, logits, _, counts, value = loss_of(DistillationConfig(loss=0.5, kd_loss=2.0), batch)
-    assert inputs["row"].tolist() == [0, 1, 0, 1] and counts == (5, 5)
+    assert inputs["source"].tolist() == [0, 1, 0, 1] and counts == (5, 5)
     hard, soft = (torch.nn.functional.cross_entropy(part, torch.tensor(labels))
                   for part, labels in ((logits[:5], [2, 3, 1, 4, 1]), (logits[5:], [5, 1, 6, 6, 6])))
     assert value.item() == pytest.approx((0.5 * hard + 2 * soft).item(), rel=1e-6)
@@ -91,7 +91,7 @@ def test_every_method_is_blind_to_padding(batch, name):
 
 
 def test_mixtures(batch):
-    rows = fixed_rows(DistillationConfig(distill_method="f_Distill", kd_data="mixed"), batch)
+    rows = fixed_summaries(DistillationConfig(distill_method="f_Distill", kd_data="mixed"), batch)
     assert [row.tolist() for row in rows] == [[5, 1], [4, 1]]
     method = DistillationConfig(distill_method="on_policy_GKD", lmbda=0.3)
     steps = [method.is_on_policy(0, step, 2000) for step in range(2000)]

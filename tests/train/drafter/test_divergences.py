@@ -10,7 +10,7 @@ from foredraft.train.drafter.divergences import (
     DIVERGENCES,
     blended_loss,
     bucket_divergence,
-    divergence_rows,
+    divergence_and_gradient,
     log_probability,
     policy_weights,
 )
@@ -58,7 +58,7 @@ def test_blended_loss_and_its_gradient_are_those_of_the_formula(kind, beta, temp
 
 def test_known_values():
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
-    values = {kind: divergence_rows(q.log(), p.log(), kind)[0].item() for kind in DIVERGENCES}
+    values = {kind: divergence_and_gradient(q.log(), p.log(), kind)[0].item() for kind in DIVERGENCES}
     assert values["tvd"] == pytest.approx(0.4)  # so acceptance 0.6
     assert values["fkl"] == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5))
     assert values["rkl"] == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(0.2))
@@ -67,14 +67,14 @@ def test_known_values():
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_ids_without_mass_cost_nothing_and_break_nothing(kind):
     p, q = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[0.0, 0.5, 0.5]])
-    loss, slope = divergence_rows(q.log(), p.log(), kind)
+    loss, slope = divergence_and_gradient(q.log(), p.log(), kind)
     assert loss.item() == pytest.approx(0, abs=1e-7) and slope.isfinite().all()
 
 
 @pytest.mark.parametrize(("kind", "beta"), CASES)
 def test_buckets_of_all_ids_are_the_full_divergence_and_fewer_bound_it(kind, beta):
     logits, teacher = draw(4, 9, seed=4).float(), draw(4, 9, seed=5).float()
-    full, _ = divergence_rows(torch.log_softmax(logits / 2, -1), torch.log_softmax(teacher / 2, -1), kind, beta)
+    full, _ = divergence_and_gradient(torch.log_softmax(logits / 2, -1), torch.log_softmax(teacher / 2, -1), kind, beta)
     found = []
     for k in (2, 5, 9):
         top = torch.log_softmax(teacher / 2, -1).topk(k)

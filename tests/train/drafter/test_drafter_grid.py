@@ -14,7 +14,7 @@ from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
 from foredraft.train.drafter import drafter_grid as module
 from foredraft.train.drafter.distillation_methods import METHODS
 from foredraft.train.drafter.drafter_grid import BASELINE, DrafterGrid, checkpoint_of, run_folder, train_grid
-from foredraft.train.drafter.train_drafter import DrafterTrainingConfig
+from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
 from foredraft.train.drafter.training_context import TrainingContext
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))
@@ -58,7 +58,7 @@ def test_both_sides_of_a_comparison_get_the_same(world):
     assert len(plan.runs()) == 2 * 4 * 7 + 2 and plan.runs()[0][1] == BASELINE
     for drafter in ("cnn", "lstm", "t5small", "t5shallow"):
         baseline = plan.config_of(drafter, BASELINE, 1)
-        assert baseline.is_baseline
+        assert baseline.method.kd_loss == 0
         for method in METHODS:
             twin = plan.config_of(drafter, method, 1)
             assert replace(twin, method=baseline.method) == baseline and twin.method.kd_loss == 1

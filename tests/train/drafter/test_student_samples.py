@@ -10,7 +10,8 @@ from foredraft.engine.models.t5_weights import load_weights
 from foredraft.train.drafter import student_samples as samples
 from foredraft.train.drafter.student_samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.drafter.teacher import Teacher
-from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, new_drafter
+from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
+from foredraft.train.drafter.train_drafter import new_drafter
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))
 SOURCE = torch.tensor([5, 9, 30, 31, 1])

@@ -49,7 +49,7 @@ def test_encodings_are_kept_and_padded_with_zeros(tiny_checkpoints, tmp_path, mo
     target = T5(load_weights(tiny_checkpoints["v1.0"]))
     encode_sources(tmp_path, target, "hash", SOURCES, progress=False)
     monkeypatch.setattr(target, "encode", None)
-    rows = encode_sources(tmp_path, target, "hash", SOURCES, progress=False).rows([1, 0], 4)
+    rows = encode_sources(tmp_path, target, "hash", SOURCES, progress=False).batch([1, 0], 4)
     monkeypatch.undo()
     with torch.inference_mode():
         expected = target.encode(torch.tensor([5, 6, 7, 1]))

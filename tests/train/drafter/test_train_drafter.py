@@ -19,7 +19,8 @@ from foredraft.train.data.heldout import heldout_articles
 from foredraft.train.data.pairs import IGNORE
 from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
 from foredraft.train.drafter.distillation_methods import METHODS, DistillationConfig
-from foredraft.train.drafter.train_drafter import DrafterTrainingConfig, new_drafter, train_drafter
+from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
+from foredraft.train.drafter.train_drafter import new_drafter, train_drafter
 from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.history import read_history
 
@@ -126,7 +127,7 @@ def test_a_head_learns_its_targets_states(world, tmp_path):
     method = DistillationConfig(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
     batch = collate_drafter([DrafterDataset(articles)[0, i] for i in range(4)])
     read, labels = pad_sequences(batch["own"])
-    inputs = (read, context.encoded(articles).rows([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
+    inputs = (read, context.encoded(articles).batch([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
     hidden, scored = context.teacher.hidden(*inputs), labels != IGNORE
 
     def apart(model):
