@@ -1,4 +1,4 @@
-"""The door for programs: load(...) a model, .generate(...) texts or ids."""
+"""`load` a model, then `generate` or `stream`. This module alone sees every part of the engine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import torch
 
 from foredraft import embedded
 from foredraft.engine.draft_length.adaptive_drafter import WIDEST, AdaptiveDrafter
-from foredraft.engine.drafters.auto import AutoDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.registry import make_drafter
+from foredraft.engine.drafters.registry import check_settings, make_drafter
 from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
@@ -25,12 +24,13 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.models.tokenizer import load_tokenizer
-from foredraft.engine.params import AUTO, DecodeConfig
+from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.protocols import Drafter
+from foredraft.engine.runtime.continuous_batches import ContinuousBatches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.engine.runtime.requests import Job, Request, Result
 from foredraft.engine.runtime.scheduler import Scheduler
-from foredraft.engine.runtime.static_batches import FixedBatches
+from foredraft.engine.runtime.static_batches import StaticBatches
 from foredraft.engine.runtime.stream import Stream
 from foredraft.engine.sampling.stop_strings import StopStrings
 from foredraft.engine.stats import DecodeStats
@@ -41,8 +41,19 @@ from foredraft.kernels.core.philox import request_seed
 
 @dataclass
 class Output:
-    """token_ids: without the start token, with the end token when it was emitted; proposers: who proposed each id (an
-    index into state.PROPOSERS, 0 is the target); texts: decoded, None entries when the model has no tokenizer."""
+    """The results of `Model.generate`, in the order of its inputs.
+
+    Attributes
+    ----------
+    texts : list of (str or None)
+        None without a tokenizer.
+    token_ids : list of list of int
+        Without the start token, with the end token where it was emitted.
+    proposers : list of list of int
+        Who proposed each token, an index into `registry.PROPOSERS`; 0 is the target.
+    stats : DecodeStats
+    warnings : list of str
+    """
 
     texts: list[str | None] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
@@ -60,14 +71,31 @@ class Output:
 
 def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = "lookup", device: str = "cpu",
          dtype: str = "float32", weights: str | None = None) -> Model:
-    """A T5 checkpoint directory or hub id, ready to generate; without a path the embedded reference family.
+    """Load a T5 checkpoint and a drafter.
 
-    drafter: "lookup", "ngram" (the embedded table), "ngram:PATH", "self:SKIP" (the target's decoder without some sublayers,
-    skip.py), the folder of a trained drafter (LSTM, CNN, T5), "tree:SHAPE:NAME" (draft_tree.py), "auto" (draft_auto.py),
-    None for plain decoding, or a Drafter.
-    device: "cpu", or "cuda" (compute capability 8.0 or more): rounds run there as captured graphs (graph.py).
-    dtype: of the embedding and the encoder, float32 or bfloat16. weights: storage of the decoder's matrices, "fp32", "bf16"
-    or "int8" (quantised at load); by default as the checkpoint holds them. Arithmetic accumulates in float32.
+    Parameters
+    ----------
+    path : str, Path or None
+        A checkpoint's folder or Hugging Face name; None is the embedded model.
+    drafter : str, Path, Drafter or None
+        "lookup", "ngram" (the embedded table), "ngram:TABLE", "lookup+ngram", "lstm" (embedded), the folder of a trained
+        drafter, "self:SKIP" (the target without some layers), "tree:SHAPE:NAME", "cascade:A,B", "staged:A,FOLDER", "auto"
+        (chosen by what is decoded), None for plain decoding, or an object with the methods of `Drafter`.
+    device : str
+        "cpu", or "cuda" or "cuda:N" (compute capability 8.0 or more).
+    dtype : str
+        Of the embedding and the encoder: "float32" or "bfloat16".
+    weights : str or None
+        Storage of the decoder's matrices: "fp32", "bf16" or "int8"; None is as the checkpoint holds them. Sums are float32.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    UserError
+        No such checkpoint, drafter or device.
     """
     check_device(device)
     folder = find_checkpoint(embedded.TARGET if path is None else path)
@@ -98,7 +126,7 @@ def check_device(device: str) -> None:
 
 
 class Model:
-    """A target with a drafter. Calls of one model, and of models that share its weights, take turns: not thread-safe."""
+    """A target with a drafter. Models that share weights share caches: one call at a time, not from several threads."""
 
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
@@ -107,12 +135,12 @@ class Model:
 
     @cached_property
     def adaptive(self) -> AdaptiveDrafter:
-        """The drafter with lengths that adapt; what it has learned stays."""
+        """The drafter with adaptive draft lengths; it keeps what it has learned between calls."""
         return AdaptiveDrafter(self.drafter)
 
     @property
     def source_limit(self) -> int | None:
-        """Source ids that the checkpoint says it takes (config.json, n_positions), or None."""
+        """The most source tokens by config.json (n_positions), or None."""
         return self.target.config.source_limit
 
     def with_drafter(self, drafter: str | Path | Drafter | None) -> Model:
@@ -120,7 +148,7 @@ class Model:
         return Model(self.target, self.tokenizer, drafter, self.path, self.dtype)
 
     def describe(self) -> dict:
-        """What records say of a model: path name, weights hash, dtype, parameters, drafter, threads."""
+        """What records say of a model: name, hash, dtype, parameters, drafter, threads."""
         from foredraft.kernels.core.backend import get_num_threads
 
         return {"model": self.path.name, "hash": weights_hash(self.path), "dtype": self.dtype,
@@ -134,24 +162,45 @@ class Model:
                  stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
                  max_source: int | None = None, kv_memory: int | None = None, verification: str = "token",
                  big_little: tuple[float, float] | None = None) -> Output:
-        """Any number of texts, or id lists that end as the model expects (T5: `</s>`), to an Output in the same order.
+        """Decode any number of inputs.
 
-        The arguments are DecodeConfig's; draft_tokens None is 5, and "auto" of drafter "auto", which always adapts: a number
-        is its longest draft. Seeds in a list, int64, are one for each input, whatever its place in the call.
-        A streamer has transformers' put(ids) and end() and takes a single input.
+        Parameters
+        ----------
+        inputs : str, sequence of str, or sequence of token sequences
+            Token sequences end as the model expects (T5: `</s>`).
+        draft_tokens : int, "auto" or None
+            K; None is 5. Drafter "auto" always adapts its draft lengths: a number is its longest draft.
+        seed : int, sequence of int or None
+            A sequence holds one int64 seed for each input, whatever the input's position in the call.
+        streamer
+            Has transformers' put(token_ids) and end(); takes a single input.
+        max_new_tokens, do_sample, temperature, top_k, top_p, stop_strings
+            See SamplingParams.
+        batch_size, max_source, kv_memory, verification, big_little
+            See params.BatchConfig.
+
+        Returns
+        -------
+        Output
+
+        Raises
+        ------
+        UserError
+            An argument or an input is wrong; nothing was decoded.
         """
         own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
-        config = DecodeConfig(max_new_tokens, self._asked(draft_tokens), do_sample, temperature, top_k, top_p,
-                              seed if own_seeds is None else None, _strings(stop_strings), batch_size, max_source, kv_memory,
-                              verification, big_little)
+        params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p,
+                                seed if own_seeds is None else None, _strings(stop_strings))
+        config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         if streamer is not None and len(inputs) != 1:
             raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
         if own_seeds is not None and len(own_seeds) != len(inputs):
             raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
+        config.check(params)
         requests = [Request(item, seed=own_seeds and own_seeds[index]) for index, item in enumerate(inputs)]
-        # all are checked before the first is decoded
-        jobs = list(self._jobs(requests, config, truncation=True))
+        # all inputs are checked before the first is decoded
+        jobs = list(self._jobs(requests, params, config, truncation=True))
         for job in jobs:
             if isinstance(job, Result):
                 raise job.error
@@ -159,7 +208,8 @@ class Model:
         began, output = perf_counter(), Output()
         if jobs:
             lengths, seeded = [len(job.source) for job in jobs], seed is not None
-            with Stream(lambda: self._scheduler(config, lengths, seeded), iter(jobs), self._text, in_order=True) as stream:
+            with Stream(lambda: self._scheduler(params, config, lengths, seeded), iter(jobs), self._text,
+                        in_order=True) as stream:
                 for result in stream:
                     output.add(result)
                 output.stats = stream.stats
@@ -174,117 +224,131 @@ class Model:
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
                kv_memory: int | None = None, verification: str = "token",
                big_little: tuple[float, float] | None = None) -> Stream:
-        """Results of any number of requests, as they end or `in_order`; requests are read as room comes free.
+        """Decode requests as they come; until the stream ends or is closed nobody else can use the model.
 
-        The arguments are generate's and hold for requests that do not say otherwise. Without `truncation` a source
-        longer than max_source is an error of its request. Until the stream ends or is closed the model is its own.
+        Parameters
+        ----------
+        requests : iterable of Request, str or token sequences
+            May be endless; read as sequences become free.
+        in_order : bool
+            Results in the order of the requests; otherwise as they end.
+        truncation : bool
+            Cut a source longer than max_source; otherwise it is an error of its request.
+        max_new_tokens, ...
+            As in `generate`, for requests without settings of their own.
+
+        Returns
+        -------
+        Stream
+            An iterator of Result.
         """
-        config = DecodeConfig(max_new_tokens, self._asked(draft_tokens), do_sample, temperature, top_k, top_p, seed,
-                              _strings(stop_strings), batch_size, max_source, kv_memory, verification, big_little)
+        params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p, seed,
+                                _strings(stop_strings))
+        config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
+        config.check(params)
         requests = [requests] if isinstance(requests, str) else requests
-        return Stream(lambda: self._scheduler(config, None, True), self._jobs(requests, config, truncation), self._text,
-                      in_order)
+        return Stream(lambda: self._scheduler(params, config, None, True), self._jobs(requests, params, config, truncation),
+                      self._text, in_order)
 
-    def _scheduler(self, config: DecodeConfig, lengths: list[int] | None, seeded: bool) -> Scheduler | FixedBatches:
+    def _scheduler(self, params: SamplingParams, config: BatchConfig, lengths: list[int] | None, seeded: bool) -> Scheduler:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
-        width, drafter = self._draft_tokens(config), self.drafter
+        drafter, block = self.drafter, config.verification == "block"
+        check_settings(drafter, params, config, self.graphs is not None)
         if self.graphs is not None:
-            if config.draft_tokens == AUTO or config.big_little is not None or config.kv_memory is not None:
-                raise UserError("draft_tokens 'auto', big_little and kv_memory are for the CPU only so far; on a device "
-                                "leave them out")
-            return FixedBatches(self.target, self.drafter, self.graphs, config.batch_size,
-                                block=config.verification == "block")
-        if drafter.capabilities.tree_drafts and (config.draft_tokens == AUTO or config.verification == "block"):
-            raise UserError(f"draft_tokens 'auto' and verification 'block' are for chains; drafter {drafter.name!r} drafts "
-                            "trees: give draft_tokens a number of nodes, and leave verification out")
-        if config.big_little is not None and not drafter.capabilities.big_little:
-            raise UserError(f"big_little with drafter {drafter.name!r}: its small model is a neural one that drafts alone; "
-                            "give lstm, or the folder of a trained LSTM, CNN, head or T5")
+            return StaticBatches(self.target, drafter, self.graphs, config.batch_size, block)
+        width = self._width(params.draft_tokens)
         if width == 0:
             drafter = NoDrafter()
-        elif config.draft_tokens == AUTO or isinstance(drafter, AutoDrafter):
+        elif params.draft_tokens == AUTO or drafter.capabilities.adaptive:
             drafter = self.adaptive
             drafter.repeatable = seeded
-        rows, pages = config.batch_size, None
+        batch_size, pages = config.batch_size, None
         if lengths is None:
             longest = config.max_source or self.source_limit
-            pages = None if longest is None else rows * pages_of(longest)
+            pages = None if longest is None else batch_size * pages_of(longest)
         else:
-            rows, longest = min(rows, len(lengths)), max(lengths)
-            pages = sum(sorted(map(pages_of, lengths))[-rows:])
-        return Scheduler(self.target, drafter, rows=rows, max_new_tokens=config.max_new_tokens, draft_tokens=width,
-                         longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=config.verification == "block",
-                         big_little=config.big_little)
+            batch_size, longest = min(batch_size, len(lengths)), max(lengths)
+            pages = sum(sorted(map(pages_of, lengths))[-batch_size:])
+        return ContinuousBatches(
+            self.target, drafter, batch_size=batch_size, max_new_tokens=params.max_new_tokens, draft_tokens=width,
+            longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=block, big_little=config.big_little)
 
-    def _asked(self, draft_tokens: int | str | None) -> int | str:
-        if draft_tokens is not None:
-            return draft_tokens
-        return AUTO if isinstance(self.drafter, AutoDrafter) else DecodeConfig.draft_tokens
+    def _draft_tokens(self, given: int | str | None) -> int | str:
+        """The argument, or this drafter's default."""
+        if given is not None:
+            return given
+        return AUTO if self.drafter.capabilities.adaptive else SamplingParams.draft_tokens
 
-    def _draft_tokens(self, config: DecodeConfig) -> int:
-        if self.drafter.name == "none":
+    def _width(self, draft_tokens: int | str) -> int:
+        """The longest draft, K of the state."""
+        if isinstance(self.drafter, NoDrafter):
             return 0
-        return WIDEST if config.draft_tokens == AUTO else config.draft_tokens
+        return WIDEST if draft_tokens == AUTO else draft_tokens
 
-    def _jobs(self, requests: Iterable[Request | str | Sequence[int]], config: DecodeConfig,
+    def _jobs(self, requests: Iterable[Request | str | Sequence[int]], params: SamplingParams, config: BatchConfig,
               truncation: bool) -> Iterator[Job | Result]:
         """Each request checked; a Result with the error of one that cannot be decoded."""
-        call_seed = secrets.randbits(63) if config.seed is None else config.seed
+        call_seed = secrets.randbits(63) if params.seed is None else params.seed
         for index, request in enumerate(requests):
             request = request if isinstance(request, Request) else Request(request)
             try:
-                yield self._job(index, request, config, request_seed(call_seed, index), truncation)
+                yield self._job(index, request, params, config, request_seed(call_seed, index), truncation)
             except UserError as error:
                 yield Result(index, request.id, "error", error=error)
 
-    def _job(self, index: int, request: Request, config: DecodeConfig, seed: int, truncation: bool) -> Job:
+    def _job(self, index: int, request: Request, params: SamplingParams, config: BatchConfig, seed: int,
+             truncation: bool) -> Job:
         own = {name: getattr(request, name) for name in (
             "max_new_tokens", "draft_tokens", "do_sample", "temperature", "top_k", "top_p")}
         own = {name: value for name, value in own.items() if value is not None}
         if request.stop_strings is not None:
             own["stop_strings"] = _strings(request.stop_strings)
-        if own.get("draft_tokens") == AUTO != config.draft_tokens:
-            raise UserError("draft_tokens 'auto' is for a whole stream: open it so; a request's number is then its longest "
-                            "draft")
-        config = replace(config, **own) if own else config
-        if config.stop_strings and self.tokenizer is None:
+        if own.get("draft_tokens") == AUTO != params.draft_tokens:
+            raise UserError("draft_tokens 'auto' is a setting of a whole stream: open the stream with it; a request's number is "
+                            "then its longest draft")
+        if own:
+            params = replace(params, **own)
+            config.check(params)
+        if params.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
         name = f"input {index + 1}" if request.id is None else str(request.id)
         seed = seed if request.seed is None else request.seed
         if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise UserError(f"{name} has seed {seed!r}; give an int64")
-        ids, warnings = self._ids(name, request.input), []
+        tokens, warnings = self._tokens(name, request.input), []
         limit = config.max_source or self.source_limit
-        if limit is not None and len(ids) > limit:
+        if limit is not None and len(tokens) > limit:
             if not truncation:
-                raise UserError(f"{name} has {len(ids)} tokens, the limit is {limit}; shorten it, or raise max_source")
-            warnings.append(f"{name} has {len(ids)} tokens; the first {limit} were read, {len(ids) - limit} were cut (the "
+                raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
+            warnings.append(f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut (the "
                             f"limit is {limit})")
-            ids = ids[: limit - 1] + [self.target.end_token]
-        stops = StopStrings(config.stop_strings, self._text) if config.stop_strings else None
-        return Job(index, request.id, torch.tensor(ids, dtype=torch.int64), config, self._draft_tokens(config), int(seed),
-                   warnings, stops)
+            # a source ends as the tokenizer ends it, unless the model has no end token
+            end = self.target.end_token
+            tokens = tokens[:limit] if end < 0 else [*tokens[: limit - 1], end]
+        stops = StopStrings(params.stop_strings, self._text) if params.stop_strings else None
+        return Job(index, request.id, torch.tensor(tokens, dtype=torch.int64), params, self._width(params.draft_tokens),
+                   int(seed), warnings, stops)
 
-    def _text(self, ids: list[int]) -> str | None:
-        return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
+    def _text(self, tokens: list[int]) -> str | None:
+        return None if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _ids(self, name: str, item: Any) -> list[int]:
+    def _tokens(self, name: str, item: Any) -> list[int]:
         if isinstance(item, str):
             if not item.strip():
                 raise UserError(f"{name} is empty; give some text")
             if self.tokenizer is None:
-                raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass ids")
+                raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
             return self.tokenizer.encode(item).ids
         try:
-            ids = [int(token) for token in item]
+            tokens = [int(token) for token in item]
         except (TypeError, ValueError):
-            raise UserError(f"{name} is neither a text nor a list of ids; give one of the two") from None
-        if not ids:
-            raise UserError(f"{name} is empty; give at least one id")
+            raise UserError(f"{name} is neither a text nor a list of token ids; give one of the two") from None
+        if not tokens:
+            raise UserError(f"{name} is empty; give at least one token id")
         vocabulary = self.target.config.vocab_size
-        if not all(0 <= token < vocabulary for token in ids):
-            raise UserError(f"{name} holds an id outside 0..{vocabulary - 1}; use the model's own tokenizer")
-        return ids
+        if not all(0 <= token < vocabulary for token in tokens):
+            raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
+        return tokens
 
 
 def _strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:

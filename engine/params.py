@@ -1,4 +1,4 @@
-"""How to decode: the arguments of generate, checked once."""
+"""How requests are decoded: SamplingParams for one request, BatchConfig for all requests of a call; both checked once."""
 
 from __future__ import annotations
 
@@ -12,36 +12,33 @@ AUTO = "auto"
 VERIFICATIONS = ("token", "block")
 
 
-def thresholds(text: str | None) -> tuple[float, float] | None:
-    """`--big-little` as typed: FALLBACK,ROLLBACK."""
-    if text is None:
-        return None
-    try:
-        fallback, rollback = map(float, text.split(","))
-    except ValueError:
-        raise UserError(f"--big-little is {text!r}; give FALLBACK,ROLLBACK, such as 0.6,4") from None
-    return fallback, rollback
-
-
-def draft_length(text: str) -> int | str:
-    """`--draft-tokens` as typed: a whole number, or AUTO."""
-    if text == AUTO or text.lstrip("-").isdigit():
-        return text if text == AUTO else int(text)
-    raise UserError(f"--draft-tokens is {text!r}; give a whole number or {AUTO}")
-
-
 @dataclass(frozen=True)
-class DecodeConfig:
-    """Named as transformers' generate names them.
+class SamplingParams:
+    """The settings of one request, named as in transformers' `generate`.
 
-    max_new_tokens: ids emitted at most, the end token included. draft_tokens: K, 0 is plain decoding, "auto" adapts it
-    (adaptive.py). do_sample False is greedy. temperature > 0; top_k 0 and top_p 1 are off. seed None draws a fresh one;
-    row i of a call uses (seed, i). stop_strings end a text where one of them is complete. max_source: source ids kept; None
-    is the model's own limit. batch_size: rows decoded together at most. kv_memory: bytes that the target's keys and values
-    may take; None is half of what the machine has free. verification: of drafts that were sampled, "token" by token or as a
-    "block" (kernels/verify/block.py). big_little: (fallback, rollback) of Big Little Decoder (Kim et al. 2023), LOSSY, greedy only:
-    the drafter writes while its largest probability is at least `fallback`, 0..1, and what it wrote stands up to `rollback`
-    nats, 0 or more, from the target (kernels/verify/big_little_rollback.py).
+    Parameters
+    ----------
+    max_new_tokens : int
+        The most tokens to emit, the end token included.
+    draft_tokens : int or "auto"
+        K, the most tokens drafted per step. 0 is plain decoding; "auto" adapts the draft length to measured costs.
+    do_sample : bool
+        False is greedy decoding.
+    temperature : float
+        Above 0.
+    top_k : int
+        0 is off.
+    top_p : float
+        In (0, 1]; 1 is off.
+    seed : int or None
+        None picks a random seed. Input i of a call uses a seed derived from (seed, i).
+    stop_strings : tuple of str
+        The text ends where one of them is complete.
+
+    Raises
+    ------
+    UserError
+        A value is out of range.
     """
 
     max_new_tokens: int = 128
@@ -52,6 +49,48 @@ class DecodeConfig:
     top_p: float = 1.0
     seed: int | None = None
     stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _check_int(self, "max_new_tokens", 1, 100_000)
+        if isinstance(self.draft_tokens, str) and self.draft_tokens != AUTO:
+            raise UserError(f"draft_tokens is {self.draft_tokens!r}; give a whole number or {AUTO!r}")
+        if self.draft_tokens != AUTO:
+            _check_int(self, "draft_tokens", 0, MAX_DRAFT_TOKENS)
+        _check_int(self, "top_k", 0)
+        if self.seed is not None:
+            _check_int(self, "seed", 0, 2**63 - 1)
+        if self.do_sample and not 0 < self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}; give a number above 0 (greedy is do_sample=False)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
+        if any(not text for text in self.stop_strings):
+            raise UserError("stop_strings holds an empty text; leave it out")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The settings that all requests of a call or a stream share.
+
+    Parameters
+    ----------
+    batch_size : int
+        The most sequences decoded together.
+    max_source : int or None
+        The most source tokens read; None is the model's own limit.
+    kv_memory : int or None
+        Bytes for the target's keys and values; None is half of the machine's free memory.
+    verification : "token" or "block"
+        How sampled drafts are verified (Leviathan et al. 2023, Alg. 1; Sun et al. 2024, Alg. 2).
+    big_little : (float, float) or None
+        (fallback, rollback) of Big Little Decoder (Kim et al. 2023), greedy only. LOSSY: a draft ends where its largest
+        probability is below `fallback`, and drafted tokens up to `rollback` nats below the target's choice are accepted.
+
+    Raises
+    ------
+    UserError
+        A value is out of range.
+    """
+
     batch_size: int = 8
     max_source: int | None = None
     kv_memory: int | None = None
@@ -59,41 +98,29 @@ class DecodeConfig:
     big_little: tuple[float, float] | None = None
 
     def __post_init__(self):
-        def whole(name: str, low: int, high: float = math.inf):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                bound = f"between {low} and {high}" if high < math.inf else f"of at least {low}"
-                raise UserError(f"{name} is {value!r}; give a whole number {bound}")
-
         if self.verification not in VERIFICATIONS:
             raise UserError(f"verification is {self.verification!r}; give {' or '.join(VERIFICATIONS)}")
-        whole("max_new_tokens", 1, 100_000)
-        if isinstance(self.draft_tokens, str) and self.draft_tokens != AUTO:
-            raise UserError(f"draft_tokens is {self.draft_tokens!r}; give a whole number or {AUTO!r}")
-        if self.draft_tokens != AUTO:
-            whole("draft_tokens", 0, MAX_DRAFT_TOKENS)
-        whole("top_k", 0)
-        whole("batch_size", 1)
+        _check_int(self, "batch_size", 1)
         if self.max_source is not None:
-            whole("max_source", 2)
+            _check_int(self, "max_source", 2)
         if self.kv_memory is not None:
-            whole("kv_memory", 1)
-        if self.seed is not None:
-            whole("seed", 0, 2**63 - 1)
-        if self.do_sample and not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; give a number above 0 (greedy is do_sample=False)")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
-        if any(not text for text in self.stop_strings):
-            raise UserError("stop_strings holds an empty text; leave it out")
+            _check_int(self, "kv_memory", 1)
         if self.big_little is not None:
-            self._check_big_little(*self.big_little)
+            fallback, rollback = self.big_little
+            if not 0 <= fallback <= 1 or not rollback >= 0:
+                raise UserError(f"big_little is {fallback:g},{rollback:g}; give a probability (fallback) and nats of 0 or "
+                                "more (rollback), such as 0.6,4")
 
-    def _check_big_little(self, fallback: float, rollback: float) -> None:
-        if not 0 <= fallback <= 1 or not rollback >= 0:
-            raise UserError(f"big_little is {fallback:g},{rollback:g}; give a probability (fallback) and nats of 0 or more "
-                            "(rollback), such as 0.6,4")
-        if self.do_sample:
-            raise UserError("big_little is greedy only: its small model's tokens have no distribution; leave sampling out")
-        if self.draft_tokens == AUTO:
+    def check(self, params: SamplingParams) -> None:
+        """Refuse request settings that contradict these (UserError)."""
+        if self.big_little is not None and params.do_sample:
+            raise UserError("big_little is greedy only: the small model's tokens have no distribution; leave sampling out")
+        if self.big_little is not None and params.draft_tokens == AUTO:
             raise UserError("big_little ends drafts by its fallback; give draft_tokens a number, the longest draft")
+
+
+def _check_int(settings: SamplingParams | BatchConfig, name: str, low: int, high: float = math.inf) -> None:
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        bound = f"between {low} and {high}" if high < math.inf else f"of at least {low}"
+        raise UserError(f"{name} is {value!r}; give a whole number {bound}")

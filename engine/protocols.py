@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,45 @@ class Target(Protocol):
     def keep(self, path: Tensor) -> None: ...  # trees only: makes the cache entries of the accepted path [B, R] contiguous
 
 
+class ModelSizes(Protocol):
+    d_model: int  # C
+    vocab_size: int  # V
+
+
+class PagedCache(Protocol):
+    """Keys and values of a target, sources in pages; see models/kv_cache.py."""
+
+    is_lent: bool  # to a scheduler
+    num_sequences: int
+
+    def used_bytes(self) -> int: ...
+    def plan(self, num_sequences: int, slots: int, longest: int, pages: int | None, limit: int) -> tuple[int, int]: ...
+    def nbytes(self, num_sequences: int, slots: int, pages: int) -> int: ...
+    def clear(self) -> None: ...
+    def fits(self, source: int) -> bool: ...  # now
+    def check_source(self, source: int) -> None: ...  # UserError: never
+
+
+class PagedTarget(Target, Protocol):
+    """What continuous batching needs of a target."""
+
+    config: ModelSizes
+    cache: PagedCache
+
+    def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int, pages: int | None = None) -> None: ...
+
+
+class CapturableTarget(Target, Protocol):
+    """What CUDA graphs need of a target. `generation` increases whenever buffers move; a pass reads `source_bucket` pages."""
+
+    config: ModelSizes
+    generation: int
+    source_bucket: int
+
+    def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int) -> None: ...
+    def check_memory(self, needed: int, what: str, advice: str) -> None: ...  # UserError: fewer bytes are free
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a drafter can do. The engine refuses what is missing in one line.
@@ -43,6 +83,8 @@ class Capabilities:
         A neural model that can write for Big Little Decoder: its draft ends at `state.fallback`.
     tree_drafts : bool
         Its drafts are trees: block verification and adaptive draft lengths do not apply.
+    adaptive : bool
+        Its draft lengths always adapt; `draft_tokens` as a number is then the longest draft.
     """
 
     point_masses: bool = False
@@ -50,6 +92,18 @@ class Capabilities:
     stops_early: bool = False
     big_little: bool = False
     tree_drafts: bool = False
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
+class DrafterSetup:
+    """What a drafter can be made from: the target, its folder, its tokenizer or None, the device, and other drafters."""
+
+    target: Any
+    folder: Path
+    tokenizer: Any
+    device: str
+    make: Callable[[str], Drafter]  # of a spec, as in foredraft.load
 
 
 class Drafter:
@@ -66,7 +120,7 @@ class Drafter:
     """
 
     name: str = "custom"
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: Capabilities = Capabilities()
     generation: int = 0
 
     def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
@@ -101,6 +155,11 @@ class Drafter:
             tokens [B, K] int64, lengths [B] int64.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method draft; write one that returns a Draft")
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> Drafter:
+        """Make the drafter that "name" or "name:argument" stands for."""
+        return cls(argument) if argument else cls()
 
     def first_draft(self, state: DecodeState, budget: DraftBudget) -> Draft | None:
         """A nearly free draft for a sampled sequence that is alone in its batch; None where there is none."""

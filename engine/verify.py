@@ -1,4 +1,4 @@
-"""The verification: the target's hidden states and a draft in, a Verification out. All randomness of a round is spent here."""
+"""Verification: which drafted tokens are accepted, and which token of the target follows them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,28 @@ if TYPE_CHECKING:
 
 
 def verify(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verification:
-    """Which drafts stand, and what follows them, so that the target's distribution is unchanged (kernels/verify/accept.py), and where the
-    state says so, dense chains as blocks (kernels/verify/block.py).
+    """Verify a draft so that the target's distribution stays unchanged (Leviathan et al. 2023, Alg. 1; Sun et al. 2024, Alg. 2).
 
-    An all-greedy batch never computes logits, unless the state says `rollback`, which is LOSSY (kernels/verify/big_little_rollback.py). On a
-    device trees may hold point masses only, and a chain's verification is committed by the kernel that reaches it.
+    Parameters
+    ----------
+    state : DecodeState
+        `block` selects block verification of dense drafts; `rollback` selects Big Little Decoder, which is LOSSY.
+    draft : Draft
+        tokens [B, K]. On CUDA a tree holds point masses only.
+    hidden : Tensor [B, R, C] float32
+        The target's output. A greedy batch takes its argmax and never computes logits [B, R, V].
+    target : Target
+
+    Returns
+    -------
+    Verification
+        On CUDA it is committed already, except for a tree.
     """
     if state.backend == "triton":
-        return _verify_on_device(state, draft, hidden, target)
+        return _verify_on_cuda(state, draft, hidden, target)
     B, K = draft.tokens.shape
     tokens, counts, path = outputs = np.zeros((B, K + 1), np.int64), np.ones(B, np.int64), np.zeros((B, K + 1), np.int64)
-    parents = state.chain if draft.parents is None else draft.parents
+    parents = state.chain_parents if draft.parents is None else draft.parents
     proposed = draft.tokens.numpy(), draft.lengths.numpy()
     if state.rollback is not None:
         ROLLBACK[state.backend](target.logits(hidden).numpy(), *proposed, state.rollback, tokens, counts)
@@ -49,7 +60,7 @@ def verify(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> 
 
 
 class Workspace:
-    """A device's verification buffers for B rows of R: tokens, path [B, R], counts [B] int64; and what sampled ones need."""
+    """Buffers of a verification on CUDA: tokens, path [B, R], counts [B] int64, and those of sampled sequences."""
 
     def __init__(self, B: int, R: int, device: torch.device | str):
         self.device = device
@@ -60,32 +71,32 @@ class Workspace:
         self.scratch: Scratch | None = None
 
     def sampled(self, logits: Tensor) -> Scratch:
-        """Made for the first logits [B, R, V]."""
+        """Scratch memory, allocated for the first logits [B, R, V]."""
         if self.scratch is None:
             self.scratch = make_scratch(*logits.shape, self.device)
         return self.scratch
 
 
 def workspace_bytes(B: int, R: int, V: int) -> int:
-    """What a Workspace takes of a device, that of a sampled verification included."""
+    """Bytes of a Workspace, that of sampled sequences included."""
     space, scratch = Workspace(B, R, "meta"), make_scratch(B, R, V, "meta")
     return sum(tensor.nbytes for tensor in (space.tokens, space.path, space.counts, space.floors, space.ties, *scratch))
 
 
-def _verify_on_device(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verification:
-    """One launch after the target's logits or choice, two with top-k or top-p, into buffers that stay in place."""
+def _verify_on_cuda(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verification:
+    """One launch after the target's logits or argmax, two with top-k or top-p, into buffers that graphs can capture."""
     if state.workspace is None:
         state.workspace = Workspace(state.batch_size, state.max_draft + 1, state.tokens.device)
-    space, rows, commit = state.workspace, state.committed_into(draft, hidden), draft.parents is None
+    space, commit_tensors, commit = state.workspace, state.committed_into(draft, hidden), draft.parents is None
     outputs = (space.tokens, space.counts, space.path)
     if state.greedy:
-        accept_greedy_triton(target.choose(hidden), draft.tokens, draft.lengths, draft.parents, rows, *outputs, commit)
+        accept_greedy_triton(target.choose(hidden), draft.tokens, draft.lengths, draft.parents, commit_tensors, *outputs, commit)
     else:
-        logits, cuts = target.logits(hidden), (None, None)
-        if state.cuts:
-            cuts = space.floors, space.ties
-            top_k_top_p_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
+        logits, thresholds = target.logits(hidden), (None, None)
+        if state.has_top_k_top_p:
+            thresholds = space.floors, space.ties
+            top_k_top_p_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *thresholds)
         accept_sampled_triton(
             logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
-            *cuts, state.seeds, rows, *outputs, space.sampled(logits), commit, state.block)
+            *thresholds, state.seeds, commit_tensors, *outputs, space.sampled(logits), commit, state.block)
     return Verification(space.tokens, space.counts, None if commit else space.path, commit)

@@ -142,9 +142,9 @@ class FakeModel:
                  top_p=1.0, seed=None, stop_strings=None, streamer=None, batch_size=8, max_source=None, kv_memory=None,
                  verification="token", big_little=None):
         from foredraft.engine.generate import Output
-        from foredraft.engine.params import DecodeConfig
+        from foredraft.engine.params import SamplingParams
 
-        DecodeConfig(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed, (), batch_size)
+        SamplingParams(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed)
         out = Output()
         for item in inputs:
             ids = list(self.tokenizer.encode(item).ids if isinstance(item, str) else item)[:max_new_tokens]

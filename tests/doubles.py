@@ -12,7 +12,8 @@ import torch
 from foredraft.engine.loop import decode
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.drafters.registry import PROPOSERS
+from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.drafting.tree_children import children_loop
 from foredraft.kernels.drafting.vocabulary_head import VocabularyHead
 from foredraft.kernels.sampling.top_k_top_p import warp_reference

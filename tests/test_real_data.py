@@ -7,7 +7,7 @@ import pytest
 
 import foredraft
 from foredraft import embedded
-from foredraft.engine.state import PROPOSERS
+from foredraft.engine.drafters.registry import PROPOSERS
 
 pytestmark = pytest.mark.realdata
 

@@ -9,13 +9,18 @@ table); lengths by measured costs keep it right elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from foredraft import embedded
 from foredraft.engine.draft_length.lazy_admission import Admissions
 from foredraft.engine.drafters.cascade import CascadeDrafter
-from foredraft.engine.protocols import Drafter
+from foredraft.engine.drafters.lookup import LookupDrafter
+from foredraft.engine.drafters.ngram import open_table
+from foredraft.engine.protocols import Drafter, DrafterSetup
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
+from foredraft.errors import UserError
 from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM
 
 # Ids that a round with a copy must emit for copies to do alone, how many they are taken to emit at first, and how fast their
@@ -39,8 +44,23 @@ class AutoDrafter(CascadeDrafter):
     def __init__(self, copying: Drafter, trained: Sequence[Drafter] = ()):
         super().__init__([copying, *trained])
         self.name, self.emitted = "auto:" + ",".join(drafter.name for drafter in self.drafters), START
+        self.capabilities = replace(self.capabilities, adaptive=True)
         self._state: DecodeState | None = None
         self._rounds, self._counts = 0, np.zeros((2, 0), np.int64)
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> AutoDrafter:
+        """The embedded table and LSTM where they were made for this target, or the drafters "auto:A,B"."""
+        table, trained = None, []
+        try:
+            trained = [setup.make("lstm")]
+            table = open_table(embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
+        except UserError:
+            # made for another target
+            trained = []
+        if argument:
+            trained = [setup.make(part) for part in argument.split(",")]
+        return cls(LookupDrafter(table=table), trained)
 
     def turns(self, state: DecodeState) -> Sequence[Admissions]:
         if len(self._admissions) == 1:

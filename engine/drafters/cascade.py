@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.draft_length.lazy_admission import Admissions
-from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
+from foredraft.errors import UserError
 
 # Ids that a draft of point masses must have to be taken before the next drafter is asked. Drafters that stop where the next
 # id does not pay reach it only where they are sure.
@@ -36,6 +37,10 @@ class CascadeDrafter(Drafter):
         found = [drafter.capabilities for drafter in self.drafters]
         self.capabilities = Capabilities(point_masses=all(one.point_masses for one in found),
                                          stops_early=any(one.stops_early for one in found))
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> CascadeDrafter:
+        return cls(make_parts(name, argument, setup))
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         for admissions in self._admissions:
@@ -83,3 +88,13 @@ def _move(draft: Draft, into: Draft, rows: Tensor) -> None:
         into.logits, into.lse = draft.logits, draft.lse
     else:
         into.logits[rows], into.lse[rows] = draft.logits[rows], draft.lse[rows]
+
+
+def make_parts(name: str, argument: str, setup: DrafterSetup) -> list[Drafter]:
+    """The drafters that "name:A,B" lists: two or more, none of which drafts trees or nothing."""
+    drafters = [setup.make(part) for part in argument.split(",")]
+    if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
+        raise UserError(f"drafter '{name}:{argument}': name two or more drafters with commas between, as in cascade:lookup,lstm")
+    if any(drafter.capabilities.tree_drafts for drafter in drafters):
+        raise UserError(f"drafter '{name}:{argument}': trees cannot be combined with other drafters; use the tree drafter alone")
+    return drafters

@@ -14,10 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from foredraft.engine.drafters.neural.draft_vocabulary import DraftVocabulary, distributions_of
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.drafters.skip_mask import GOAL, THRESHOLD, SkipSet, format_skip, parse_skip
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.protocols import Drafter
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft.engine.protocols import Drafter, DrafterSetup
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.kernels.drafting.layer_skip_drafting import DRAFT_LAYER_SKIP, Decoder, Exit
 
@@ -35,7 +36,7 @@ class SelfDrafter(Drafter):
             raise UserError(f"the exit's goal {goal} and threshold {threshold} are probabilities; give numbers from 0 to 1")
         self.target, self.kept, self.start = target, kept, threshold
         self.backend = target.backend
-        self.lists = DraftVocabulary(target.weights.head, target.config.vocab_size, ids, copies=False)
+        self.vocabulary = DraftVocabulary(target.weights.head, target.config.vocab_size, ids, copies=False)
         self.exit = Exit(float(goal), np.full(1, float(threshold)), np.full(1, float(goal)), np.zeros(0, np.int64),
                          np.zeros(0, np.int64))
 
@@ -51,6 +52,10 @@ class SelfDrafter(Drafter):
         found = SkipSet.load(spec, target_folder)
         return cls(target, parse_skip(found.skip, layers), found.goal, found.threshold, np.array(found.draft_ids, np.int64))
 
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> SelfDrafter:
+        return cls.open(argument, setup.target, setup.folder)
+
     @property
     def skip(self) -> str:
         """What is skipped, as text."""
@@ -64,11 +69,11 @@ class SelfDrafter(Drafter):
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """The target has admitted the rows; only a shortlist needs their ids."""
         most = max(rows) + 1
-        self.lists.reserve(most, max(len(source) for source in sources))
+        self.vocabulary.reserve(most, max(len(source) for source in sources))
         self._grow(most)
         for row, source in zip(rows, sources, strict=True):
-            if not self.lists.whole:
-                self.lists.admit(row, source)
+            if not self.vocabulary.is_full:
+                self.vocabulary.admit(row, source)
             self.exit.thresholds[row + 1], self.exit.rates[row + 1], self.exit.asked[row] = self.start, self.exit.goal, -1
 
     def _grow(self, rows: int) -> None:
@@ -80,7 +85,7 @@ class SelfDrafter(Drafter):
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         """One compiled call for the whole batch, on the target's caches and the state's own memory."""
-        draft = self.lists.empty_draft(state, PROPOSERS.index(self.name))
+        draft = self.vocabulary.empty_draft(state, PROPOSERS.index(self.name))
         self._grow(state.batch_size)
         w, cache, c = self.target.weights, self.target.cache, self.target.config
         decoder = Decoder(
@@ -89,7 +94,7 @@ class SelfDrafter(Drafter):
             c.gated, c.epsilon, self.kept)
         host = state.host
         DRAFT_LAYER_SKIP[self.backend](
-            host.tokens, host.lengths, state.allowed(budget).numpy(), decoder, self.lists.rows, c.head_scale, self.exit,
+            host.tokens, host.lengths, state.allowed(budget).numpy(), decoder, self.vocabulary.heads, c.head_scale, self.exit,
             host.num_steps, host.last_accepted, host.temperature, host.top_k, host.top_p, host.seeds, state.end_token,
             draft.tokens.numpy(), draft.lengths.numpy(), *distributions_of(draft))
         return draft

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.engine.protocols import Capabilities, Drafter
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft import embedded
+from foredraft.engine.drafters.ngram import open_table
+from foredraft.engine.drafters.registry import PROPOSERS
+from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.kernels.drafting.tree_children import Tree
 from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM, PromptLookupIndex
@@ -46,6 +49,14 @@ class LookupDrafter(Drafter):
         self.name = "+".join(["lookup", *(["history"] if history else []), *(["ngram"] if table else [])])
         self._state: DecodeState | None = None
         self._warm_up()
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> LookupDrafter:
+        """"lookup", with "+history" and "+ngram" in any combination; the argument is a table file."""
+        table = None
+        if "ngram" in name:
+            table = open_table(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
+        return cls(table=table, history=HISTORY if "history" in name else 0)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """Index the sources, n of [S_i] int64, for the given rows; what a row held before is forgotten."""

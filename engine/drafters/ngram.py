@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft import embedded
+from foredraft.engine.drafters.registry import PROPOSERS
+from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft, DraftBudget
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 from foredraft.ngram_native import query
 from foredraft.ngram_native.stopping import COST, is_worth_drafting
@@ -60,6 +62,10 @@ class NgramDrafter(Drafter):
              cost: float = COST, sampled: bool = False) -> NgramDrafter:
         """Map a table file that speaks the target's ids (open_table)."""
         return cls(open_table(path, vocab_size, tokenizer), cost, sampled)
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> NgramDrafter:
+        return cls.open(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
 
     def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         pass

@@ -1,123 +1,259 @@
-"""A drafter by name or path."""
+"""The registry: every name of a drafter, the class it stands for, where that runs, and how a drafter is made from a name.
+
+Nothing else lists names: help texts, `PROPOSERS`, the trained kinds, the bench's methods and refusals derive from `ENTRIES`.
+A new drafter of the engine is a file in this folder and one entry; a user's class takes `@foredraft.register("name")`.
+Modules are imported when a name is used.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foredraft import embedded
-from foredraft.engine.drafters.auto import AutoDrafter
-from foredraft.engine.drafters.cascade import CascadeDrafter
-from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda, NgramDrafterCuda
-from foredraft.engine.drafters.layer_skip import SelfDrafter
-from foredraft.engine.drafters.lookup import HISTORY, LookupDrafter
-from foredraft.engine.drafters.ngram import NgramDrafter, open_table
-from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import open_drafter
-from foredraft.engine.drafters.tree import TreeDrafter
-from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.params import AUTO
-from foredraft.engine.protocols import Drafter
+from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.errors import UserError
 
+if TYPE_CHECKING:
+    from foredraft.engine.protocols import Drafter
 
-def make_drafter(spec: str | Path | Drafter | None, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any,
-                 device: str = "cpu") -> Drafter:
-    """None or "none", "lookup", "ngram" (the embedded table), "ngram:PATH", "lstm" (trained for the embedded target),
-    "self:SKIP" (skip.py), the folder of a trained drafter, or a Drafter as it is; on the CPU or a device.
+TARGET, CUSTOM = "target", "custom"
 
-    model: the target.
 
-    "lookup+ngram" and "lookup+ngram:PATH" take, id by id, whichever promises more; "lookup+history" also copies from the
-    outputs of earlier requests, and so does "lookup+history+ngram".
+@dataclass(frozen=True)
+class Entry:
+    """One name.
 
-    "tree:SHAPE:NAME" has lookup, or a trained LSTM or CNN, named by any of these draft trees (tree.py, draft_tree.py).
-
-    "cascade:A,B,..." asks drafters named by any of these in turn (draft_cascade.py); "staged:A,PATH" has A draft for the T5
-    drafter in the folder PATH (draft_staged.py). "auto" chooses by what is decoded, among a copy (with the
-    embedded table) and the embedded LSTM, if it was trained for this target, or the trained drafters of "auto:PATH,PATH"
-    (draft_auto.py); on a device it is "lookup".
+    Attributes
+    ----------
+    cpu, cuda : str or type
+        The Drafter, "module:Class" below this folder, on the CPU and on CUDA; "" where it does not run.
+    proposer : str
+        Its entry of PROPOSERS; "" where the drafters that it is made of propose.
+    argument : str or None
+        What may follow "name:" in a spec, as help texts show it. None: a trained kind, which is given by its folder.
+    model : str
+        The torch class of a trained kind.
+    folder : Path or None
+        Where the embedded drafter of a trained kind lies.
     """
-    if spec is None or spec == "none":
-        return NoDrafter()
+
+    cpu: str | type
+    cuda: str | type = ""
+    proposer: str = ""
+    argument: str | None = ""
+    model: str = ""
+    folder: Path | None = None
+
+    @property
+    def is_spec(self) -> bool:
+        """Whether `load` knows the name; others are given by a folder."""
+        return self.argument is not None
+
+    @property
+    def needs_argument(self) -> bool:
+        return self.is_spec and self.argument.startswith(":")
+
+
+# The order of the proposers is the order of their indices, of which kernels know lookup's and ngram's.
+ENTRIES: dict[str, Entry] = {
+    "none": Entry("none:NoDrafter", "none:NoDrafter"),
+    "lookup": Entry("lookup:LookupDrafter", "cuda.lookup_cuda:LookupDrafterCuda", "lookup"),
+    "lookup+history": Entry("lookup:LookupDrafter", "", "lookup"),
+    "ngram": Entry("ngram:NgramDrafter", "cuda.lookup_cuda:NgramDrafterCuda", "ngram", "[:TABLE]"),
+    "lookup+ngram": Entry("lookup:LookupDrafter", "cuda.lookup_cuda:LookupDrafterCuda", "lookup", "[:TABLE]"),
+    "lookup+history+ngram": Entry("lookup:LookupDrafter", "", "lookup", "[:TABLE]"),
+    "t5small": Entry("neural.t5_drafter:T5Drafter", "cuda.t5_drafter_cuda:T5DrafterCuda", "t5", None,
+                     "neural.t5_drafter:T5Model"),
+    "t5shallow": Entry("neural.t5_drafter:ShallowT5Drafter", "cuda.t5_drafter_cuda:ShallowT5DrafterCuda", "t5", None,
+                       "neural.t5_drafter:ShallowT5Model"),
+    "lstm": Entry("neural.lstm:LSTMDrafter", "cuda.recurrent_cuda:LSTMDrafterCuda", "lstm", "", "neural.lstm:LSTMModel",
+                  embedded.LSTM),
+    "cnn": Entry("neural.cnn:CNNDrafter", "cuda.recurrent_cuda:CNNDrafterCuda", "cnn", None, "neural.cnn:CNNModel"),
+    "self": Entry("layer_skip:SelfDrafter", "", "self", ":SKIP"),
+    "head": Entry("neural.eagle_head:EagleDrafter", "", "head", None, "neural.eagle_head:EagleModel"),
+    "tree": Entry("tree:TreeDrafter", "", "", ":SHAPE:NAME"),
+    "cascade": Entry("cascade:CascadeDrafter", "", "", ":A,B"),
+    "staged": Entry("staged:StagedDrafter", "", "", ":A,FOLDER"),
+    AUTO: Entry("auto:AutoDrafter", "cuda.lookup_cuda:LookupDrafterCuda", "", "[:FOLDER,FOLDER]"),
+}
+# Who proposed a token; 0 is the target itself.
+PROPOSERS = [TARGET, *dict.fromkeys(entry.proposer for entry in ENTRIES.values() if entry.proposer), CUSTOM]
+
+
+def register(name: str, cuda: bool = False) -> Callable[[type], type]:
+    """Give a drafter class a name for `load`, the command line and the bench.
+
+    Parameters
+    ----------
+    name : str
+        New, without ":". The class is made by `cls()`, or by `cls(argument)` for "name:argument"; a subclass of Drafter may
+        define `create` instead.
+    cuda : bool
+        Whether its `draft` can be captured in a CUDA graph.
+
+    Returns
+    -------
+    Callable
+        A decorator that returns the class unchanged.
+    """
+    if not name or ":" in name or name in ENTRIES:
+        raise UserError(f"drafter name {name!r} is taken or has a colon; give another one")
+
+    def add(cls: type) -> type:
+        ENTRIES[name] = Entry(cls, cls if cuda else "", name, "[:ARGUMENT]")
+        PROPOSERS.append(name)
+        return cls
+
+    return add
+
+
+def specs(cuda: bool = False) -> str:
+    """All that `drafter` may be, for help texts and errors."""
+    names = [name + entry.argument for name, entry in ENTRIES.items() if entry.is_spec and (entry.cuda or not cuda)]
+    return ", ".join([*names, "FILE.py:CLASS"]) + " or the folder of a trained drafter"
+
+
+def trained_kinds() -> list[str]:
+    """The names that `foredraft train --drafter` knows, n-gram tables left out."""
+    return [name for name, entry in ENTRIES.items() if entry.model]
+
+
+def model_class(kind: str) -> type:
+    """The torch class of a trained kind: from_target, forward, save and load as neural/drafter_module.py says."""
+    if kind not in trained_kinds():
+        raise UserError(f"drafter {kind!r} is not known; give one of {', '.join(trained_kinds())}")
+    return _imported(ENTRIES[kind].model)
+
+
+def kind_of(folder: str | Path) -> str:
+    """The kind of the trained drafter in a folder, by the model_type in its config.json."""
+    from foredraft.engine.drafters.neural.drafter_module import read_json
+
+    found = read_json(Path(folder)).get("model_type")
+    for kind in trained_kinds():
+        if found == model_class(kind).model_type:
+            return kind
+    raise UserError(f"{folder}: model_type {found!r} is no drafter; give a T5 checkpoint or what `foredraft train` wrote")
+
+
+def open_drafter(folder: Path, weights: Any, target_folder: Path, tokenizer: Any) -> Drafter:
+    """The trained drafter in a folder, for the target of these weights; it runs where the weights lie.
+
+    Parameters
+    ----------
+    folder : Path
+    weights : T5Weights or T5WeightsCuda
+        The target's.
+    target_folder : Path
+    tokenizer
+        The target's, or None.
+    """
+    from foredraft.engine.models.t5_weights import T5Weights
+
+    kind = kind_of(folder)
+    entry = ENTRIES[kind]
+    if isinstance(weights, T5Weights):
+        found = entry.cpu
+    elif not (found := entry.cuda):
+        _refuse_cuda(f"{folder} ({kind})", "cuda")
+    return _imported(found).open(folder, weights, target_folder, tokenizer)
+
+
+def make_drafter(spec: str | Path | Drafter | None, target: Any, target_folder: Path, tokenizer: Any,
+                 device: str = "cpu") -> Drafter:
+    """The drafter that a spec names.
+
+    Parameters
+    ----------
+    spec : str, Path, Drafter or None
+        A name with its argument (`specs`), the folder of a trained drafter, None for plain decoding, or an object with the
+        methods admit, release and draft, which is adapted (custom.py).
+    target : T5 or T5Cuda
+    target_folder : Path
+    tokenizer
+        The target's, or None.
+    device : str
+    """
+    from foredraft.engine.protocols import DrafterSetup
+
+    def made(part: str) -> Drafter:
+        return make_drafter(part, target, target_folder, tokenizer, device)
+
+    if spec is None:
+        spec = "none"
     if not isinstance(spec, str | Path):
-        return spec
-    kind, _, path = str(spec).partition(":")
-    if kind in ("cascade", "staged"):
-        return _made_of(str(spec), path.split(","), model, target_folder, tokenizer, device)
-    if kind == AUTO:
-        return _auto(path, model, target_folder, tokenizer, device)
-    if kind == "tree":
-        return _tree(str(spec), model, target_folder, tokenizer, device)
-    if device != "cpu" and kind.startswith("lookup+history"):
-        raise UserError(f"drafter {str(spec)!r}: a history is kept on the CPU only; on device {device!r} use "
-                        "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
-    target = model.weights
-    if kind in ("lookup", "lookup+history") and not path:
-        if device != "cpu":
-            return LookupDrafterCuda(device)
-        return LookupDrafter(history=HISTORY if kind != "lookup" else 0)
-    if kind == "ngram":
-        drafter = NgramDrafter.open(path or embedded.NGRAM, vocab_size=target.config.vocab_size, tokenizer=tokenizer)
-        return drafter if device == "cpu" else NgramDrafterCuda(drafter.table, device, drafter.cost)
-    if kind in ("lookup+ngram", "lookup+history+ngram"):
-        table = open_table(path or embedded.NGRAM, target.config.vocab_size, tokenizer)
-        if device != "cpu":
-            return LookupDrafterCuda(device, table=table)
-        return LookupDrafter(table=table, history=HISTORY if "history" in kind else 0)
-    if kind == "self" and path:
-        return SelfDrafter.open(path, model, target_folder)
-    if spec == "lstm" or Path(spec).is_dir():
-        return open_drafter(embedded.LSTM if spec == "lstm" else Path(spec), target, target_folder, tokenizer)
-    raise UserError(f"drafter {str(spec)!r} is not known; use lookup, ngram, ngram:PATH, lookup+ngram, lookup+history, "
-                    "lstm, self:SKIP, auto, none, the folder of a trained drafter, tree:SHAPE:NAME, cascade:A,B or "
-                    "staged:A,PATH")
+        return _adapted(spec, target)
+    name, _, argument = str(spec).partition(":")
+    entry = ENTRIES.get(name)
+    if entry is not None and entry.is_spec and (argument or not entry.needs_argument):
+        if argument and not entry.argument:
+            raise UserError(f"drafter {str(spec)!r}: {name} has no argument; leave {':' + argument!r} out")
+        if device != "cpu" and not entry.cuda:
+            _refuse_cuda(repr(str(spec)), device)
+        if entry.folder is not None:
+            return open_drafter(entry.folder, target.weights, target_folder, tokenizer)
+        cls = _imported(entry.cpu if device == "cpu" else entry.cuda)
+        setup = DrafterSetup(target, target_folder, tokenizer, device, made)
+        return _adapted(_created(cls, name, argument, setup), target, name)
+    if Path(spec).is_dir():
+        return open_drafter(Path(spec), target.weights, target_folder, tokenizer)
+    if name.endswith(".py") and argument:
+        return _adapted(_created(_class_in_file(name, argument), argument, "", None), target)
+    raise UserError(f"drafter {str(spec)!r} is not known; give {specs()}")
 
 
-def _auto(paths: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
-    """What there is for this target: the embedded table and LSTM for that which they were made for."""
-    if device != "cpu":
-        return LookupDrafterCuda(device)
-    table = None
+def check_settings(drafter: Drafter, params: SamplingParams, config: BatchConfig, on_cuda: bool) -> None:
+    """Refuse what this drafter, or decoding on CUDA, cannot do (UserError)."""
+    can, adapts = drafter.capabilities, params.draft_tokens == AUTO
+    if on_cuda and (adapts or config.big_little is not None or config.kv_memory is not None):
+        raise UserError("draft_tokens 'auto', big_little and kv_memory run on the CPU only so far; on CUDA leave them out")
+    if can.tree_drafts and (adapts or config.verification == "block"):
+        raise UserError(f"drafter {drafter.name!r} drafts trees, for which there is no draft_tokens 'auto' and no verification "
+                        "'block'; give draft_tokens a number of nodes, and leave verification out")
+    if config.big_little is not None and not can.big_little:
+        raise UserError(f"big_little needs a neural drafter, not {drafter.name!r}; give lstm, or the folder of a trained drafter")
+
+
+def _refuse_cuda(what: str, device: str) -> None:
+    raise UserError(f"drafter {what} runs on the CPU only so far; on device {device!r} give {specs(cuda=True)}")
+
+
+def _imported(found: str | type) -> type:
+    if not isinstance(found, str):
+        return found
+    module, _, name = found.partition(":")
+    return getattr(import_module(f"foredraft.engine.drafters.{module}"), name)
+
+
+def _class_in_file(path: str, name: str) -> type:
+    found = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(found)
     try:
-        trained = [open_drafter(embedded.LSTM, model.weights, target_folder, tokenizer)]
-        table = open_table(embedded.NGRAM, model.weights.config.vocab_size, tokenizer)
-    except UserError:
-        # they were made for another target
-        trained = []
-    if paths:
-        trained = [make_drafter(path, model, target_folder, tokenizer) for path in paths.split(",")]
-    return AutoDrafter(LookupDrafter(table=table), trained)
+        found.loader.exec_module(module)
+        return vars(module)[name]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except KeyError:
+        raise UserError(f"{path}: has no class {name}") from None
 
 
-def _tree(spec: str, model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> TreeDrafter:
-    """A drafter of trees."""
-    _, shape, name = (spec.split(":", 2) + ["", ""])[:3]
-    if device != "cpu":
-        raise UserError(f"drafter {spec!r}: trees are drafted on the CPU only so far; on device {device!r} use "
-                        f"{name or 'lookup'}")
-    if not name:
-        raise UserError(f"drafter {spec!r}: name a shape and a drafter, as in tree:2x1x1:lstm")
-    return TreeDrafter(make_drafter(name, model, target_folder, tokenizer), *TreeDrafter.parse_shape(shape))
+def _created(cls: type, name: str, argument: str, setup: Any) -> Any:
+    from foredraft.engine.protocols import Drafter
+
+    if issubclass(cls, Drafter):
+        return cls.create(name, argument, setup)
+    return cls(argument) if argument else cls()
 
 
-def _made_of(spec: str, parts: list[str], model: T5 | T5Cuda, target_folder: Path, tokenizer: Any, device: str) -> Drafter:
-    """A cascade, or a drafter that another drafts for."""
-    from foredraft.engine.drafters.neural.t5_drafter import T5Drafter
-    from foredraft.engine.drafters.staged import StagedDrafter
+def _adapted(drafter: Any, target: Any, name: str = CUSTOM) -> Drafter:
+    """The engine's own drafters as they are, others checked."""
+    if type(drafter).__module__.startswith("foredraft."):
+        return drafter
+    from foredraft.engine.drafters.custom import CustomDrafter
 
-    if device != "cpu":
-        raise UserError(f"drafter {spec!r}: cascades and staged drafts run on the CPU only so far; on device {device!r} use "
-                        "lookup, lookup+ngram, ngram, none or the folder of a trained drafter")
-    drafters = [make_drafter(part, model, target_folder, tokenizer) for part in parts]
-    if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
-        raise UserError(f"drafter {spec!r}: name two or more drafters with commas between, as in cascade:lookup,PATH")
-    if any(drafter.capabilities.tree_drafts for drafter in drafters):
-        raise UserError(f"drafter {spec!r}: cascades and staged drafts are made of chains; use the tree's drafter itself")
-    if spec.startswith("cascade"):
-        return CascadeDrafter(drafters)
-    if len(drafters) > 2 or not isinstance(drafters[1], T5Drafter):
-        raise UserError(f"drafter {spec!r}: name a drafter and the folder of the T5 that it drafts for; others read their "
-                        "ids one by one and gain nothing")
-    return StagedDrafter(drafters[1], drafters[0])
+    return CustomDrafter(drafter, target.config.vocab_size, PROPOSERS.index(name))

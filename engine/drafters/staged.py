@@ -20,7 +20,6 @@ from foredraft.engine.loop import step
 from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
-from foredraft.kernels.drafting.num_uncached import NUM_UNCACHED
 from foredraft.kernels.drafting.vocabulary_head import VOCABULARY_HEAD
 from foredraft.kernels.sampling.sample import SAMPLE
 
@@ -35,7 +34,7 @@ class StagedDrafter(T5Drafter):
     capabilities = Capabilities()
 
     def __init__(self, middle: T5Drafter, drafter: Drafter):
-        super().__init__(middle.t5.weights, None if middle.lists.whole else middle.lists.ids)
+        super().__init__(middle.t5.weights, None if middle.vocabulary.is_full else middle.vocabulary.tokens)
         self.drafter, self.name = drafter, f"staged:{drafter.name},{middle.name}"
         self.passes = 0
         self._inner: WeakKeyDictionary[DecodeState, DecodeState] = WeakKeyDictionary()
@@ -57,15 +56,12 @@ class StagedDrafter(T5Drafter):
         self.drafter.release(rows)
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
-        draft = self.lists.empty_draft(state, PROPOSERS.index("t5"))
-        B, K = state.batch_size, state.max_draft
-        rows, slots = max(B, len(self._counts)), state.capacity + 2 * (K + 1)
-        if rows > len(self._counts) or slots > self._fed.shape[1]:
-            self._grow(rows, max(slots, self._fed.shape[1]))
-            self.t5.cache.reserve(rows, slots, 0)
-        self.t5.prepare(B, K + 1)
+        draft = self.vocabulary.empty_draft(state, PROPOSERS.index("t5"))
+        K = state.max_draft
+        self._reserve(state, state.capacity + 2 * (K + 1))
         allowed = state.allowed(budget)
-        self._catch_up(state, allowed.numpy())
+        # the inner loop reads the last committed token
+        self._read_committed(state, allowed.numpy(), but_last=1)
         inner = self._state(state, allowed)
         middle = _Middle(self)
         starts = inner.lengths.clone()
@@ -85,21 +81,8 @@ class StagedDrafter(T5Drafter):
         draft.lengths = lengths
         for row in np.flatnonzero(lengths.numpy()):
             read = int(inner.lengths[row]) - 1
-            self._fed[row, :read], self._counts[row] = inner.tokens[row, :read].numpy(), read
+            self._cached_tokens[row, :read], self._num_cached[row] = inner.tokens[row, :read].numpy(), read
         return draft
-
-    def _catch_up(self, state: DecodeState, allowed: np.ndarray) -> None:
-        """Read the committed ids but the last, which the loop reads."""
-        tokens, lengths, width = state.host.tokens, state.host.lengths - 1, state.max_draft + 1
-        unread = np.empty(state.batch_size, np.int64)
-        NUM_UNCACHED[self.backend](tokens, lengths + 1, self._fed, self._counts, unread)
-        unread = np.where(allowed > 0, unread - 1, 0)
-        x = np.empty((state.batch_size, self.t5.config.d_model), np.float32)
-        while unread.any():
-            at = (lengths - unread)[:, None] + np.arange(width)
-            at[np.arange(width) >= unread[:, None]] = -1
-            self._read(np.take_along_axis(tokens, np.maximum(at, 0), 1), at, x)
-            unread = np.maximum(unread - width, 0)
 
     def _state(self, state: DecodeState, allowed: Tensor) -> DecodeState:
         """The inner loop's state: what is committed, to be continued by `allowed` ids."""
@@ -149,16 +132,17 @@ class _Middle:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, R, V]: -inf for ids that the row may not draft; rows that were not read hold no meaning."""
-        lists, config = self.drafter.lists, self.drafter.t5.config
+        vocabulary, config = self.drafter.vocabulary, self.drafter.t5.config
         rows, columns = np.nonzero(self.read)
         x = hidden.numpy()[rows, columns] * np.float32(config.head_scale)
-        scores = lists.scores(len(rows))
-        VOCABULARY_HEAD[self.drafter.backend](x, rows, lists.rows, np.zeros((len(rows), 0), np.float32), scores)
+        scores = vocabulary.empty_scores(len(rows))
+        VOCABULARY_HEAD[self.drafter.backend](x, rows, vocabulary.heads, np.zeros((len(rows), 0), np.float32), scores)
         out = np.full((*self.read.shape, config.vocab_size), -np.inf, np.float32)
-        F = len(lists.ids)
+        F = len(vocabulary.tokens)
         for i, (b, r) in enumerate(zip(rows, columns, strict=True)):
-            own = int(lists.rows.own_counts[b])
-            out[b, r, lists.ids], out[b, r, lists.rows.own_tokens[b, :own]] = scores[i, :F], scores[i, F : F + own]
+            own = int(vocabulary.heads.own_counts[b])
+            out[b, r, vocabulary.tokens] = scores[i, :F]
+            out[b, r, vocabulary.heads.own_tokens[b, :own]] = scores[i, F : F + own]
         self.scores = torch.from_numpy(out)
         return self.scores
 

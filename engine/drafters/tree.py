@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from foredraft.engine.drafters.tree_shape import INDEPENDENT, Shape
-from foredraft.engine.protocols import Capabilities, Drafter
+from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
 
@@ -31,6 +31,13 @@ class TreeDrafter(Drafter):
         self.drafter, self.shape, self.tree = drafter, shape, shape.tree(replaced)
         self.name = f"tree:{len(shape.parents)}{INDEPENDENT if replaced else ''}:{drafter.name}"
         self.capabilities = Capabilities(point_masses=drafter.capabilities.point_masses, tree_drafts=True)
+
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> TreeDrafter:
+        shape, _, drafter = argument.partition(":")
+        if not drafter:
+            raise UserError(f"drafter '{name}:{argument}': name a shape and a drafter, as in tree:2x1x1:lstm")
+        return cls(setup.make(drafter), *cls.parse_shape(shape))
 
     @classmethod
     def parse_shape(cls, text: str) -> tuple[Shape, bool]:

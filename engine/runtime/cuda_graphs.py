@@ -1,8 +1,8 @@
-"""Rounds as captured CUDA graphs: one graph for each shape of a batch and bucket of its sources, replayed without the host.
+"""Steps as captured CUDA graphs: one graph for each shape of a batch and each bucket of source lengths.
 
-The first round of a graph's kind runs eagerly and counts; it compiles the kernels and makes their buffers. The second is
-captured, which executes nothing, and replayed from then on. A graph works on the memory it was captured on: each shape has a
-state of its own, into which a request's fresh state is copied; all of its buckets use that one.
+The first step of a kind runs eagerly: it compiles the kernels and allocates their buffers. The second is captured and then
+replayed. A graph works on the memory that it was captured on, so each shape keeps one state, into which the state of a
+request is copied; all source buckets of the shape share it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from foredraft.engine.loop import step
-from foredraft.engine.protocols import Drafter
+from foredraft.engine.protocols import CapturableTarget, Drafter
 from foredraft.engine.state import DecodeState
 
-if TYPE_CHECKING:
-    from foredraft.engine.models.t5_cuda import T5Cuda
-
-# Shapes that are kept, each with a graph for every power of two of source pages that it met; the one unused for longest goes
-# first.
-KEPT = 16
+# Shapes that are kept; the least recently used one is dropped first.
+MAX_SHAPES = 16
 
 
 class HostView:
-    """What the host sees of a state, in pinned memory, a round late. Committed ids never change, so that a copy made while
-    the next round runs is right up to its lengths."""
+    """A state's tokens, lengths and finished flags in pinned host memory, one step late. Committed tokens never change, so a
+    copy made during the next step is right up to its lengths."""
 
     def __init__(self, state: DecodeState):
         pinned = state.tokens.is_cuda
@@ -46,25 +42,25 @@ class HostView:
 
 
 class CudaCapture:
-    """Captures functions as graphs that share one pool of memory."""
+    """Captures functions as CUDA graphs that share one memory pool."""
 
     def __init__(self):
         self.pool, self.graphs = None, WeakSet()
 
     def __call__(self, run: Callable[[], None]) -> Any:
-        # the allocator refuses a capture into a pool that no graph uses any more
+        # the allocator refuses to capture into a pool that no graph uses any more
         if not self.graphs:
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        # what other threads of the process ask of the device meanwhile is no part of it
+        # other threads of the process may use the device meanwhile
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             run()
         self.graphs.add(graph)
         return graph
 
     def mark(self) -> Any:
-        """A point in the device's work that `synchronize` waits for."""
+        """A point in the device's queue that `synchronize` waits for."""
         event = torch.cuda.Event()
         event.record()
         return event
@@ -72,7 +68,7 @@ class CudaCapture:
 
 @dataclass
 class Shape:
-    """A shape's state, what the host sees of it, and its graphs by source bucket: None once a round of it ran eagerly."""
+    """A shape's state, the host's view of it, and its graphs by source bucket: None after the eager step."""
 
     state: DecodeState
     view: HostView
@@ -80,30 +76,41 @@ class Shape:
 
 
 class CapturedSteps:
-    """Runs the rounds of one target and drafter."""
+    """Runs the steps of one target and drafter."""
 
     def __init__(self, capture: Any = None):
         self.capture = capture or CudaCapture()
         self.shapes: OrderedDict[tuple, Shape] = OrderedDict()
 
-    def decode(self, fresh: DecodeState, target: T5Cuda, drafter: Drafter,
+    def decode(self, fresh: DecodeState, target: CapturableTarget, drafter: Drafter,
                after_step: Callable[[DecodeState | HostView], None] | None = None, in_step: bool = False) -> DecodeState:
-        """Run `fresh` to its end; the finished state returned is this shape's, valid until its next decode.
+        """Decode a batch to its end.
 
-        `after_step` sees a HostView, a round late, and the last round again at the end; with `in_step` it sees the state
-        itself after every round and may change it, and the device waits for it.
+        Parameters
+        ----------
+        fresh : DecodeState
+            The batch; copied into the state of its shape.
+        after_step : callable
+            Sees a HostView, one step late, and the last step again at the end.
+        in_step : bool
+            `after_step` sees the state itself after each step and may truncate it; the device waits for the host.
+
+        Returns
+        -------
+        DecodeState
+            The finished state of this shape, valid until the shape's next decode.
         """
-        # the drafter's bucket is that of the same sources
         shape, bucket = self._shape(fresh, target, drafter), target.source_bucket
         state, graphs, previous = shape.state, shape.graphs, None
         while True:
             if bucket not in graphs:
-                self._round(shape, target, drafter)
+                self._step(shape, target, drafter)
                 graphs[bucket] = None
             else:
                 if graphs[bucket] is None:
-                    graphs[bucket] = self.capture(lambda: self._round(shape, target, drafter))
+                    graphs[bucket] = self.capture(lambda: self._step(shape, target, drafter))
                 graphs[bucket].replay()
+            drafter.end_step()
             mark = self.capture.mark()
             if in_step:
                 mark.synchronize()
@@ -113,7 +120,7 @@ class CapturedSteps:
                     return state
                 continue
             if previous is not None:
-                # the device is busy with the round just queued while the host looks at the one before
+                # the device runs the step just queued while the host looks at the one before
                 previous.synchronize()
                 if after_step is not None:
                     after_step(shape.view)
@@ -125,19 +132,20 @@ class CapturedSteps:
             after_step(shape.view)
         return state
 
-    def _round(self, shape: Shape, target: T5Cuda, drafter: Drafter) -> None:
+    def _step(self, shape: Shape, target: CapturableTarget, drafter: Drafter) -> None:
         step(shape.state, target, drafter)
         shape.view.copy_from(shape.state)
 
-    def _shape(self, fresh: DecodeState, target: T5Cuda, drafter: Drafter) -> Shape:
+    def _shape(self, fresh: DecodeState, target: CapturableTarget, drafter: Drafter) -> Shape:
         """The shape's entry, its state loaded with `fresh`."""
-        # what a captured round has built in: sizes, host values of the state, and the buffers of target and drafter
-        places = (target.generation, drafter.generation)
-        key = (fresh.batch_size, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.cuts, fresh.block, fresh.end_token, places)
-        if any(known[-1] != places for known in self.shapes):
+        # what a capture fixes: sizes, the state's host values, and the buffers of target and drafter
+        buffers = (target.generation, drafter.generation)
+        key = (fresh.batch_size, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.has_top_k_top_p, fresh.block, fresh.end_token,
+               buffers)
+        if any(known[-1] != buffers for known in self.shapes):
             self.shapes.clear()
         if key not in self.shapes:
-            while len(self.shapes) >= KEPT:
+            while len(self.shapes) >= MAX_SHAPES:
                 self.shapes.popitem(last=False)
             self.shapes[key] = Shape(fresh, HostView(fresh))
         else:

@@ -1,4 +1,4 @@
-"""What a program asks for, and what it gets back: Request, Result; and the Job in between."""
+"""A request on its way through the engine: Request, as a program writes it; Job, checked; Result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foredraft.engine.params import DecodeConfig
+from foredraft.engine.params import SamplingParams
 from foredraft.engine.sampling.stop_strings import StopStrings
 from foredraft.engine.state import DecodeState
 from foredraft.engine.stats import DecodeStats
@@ -17,12 +17,19 @@ from foredraft.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """One text, or its ids as the model expects them (T5: `</s>` last). `id`: what its result shall be known by, hashable
-    and unlike those of other requests in hand; errors and warnings name it.
+    """One input of a stream, with settings of its own.
 
-    The rest are generate's arguments; None takes the stream's. max_new_tokens and draft_tokens may not exceed the stream's;
-    with "auto" for the stream draft_tokens is the longest draft. seed: int64, this request's own, whatever its place in the
-    stream.
+    Parameters
+    ----------
+    input : str or sequence of int
+        A text, or its tokens as the model expects them (T5: `</s>` last).
+    id : hashable or None
+        Identifies the result, and names the request in errors and warnings; unique among the unfinished requests.
+    max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, stop_strings
+        As in SamplingParams; None takes the stream's. max_new_tokens and draft_tokens may not exceed the stream's. Where the
+        stream's draft_tokens is "auto", a number is the longest draft.
+    seed : int or None
+        Int64; the output then does not depend on the request's position in the stream.
     """
 
     input: str | Sequence[int]
@@ -39,9 +46,21 @@ class Request:
 
 @dataclass
 class Result:
-    """index: the request's place in its stream, from 0. finish_reason: "stop" (the end token, or a stop string), "length",
-    "cancelled" (token_ids hold what was there) or "error". token_ids, proposers, text as in generate's Output; stats of this
-    request alone, without seconds.
+    """The outcome of one request.
+
+    Attributes
+    ----------
+    index : int
+        The request's position in its stream, from 0.
+    finish_reason : str
+        "stop" (the end token or a stop string), "length", "cancelled" (the tokens so far are kept) or "error".
+    text : str or None
+        None without a tokenizer.
+    token_ids, proposers : list of int
+        As in Output.
+    stats : DecodeStats
+        Of this request, without seconds.
+    error : UserError or None
     """
 
     index: int
@@ -57,50 +76,50 @@ class Result:
 
 @dataclass
 class Job:
-    """A request that was checked: source [S] int64, and how to decode it. `listener` is told of its ids as they come, the
-    start token first."""
+    """A checked request: source [S] int64, its K and its seed. `listener` receives new tokens, the start token first."""
 
     index: int
     id: Any
     source: Tensor
-    config: DecodeConfig
+    params: SamplingParams
     draft_tokens: int
     seed: int
     warnings: list[str]
     stops: StopStrings | None = None
     listener: Callable[[Tensor], None] | None = None
     sent: int = 0
-    was_cut: bool = False
+    was_truncated: bool = False
 
     @property
     def limit(self) -> int:
-        return self.config.max_new_tokens + 1
+        """The length at which the sequence ends, the start token included."""
+        return self.params.max_new_tokens + 1
 
     @property
     def distribution(self) -> dict[str, float]:
-        """temperature, top_k, top_p, as a state has them."""
-        c = self.config
-        return {"temperature": c.temperature if c.do_sample else 0.0, "top_k": c.top_k, "top_p": c.top_p}
+        """temperature, top_k and top_p as in DecodeState: temperature 0 is greedy."""
+        p = self.params
+        return {"temperature": p.temperature if p.do_sample else 0.0, "top_k": p.top_k, "top_p": p.top_p}
 
     @property
     def is_watched(self) -> bool:
-        """Whether the host has to look at its row after every round."""
+        """Whether the host looks at the sequence after every step."""
         return self.stops is not None or self.listener is not None
 
-    def look(self, state: DecodeState, row: int) -> None:
-        """The host's look between rounds."""
+    def observe(self, state: DecodeState, sequence: int) -> None:
+        """After a step: truncate at a stop string, and pass new tokens to the listener."""
         if self.stops is not None:
-            self.was_cut |= self.stops.cut(state, row)
+            self.was_truncated |= self.stops.truncate(state, sequence)
         if self.listener is not None:
-            length = int(state.lengths[row])
-            self.listener(state.tokens[row, self.sent : length].cpu().clone())
+            length = int(state.lengths[sequence])
+            self.listener(state.tokens[sequence, self.sent : length].cpu().clone())
             self.sent = length
 
-    def result(self, state: DecodeState, row: int, reason: str | None = None) -> Result:
-        """What its row of a state holds."""
-        length = int(state.lengths[row])
-        ids = state.tokens[row, 1:length].tolist()
+    def result(self, state: DecodeState, sequence: int, reason: str | None = None) -> Result:
+        """What its sequence of the state holds."""
+        length = int(state.lengths[sequence])
+        tokens = state.tokens[sequence, 1:length].tolist()
         if reason is None:
-            reason = "stop" if self.was_cut or ids[-1] == state.end_token else "length"
-        return Result(self.index, self.id, reason, None, ids, state.proposer[row, 1:length].tolist(),
-                      DecodeStats.of(state, row), self.warnings)
+            reason = "stop" if self.was_truncated or tokens[-1] == state.end_token else "length"
+        return Result(self.index, self.id, reason, None, tokens, state.proposer[sequence, 1:length].tolist(),
+                      DecodeStats.of(state, sequence), self.warnings)

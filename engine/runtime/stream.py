@@ -1,4 +1,4 @@
-"""Results of many requests, as they end or in their order, with as many requests in hand as the machine holds."""
+"""Results of many requests, as they end or in their order."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from foredraft.errors import UserError
 
 if TYPE_CHECKING:
     from foredraft.engine.runtime.scheduler import Scheduler
-    from foredraft.engine.runtime.static_batches import FixedBatches
 
 
 class Stream:
-    """An iterator of one Result for each request; a context manager, too, that closes.
+    """An iterator of one Result for each request, and a context manager that closes it.
 
-    Requests are read as rows become free, a batch ahead at most: an endless source of them is fine. One that cannot be
-    decoded yields a Result with its `error`, and the others go on. `stats`: sums of what has ended so far.
+    Requests are read as sequences become free, at most a batch ahead, so they may come from an endless iterator. A request
+    that cannot be decoded gives a Result with its `error`, and the others go on.
     """
 
-    def __init__(self, open_scheduler: Callable[[], Scheduler | FixedBatches], jobs: Iterator[Job | Result],
+    def __init__(self, open_scheduler: Callable[[], Scheduler], jobs: Iterator[Job | Result],
                  text: Callable[[list[int]], str | None], in_order: bool = False):
         self._open, self._jobs, self._text, self._in_order = open_scheduler, jobs, text, in_order
-        self._scheduler: Scheduler | FixedBatches | None = None
+        self._scheduler: Scheduler | None = None
         self._ready: deque[Result] = deque()
-        # results that wait for an earlier one: the oldest request always runs, so they are few
+        # results that wait for an earlier one; the oldest request always runs, so they are few
         self._held: dict[int, Result] = {}
         self._next, self._is_open, self._has_more = 0, True, True
-        self._known: dict[Any, int] = {}
+        self._indices: dict[Any, int] = {}
         self._stats = DecodeStats()
 
     def __iter__(self) -> Stream:
@@ -61,17 +60,23 @@ class Stream:
 
     @property
     def stats(self) -> DecodeStats:
-        """Of all requests that have ended, with the seconds of the whole stream by part, "total" left to the caller."""
+        """Sums over the requests that have ended, and seconds of the stream by part; "total" is the caller's to set."""
         total = DecodeStats()
         total.merge(self._stats)
         if self._scheduler is not None:
-            total.passes, total.slots = self._scheduler.passes, self._scheduler.passes * self._scheduler.rows
-            total.add_seconds(self._scheduler.clock.seconds)
+            total.passes, total.slots = self._scheduler.passes, self._scheduler.passes * self._scheduler.batch_size
+            total.add_seconds(self._scheduler.timer.seconds)
         return total
 
     def cancel(self, id: Any) -> bool:
-        """Stop the request of this id (its index where it has none); its result says "cancelled". False: not in hand."""
-        index = self._known.get(id)
+        """Stop the request of this id, or of this index where it has no id.
+
+        Returns
+        -------
+        bool
+            Whether it was unfinished; then its result says "cancelled".
+        """
+        index = self._indices.get(id)
         if self._scheduler is None or index is None:
             return False
         with torch.inference_mode():
@@ -81,26 +86,26 @@ class Stream:
         return result is not None
 
     def close(self) -> None:
-        """Drop what is not finished and hand the model back; no further result comes."""
+        """Drop the unfinished requests and release the model; no further result comes."""
         was_open, self._is_open = self._is_open, False
         if was_open and self._scheduler is not None:
             with torch.inference_mode():
                 self._scheduler.close()
 
     def _advance(self) -> None:
-        """One round, after taking in what there is room for."""
+        """Submit what there is room for, then one step of the scheduler."""
         if self._scheduler is None:
             self._scheduler = self._open()
         while self._has_more and self._scheduler.has_room:
             job = next(self._jobs, None)
             self._has_more = job is not None
-            # an error is handed on before more is read, so that a run of them does not pile up
+            # deliver an error before reading on, so that many errors do not pile up
             if job is None or not self._submit(job):
                 break
         if not self._has_more and not self._scheduler.is_busy:
             self.close()
             return
-        for result in self._scheduler.round():
+        for result in self._scheduler.step():
             self._deliver(result)
 
     def _submit(self, job: Job | Result) -> bool:
@@ -112,11 +117,11 @@ class Stream:
         if isinstance(job, Result):
             self._deliver(job)
             return False
-        self._known[job.index if job.id is None else job.id] = job.index
+        self._indices[job.index if job.id is None else job.id] = job.index
         return True
 
     def _deliver(self, result: Result) -> None:
-        self._known.pop(result.index if result.id is None else result.id, None)
+        self._indices.pop(result.index if result.id is None else result.id, None)
         self._stats.merge(result.stats)
         if result.error is None:
             result.text = self._text(result.token_ids)

@@ -1,4 +1,4 @@
-"""Where the time of a decode goes: wall seconds by part, on a device that runs while the host waits."""
+"""Wall seconds of a decode, by part."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from time import perf_counter
 from typing import Any
 
 
-class Stopwatch:
-    """Sums seconds under names; `watch` hands out a stand-in for an object whose calls are timed."""
+class Timer:
+    """Sums seconds under names; `watch` wraps an object so that some of its methods are timed."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     def add(self, name: str, since: float) -> None:
+        """Add the seconds since `since`, a reading of perf_counter."""
         self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - since
 
     def watch(self, thing: Any, parts: dict[str, str]) -> Any:
-        """`thing`, with the methods named in `parts` counted under the name given there."""
+        """`thing`, with the seconds of each method in `parts` added under the name given there."""
         return _Watched(self, thing, parts)
 
 
 class _Watched:
-    def __init__(self, stopwatch: Stopwatch, thing: Any, parts: dict[str, str]):
+    def __init__(self, timer: Timer, thing: Any, parts: dict[str, str]):
         self._thing = thing
         for method, part in parts.items():
-            setattr(self, method, self._timed(stopwatch, getattr(thing, method), part))
+            setattr(self, method, self._timed(timer, getattr(thing, method), part))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._thing, name)
 
     @staticmethod
-    def _timed(stopwatch: Stopwatch, call, part: str):
+    def _timed(timer: Timer, call, part: str):
         def timed(*args, **kwargs):
             since = perf_counter()
             try:
                 return call(*args, **kwargs)
             finally:
-                stopwatch.add(part, since)
+                timer.add(part, since)
 
         return timed

@@ -1,4 +1,4 @@
-"""Temperature, top-k, top-p: how a neural drafter draws, under the distribution that the target is verified by (kernels/sampling/top_k_top_p.py)."""
+"""Sampling of drafts: temperature, top-k and top-p as in the target's verification (kernels/sampling/top_k_top_p.py)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
 
 
 def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
-    """An empty draft with room for distributions: logits [B, K, V], lse [B, K]; greedy rows are point masses.
+    """An empty draft with room for distributions, logits [B, K, V] and lse [B, K]; greedy sequences are point masses.
 
-    A drafter on a device keeps it from round to round, as a captured graph needs it (engine/drafters/cuda/draft_buffers.py)."""
+    A drafter on CUDA keeps it between steps, as captured graphs need (engine/drafters/cuda/draft_buffers.py).
+    """
     B, K, device = state.batch_size, state.max_draft, state.tokens.device
     draft = Draft.empty(B, K, device)
     draft.logits = torch.zeros(K, B, vocab_size, device=device).transpose(0, 1)
@@ -25,7 +26,7 @@ def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
 
 
 class Sampler:
-    """A device's buffers for drawing drafts of one state: the cut of a row's distribution [B, 1], and the draw's scratch."""
+    """Buffers for sampling one state's drafts on CUDA: top-k and top-p thresholds [B, 1], and scratch memory."""
 
     def __init__(self, state: DecodeState, vocab_size: int):
         B, device = state.batch_size, state.tokens.device
@@ -35,23 +36,38 @@ class Sampler:
         self.scratch = make_scratch(B, 1, vocab_size, device)
 
 
-def sample_into(draft: Draft, place: int, logits: Tensor, state: DecodeState) -> Tensor:
-    """Draw draft token `place` of every row from logits [B, V], write it and its distribution, and return it, [B] int64.
+def sample_into(draft: Draft, position: int, logits: Tensor, state: DecodeState) -> Tensor:
+    """Sample token `position` of every sequence's draft, and write it and its distribution into the draft.
 
-    logits are float32; on a device they may be bfloat16, and the result is a view into the draft."""
+    Parameters
+    ----------
+    draft : Draft
+        From `dense_draft`.
+    position : int
+        Of the token in the draft, 0..K-1.
+    logits : Tensor [B, V] float32
+        Before temperature, top-k and top-p; on CUDA bfloat16 too.
+    state : DecodeState
+
+    Returns
+    -------
+    Tensor [B] int64
+        The tokens; on CUDA a view into the draft.
+    """
     if state.backend == "triton":
         if state.sampler is None:
             state.sampler = Sampler(state, logits.shape[1])
-        space, cuts = state.sampler, (None, None)
-        if state.cuts:
-            cuts = space.floors, space.ties
-            top_k_top_p_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p, *cuts)
-        sample_triton(logits, state.temperature, *cuts, state.seeds, state.lengths, place, draft.tokens[:, place],
-                      draft.logits[:, place], draft.lse[:, place], space.scratch)
-        return draft.tokens[:, place]
+        space, thresholds = state.sampler, (None, None)
+        if state.has_top_k_top_p:
+            thresholds = space.floors, space.ties
+            top_k_top_p_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p,
+                               *thresholds)
+        sample_triton(logits, state.temperature, *thresholds, state.seeds, state.lengths, position, draft.tokens[:, position],
+                      draft.logits[:, position], draft.lse[:, position], space.scratch)
+        return draft.tokens[:, position]
     tokens, host = torch.zeros(state.batch_size, dtype=torch.int64), state.host
     SAMPLE[state.backend](
-        logits.numpy(), host.temperature, host.top_k, host.top_p, host.seeds, host.lengths, place, tokens.numpy(),
-        draft.logits[:, place].numpy(), draft.lse[:, place].numpy())
-    draft.tokens[:, place] = tokens
+        logits.numpy(), host.temperature, host.top_k, host.top_p, host.seeds, host.lengths, position, tokens.numpy(),
+        draft.logits[:, position].numpy(), draft.lse[:, position].numpy())
+    draft.tokens[:, position] = tokens
     return tokens

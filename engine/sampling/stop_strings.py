@@ -1,4 +1,4 @@
-"""Stop strings: the host reads the text between rounds and cuts a row at the id that completes one."""
+"""Stop strings: after each step the host reads the text and truncates it at the token that completes a stop string."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from foredraft.engine.state import DecodeState
 
 
 class StopStrings:
-    """Cuts one request's row, so that it ends as it would if it were checked after every single id."""
+    """Truncates one request's sequence where checking the text after every single token would have ended it."""
 
     def __init__(self, strings: Sequence[str], decode: Callable[[list[int]], str]):
         self.strings, self.decode, self.checked = tuple(strings), decode, 1
 
-    def cut(self, state: DecodeState, row: int) -> bool:
-        """Look at what the row's last round added; True where it was cut."""
-        length, seen = int(state.lengths[row]), self.checked
+    def truncate(self, state: DecodeState, sequence: int) -> bool:
+        """Check the tokens of the last step; True where the sequence was truncated."""
+        length, seen = int(state.lengths[sequence]), self.checked
         self.checked = length
         if length == seen:
             return False
-        ids = state.tokens[row, 1:length].tolist()
-        if self._stops(ids):
+        tokens = state.tokens[sequence, 1:length].tolist()
+        if self._stops(tokens):
             for end in range(seen, length):
-                if self._stops(ids[:end]):
-                    state.truncate(row, end + 1)
+                if self._stops(tokens[:end]):
+                    state.truncate(sequence, end + 1)
                     self.checked = end + 1
                     return True
         return False
 
-    def _stops(self, ids: list[int]) -> bool:
-        text = self.decode(ids)
+    def _stops(self, tokens: list[int]) -> bool:
+        text = self.decode(tokens)
         return any(string in text for string in self.strings)

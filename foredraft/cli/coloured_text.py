@@ -9,11 +9,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-# by the names of engine.state.PROPOSERS; the target's own tokens keep the terminal's colour
-STYLES = {
-    "lookup": "black on green3", "ngram": "black on sky_blue2", "t5": "black on plum2", "lstm": "black on gold3",
-    "cnn": "black on orange3", "self": "black on turquoise2", "head": "black on salmon1", "staged": "black on khaki1",
-}
+from foredraft.engine.drafters.registry import PROPOSERS
+
+# in the order of the registry's proposers; the target's own tokens keep the terminal's colour
+PALETTE = ("green3", "sky_blue2", "plum2", "gold3", "orange3", "turquoise2", "salmon1", "khaki1")
+
+
+def style(proposer: str) -> str | None:
+    """The style of a proposer's tokens, by its name."""
+    number = PROPOSERS.index(proposer)
+    return f"black on {PALETTE[(number - 1) % len(PALETTE)]}" if number else None
 
 
 def pieces(tokens: Sequence[int], proposers: Sequence[str], tokenizer) -> list[tuple[str, str]]:
@@ -32,7 +37,7 @@ def coloured(tokens: Sequence[int], proposers: Sequence[str], tokenizer) -> Text
     """The text of `tokens`, coloured by `proposers` (a name of PROPOSERS for each token)."""
     text = Text()
     for proposer, run in groupby(pieces(tokens, proposers, tokenizer), key=lambda piece: piece[1]):
-        text.append("".join(piece for piece, _ in run), STYLES.get(proposer))
+        text.append("".join(piece for piece, _ in run), style(proposer))
     return text
 
 
@@ -40,15 +45,13 @@ def legend(proposers: Sequence[Sequence[str]]) -> Text:
     """The colours of the proposers that occur."""
     text = Text().append("the target's own tokens", "dim")
     found = {proposer for sequence in proposers for proposer in sequence}
-    for name in (name for name in STYLES if name in found):
-        text.append("  ").append(f" drafted by {name} ", STYLES[name])
+    for name in (name for name in PROPOSERS[1:] if name in found):
+        text.append("  ").append(f" drafted by {name} ", style(name))
     return text
 
 
 def proposer_names(out) -> list[list[str]]:
     """An Output's proposers as names of PROPOSERS."""
-    from foredraft.engine.state import PROPOSERS
-
     return [[PROPOSERS[proposer] for proposer in sequence] for sequence in out.proposers]
 
 

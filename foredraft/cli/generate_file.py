@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from foredraft.cli import settings_file
 from foredraft.cli.journal import Journal
-from foredraft.engine.drafters.auto import AutoDrafter
-from foredraft.engine.params import AUTO, DecodeConfig
+from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.runtime.requests import Request
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
@@ -88,23 +87,29 @@ class Bar:
         self.bar.close()
 
 
-def settings_of(model, config: DecodeConfig, prefix: str = "") -> dict[str, Any]:
+def split_settings(**settings) -> tuple[SamplingParams, BatchConfig]:
+    """Arguments of Model.stream as the two objects that check them."""
+    shared = {name: settings.pop(name) for name in BatchConfig.__dataclass_fields__ if name in settings}
+    return SamplingParams(**settings), BatchConfig(**shared)
+
+
+def settings_of(model, params: SamplingParams, config: BatchConfig, prefix: str = "") -> dict[str, Any]:
     """{flag: value} of every option that decides a result; None: not given, or without effect on it."""
-    known, seeded = model.describe(), config.do_sample and config.seed is not None
+    known, seeded = model.describe(), params.do_sample and params.seed is not None
     lossy = config.big_little is not None
     # with drafts that are point masses the tokens are those of plain decoding, unless verification is lossy
     drafts_matter = lossy or seeded and not model.drafter.capabilities.point_masses
-    adapts = config.draft_tokens == AUTO or isinstance(model.drafter, AutoDrafter)
+    adapts = params.draft_tokens == AUTO or model.drafter.capabilities.adaptive
     return {
         "--target": f"(weights {known['hash']})", "--prefix": repr(prefix) if prefix else None, "--dtype": known["dtype"],
         "--weights": known["weights"], "--device": model.target.device.type,
-        "--temperature": config.temperature if config.do_sample else 0,
-        "--top-k": config.top_k if config.do_sample and config.top_k else None,
-        "--top-p": config.top_p if config.do_sample and config.top_p < 1 else None,
-        "--seed": config.seed if config.do_sample else None, "--max-new-tokens": config.max_new_tokens,
+        "--temperature": params.temperature if params.do_sample else 0,
+        "--top-k": params.top_k if params.do_sample and params.top_k else None,
+        "--top-p": params.top_p if params.do_sample and params.top_p < 1 else None,
+        "--seed": params.seed if params.do_sample else None, "--max-new-tokens": params.max_new_tokens,
         "--max-source": config.max_source or model.source_limit,
         "--drafter": known["drafter"] if drafts_matter else None,
-        "--draft-tokens": config.draft_tokens if drafts_matter else None,
+        "--draft-tokens": params.draft_tokens if drafts_matter else None,
         "--verification": config.verification if drafts_matter else None,
         "--batch-size": config.batch_size if drafts_matter and adapts else None,
         "--big-little": "{:g},{:g}".format(*config.big_little) if lossy else None,
@@ -155,7 +160,7 @@ def generate_file(model, source: Path, output: Path, *, key: str, field: str, pr
         raise UserError(f"--output {output} is the input; give another file")
     names: dict[str, tuple[int, Any]] = {}
     counts = {"articles": 0, "done_before": 0, "failed": 0, "cut": 0}
-    settings = settings_of(model, DecodeConfig(seed=seed, **config), prefix)
+    settings = settings_of(model, *split_settings(seed=seed, **config), prefix)
     with Journal(output) as journal:
         if journal.is_file and not journal.done:
             settings_file.write(output, settings)

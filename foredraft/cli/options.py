@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.engine.drafters import registry
 from foredraft.engine.params import AUTO
 from foredraft.errors import UserError
 
@@ -15,8 +16,7 @@ Target = Annotated[
     str | None, typer.Option("--target", help="T5 checkpoint: folder or Hugging Face name. Default: the embedded model.")]
 Drafter = Annotated[
     str, typer.Option(
-        "--drafter", help="lookup, ngram, ngram:PATH, lookup+ngram, lstm, self:SKIP, the folder of a trained drafter, "
-                          "tree:SHAPE:NAME, cascade:A,B, staged:A,B, auto or none.")]
+        "--drafter", help=f"One of {registry.specs()}.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Encoder: float32 or bfloat16.")]
 Weights = Annotated[

@@ -77,12 +77,12 @@ def test_a_started_row_is_as_good_as_new():
     distribution = dict(limit=6, draft_tokens=2, temperature=0.0, top_k=4, top_p=0.5, seed=-3)
     state.start(1, **distribution)
     fresh = make_state(2, [9, 5], [3, 2], 4, seeds=[0, -3])
-    for name in ("lengths", "finished", "limits", "draft_tokens", "seeds", "temperature", "hidden", "rounds", "covered",
+    for name in ("lengths", "finished", "limits", "draft_tokens", "seeds", "temperature", "hidden", "num_steps", "covered",
                  "drafted", "tested_at", "accepted_at", "last_counts", "last_tested", "last_accepted"):
         assert torch.equal(getattr(state, name)[1], getattr(fresh, name)[1]), name
         assert torch.equal(getattr(state, name)[0], other[name]), name
-    assert int(state.tokens[1, 0]) == 0 and not state.greedy and state.cuts
+    assert int(state.tokens[1, 0]) == 0 and not state.greedy and state.has_top_k_top_p
     state.stop(0)
-    assert state.greedy and state.cuts and state.finished.tolist() == [True, False]
+    assert state.greedy and state.has_top_k_top_p and state.finished.tolist() == [True, False]
     state.start(1, **distribution | dict(top_k=0, top_p=1.0))
-    assert state.greedy and not state.cuts
+    assert state.greedy and not state.has_top_k_top_p

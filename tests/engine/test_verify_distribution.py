@@ -16,7 +16,7 @@ from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
 from foredraft.kernels.core import split_softmax_triton
 from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
-from foredraft.kernels.verify import accept_triton, residual_triton
+from foredraft.kernels.verify import accept_triton, decide_triton, residual_triton
 
 pytestmark = pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 ON_GPU = not is_interpreted()
@@ -54,7 +54,7 @@ def many_splits(monkeypatch):
 def mutate(old: str, new: str, folder, monkeypatch):
     """accept_triton.py and the files it is built on, with `old` replaced by `new`; small splits as in many_splits."""
     texts = {module.__name__.rpartition(".")[2]: Path(module.__file__).read_text()
-             for module in (split_softmax_triton, residual_triton, accept_triton)}
+             for module in (split_softmax_triton, residual_triton, decide_triton, accept_triton)}
     assert any(old in text for text in texts.values()), f"the mutant's line is gone: {old}"
     for name, text in texts.items():
         # a file, for Triton reads a kernel's source from one
@@ -62,7 +62,8 @@ def mutate(old: str, new: str, folder, monkeypatch):
         file.write_text(text.replace(old, new).replace("SUB, SPLIT = 256, 4096", "SUB, SPLIT = 4, 8").replace(
             "CHUNK, POSITIONS = 1024, 16", "CHUNK, POSITIONS = 8, 16").replace(
             "foredraft.kernels.core.split_softmax_triton", "mutant_split_softmax_triton").replace(
-            "foredraft.kernels.verify.residual_triton", "mutant_residual_triton"))
+            "foredraft.kernels.verify.residual_triton", "mutant_residual_triton").replace(
+            "foredraft.kernels.verify.decide_triton", "mutant_decide_triton"))
         spec = importlib.util.spec_from_file_location(file.stem, file)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, file.stem, module)

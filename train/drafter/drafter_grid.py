@@ -1,7 +1,7 @@
-"""The whole matrix: every drafter, by itself and by every method, on the same articles in the same steps.
+"""The grid of drafters and distillation methods, trained on the same articles in the same steps.
 
-A run lives in a folder of its own and is skipped once it is finished, continued if it was interrupted. Several processes
-may share a matrix: a run belongs to whoever locks its folder.
+Every run has a folder. A finished run is skipped and an interrupted run is continued. Several processes may share a grid: a
+process locks the folder of the run that it trains.
 """
 
 from __future__ import annotations
@@ -28,21 +28,37 @@ KNOWN = ("ngram", *trained_kinds())
 BASELINE = "baseline"
 RESULT = "result.json"
 
-# What each drafter starts from and how fast it learns; shared by its baseline and its distilled twins.
+# Learning rates by drafter, the same for the baseline and all methods.
 LEARNING_RATES = {"cnn": 1e-3, "lstm": 1e-3, "head": 1e-3, "t5small": 5e-4, "t5shallow": 5e-4}
 
 
 @dataclass(frozen=True)
 class DrafterGrid:
-    """The runs: drafters x (baseline, methods) x seeds, `config` with their settings in place."""
+    """Runs of drafters x (baseline and methods) x seeds.
+
+    Attributes
+    ----------
+    drafters, methods, seeds
+        The axes.
+    config
+        Configuration of all runs; drafter, method and seed are set by the run.
+    sizes, steps
+        By drafter, entries of its configuration and a number of steps that differ from `config`.
+    learning_rate
+        Of all drafters; None is LEARNING_RATES.
+    evaluate_every
+        Updates between evaluations and checkpoints.
+    ngram_order
+        Order of the n-gram tables.
+    """
 
     drafters: tuple[str, ...] = DRAFTERS
     methods: tuple[str, ...] = (BASELINE, *METHODS)
     seeds: tuple[int, ...] = (0,)
     config: DrafterTrainingConfig = DrafterTrainingConfig()
-    sizes: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()  # by drafter
-    steps: tuple[tuple[str, int], ...] = ()  # by drafter, where not the config's
-    learning_rate: float | None = None  # for all; None: LEARNING_RATES
+    sizes: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()
+    steps: tuple[tuple[str, int], ...] = ()
+    learning_rate: float | None = None
     evaluate_every: int = 100
     ngram_order: int = 4
 
@@ -51,21 +67,22 @@ class DrafterGrid:
                                    ("--methods", self.methods, (BASELINE, *METHODS))):
             for name in given:
                 if name not in known:
-                    raise UserError(f"{flag}: {name} is not known; use {', '.join(known)}")
+                    raise UserError(f"{flag}: {name} does not exist; use {', '.join(known)}")
 
         for name, _ in self.steps:
             if name not in LEARNING_RATES:
-                raise UserError(f"--steps-of: {name} takes no steps; use {', '.join(LEARNING_RATES)}")
+                raise UserError(f"--steps-of: {name} is not trained in steps; use {', '.join(LEARNING_RATES)}")
 
     def runs(self) -> list[tuple[str, str, int]]:
-        """(drafter, method, seed); the baselines first, so that a stopped matrix has something to compare with. An n-gram
-        table counts summaries: human ones, or the target's (Seq_KD)."""
+        """(drafter, method, seed) of every run, the baselines first.
+
+        An n-gram table has two runs: it counts the human summaries (baseline) or the target's own (Seq_KD).
+        """
         return [(drafter, method, seed) for seed in self.seeds for method in self.methods for drafter in self.drafters
                 if drafter != "ngram" or (method in (BASELINE, "Seq_KD") and seed == self.seeds[0])]
 
     def config_of(self, drafter: str, method: str, seed: int) -> DrafterTrainingConfig:
-        """A baseline is cross-entropy on the human summaries; a method is its own term alone, in as many steps on as many
-        articles, so that the two read equally much."""
+        """The configuration of a run: cross-entropy on human summaries for a baseline, else the method's term alone."""
         base = self.config.method
         steps = dict(self.steps).get(drafter, self.config.steps)
         if method == BASELINE:
@@ -79,21 +96,50 @@ class DrafterGrid:
 
 
 def run_folder(out: Path, drafter: str, method: str, seed: int) -> Path:
+    """The folder of a run."""
     return out / "runs" / f"{drafter}-{method}-s{seed}"
 
 
 def result_of(folder: Path) -> dict | None:
+    """The result of a finished run."""
     path = folder / RESULT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def train_grid(plan: DrafterGrid, context: TrainingContext, articles: Articles, heldout: dict[float, Articles], out: Path,
-                 say: Callable[[str], None] = print) -> tuple[list[dict], list[str]]:
-    """Train what is not yet trained; returns the results of all finished runs, and what failed, a line each.
+def train_grid(grid: DrafterGrid, context: TrainingContext, articles: Articles, heldout: dict[float, Articles], out: Path,
+               report: Callable[[str], None] = print) -> tuple[list[dict], list[str]]:
+    """Train the runs that are not finished; a run that fails does not stop the others.
 
-    A run that fails does not end the others. UserError: a finished run was made with other settings.
+    Parameters
+    ----------
+    grid
+        The runs.
+    context
+        The target.
+    articles
+        Training data.
+    heldout
+        Temperature to articles with the target's output at that temperature, on which alpha is measured.
+    out
+        Folder of the grid.
+    report
+        Called with a line of text for every run.
+
+    Returns
+    -------
+    results : list of dict
+        Of all finished runs.
+    failures : list of str
+        A line for every run that failed.
+
+    Raises
+    ------
+    UserError
+        A finished run has other settings.
+    KeyboardInterrupt
+        A run was interrupted by a signal.
     """
-    wanted, failures = plan.runs(), []
+    wanted, failures = grid.runs(), []
     for number, (drafter, method, seed) in enumerate(wanted, 1):
         folder = run_folder(out, drafter, method, seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,62 +148,62 @@ def train_grid(plan: DrafterGrid, context: TrainingContext, articles: Articles, 
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            config = None if drafter == "ngram" else asdict(plan.config_of(drafter, method, seed))
+            config = None if drafter == "ngram" else asdict(grid.config_of(drafter, method, seed))
             described = json.loads(json.dumps({
                 "drafter": drafter, "method": method, "seed": seed, "target_hash": context.hash, "articles": len(articles),
-                "recipe": config or {"order": plan.ngram_order}}))
+                "recipe": config or {"order": grid.ngram_order}}))
             if (known := result_of(folder)) is not None:
                 if any(known.get(name) != value for name, value in described.items()):
                     raise UserError(f"{folder}: was trained with other settings or for another target; give another --out, "
-                                    "or delete it")
+                                    "or delete the folder")
                 continue
-            say(f"[{number}/{len(wanted)}] {folder.name}")
+            report(f"[{number}/{len(wanted)}] {folder.name}")
             try:
-                figures = _run(plan, context, articles, heldout, folder, drafter, method, seed)
-            except Exception as error:  # one broken run must not cost the others
+                figures = _run(grid, context, articles, heldout, folder, drafter, method, seed)
+            except Exception as error:  # a failure of one run does not stop the others
                 failures.append(f"{folder.name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
                 (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-                say(f"    failed: {failures[-1]}")
+                report(f"    failed: {failures[-1]}")
                 continue
             if figures is None:
                 raise KeyboardInterrupt
             (folder / "error.txt").unlink(missing_ok=True)
             write_atomic(folder / RESULT, json.dumps(described | {"figures": figures, "machine": machine()}, indent=1) + "\n")
-            say(f"    {figures}")
+            report(f"    {figures}")
     found = [result_of(run_folder(out, *run)) for run in wanted]
     return [result for result in found if result is not None], failures
 
 
-def _run(plan: DrafterGrid, context: TrainingContext, articles: Articles, heldout: dict[float, Articles], folder: Path, drafter: str,
-         method: str, seed: int) -> dict | None:
+def _run(grid: DrafterGrid, context: TrainingContext, articles: Articles, heldout: dict[float, Articles], folder: Path,
+         drafter: str, method: str, seed: int) -> dict | None:
     if drafter == "ngram":
-        return _fit_ngram(plan, context, articles, folder, method)
+        return _fit_ngram(grid, context, articles, folder, method)
     resume = any(folder.glob("checkpoint-*"))
-    every = plan.evaluate_every
-    return train_drafter(context, articles, heldout, folder, plan.config_of(drafter, method, seed), every, every, keep=1,
+    every = grid.evaluate_every
+    return train_drafter(context, articles, heldout, folder, grid.config_of(drafter, method, seed), every, every, keep=1,
                          resume=resume, progress=False)
 
 
-def _fit_ngram(plan: DrafterGrid, context: TrainingContext, articles: Articles, folder: Path, method: str) -> dict:
-    """A table of the human summaries, or of as many of the target's own: the first of each article."""
+def _fit_ngram(grid: DrafterGrid, context: TrainingContext, articles: Articles, folder: Path, method: str) -> dict:
+    """Fit a table to the human summaries, or to the first own summary of each article."""
     from foredraft.train.drafter.fit_ngram import fit_ngram
 
-    rows = articles.gold if method == BASELINE else [own[0] for own in articles.own]
+    summaries = articles.gold if method == BASELINE else [own[0] for own in articles.own]
     texts = folder / "summaries.jsonl"
     with open(texts, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({"highlights": context.tokenizer.decode(row.tolist())}) + "\n")
-    fitted = fit_ngram([texts], folder / f"{folder.name}.ngram", context.folder, order=plan.ngram_order, progress=False)
+        for summary in summaries:
+            file.write(json.dumps({"highlights": context.tokenizer.decode(summary.tolist())}) + "\n")
+    fitted = fit_ngram([texts], folder / f"{folder.name}.ngram", context.folder, order=grid.ngram_order, progress=False)
     texts.unlink()
     return {"texts": fitted.texts, "tokens": fitted.tokens}
 
 
 def learning_curves(out: Path) -> dict[str, list[dict]]:
-    """alpha on the validation articles by step, of every neural run in `out` that was evaluated, by its folder's name."""
+    """Folder name to [{step, alpha_T0, alpha_T1}] of every neural run in `out` that was evaluated."""
     curves = {}
     for log in sorted((out / "runs").glob("*/log.jsonl")):
         entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        # a resumed run may have evaluated a step twice: the last one counts
+        # a resumed run may have evaluated a step twice; the last evaluation is used
         points = {entry["step"]: {"step": entry["step"]} | {
             name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_alpha_T")}
             for entry in entries if "eval_alpha" in entry}
@@ -167,6 +213,6 @@ def learning_curves(out: Path) -> dict[str, list[dict]]:
 
 
 def checkpoint_of(result: dict, out: Path) -> Path:
-    """What `--ckpt_path` of foredraft eval calls a finished run: a folder, or an n-gram table's file."""
+    """The checkpoint of a finished run for `foredraft eval --ckpt_path`: a folder, or the file of an n-gram table."""
     folder = run_folder(out, result["drafter"], result["method"], result["seed"])
     return folder / f"{folder.name}.ngram" if result["drafter"] == "ngram" else folder

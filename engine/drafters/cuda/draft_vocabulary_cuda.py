@@ -1,4 +1,4 @@
-"""The ids that the rows of a neural drafter may draft on a device, and its head over them (kernels/drafting/vocabulary_head_triton.py)."""
+"""The draft vocabulary on a device (engine/drafters/neural/draft_vocabulary.py)."""
 
 from __future__ import annotations
 
@@ -19,67 +19,93 @@ from foredraft.kernels.model.lm_head_triton import WIDTH
 
 
 class DraftVocabularyCuda:
-    """`ids` [F] for every row, and the ids of the row's own source; no ids: the whole head [V, C].
+    """Common tokens for every sequence, and the tokens of the sequence's own source.
 
-    `copies`: a pointer raises the logits of a source's ids. `generation` counts the buffers' changes of place.
+    Parameters
+    ----------
+    head : Tensor [V, C]
+        The whole head.
+    tokens : Tensor [F] int64
+        The common tokens, most frequent first; empty: all tokens.
+    copies : bool
+        Copy attention raises the logits of a source's tokens.
+
+    Attributes
+    ----------
+    generation : int
+        How often the buffers moved.
     """
 
-    def __init__(self, head: Tensor, ids: Tensor, copies: bool):
+    def __init__(self, head: Tensor, tokens: Tensor, copies: bool):
         self.head, self.vocab_size, self.device = head, len(head), head.device
-        whole = len(ids) == 0
-        self.has_own = copies or not whole
-        self.common = torch.arange(self.vocab_size, device=self.device) if whole else ids.to(self.device, torch.int64)
-        # where an id stands in the list, -1: nowhere
-        self._place = torch.full((self.vocab_size,), -1)
-        self._place[self.common.cpu()] = torch.arange(len(self.common))
-        self.generation, self.rows, self.source, self.bucket = 0, 0, 0, 0
+        is_full = len(tokens) == 0
+        self.has_own = copies or not is_full
+        self.common = torch.arange(self.vocab_size, device=self.device) if is_full else tokens.to(self.device, torch.int64)
+        # the column of each common token, -1 for others
+        self._column = torch.full((self.vocab_size,), -1)
+        self._column[self.common.cpu()] = torch.arange(len(self.common))
+        self.generation, self.num_sequences, self.source, self.bucket = 0, 0, 0, 0
         self.buffers: dict[str, Tensor] = {}
         self._grow(0, 0)
 
-    def _shapes(self, rows: int, source: int) -> Layout:
-        own, F = source if self.has_own else 0, len(self.common)
-        parts = rows * (-(-F // WIDTH) + -(-own // WIDTH))
+    def _layout(self, B: int, source: int) -> Layout:
+        X, F = source if self.has_own else 0, len(self.common)
+        parts = B * (-(-F // WIDTH) + -(-X // WIDTH))
         return {
-            "own": ((rows, own), torch.int64), "own_counts": ((rows,), torch.int64), "left_out": ((rows, F), torch.int8),
-            "best": ((parts,), torch.float32), "ids": ((parts,), torch.int32), "arrived": ((-(-rows // 16),), torch.int32),
-            "distributions": ((rows, self.vocab_size), torch.float32),
+            "own": ((B, X), torch.int64), "own_counts": ((B,), torch.int64), "left_out": ((B, F), torch.int8),
+            "work": ((parts,), torch.float32), "work_tokens": ((parts,), torch.int32),
+            "arrived": ((-(-B // 16),), torch.int32), "logits": ((B, self.vocab_size), torch.float32),
         }
 
-    def _grow(self, rows: int, source: int) -> None:
-        shapes, held = self._shapes(rows, source), sum(buffer.nbytes for buffer in self.buffers.values())
-        check_memory(self.device, layout_bytes(shapes), f"the drafter's lists and distributions for {rows} rows of {source} source "
-                     "tokens", "lower batch_size or max_source", held)
-        # the old ones go before the new ones come
-        self.buffers, self.rows = {}, 0
-        self.buffers = {name: torch.zeros(shape, dtype=kind, device=self.device) for name, (shape, kind) in shapes.items()}
-        self.buffers["distributions"].fill_(float("-inf"))
-        self.rows, self.source = rows, source
+    def _grow(self, B: int, source: int) -> None:
+        layout, released = self._layout(B, source), sum(buffer.nbytes for buffer in self.buffers.values())
+        check_memory(self.device, layout_bytes(layout), f"the draft vocabularies and logits of {B} sequences with {source} source "
+                     "tokens", "lower batch_size or max_source", released)
+        # the old buffers are released before the new ones are allocated
+        self.buffers, self.num_sequences = {}, 0
+        self.buffers = {name: torch.zeros(shape, dtype=kind, device=self.device) for name, (shape, kind) in layout.items()}
+        self.buffers["logits"].fill_(float("-inf"))
+        self.num_sequences, self.source = B, source
         self.generation += 1
 
-    def reserve(self, rows: int, source: int) -> None:
-        """Room for B rows with sources of S ids, of which S make the bucket; growing forgets every row."""
+    def reserve(self, num_sequences: int, source: int) -> None:
+        """Make room for B sequences with sources of S tokens; growing forgets every sequence."""
         self.bucket = page_bucket(source) * PAGE
-        if rows > self.rows or source > self.source:
-            self._grow(max(rows, self.rows), max(self.bucket, self.source))
+        if num_sequences > self.num_sequences or source > self.source:
+            self._grow(max(num_sequences, self.num_sequences), max(self.bucket, self.source))
 
-    def admit(self, row: int, source: Tensor) -> None:
+    def admit(self, sequence: int, source: Tensor) -> None:
+        """Add the tokens of a sequence's source [S] int64."""
         if not self.has_own:
             return
         own, b = torch.unique(source.cpu()), self.buffers
         left_out = torch.zeros(len(self.common), dtype=torch.int8)
-        places = self._place[own]
-        left_out[places[places >= 0]] = 1
-        b["own"][row, : len(own)] = own.to(self.device)
-        b["own_counts"][row].fill_(len(own))
-        b["left_out"][row] = left_out.to(self.device)
-        b["distributions"][row].fill_(float("-inf"))
+        columns = self._column[own]
+        left_out[columns[columns >= 0]] = 1
+        b["own"][sequence, : len(own)] = own.to(self.device)
+        b["own_counts"][sequence].fill_(len(own))
+        b["left_out"][sequence] = left_out.to(self.device)
+        b["logits"][sequence].fill_(float("-inf"))
 
-    def draft_into(self, draft: Draft, place: int, y: Tensor, state: DecodeState, pointer: CopyScores | None = None) -> None:
-        """Draft token `place` of every row from the drafter's outputs y [B, C], with its distribution where rows are sampled."""
+    def draft_into(self, draft: Draft, index: int, y: Tensor, state: DecodeState, copy: CopyScores | None = None) -> None:
+        """Write draft token `index` of every sequence, and its distribution where sequences are sampled.
+
+        Parameters
+        ----------
+        draft : Draft
+        index : int
+            In 0..K-1.
+        y : Tensor [B, C]
+            The drafter's outputs, scaled.
+        state : DecodeState
+        copy : CopyScores, optional
+            What copy attention adds to the logits.
+        """
         B, b = len(y), self.buffers
-        rows = DeviceVocabulary(self.common, b["own"][:B, : self.bucket], b["own_counts"][:B], b["left_out"][:B])
+        vocabulary = DeviceVocabulary(self.common, b["own"][:B, : self.bucket], b["own_counts"][:B], b["left_out"][:B])
         if state.greedy:
-            vocabulary_choose_triton(y, self.head, rows, pointer, draft.tokens[:, place], b["best"], b["ids"], b["arrived"])
+            vocabulary_choose_triton(y, self.head, vocabulary, copy, draft.tokens[:, index], b["work"], b["work_tokens"],
+                                     b["arrived"])
         else:
-            vocabulary_logits_triton(y, self.head, rows, pointer, b["distributions"])
-            sample_into(draft, place, b["distributions"][:B], state)
+            vocabulary_logits_triton(y, self.head, vocabulary, copy, b["logits"])
+            sample_into(draft, index, b["logits"][:B], state)

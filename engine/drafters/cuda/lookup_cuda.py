@@ -1,19 +1,19 @@
-"""Lookup and n-gram drafts, and both by turns, on a device: one kernel launch a round, by the host's rules.
-
-Each drafter keeps one Draft for every state and writes it anew every round, so that a captured graph finds it in place.
-"""
+"""Lookup and n-gram drafters on a device, alone or combined: one kernel launch a step, with the CPU's rules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from foredraft import embedded
+from foredraft.engine.drafters.cuda.draft_buffers import PerState
+from foredraft.engine.drafters.ngram import open_table
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.models.device_memory import check_memory
-from foredraft.engine.protocols import Capabilities, Drafter
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft
+from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
+from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.kernels.core.backend import power_of_2
 from foredraft.kernels.drafting.ngram_lookup_triton import Hash, ngram_lookup_triton
 from foredraft.kernels.drafting.prompt_lookup_triton import prompt_lookup_triton
@@ -23,30 +23,25 @@ from foredraft.ngram_native.prompt_lookup.source_index import MAX_COUNT, PRIOR, 
 from foredraft.ngram_native.stopping import COST
 from foredraft.ngram_native.table import Table
 
-# Drafts that there is room for from the first request on.
+# Draft tokens that are allocated for the first request.
 WIDTH = 16
 
 
-class _Kept:
-    """One Draft of point masses for each state that is drafted for, as long as the state lives."""
+def _drafts(proposer: str) -> PerState[Draft]:
+    """A draft of point masses for each state; a combined drafter's kernel overwrites the proposer."""
+    def make(state: DecodeState) -> Draft:
+        draft = Draft.empty(state.batch_size, state.max_draft, state.tokens.device)
+        draft.proposer.fill_(PROPOSERS.index(proposer))
+        return draft
 
-    def __init__(self, name: str):
-        # of a combined drafter the kernel says who proposed
-        self.proposer = PROPOSERS.index(name.partition("+")[0])
-        self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()
-
-    def of(self, state: DecodeState) -> Draft:
-        if state not in self.drafts:
-            draft = self.drafts[state] = Draft.empty(state.batch_size, state.max_draft, state.tokens.device)
-            draft.proposer.fill_(self.proposer)
-        return self.drafts[state]
+    return PerState(make)
 
 
 class LookupDrafterCuda(Drafter):
-    """Copies on a device, or a table's ids where it is surer: engine/drafters/lookup.py without a history, and with confidences
-    that each row learns for itself (kernels/drafting/prompt_lookup_triton.py).
+    """Copies from the source and the output, or an n-gram table's token where it has the higher acceptance probability.
 
-    `generation` counts the buffers' changes of place: graphs captured before one hold the old place.
+    As engine/drafters/lookup.py without a history; each sequence learns its own confidences
+    (kernels/drafting/prompt_lookup_triton.py).
     """
 
     capabilities = Capabilities(point_masses=True)
@@ -59,47 +54,55 @@ class LookupDrafterCuda(Drafter):
         prior = [PRIOR_CONFIDENCE[min(m, len(PRIOR_CONFIDENCE) - 1)] for m in range(max_match + 1)]
         self._prior = torch.tensor([[PRIOR, PRIOR * p] for p in prior], dtype=torch.float64, device=device)
         self.generation = 0
-        self._make(0, 0, WIDTH)
-        self._kept = _Kept(self.name)
+        self._allocate(0, 0, WIDTH)
+        self._drafts = _drafts("lookup")
 
-    def _make(self, rows: int, length: int, width: int) -> None:
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> LookupDrafterCuda:
+        table = None
+        if "ngram" in name:
+            table = open_table(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
+        return cls(setup.device, table=table)
+
+    def _allocate(self, B: int, length: int, width: int) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
-        self.source, self.source_lengths, self.last = zeros(rows, length), zeros(rows), zeros(rows, 1 + 2 * width)
-        self.tested = self._prior.repeat(rows, 1, 1)
+        self.source, self.source_lengths, self.last = zeros(B, length), zeros(B), zeros(B, 1 + 2 * width)
+        self.tested = self._prior.repeat(B, 1, 1)
         self.generation += 1
 
-    def _grow(self, rows: int, length: int, width: int) -> None:
-        """Room for so many rows, ids of a source and drafts, with what was there."""
-        check_memory(self.device, rows * (8 * (length + 2 + 2 * width) + self._prior.nbytes),
-                     f"the drafter's copies of {rows} sources of {length} tokens", "lower batch_size or max_source")
+    def _grow(self, B: int, length: int, width: int) -> None:
+        """Make room for B sequences, sources of `length` tokens and drafts of `width`; sequences keep what they have."""
+        check_memory(self.device, B * (8 * (length + 2 + 2 * width) + self._prior.nbytes),
+                     f"the drafter's copies of {B} sources of {length} tokens", "lower batch_size or max_source")
         before = self.source, self.source_lengths, self.last, self.tested
-        self._make(rows, length, width)
+        self._allocate(B, length, width)
         for new, old in zip((self.source, self.source_lengths, self.last, self.tested), before, strict=True):
             new[tuple(slice(size) for size in old.shape)] = old
 
-    def reserve(self, rows: int, length: int) -> None:
-        """Room for sources of so many ids, in steps, so that it seldom grows."""
-        had_rows, had_length = self.source.shape
-        if rows > had_rows or length > had_length:
-            self._grow(max(rows, had_rows), max(power_of_2(length), had_length), (self.last.shape[1] - 1) // 2)
+    def reserve(self, num_sequences: int, length: int) -> None:
+        """Make room for B sequences with sources of `length` tokens, rounded up to a power of 2, so that it seldom grows."""
+        B, S = self.source.shape
+        if num_sequences > B or length > S:
+            self._grow(max(num_sequences, B), max(power_of_2(length), S), (self.last.shape[1] - 1) // 2)
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        self.reserve(max(rows) + 1, max(len(source) for source in sources))
-        for row, source in zip(rows, sources, strict=True):
-            self.source[row, : len(source)] = source.to(self.device)
-            self.source_lengths[row].fill_(len(source))
-            self.last[row, 0].fill_(0)
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        """Copy new sources to the device."""
+        self.reserve(max(sequences) + 1, max(len(source) for source in sources))
+        for sequence, source in zip(sequences, sources, strict=True):
+            self.source[sequence, : len(source)] = source.to(self.device)
+            self.source_lengths[sequence].fill_(len(source))
+            self.last[sequence, 0].fill_(0)
 
-    def release(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            self.source_lengths[row].fill_(0)
+    def release(self, sequences: Sequence[int]) -> None:
+        for sequence in sequences:
+            self.source_lengths[sequence].fill_(0)
 
-    def draft(self, state: DecodeState, budget: None = None) -> Draft:
-        draft = self._kept.of(state)
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
+        draft = self._drafts.of(state)
         if 1 + 2 * state.max_draft > self.last.shape[1]:
-            # only ever in a state's first round, which is not captured
+            # in a state's first step alone, which is not captured
             self._grow(*self.source.shape, state.max_draft)
         prompt_lookup_triton(
             self.source, self.source_lengths, state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens,
@@ -109,23 +112,27 @@ class LookupDrafterCuda(Drafter):
 
 
 class NgramDrafterCuda(Drafter):
-    """engine/drafters/ngram.py on a device: the table as one hash (ngram_native/device_table.py)."""
+    """engine/drafters/ngram.py on a device, with the table as one hash table (ngram_native/device_table.py)."""
 
     name = "ngram"
     capabilities = Capabilities(point_masses=True)
 
     def __init__(self, table: Table, device: torch.device | str, cost: float = COST):
         self.table, self.cost = hashed(table, device), cost
-        self._kept = _Kept(self.name)
+        self._drafts = _drafts("ngram")
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        pass
+    @classmethod
+    def create(cls, name: str, argument: str, setup: DrafterSetup) -> NgramDrafterCuda:
+        return cls(open_table(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer), setup.device)
 
-    def release(self, rows: Sequence[int]) -> None:
-        pass
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        """Nothing to do: a table knows no source."""
 
-    def draft(self, state: DecodeState, budget: None = None) -> Draft:
-        draft = self._kept.of(state)
+    def release(self, sequences: Sequence[int]) -> None:
+        """Nothing to do."""
+
+    def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
+        draft = self._drafts.of(state)
         ngram_lookup_triton(
             self.table, state.tokens, state.lengths, state.finished, state.limits, state.draft_tokens, state.end_token,
             self.cost, draft.tokens, draft.lengths)
@@ -133,7 +140,7 @@ class NgramDrafterCuda(Drafter):
 
 
 def hashed(table: Table, device: torch.device | str) -> Hash:
-    """The table's contexts on a device."""
+    """A table's contexts on a device, as one hash table."""
     found = export_device(table)
     arrays = found.keys, found.best, found.best_probability
     check_memory(device, sum(array.nbytes for array in arrays), "the n-gram table's contexts",

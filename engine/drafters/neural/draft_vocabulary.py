@@ -1,4 +1,4 @@
-"""The ids that the rows of a neural drafter may draft, and their rows of the head (kernels/drafting/vocabulary_head.py)."""
+"""The draft vocabulary: the tokens that a neural drafter may draft for each sequence, and its head over them."""
 
 from __future__ import annotations
 
@@ -12,58 +12,74 @@ from foredraft.kernels.drafting.vocabulary_head import VocabularyHead, take_outp
 
 
 class DraftVocabulary:
-    """`ids` [F], most frequent first, for every row, and the ids of the row's own source; no ids: the whole head.
+    """Common tokens for every sequence, and the tokens of the sequence's own source.
 
-    head: packed as in kernels/model/linear.py, [V/16, C, 16]. With `copies` the places of a source's ids are kept, so that a
-    pointer can raise their logits.
+    Parameters
+    ----------
+    head : np.ndarray [V/16, C, 16]
+        The whole head, packed as in kernels/model/linear.py.
+    vocab_size : int
+        V.
+    tokens : np.ndarray [F] int64, optional
+        The common tokens, most frequent first; without them the vocabulary is full.
+    copies : bool
+        Keep the column of each source token, so that copy attention can raise its logit.
+
+    Attributes
+    ----------
+    heads : VocabularyHead
+        The head of every sequence, for kernels/drafting/vocabulary_head.py.
+    is_full : bool
+        All V tokens may be drafted.
     """
 
-    def __init__(self, head: np.ndarray, vocab_size: int, ids: np.ndarray | None, copies: bool):
-        ids = np.zeros(0, np.int64) if ids is None else ids
-        self.packed, self.vocab_size, self.copies, self.whole = head, vocab_size, copies, len(ids) == 0
-        self.ids = np.arange(vocab_size) if self.whole else ids.astype(np.int64)
-        self.head = head if self.whole else take_outputs(head, self.ids)
-        # where an id stands in the list, -1: nowhere
-        self._place = np.full(vocab_size, -1, np.int64)
-        self._place[self.ids] = np.arange(len(self.ids))
+    def __init__(self, head: np.ndarray, vocab_size: int, tokens: np.ndarray | None, copies: bool):
+        tokens = np.zeros(0, np.int64) if tokens is None else tokens
+        self.full_head, self.vocab_size, self.copies, self.is_full = head, vocab_size, copies, len(tokens) == 0
+        self.tokens = np.arange(vocab_size) if self.is_full else tokens.astype(np.int64)
+        self.common_head = head if self.is_full else take_outputs(head, self.tokens)
+        # the column of each common token, -1 for others
+        self._column = np.full(vocab_size, -1, np.int64)
+        self._column[self.tokens] = np.arange(len(self.tokens))
         self._logits = torch.zeros(0, 0, 0)
-        self._room = (0, 0)
-        self.rows = self._empty(0, 0)
+        self._capacity = (0, 0)
+        self.heads = self._empty(0, 0)
 
-    def _empty(self, rows: int, source: int) -> VocabularyHead:
-        own = 0 if self.whole else -(-source // LANES) * LANES
+    def _empty(self, num_sequences: int, source: int) -> VocabularyHead:
+        B, X = num_sequences, 0 if self.is_full else -(-source // LANES) * LANES
         return VocabularyHead(
-            self.ids, self.head, np.zeros((rows, own), np.int64),
-            np.zeros((rows, own // LANES, *self.head.shape[1:]), self.head.dtype), np.zeros(rows, np.int64),
-            np.zeros((rows, source if self.copies else 0), np.int64))
+            self.tokens, self.common_head, np.zeros((B, X), np.int64),
+            np.zeros((B, X // LANES, *self.common_head.shape[1:]), self.common_head.dtype), np.zeros(B, np.int64),
+            np.zeros((B, source if self.copies else 0), np.int64))
 
-    def reserve(self, rows: int, source: int) -> None:
-        """Room for B rows with sources of S ids; what rows hold stays."""
-        if rows > self._room[0] or source > self._room[1]:
-            self._room = max(rows, self._room[0]), max(source, self._room[1])
-            old, self.rows = self.rows, self._empty(*self._room)
-            for kept, new in zip(old[2:], self.rows[2:], strict=True):
+    def reserve(self, num_sequences: int, source: int) -> None:
+        """Make room for B sequences with sources of S tokens; admitted ones stay."""
+        if num_sequences > self._capacity[0] or source > self._capacity[1]:
+            self._capacity = max(num_sequences, self._capacity[0]), max(source, self._capacity[1])
+            old, self.heads = self.heads, self._empty(*self._capacity)
+            for kept, new in zip(old[2:], self.heads[2:], strict=True):
                 new[tuple(map(slice, kept.shape))] = kept
 
-    def admit(self, row: int, source: Tensor) -> None:
-        ids = source.numpy()
-        places = self._place[ids]
-        own = np.unique(ids[places < 0])
-        places = np.where(places < 0, len(self.ids) + np.searchsorted(own, ids), places)
+    def admit(self, sequence: int, source: Tensor) -> None:
+        """Add the tokens of a sequence's source [S] int64."""
+        tokens, heads = source.numpy(), self.heads
+        columns = self._column[tokens]
+        own = np.unique(tokens[columns < 0])
+        columns = np.where(columns < 0, len(self.tokens) + np.searchsorted(own, tokens), columns)
         if len(own):
-            blocks = take_outputs(self.packed, own)
-            self.rows.own_tokens[row, : len(own)] = own
-            self.rows.own_head[row, : len(blocks)] = blocks
-        self.rows.own_counts[row] = len(own)
+            blocks = take_outputs(self.full_head, own)
+            heads.own_tokens[sequence, : len(own)] = own
+            heads.own_head[sequence, : len(blocks)] = blocks
+        heads.own_counts[sequence] = len(own)
         if self.copies:
-            self.rows.source_columns[row, : len(ids)] = places
+            heads.source_columns[sequence, : len(tokens)] = columns
 
-    def scores(self, rows: int) -> np.ndarray:
-        """Room for the scores of `rows` rows."""
-        return np.empty((rows, len(self.ids) + self.rows.own_tokens.shape[1]), np.float32)
+    def empty_scores(self, n: int) -> np.ndarray:
+        """An array for the scores [n, F + X] of n sequences."""
+        return np.empty((n, len(self.tokens) + self.heads.own_tokens.shape[1]), np.float32)
 
     def empty_draft(self, state: DecodeState, proposer: int) -> Draft:
-        """A draft without tokens; with room for the distributions, a buffer that the next draft overwrites, where rows need it."""
+        """A draft without tokens. Where a sequence samples, its logits are a buffer that the next draft overwrites."""
         B, K = state.batch_size, state.max_draft
         draft = Draft.empty(B, K)
         draft.proposer.numpy()[:] = proposer
@@ -76,8 +92,5 @@ class DraftVocabulary:
 
 
 def distributions_of(draft: Draft) -> tuple[np.ndarray, np.ndarray]:
-    """logits [B, K, V] and lse [B, K] of a draft, for a kernel; empty where it has none."""
+    """logits [B, K, V] and lse [B, K] of a draft, for a kernel; empty arrays where it has none."""
     return NO_DISTRIBUTIONS if draft.logits is None else (draft.logits.numpy(), draft.lse.numpy())
-
-
-# logits and lse of a draft that has none

@@ -1,17 +1,16 @@
-"""What the trained drafters share: the torch module's base, its files, and the target's tables it may live on.
+"""The base of the trained drafters' torch modules, their files, and the target's embedding and head that they may share.
 
-For a trainer, every DraftModel (draft_lstm.py, draft_cnn.py, draft_t5.py, draft_head.py) has
+A trainer uses every DraftModel (lstm.py, cnn.py, t5_drafter.py, eagle_head.py) in the same way:
 
     model = LSTMModel.from_target(target_folder, hidden_size=128)    sizes by the names of its config
     model(input_ids [B, T], encoder_output [B, S, C], source_mask [B, S], source_ids [B, S]) -> logits [B, T, V]
-    model(..., scored=mask [B, T] bool)                              -> logits [N, V] of the N scored places, row by row
+    model(..., scored=mask [B, T] bool)                              -> logits [N, V] of the N scored positions
+    model(..., features=[B, T, C])                                   where `reads_features`: with the target's hidden states
     model.save(folder);  LSTMModel.load(folder, target_folder)       config.json + model.safetensors
 
-    model(..., features=[B, T, C])                                   -> where `reads_features`: the target's states there too
-
-causal in T: input_ids are the ids read, from the start token on; logits [:, t] are the distribution of what follows input_ids
-[:, : t + 1], over the whole vocabulary. encoder_output is the TARGET's. Padding (source_mask 0) is not seen.
-With `shared_embeddings` the target's embedding and head are frozen buffers that are no part of the state dict.
+It is causal in T: logits [:, t] are the distribution of the token after input_ids [:, : t + 1], over the whole vocabulary;
+input_ids begin with the start token. encoder_output is the target's. Positions with source_mask 0 are not read. With
+`shared_embeddings` the target's embedding and head are frozen buffers, outside the state dict.
 """
 
 from __future__ import annotations
@@ -35,10 +34,21 @@ from foredraft.kernels.model.linear import pack
 
 @dataclass(frozen=True, kw_only=True)
 class DraftConfig:
-    """The entries that every drafter's config.json has; C = d_model is the target's width, its encoder's output.
+    """The entries that every drafter's config.json has.
 
-    target_hash: weights_hash of the target it was made for. draft_vocab: how many of the most frequent ids it may draft
-    beside those of the source; 0 is all. Training always uses all of them.
+    Attributes
+    ----------
+    vocab_size, d_model : int
+        V and C of the target.
+    head_scale : float
+        Factor of the outputs before the head.
+    start_token, end_token, pad_token : int
+    target, target_hash : str
+        The target it was made for: its folder's name and its weights_hash.
+    shared_embeddings : bool
+        The embedding and the head are the target's.
+    draft_vocab : int
+        How many tokens it may draft beside those of the source; 0 is all. Training always uses all.
     """
 
     vocab_size: int
@@ -54,14 +64,27 @@ class DraftConfig:
 
 
 class DraftModel(nn.Module):
-    """A drafter's network. `embedding`, `head` [V, C]: the target's tables, or parameters of its own."""
+    """A drafter's network.
+
+    Parameters
+    ----------
+    config : DraftConfig
+    tables : tuple[Tensor, Tensor], optional
+        The target's embedding and head [V, C] float32, one tensor where they are tied; without them both are zero.
+
+    Attributes
+    ----------
+    embedding, head : Tensor [V, C]
+        Buffers with the target's tables, or parameters of its own.
+    draft_ids : Tensor [F] int64
+        The draft vocabulary, most frequent tokens first; empty: all tokens.
+    """
 
     model_type: ClassVar[str]
     config_class: ClassVar[type[DraftConfig]]
     reads_features: ClassVar[bool] = False
 
     def __init__(self, config: DraftConfig, tables: tuple[Tensor, Tensor] | None = None):
-        """`tables`: the target's embedding and head, float32 (one tensor where they are tied); None leaves them zero."""
         super().__init__()
         self.config = config
         V, C = config.vocab_size, config.d_model
@@ -74,7 +97,6 @@ class DraftModel(nn.Module):
         else:
             self.embedding = nn.Parameter(tables[0].clone())
             self.head = self.embedding if tables[1] is tables[0] else nn.Parameter(tables[1].clone())
-        # the ids of a restricted head, most frequent first
         self.register_buffer("draft_ids", torch.zeros(config.draft_vocab, dtype=torch.int64))
 
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
@@ -83,30 +105,43 @@ class DraftModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: DraftConfig, target: str | Path) -> DraftModel:
-        """Randomly initialised over the tables of a target's folder."""
+        """A randomly initialised drafter over the tables of a target's folder."""
         return cls(config, read_tables(target, config))
 
     @classmethod
     def from_target(cls, target: str | Path, **sizes: Any) -> DraftModel:
-        """A new drafter for a target's folder; `sizes` are entries of the config. Draws from torch's generator."""
+        """A new drafter for a target's folder.
+
+        Parameters
+        ----------
+        target : str or Path
+            The target's checkpoint directory.
+        **sizes
+            Entries of the config.
+
+        Returns
+        -------
+        DraftModel
+            Initialised from torch's global generator.
+        """
         known = {field.name for field in fields(cls.config_class)}
         for name in sizes:
             if name not in known:
-                raise UserError(f"{cls.model_type} has no size {name!r}; it has {', '.join(sorted(known))}")
+                raise UserError(f"{cls.model_type} has no size {name!r}; give one of {', '.join(sorted(known))}")
         model = cls.from_config(cls.config_class(**target_entries(target) | sizes), target)
         model.initialise()
         return model
 
     def initialise(self) -> None:
-        """Better than random, from the tables; called once by from_target."""
+        """Set weights that are better than random, from the tables; called by from_target."""
 
-    def restrict(self, ids: Tensor) -> None:
-        """Draft only these ids [n] int64, most frequent first, and those of the source (`draft_vocab`)."""
-        self.config = type(self.config)(**asdict(self.config) | {"draft_vocab": len(ids)})
-        self.draft_ids = ids.to(self.draft_ids)
+    def restrict(self, tokens: Tensor) -> None:
+        """Draft only these tokens [F] int64, most frequent first, and those of the source."""
+        self.config = type(self.config)(**asdict(self.config) | {"draft_vocab": len(tokens)})
+        self.draft_ids = tokens.to(self.draft_ids)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and model.safetensors (floats as `dtype`); each file appears whole."""
+        """Write config.json and model.safetensors, floats as `dtype`, each file atomically."""
         entries = {"architectures": [type(self).__name__], "model_type": self.model_type, **asdict(self.config)}
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                    for name, tensor in self.state_dict().items() if name != "head" or self.head is not self.embedding}
@@ -114,9 +149,24 @@ class DraftModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, target: str | Path, with_tables: bool = True) -> DraftModel:
-        """Read a saved drafter over the tables of its target's folder. UserError: another target, vocabulary or kind.
+        """Read a saved drafter.
 
-        with_tables False leaves shared tables away, where they are at hand in another form.
+        Parameters
+        ----------
+        folder : str or Path
+        target : str or Path
+            The checkpoint directory of the target it was made for.
+        with_tables : bool
+            Read shared tables from the target; without, they are empty.
+
+        Returns
+        -------
+        DraftModel
+
+        Raises
+        ------
+        UserError
+            It is of another kind, for another target or vocabulary, or a tensor is missing, unknown or of another shape.
         """
         folder = Path(folder)
         config = cls.config_class(**read_entries(folder, cls.config_class, cls.model_type))
@@ -128,7 +178,11 @@ class DraftModel(nn.Module):
     def load_tensors(self, folder: Path) -> None:
         """Fill the parameters from model.safetensors; names and shapes must be config.json's."""
         with StoredTensors(folder) as stored, torch.no_grad():
-            for name, tensor in self.state_dict().items():
+            wanted = self.state_dict()
+            if unknown := sorted(set(stored.names) - wanted.keys()):
+                raise UserError(f"{folder}: holds tensor {unknown[0]!r}; a {self.model_type} of config.json's sizes has "
+                                "no such tensor; save the drafter again")
+            for name, tensor in wanted.items():
                 if name == "head" and self.head is self.embedding:
                     continue
                 found = stored.raw(name) if name in stored.names else None
@@ -140,28 +194,27 @@ class DraftModel(nn.Module):
 
 @dataclass(frozen=True)
 class Tables:
-    """What a drafter embeds with and ends in, as the engine holds it: embedding [V, C] float32 or bfloat16 bits, head
-    packed as in kernels/model/linear.py in any storage."""
+    """A drafter's embedding [V, C] float32 or bfloat16 bits, and its head, packed as in kernels/model/linear.py."""
 
     embedding: np.ndarray
     head: np.ndarray
 
     @classmethod
     def of(cls, model: DraftModel, weights: T5Weights) -> Tables:
-        """The target's, or the model's own in float32."""
+        """The target's tables where they are shared, else the model's own in float32."""
         if model.config.shared_embeddings:
             return cls(weights.embedding, weights.head)
         return cls(model.embedding.detach().numpy(), pack(model.head.detach().numpy()))
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """[S, C] float32."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [S, C] float32 of tokens [S] int64."""
         if self.embedding.dtype == np.uint16:
-            return torch.from_numpy(self.embedding.view(np.int16)).view(torch.bfloat16)[ids].float()
-        return torch.from_numpy(self.embedding)[ids]
+            return torch.from_numpy(self.embedding.view(np.int16)).view(torch.bfloat16)[tokens].float()
+        return torch.from_numpy(self.embedding)[tokens]
 
 
 def storage_of(folder: Path, target: T5Weights) -> str:
-    """How the engine stores a drafter's own matrices: int8 beside an int8 target, else as the file holds them."""
+    """Storage of a saved drafter's own matrices: int8 beside an int8 target, else as its file holds them."""
     if target.stored == "int8":
         return "int8"
     with StoredTensors(folder) as tensors:
@@ -169,17 +222,17 @@ def storage_of(folder: Path, target: T5Weights) -> str:
 
 
 def rms_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Rows of root mean square 1, without a weight."""
+    """Scale vectors [..., C] to root mean square 1, without a weight."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
 
 
-def earlier(x: Tensor, steps: int) -> Tensor:
-    """x [B, T, ...] moved to `steps` places later, zeros where nothing was."""
+def shifted(x: Tensor, steps: int) -> Tensor:
+    """x [B, T, ...] moved `steps` positions later, after zeros."""
     return torch.cat((x.new_zeros(x.shape[0], steps, *x.shape[2:]), x), 1)[:, : x.shape[1]]
 
 
 def read_tables(target: str | Path, config: DraftConfig) -> tuple[Tensor, Tensor]:
-    """Embedding and head [V, C] float32 of a target's folder; one tensor when they are tied."""
+    """Embedding and head [V, C] float32 of a target's folder, one tensor where they are tied."""
     ours = read_config(Path(target))
     with StoredTensors(target) as tensors:
         name, tied = tensors.tables(ours)
@@ -193,7 +246,7 @@ def read_tables(target: str | Path, config: DraftConfig) -> tuple[Tensor, Tensor
 
 
 def target_entries(target: str | Path) -> dict[str, Any]:
-    """The config entries that a target's folder decides."""
+    """The entries of DraftConfig that a target's folder sets."""
     folder = Path(target)
     c = ModelConfig.from_json(folder / "config.json")
     return {"vocab_size": c.vocab_size, "d_model": c.d_model, "head_scale": c.head_scale, "start_token": c.start_token,
@@ -202,7 +255,7 @@ def target_entries(target: str | Path) -> dict[str, Any]:
 
 
 def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
-    """UserError unless the drafter in `folder` was made for the target in the folder `target`, as far as it must be."""
+    """UserError unless the drafter in `folder` fits the target in the folder `target`."""
     c = ModelConfig.from_json(Path(target) / "config.json")
     for what, ours, its in (("vocabulary", config.vocab_size, c.vocab_size), ("width", config.d_model, c.d_model)):
         if ours != its:
@@ -213,10 +266,11 @@ def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
 
 
 def read_entries(folder: Path, kind: type[DraftConfig], model_type: str) -> dict[str, Any]:
-    """The entries of config.json that `kind` knows, checked to be all there."""
+    """The entries of config.json that `kind` has. UserError: one is missing, or another kind of drafter wrote the file."""
     entries = read_json(folder)
     if entries.get("model_type") != model_type:
-        raise UserError(f"{folder}: model_type is {entries.get('model_type')!r}, not {model_type!r}; give its own kind")
+        raise UserError(f"{folder}: model_type is {entries.get('model_type')!r}, not {model_type!r}; give a drafter of that "
+                        "kind")
     known = [field.name for field in fields(kind)]
     missing = [name for name in known if name not in entries]
     if missing:
@@ -225,6 +279,7 @@ def read_entries(folder: Path, kind: type[DraftConfig], model_type: str) -> dict
 
 
 def read_json(folder: Path) -> dict[str, Any]:
+    """The entries of a drafter's config.json. UserError: there is none, or it is no JSON object."""
     path = folder / "config.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -238,7 +293,7 @@ def read_json(folder: Path) -> dict[str, Any]:
 
 
 def save_files(folder: str | Path, entries: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """config.json and model.safetensors, each under a temporary name, flushed to the disk and renamed."""
+    """Write config.json and model.safetensors, each atomically."""
     from safetensors.torch import save
 
     folder = Path(folder)

@@ -12,7 +12,7 @@ from foredraft.engine.draft_length import adaptive_drafter as adaptive
 from foredraft.engine.draft_length.adaptive_drafter import WIDEST, AdaptiveDrafter
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import model_class
+from foredraft.engine.drafters.registry import model_class
 from foredraft.engine.loop import decode, step
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
@@ -40,7 +40,7 @@ def test_output_equals_plain_output(tiny_model_path, distribution):
 
 def rounds(state, target, drafter):
     """decode(), with the adaptive drafter told of each round's end."""
-    decode(state, target, drafter, lambda _state: drafter.end_step())
+    decode(state, target, drafter)
 
 
 def test_a_useless_drafter_is_hardly_asked():

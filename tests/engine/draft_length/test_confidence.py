@@ -6,7 +6,7 @@ import torch
 from doubles import SIZES, TableDrafter, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine.drafters.trained import model_class, open_drafter
+from foredraft.engine.drafters.registry import model_class, open_drafter
 from foredraft.engine.loop import decode
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights

@@ -11,9 +11,9 @@ from foredraft.engine.draft_length.adaptive_drafter import AdaptiveDrafter
 from foredraft.engine.drafters.auto import COPIES, LONG_MATCH, AutoDrafter
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import model_class
+from foredraft.engine.drafters.registry import model_class
 from foredraft.engine.loop import decode
-from foredraft.engine.params import DecodeConfig
+from foredraft.engine.params import SamplingParams
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
 
@@ -91,7 +91,7 @@ def test_a_sampled_row_that_is_alone_copies_after_a_long_match():
     def decoded(source, rows=1):
         state = make_state(rows, 80, 6, 20, temperature=1.0, seeds=[5] * rows, end_token=-1)
         drafter.admit(range(rows), [source] * rows, [torch.zeros(1, 20)] * rows)
-        decode(state, target, drafter, lambda _state: drafter.end_step())
+        decode(state, target, drafter)
         drafter.release(range(rows))
         return state.tokens[0, 1:81], state.proposer[0, 1:81]
 
@@ -158,7 +158,7 @@ def test_a_number_is_the_longest_draft_and_none_is_plain(model):
     assert len(model.generate(SOURCES, max_new_tokens=30).stats.tested_at) == 12
     assert model.generate(SOURCES, max_new_tokens=5, draft_tokens=0).stats.drafted == 0
     lookup = model.with_drafter("lookup").generate(SOURCES, max_new_tokens=5)
-    assert len(lookup.stats.tested_at) == DecodeConfig.draft_tokens
+    assert len(lookup.stats.tested_at) == SamplingParams.draft_tokens
 
 
 def test_it_finds_the_drafter_that_was_trained_for_the_target(model):

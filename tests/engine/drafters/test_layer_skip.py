@@ -13,8 +13,8 @@ from doubles import chi_square, make_state
 import foredraft
 from foredraft.engine.drafters.layer_skip import SelfDrafter
 from foredraft.engine.drafters.none import NoDrafter
+from foredraft.engine.drafters.registry import model_class
 from foredraft.engine.drafters.skip_mask import SkipSet, format_skip, parse_skip
-from foredraft.engine.drafters.trained import model_class
 from foredraft.engine.loop import decode, step
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.t5 import T5
@@ -227,7 +227,7 @@ def test_by_name_and_by_file(tiny_model_path, tiny_checkpoints, tmp_path):
         out = model.generate([[5, 6, 7, 1]], max_new_tokens=8)
         assert out.token_ids == truth.token_ids and out.stats.drafted > 0
         assert model.drafter.skip == "1,2s" and model.drafter.target is plain.target
-    assert model.drafter.exit.goal == 0.8 and model.drafter.lists.ids.tolist() == [1, 5, 6]
+    assert model.drafter.exit.goal == 0.8 and model.drafter.vocabulary.tokens.tolist() == [1, 5, 6]
     other = foredraft.load(tiny_checkpoints["v1.0"], drafter=None)
     with pytest.raises(UserError, match="was tuned for the target"):
         other.with_drafter(f"self:{file}")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from foredraft.engine.drafters.lookup import LookupDrafter
-from foredraft.engine.state import PROPOSERS, DecodeState, Draft, Verification
+from foredraft.engine.drafters.registry import PROPOSERS
+from foredraft.engine.state import DecodeState, Draft, Verification
 from foredraft.ngram_native.prompt_lookup.copy_rules import propose_reference
 
 END = 1

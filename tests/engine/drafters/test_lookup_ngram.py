@@ -8,14 +8,12 @@ from doubles import ScriptedDrafter, TableDrafter, TableTarget, chi_square, make
 from foredraft.engine.drafters.cascade import CascadeDrafter
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.registry import make_drafter
+from foredraft.engine.drafters.registry import PROPOSERS, make_drafter, model_class, open_drafter
 from foredraft.engine.drafters.staged import StagedDrafter
-from foredraft.engine.drafters.trained import model_class, open_drafter
 from foredraft.engine.loop import decode
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.protocols import Capabilities
-from foredraft.engine.state import PROPOSERS
 from foredraft.errors import UserError
 
 SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 15 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]

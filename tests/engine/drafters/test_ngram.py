@@ -8,8 +8,9 @@ import torch
 from doubles import TableTarget, chi_square, make_state
 
 from foredraft.engine.drafters.ngram import NgramDrafter
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.loop import decode
-from foredraft.engine.state import PROPOSERS, DecodeState
+from foredraft.engine.state import DecodeState
 from foredraft.errors import UserError
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.query import distribution, draft_reference

@@ -10,7 +10,7 @@ from doubles import SIZES, make_state
 import foredraft
 from foredraft.bench.harness.cases import sample_texts
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import kind_of, model_class, open_drafter
+from foredraft.engine.drafters.registry import kind_of, model_class, open_drafter
 from foredraft.engine.loop import decode, step
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights

@@ -11,7 +11,7 @@ from doubles import SIZES, ScriptedDrafter, make_state
 import foredraft
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import model_class, open_drafter
+from foredraft.engine.drafters.registry import model_class, open_drafter
 from foredraft.engine.drafters.tree import TreeDrafter
 from foredraft.engine.drafters.tree_shape import Shape
 from foredraft.engine.loop import step

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import foredraft
-from foredraft.engine.drafters.trained import model_class
+from foredraft.engine.drafters.registry import model_class
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.drafting import eagle_drafting as features
 from foredraft.kernels.drafting import layer_skip_drafting as skipped

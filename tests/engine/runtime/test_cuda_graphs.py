@@ -15,7 +15,7 @@ from foredraft.engine.generate import Model
 from foredraft.engine.loop import decode
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
-from foredraft.engine.runtime.cuda_graphs import KEPT, CapturedSteps, CudaCapture
+from foredraft.engine.runtime.cuda_graphs import MAX_SHAPES, CapturedSteps, CudaCapture
 from foredraft.engine.runtime.requests import Request
 from foredraft.kernels.core.backend import HAS_TRITON
 
@@ -65,9 +65,9 @@ def test_in_step_the_host_may_cut_a_row():
 def test_shapes_are_bounded_and_forgotten_when_the_target_s_buffers_move():
     capture, target = FakeCapture(), Target(TABLE)
     rounds = CapturedSteps(capture)
-    for new_tokens in range(2, KEPT + 5):
+    for new_tokens in range(2, MAX_SHAPES + 5):
         rounds.decode(make_state(1, new_tokens, 0, 16, end_token=-1), target, NoDrafter())
-    assert len(rounds.shapes) == KEPT
+    assert len(rounds.shapes) == MAX_SHAPES
     target.generation = 1
     rounds.decode(make_state(1, 3, 0, 16, end_token=-1), target, NoDrafter())
     assert len(rounds.shapes) == 1

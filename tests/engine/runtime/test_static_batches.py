@@ -8,7 +8,7 @@ import foredraft
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.generate import Model
 from foredraft.engine.loop import step
-from foredraft.engine.models import t5_cuda_weights as cuda_weights
+from foredraft.engine.models import device_memory
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
 from foredraft.engine.runtime import static_batches as fixed_batches
@@ -44,7 +44,7 @@ def test_a_state_that_does_not_fit_is_refused_before_it_is_made(tiny_model_path,
     options = dict(max_new_tokens=4, draft_tokens=2, batch_size=2)
     wanted = model.generate(["w5 w9", "w7"], **options).token_ids
     needed = state_bytes(2, 2, 62, model.target.config.d_model) + workspace_bytes(2, 3, 100)
-    monkeypatch.setattr(cuda_weights, "free_bytes", lambda device: needed - 1)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: needed - 1)
     with monkeypatch.context() as patch:
         patch.setattr(fixed_batches, "DecodeState", lambda **_: pytest.fail("memory was taken"))
         with pytest.raises(UserError, match="the state of 2 rows of 62 positions and 2 drafts need .* lower batch"):

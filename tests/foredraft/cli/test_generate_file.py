@@ -3,13 +3,13 @@
 import gzip
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 import foredraft
-from foredraft.cli import batch_summaries as summaries
+from foredraft.cli import generate_file
 from foredraft.cli.journal import Journal
-from foredraft.engine.params import DecodeConfig
 from foredraft.errors import UserError
 
 N = 17
@@ -55,12 +55,12 @@ def expected(model, **options):
             for i, (text, ids) in enumerate(zip(out.texts, out.token_ids, strict=True))]
 
 
-def test_every_article_once_in_order_or_as_they_end(summarize, articles, model, tmp_path):
+def test_each_article_once_in_order_or_as_they_end(summarize, articles, model, tmp_path):
     code, out, err = summarize("--in-order", "--json", "--stats")
     assert code == 0 and written(tmp_path) == expected(model)
     last = json.loads(out)
     assert (last["articles"], last["failed"], last["stats"]["emitted"]) == (N, 0, 7 * N)
-    assert "17 articles summarised" in err and "tokens a second" in err
+    assert "17 texts done" in err and "tokens a second" in err
     # articles done, time left, rates, acceptance
     assert re.search(r"17/17 \[\d\d:\d\d<\d\d:\d\d, .*/s, [\d,]+ tokens/s, \d+% of drafts accepted\]", err)
     (tmp_path / "out.jsonl").unlink()
@@ -70,7 +70,7 @@ def test_every_article_once_in_order_or_as_they_end(summarize, articles, model, 
     assert sorted(written(tmp_path), key=lambda row: row["index"]) == expected(model)
 
 
-def test_an_interrupted_run_goes_on_without_loss_or_repeat(summarize, articles, model, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_without_loss_or_repeat(summarize, articles, model, tmp_path, monkeypatch):
     sampling = ("--temperature", "0.8", "--seed", "4")
     assert summarize(*sampling)[0] == 0
     truth = sorted(written(tmp_path), key=lambda row: row["index"])
@@ -85,12 +85,12 @@ def test_an_interrupted_run_goes_on_without_loss_or_repeat(summarize, articles, 
 
     monkeypatch.setattr(Journal, "append", stopping)
     code, _, err = summarize(*sampling)
-    assert code == 1 and "interrupted; the same command goes on" in err and len(written(tmp_path)) == 5
+    assert code == 1 and "interrupted; run the same command again" in err and len(written(tmp_path)) == 5
     monkeypatch.setattr(Journal, "append", append)
     with open(tmp_path / "out.jsonl", "a") as file:
         file.write('{"id": "a16", "index": 16, "summ')
     code, _, err = summarize(*sampling)
-    assert code == 0 and "12 articles summarised, 5 were there before" in err
+    assert code == 0 and "12 texts done, 5 were done before" in err
     assert sorted(written(tmp_path), key=lambda row: row["index"]) == truth
     before = (tmp_path / "out.jsonl").read_bytes()
     assert summarize(*sampling)[0] == 0 and (tmp_path / "out.jsonl").read_bytes() == before
@@ -107,10 +107,10 @@ def test_bad_articles_are_named_and_the_others_go_on(summarize, model, tmp_path)
                             (5, "none", "no text under 'article'"), (6, 5, "not JSON"), (7, 6, "not JSON"),
                             (8, 7, "not a JSON object")):
         assert f"articles.jsonl, line {line}, id {name}: {why}" in err
-    assert "2 articles summarised, 0 were there before, 6 failed" in err
+    assert "2 texts done, 0 were done before, 6 failed" in err
     assert sorted((row["id"], row["index"]) for row in written(tmp_path) if row["id"] != "ok") == [(8, 8)]
     code, _, err = summarize("--max-source", "20")
-    assert code == 1 and "1 articles summarised, 2 were there before, 5 failed, 1 were cut" in err
+    assert code == 1 and "1 texts done, 2 were done before, 5 failed, 1 were cut" in err
 
 
 def test_a_cut_archive_is_named_and_what_can_be_read_is_done(summarize, articles, tmp_path):
@@ -122,12 +122,12 @@ def test_a_cut_archive_is_named_and_what_can_be_read_is_done(summarize, articles
 
 def test_a_full_disk_stops_cleanly(articles, model, tmp_path):
     with pytest.raises(UserError, match="/dev/full: no space left on device"):
-        summaries.summarise_file(model, articles, summaries.Path("/dev/full"), in_order=False, truncation=True, seed=None,
-                                 progress=False, max_new_tokens=3)
+        generate_file.generate_file(model, articles, Path("/dev/full"), key="summary", field="article", in_order=False,
+                                    truncation=True, seed=None, progress=False, max_new_tokens=3)
     assert not model.target.cache.is_lent
 
 
-def test_a_run_goes_on_with_the_settings_it_was_begun_with(summarize, articles, model, tmp_path):
+def test_a_run_is_resumed_only_with_its_settings(summarize, articles, model, tmp_path):
     output, settings = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
     sampling = ("--temperature", "0.8", "--seed", "4", "--top-k", "20")
     assert summarize(*sampling)[0] == 0
@@ -143,45 +143,58 @@ def test_a_run_goes_on_with_the_settings_it_was_begun_with(summarize, articles, 
             ((*sampling, "--max-source", "9"), "without --max-source", "with --max-source 9"),
             ((*sampling, "--max-new-tokens", "6"), "with --max-new-tokens 7", "with --max-new-tokens 6")):
         code, _, err = summarize(*others)
-        assert code == 2 and f"out.jsonl: was begun {was}, this run is {now}; go on with" in err
+        assert code == 2 and f"out.jsonl: was begun {was}, this run is {now}; use the earlier settings" in err
     assert len(written(tmp_path)) == 6
-    # what decides no token may change: drafts of point masses, rows, memory
+    # settings that decide no token may change: drafts of point masses, batch size, order
     assert summarize(*sampling, "--draft-tokens", "auto", "--batch-size", "2", "--in-order")[0] == 0
     assert sorted(output.read_text().splitlines(keepends=True)) == sorted(lines)
     settings.write_text("half a li")
     code, _, err = summarize(*sampling)
     assert code == 2 and "out.jsonl.settings.json: not the settings of an earlier run" in err
     settings.unlink()
-    assert "taken to be of this run's settings" in summarize(*sampling)[2] and settings.is_file()
-    # an output that is begun anew may have others
+    assert "taken to have this run's settings" in summarize(*sampling)[2] and settings.is_file()
+    # a new output may have other settings
     output.unlink()
     assert summarize()[0] == 0 and json.loads(settings.read_text())["--temperature"] == 0
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_drawn_drafts_are_settings_too(model):
+def test_settings_of_sampled_drafts(model):
     def of(drafter, **options):
         one = model.with_drafter(drafter)
-        found = summaries.settings_of(one, DecodeConfig(**dict(do_sample=True, seed=1) | options))
+        found = generate_file.settings_of(one, *generate_file.split_settings(**dict(do_sample=True, seed=1) | options))
         return {name for name, value in found.items() if value is not None}
 
-    class Drawn:
-        name = "drawn"
+    class Sampled:
+        name, admit, release, draft = "sampled", print, print, print
 
     plain = of("lookup")
-    assert of(None) == of(Drawn(), seed=None) | {"--seed"} == of(Drawn(), do_sample=False) | {"--seed"} == plain
-    assert of(Drawn()) - plain == {"--drafter", "--draft-tokens", "--verification"}
-    assert of(Drawn(), draft_tokens="auto") - of(Drawn()) == {"--batch-size"}
+    assert of(None) == of(Sampled(), seed=None) | {"--seed"} == of(Sampled(), do_sample=False) | {"--seed"} == plain
+    assert of(Sampled()) - plain == {"--drafter", "--draft-tokens", "--verification"}
+    assert of(Sampled(), draft_tokens="auto") - of(Sampled()) == {"--batch-size"}
+
+
+def test_another_task(command, articles, model, monkeypatch, tmp_path):
+    """generate: another field, a prefix that is resumed only with itself, results under "output"."""
+    monkeypatch.setattr(foredraft, "load", lambda *_args, **_options: model, raising=False)
+    line = ["generate", "--input", tmp_path / "articles.jsonl", "--output", tmp_path / "out.jsonl", "--max-new-tokens", 7,
+            "--field", "article", "--in-order"]
+    assert command(*line, "--prefix", "w9 w9 ")[0] == 0
+    truth = model.generate([f"w9 w9 {text}" for text in texts()], max_new_tokens=7)
+    assert [row["output"] for row in written(tmp_path)] == truth.texts and set(written(tmp_path)[0]) == {
+        "id", "index", "output", "tokens"}
+    code, _, err = command(*line)
+    assert code == 2 and "was begun with --prefix 'w9 w9 ', this run is without --prefix" in err
 
 
 def test_refusals(summarize, articles, command, tmp_path):
     for options in (("--input", articles), ("--output", articles), (articles, "--input", articles, "--output", articles)):
         code, _, err = command("summarize", *options)
-        assert code == 2 and "give FILEs, or --input FILE.jsonl with --output" in err
+        assert code == 2 and "--input FILE.jsonl with --output" in err
     assert "gone.jsonl: no such file" in summarize(source="gone.jsonl")[2]
     (tmp_path / "out.jsonl").write_text('{"id": "other", "index": 2, "summary": ""}\n')
     code, _, err = summarize()
-    assert code == 2 and "holds id other for line 3 of" in err
+    assert code == 2 and "has id other for line 3 of" in err
     (tmp_path / "out.jsonl").unlink()
     (tmp_path / "out.jsonl").symlink_to(articles)
     assert "is the input" in summarize()[2]

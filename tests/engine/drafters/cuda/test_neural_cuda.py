@@ -7,13 +7,13 @@ import torch
 from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine.drafters.cuda.draft_buffers import DraftBuffers, BuffersByState
+from foredraft.engine.drafters.cuda.draft_buffers import BuffersByState, DraftBuffers
 from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DraftVocabularyCuda
 from foredraft.engine.drafters.cuda.recurrent_cuda import own_bytes
 from foredraft.engine.drafters.none import NoDrafter
+from foredraft.engine.drafters.registry import model_class, open_drafter
 from foredraft.engine.drafters.registry.cuda import recurrent_cuda as draft_device_recurrent
 from foredraft.engine.drafters.registry.cuda import t5_drafter_cuda as draft_device_t5
-from foredraft.engine.drafters.trained import model_class, open_drafter
 from foredraft.engine.generate import Model
 from foredraft.engine.loop import decode, step
 from foredraft.engine.models import device_memory
@@ -123,19 +123,20 @@ def test_a_round_neither_waits_nor_makes_anything(pair):
     assert seen.kernels[0] == "_drafter_inputs_kernel" and seen.kernels.count("_draft_lengths_kernel") == 1
 
 
-class Lister:
-    """Drafts by a head over lists alone, from the same outputs in every row."""
+class HeadOnly:
+    """Drafts by a draft vocabulary's head alone, from the same outputs for every sequence."""
 
-    name = "lister"
+    name = "head only"
 
     def __init__(self, head, ids, y):
-        self.lists, self.turns, self.y = DraftVocabularyCuda(head, ids, copies=False), BuffersByState(len(head), 3), y
+        self.vocabulary, self.y = DraftVocabularyCuda(head, ids, copies=False), y
+        self.buffers = PerState(lambda state: DraftBuffers(state, len(head), 3))
 
     def draft(self, state, budget=None):
-        turn = self.turns.of(state)
-        turn.begin(state)
-        self.lists.draft_into(turn.draft, 0, self.y.expand(state.batch_size, -1).contiguous(), state)
-        return turn.end(state)
+        buffers = self.buffers.of(state)
+        buffers.write_inputs(state)
+        self.vocabulary.draft_into(buffers.draft, 0, self.y.expand(state.batch_size, -1).contiguous(), state)
+        return buffers.write_lengths(state)
 
 
 @torch.inference_mode()
@@ -144,16 +145,16 @@ def test_sampled_tokens_follow_the_target_whatever_a_list_leaves_out():
     rows, V = 640, 16
     draw = torch.Generator().manual_seed(7)
     table, head = torch.randn(2, V, V, generator=draw), torch.randn(V, 16, generator=draw)
-    drafter = Lister(head, torch.tensor([9, 2, 5, 11]), 0.3 * torch.randn(1, 16, generator=draw))
-    drafter.lists.reserve(rows, 8)
+    drafter = HeadOnly(head, torch.tensor([9, 2, 5, 11]), 0.3 * torch.randn(1, 16, generator=draw))
+    drafter.vocabulary.reserve(rows, 8)
     for row in range(rows):
-        drafter.lists.admit(row, torch.tensor([3, 5, 3, 14]))
+        drafter.vocabulary.admit(row, torch.tensor([3, 5, 3, 14]))
     state = make_state(rows, 2, 1, V, end_token=-1, temperature=1.0, backend="triton")
     step(state, TableTarget(table), drafter)
     counts = torch.bincount(state.tokens[:, 1], minlength=V)
     value, freedom = chi_square(counts, torch.softmax(table[0, 0].double(), -1))
     assert value < freedom + 10 * (2 * freedom) ** 0.5 and 0 < int(state.accepted_at.sum()) < rows
-    assert set(drafter.turns.of(state).draft.tokens[:, 0].tolist()) == {9, 2, 5, 11, 3, 14}
+    assert set(drafter.buffers.of(state).draft.tokens[:, 0].tolist()) == {9, 2, 5, 11, 3, 14}
 
 
 @torch.inference_mode()
@@ -197,22 +198,22 @@ def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(mo
     free(monkeypatch, taken)
     DraftBuffers(state, 500, 3)
     free(monkeypatch, taken - 1)
-    with pytest.raises(UserError, match="the distributions of 3 drafts for 2 rows need .* lower batch_size or draft_tokens"):
+    with pytest.raises(UserError, match="the distributions of 3 drafts for 2 sequences need .* lower batch_size or draft_tokens"):
         DraftBuffers(state, 500, 3)
     # greedy rows have none
     DraftBuffers(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
 
 
-def test_lists_take_what_was_counted_and_one_refused_leaves_them_as_they_were(monkeypatch):
-    lists = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
-    lists.reserve(3, 70)
-    held, generation = dict(lists.buffers), lists.generation
+def test_vocabulary_take_what_was_counted_and_one_refused_leaves_them_as_they_were(monkeypatch):
+    vocabulary = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
+    vocabulary.reserve(3, 70)
+    held, generation = dict(vocabulary.buffers), vocabulary.generation
     taken = sum(buffer.nbytes for buffer in held.values())
     free(monkeypatch, 0)
-    with pytest.raises(UserError, match="the drafter's lists and distributions for 9 rows of 128 source tokens need .* lower batch"):
-        lists.reserve(9, 70)
-    assert lists.buffers == held and lists.generation == generation and lists.rows == 3
-    # what is there is given back first
+    with pytest.raises(UserError, match="draft vocabularies and logits of 9 sequences with 128 source tokens need .* lower batch"):
+        vocabulary.reserve(9, 70)
+    assert vocabulary.buffers == held and vocabulary.generation == generation and vocabulary.num_sequences == 3
+    # existing buffers are released first
     fresh = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
     free(monkeypatch, taken)
     fresh.reserve(3, 70)
@@ -230,7 +231,7 @@ def test_a_recurrent_drafter_takes_no_more_than_was_counted(kind, stored, tiny_c
     own = [drafter.query, drafter.inner, drafter.outer, *(drafter.cells if kind == "lstm" else drafter.layers)]
     own = [tensor for group in own for tensor in group if isinstance(tensor, torch.Tensor)]
     own += [] if kind == "lstm" else [tensor for tensor in drafter.enter if tensor is not None]
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in [*own, *drafter.pointer.parameters()]}
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in [*own, *drafter.copy_attention.parameters()]}
     assert 0.6 * counted < sum(held.values()) <= counted
     free(monkeypatch, counted - 1)
     monkeypatch.setattr(torch.nn.Module, "to", lambda *arguments: pytest.fail("memory was taken"))

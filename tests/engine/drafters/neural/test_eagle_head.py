@@ -9,7 +9,7 @@ from doubles import chi_square, make_state
 
 from foredraft.engine.drafters.neural.eagle_head import EagleModel
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import kind_of, model_class, open_drafter
+from foredraft.engine.drafters.registry import kind_of, model_class, open_drafter
 from foredraft.engine.loop import decode, step
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
@@ -93,7 +93,7 @@ def test_q_is_the_distribution_of_the_full_pass_for_every_draft(target, trained)
             features = whole.decode(ids[:, :-1], torch.arange(ids.shape[1] - 1)[None]).clone()
             features[:, length - 1 :] = torch.nan
             mask = torch.ones(1, len(SOURCES[row]))
-            passes = model.passes(ids[:, :-1], encoded[row][None], mask, SOURCES[row][None], features, count)
+            passes = model.unrolled(ids[:, :-1], encoded[row][None], mask, SOURCES[row][None], features, count)
             for i, (states, copied) in enumerate(passes):
                 at = length - 1 + i
                 distribution = distribution_of(model, states[0, at], copied[0, at], SOURCES[row])
@@ -189,7 +189,7 @@ def test_forward_scores_first_drafts_and_trains_on_later_ones(target):
         later = model(ids, encoded, mask, source, features=changed)
         torch.testing.assert_close(later[:, :4], whole[:, :4])
         assert not torch.allclose(later[:, 4], whole[:, 4])
-        passes = model.passes(ids, encoded, mask, source, features, 3)
+        passes = model.unrolled(ids, encoded, mask, source, features, 3)
     model.train()
     distributions = []
     for _ in range(40):

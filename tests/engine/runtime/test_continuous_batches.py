@@ -9,14 +9,14 @@ from doubles import SIZES, ScriptedDrafter, TableTarget, make_state
 from foredraft.engine.draft_length.adaptive_drafter import AdaptiveDrafter
 from foredraft.engine.drafters.lookup import LookupDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.trained import model_class, open_drafter
+from foredraft.engine.drafters.registry import model_class, open_drafter
 from foredraft.engine.loop import decode
 from foredraft.engine.models.kv_cache import KVCache
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
-from foredraft.engine.params import DecodeConfig
+from foredraft.engine.params import SamplingParams
+from foredraft.engine.runtime.continuous_batches import ContinuousBatches
 from foredraft.engine.runtime.requests import Job
-from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.errors import UserError
 
 NEW, K = 14, 4
@@ -53,7 +53,7 @@ def random_job(draw: random.Random, index: int, longest: int = 200) -> Job:
     ids = (ids[: max(1, S // 9)] * S)[:S] if draw.random() < 0.5 else ids
     distribution = draw.choice(({}, {"do_sample": True, "temperature": draw.choice((0.5, 1.0))},
                        {"do_sample": True, "temperature": 0.9, "top_k": 20, "top_p": 0.9}))
-    config = DecodeConfig(max_new_tokens=draw.randint(1, NEW), draft_tokens=draw.randint(0, K), **distribution)
+    config = SamplingParams(max_new_tokens=draw.randint(1, NEW), draft_tokens=draw.randint(0, K), **distribution)
     return Job(index, None, torch.tensor(ids), config, config.draft_tokens, draw.randrange(2**62), [])
 
 
@@ -62,7 +62,7 @@ def alone(target, drafter, job) -> list[int]:
     """By the plain loop, one row, with the request's own K."""
     target.reserve(1, job.limit, job.draft_tokens, len(job.source))
     drafter.admit([0], [job.source], target.admit([0], [job.source]))
-    state = make_state(1, job.config.max_new_tokens, job.draft_tokens, 32, seeds=[job.seed], **job.distribution)
+    state = make_state(1, job.params.max_new_tokens, job.draft_tokens, 32, seeds=[job.seed], **job.distribution)
     decode(state, target, drafter)
     target.release([0])
     drafter.release([0])
@@ -70,7 +70,7 @@ def alone(target, drafter, job) -> list[int]:
 
 
 def scheduler(target, drafter, rows, **options):
-    return Scheduler(target, drafter, **dict(rows=rows, max_new_tokens=NEW, draft_tokens=K, longest=200) | options)
+    return ContinuousBatches(target, drafter, **dict(batch_size=rows, max_new_tokens=NEW, draft_tokens=K, longest=200) | options)
 
 
 @torch.inference_mode()
@@ -87,7 +87,7 @@ def run(found, jobs, draw=None):
             if draw is not None and draw.random() < 0.5:
                 # arrivals trickle in
                 break
-        results += found.round()
+        results += found.step()
         assert_books_balance(found)
         if draw is not None and draw.random() < 0.05 and found.is_busy:
             at_hand = [*found.waiting, *found.running.values()]
@@ -101,10 +101,10 @@ def run(found, jobs, draw=None):
 def assert_books_balance(found):
     held = {row: -(-len(job.source) // 64) for row, job in found.running.items()}
     pool = found.cache.pool
-    assert {row: int(count) for row, count in enumerate(pool.held) if count} == held
+    assert {row: int(count) for row, count in enumerate(pool.pages_per_sequence) if count} == held
     assert pool.free + sum(held.values()) == pool.pages
-    assert sorted([*found.running, *found._idle]) == list(range(found.rows))
-    assert len(found.waiting) <= found.rows
+    assert sorted([*found.running, *found._idle]) == list(range(found.batch_size))
+    assert len(found.waiting) <= found.batch_size
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -150,7 +150,7 @@ class PagedTable(TableTarget):
 
     def admit(self, rows, sources):
         for row, source in zip(rows, sources, strict=True):
-            self.cache.hold(row, len(source))
+            self.cache.allocate(row, len(source))
         return super().admit(rows, sources)
 
     def release(self, rows):
@@ -161,12 +161,12 @@ class PagedTable(TableTarget):
 def test_ten_thousand_requests_of_any_length_leave_nothing_behind():
     draw = random.Random(9)
     target = PagedTable(torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0)))
-    found = Scheduler(target, NoDrafter(), rows=64, max_new_tokens=4, draft_tokens=0, longest=2048, pages=900)
+    found = ContinuousBatches(target, NoDrafter(), batch_size=64, max_new_tokens=4, draft_tokens=0, longest=2048, pages=900)
     long = torch.zeros(2048, dtype=torch.int64)
 
     def jobs():
         for index in range(10_000):
-            config = DecodeConfig(max_new_tokens=draw.randint(1, 4))
+            config = SamplingParams(max_new_tokens=draw.randint(1, 4))
             yield Job(index, None, long[: draw.randint(10, 2048)], config, 0, index, [])
 
     results = run(found, jobs(), draw)
@@ -223,8 +223,8 @@ def adaptive_run(rows, seconds, wrong=False):
         drafter.clock = clock
         drafter = AdaptiveDrafter(drafter, clock) if K else NoDrafter()
         target = TimedTable(table, clock, seconds)
-        found = Scheduler(target, drafter, rows=rows, max_new_tokens=30, draft_tokens=K, longest=1)
-        configs = [DecodeConfig(max_new_tokens=draw.randint(2, 30), draft_tokens=K) for _ in range(150)]
+        found = ContinuousBatches(target, drafter, batch_size=rows, max_new_tokens=30, draft_tokens=K, longest=1)
+        configs = [SamplingParams(max_new_tokens=draw.randint(2, 30), draft_tokens=K) for _ in range(150)]
         results = run(found, (Job(i, None, torch.ones(1, dtype=torch.int64), config, K, i, [])
                               for i, config in enumerate(configs)))
         # greedy ids are the same for all
@@ -260,17 +260,17 @@ def test_drafts_that_are_always_wrong_cost_little(rows):
 
 def test_memory_stays_within_its_limit(target):
     cache, slots = target.cache, NEW + K + 2
-    row = KVCache.row_bytes(cache, slots)
+    row = KVCache.sequence_bytes(cache, slots)
     limit = 2 * row + 7 * cache.page_bytes
     found = scheduler(target, NoDrafter(), 8, kv_memory=limit)
-    assert 2 <= found.rows < 8 and limit - cache.page_bytes < cache.nbytes() <= limit
+    assert 2 <= found.batch_size < 8 and limit - cache.page_bytes < cache.nbytes() <= limit
     draw = random.Random(3)
     jobs = [random_job(draw, index, cache.pool.pages * 64) for index in range(12)]
     results = run(found, jobs)
     assert [results[job.index].token_ids for job in jobs] == [alone(target, NoDrafter(), job) for job in jobs]
     # the next, larger one gets its memory back
     again = scheduler(target, NoDrafter(), 8, kv_memory=8 * row + 40 * cache.page_bytes)
-    assert again.rows == 8
+    assert again.batch_size == 8
     again.close()
     with pytest.raises(UserError, match="a single request of 200 source tokens and 20 positions needs"):
         scheduler(target, NoDrafter(), 8, kv_memory=row + 3 * cache.page_bytes)
@@ -282,7 +282,7 @@ def test_what_can_never_run_is_refused_at_the_door(target):
     found = scheduler(target, NoDrafter(), 2, pages=5)
 
     def job(S, **options):
-        config = DecodeConfig(**dict(max_new_tokens=NEW, draft_tokens=K) | options)
+        config = SamplingParams(**dict(max_new_tokens=NEW, draft_tokens=K) | options)
         return Job(0, None, torch.ones(S, dtype=torch.int64), config, config.draft_tokens, 0, [])
 
     for bad, match in ((job(5 * 64 + 1), "321 source tokens need .* kv_memory leaves"),

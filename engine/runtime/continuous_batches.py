@@ -1,0 +1,156 @@
+"""Continuous batching on the CPU (Orca, Yu et al. 2022): a request enters the batch as soon as another one leaves.
+
+A sequence's tokens do not depend on the other sequences of the batch, so they do not depend on when its request came.
+Sources are encoded one by one: the number of positions in a library GEMM changes the order of its sums.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from foredraft.engine.loop import step
+from foredraft.engine.protocols import Drafter, PagedTarget
+from foredraft.engine.runtime.requests import Job, Result
+from foredraft.engine.runtime.scheduler import Scheduler
+from foredraft.engine.state import DecodeState
+from foredraft.errors import UserError
+from foredraft.memory import available_memory
+
+# The share of the free memory that keys and values may take where no limit is given.
+MEMORY_SHARE = 0.5
+
+
+class ContinuousBatches(Scheduler):
+    """A request waits until a sequence of the batch and enough cache pages for its source are free.
+
+    Parameters
+    ----------
+    target : PagedTarget
+    drafter : Drafter
+    batch_size : int
+        The most sequences; fewer where memory is short.
+    max_new_tokens, draft_tokens : int
+        The most that a request may ask for.
+    longest : int
+        Tokens of the longest source that must fit.
+    pages : int or None
+        The most cache pages that sources can take at once; None: not known.
+    kv_memory : int or None
+        Bytes for keys and values (params.BatchConfig).
+    block : bool
+        Verify sampled drafts as blocks.
+    big_little : (float, float) or None
+        Fallback and rollback of Big Little Decoder, LOSSY.
+
+    Raises
+    ------
+    UserError
+        Another stream uses the target, or the memory is too small.
+    """
+
+    def __init__(self, target: PagedTarget, drafter: Drafter, *, batch_size: int, max_new_tokens: int, draft_tokens: int,
+                 longest: int, pages: int | None = None, kv_memory: int | None = None, block: bool = False,
+                 big_little: tuple[float, float] | None = None):
+        cache = target.cache
+        if cache.is_lent:
+            raise UserError("a stream of this model is still running; read it to its end, or close() it, before the next")
+        # sequences that an interrupted call left admitted would keep their pages
+        target.release(range(cache.num_sequences))
+        limit = int(available_memory() * MEMORY_SHARE) + cache.used_bytes() if kv_memory is None else kv_memory
+        slots = max_new_tokens + draft_tokens + 2
+        batch_size, pages = cache.plan(batch_size, slots, longest, pages, limit)
+        if cache.nbytes(batch_size, slots, pages) > limit:
+            # the buffers of earlier calls are larger than the limit
+            cache.clear()
+        target.reserve(batch_size, max_new_tokens + 1, draft_tokens, longest, pages)
+        super().__init__(batch_size)
+        self.cache, self._target, self._drafter = cache, target, drafter
+        self.target = self.timer.watch(target, {"decode": "verify", "choose": "verify", "logits": "verify"})
+        self.drafter = self.timer.watch(drafter, {"draft": "draft"})
+
+        def column(value: float) -> torch.Tensor:
+            return torch.full((batch_size,), value)
+
+        self.state = DecodeState(
+            limits=column(max_new_tokens + 1), draft_tokens=column(draft_tokens), temperature=column(0.0), top_k=column(0),
+            top_p=column(1.0), seeds=column(0), start_token=target.start_token, end_token=target.end_token,
+            width=target.config.d_model)
+        self.state.finished.fill_(True)
+        self.state.block = block
+        if big_little is not None:
+            self.state.fallback, self.state.rollback = map(float, big_little)
+        self._finished = self.state.finished.numpy()
+        self.running: dict[int, Job] = {}
+        self._watched: dict[int, Job] = {}
+        # the highest sequence starts first, so that drafters allocate for all of them at once
+        self._idle = list(range(batch_size))
+        cache.is_lent = True
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def submit(self, job: Job) -> None:
+        for name, wanted, most in (("max_new_tokens", job.params.max_new_tokens, self.state.capacity - 1),
+                                   ("draft_tokens", job.draft_tokens, self.state.max_draft)):
+            if wanted > most:
+                raise UserError(f"{name} is {wanted}, the stream's is {most}; open the stream with the largest {name} of its "
+                                "requests")
+        self.cache.check_source(len(job.source))
+        super().submit(job)
+
+    def step(self) -> list[Result]:
+        if self.waiting and self._idle:
+            self._admit()
+        if not self.running:
+            return []
+        step(self.state, self.target, self.drafter)
+        self.passes += 1
+        self._drafter.end_step()
+        for sequence, job in self._watched.items():
+            job.observe(self.state, sequence)
+        if np.count_nonzero(self._finished) == len(self._idle):
+            return []
+        return self._leave([sequence for sequence in self.running if self._finished[sequence]])
+
+    def cancel(self, index: int) -> Result | None:
+        for sequence, job in self.running.items():
+            if job.index == index:
+                return self._leave([sequence], "cancelled")[0]
+        return super().cancel(index)
+
+    def close(self) -> None:
+        if self.cache.is_lent and self._target is not None:
+            # every sequence: an admission may have been interrupted
+            self._target.release(range(self.batch_size))
+            self._drafter.release(list(self.running))
+            super().close()
+            self.running.clear()
+            self._target, self.cache.is_lent = None, False
+
+    def _admit(self) -> None:
+        while self.waiting and self._idle and self.cache.fits(len(self.waiting[0].source)):
+            job, sequence = self.waiting.popleft(), self._idle.pop()
+            since = perf_counter()
+            encoded = self.target.admit([sequence], [job.source])
+            self.timer.add("encode", since)
+            self.drafter.admit([sequence], [job.source], encoded)
+            self.state.start(sequence, limit=job.limit, draft_tokens=job.draft_tokens, seed=job.seed, **job.distribution)
+            self.running[sequence] = job
+            if job.is_watched:
+                self._watched[sequence] = job
+                job.observe(self.state, sequence)
+
+    def _leave(self, sequences: list[int], reason: str | None = None) -> list[Result]:
+        results = [self.running.pop(sequence).result(self.state, sequence, reason) for sequence in sequences]
+        # before the state is reset: a drafter may read the finished output
+        self._target.release(sequences)
+        self._drafter.release(sequences)
+        for sequence in sequences:
+            self.state.stop(sequence)
+            self._watched.pop(sequence, None)
+            self._idle.append(sequence)
+        return results
