@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 
 import foredraft
+from foredraft.cli import main
 
 pytestmark = pytest.mark.usefixtures("no_hub")
 
@@ -14,19 +14,6 @@ pytestmark = pytest.mark.usefixtures("no_hub")
 @pytest.fixture
 def no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture
-def fake_load(monkeypatch, fake_model):
-    """foredraft.load gives the fake model; the list of its calls."""
-    calls = []
-
-    def load(target=None, **options):
-        calls.append((target, options))
-        return fake_model
-
-    monkeypatch.setattr(foredraft, "load", load, raising=False)
-    return calls
 
 
 @pytest.fixture
@@ -53,8 +40,8 @@ def test_version(command):
 def test_every_command_is_there(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("summarize", "bench", "demo", "train", "train-target", "family", "pseudo", "matrix"):
-        assert name in out
+    for name in main.COMMANDS:
+        assert f"  {name} " in out
 
 
 def test_summaries_in_order(command, fake_load, article, tmp_path):
@@ -79,7 +66,7 @@ def test_json_is_the_last_line(command, fake_load, article):
     assert result["summaries"][0]["summary"] == text
     assert result["summaries"][0]["proposers"][:3] == ["lookup", "lookup", "target"]
     assert len(result["summaries"][0]["token_ids"]) == result["stats"]["emitted"] == 6
-    assert "6 tokens in 6 rounds" in err
+    assert "6 tokens in 6 steps" in err
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -91,6 +78,29 @@ def test_unreadable_texts(command, fake_load, tmp_path, content, message):
     file.write_bytes(content)
     error = one_line_error(command("summarize", file))
     assert str(file) in error and message in error
+
+
+def test_a_prefix_is_put_before_every_text(command, fake_load, fake_model, tmp_path, monkeypatch):
+    assert command("generate", "--text", "w1", "--text", "w2", "--prefix", "w7 ")[1].splitlines() == [
+        "== --text 1", "w7 w1", "== --text 2", "w7 w2"]
+    # summarize takes it from config.json
+    monkeypatch.setattr(fake_model, "path", tmp_path, raising=False)
+    config = {"task_specific_params": {"summarization": {"prefix": "w9 "}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert command("summarize", "--text", "w1")[1] == "w9 w1\n"
+    assert command("summarize", "--text", "w1", "--prefix", "")[1] == "w1\n"
+    assert command("generate", "--text", "w1")[1] == "w1\n"
+    result = json.loads(command("generate", "--text", "w1", "--json")[1].splitlines()[-1])
+    assert result["outputs"][0]["output"] == "w1" and result["prefix"] == ""
+
+
+def test_a_text_comes_from_one_place(command, fake_load, article):
+    assert "give FILEs, or --text TEXT" in one_line_error(command("summarize", article, "--text", "w1"))
+    assert "--text is empty" in one_line_error(command("summarize", "--text", " "))
+
+
+def test_options_with_underscores(command, fake_load, article):
+    assert command("summarize", article, "--max_new_tokens", 2)[:2] == (0, "w1 w2\n")
 
 
 def test_missing_texts(command, fake_load, tmp_path):
@@ -137,73 +147,6 @@ def test_no_tokenizer(command, article, tiny_checkpoints):
     assert "tokenizer.json" in error
 
 
-def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkeypatch):
-    from foredraft.bench.harness import bench_run as compare
-    from foredraft.bench.harness import record
-
-    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
-    monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
-    data = tmp_path / "articles.jsonl"
-    data.write_text('{"article": "w1 w2 w3", "highlights": "w1"}\n' * 3)
-    code, out, err = command("bench", "run", "--data", data, "--methods", "lookup,ngram", "--out", tmp_path / "results")
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
-    assert [row["method"] for row in result["rows"]] == ["plain", "lookup", "ngram"]
-    assert record.read(result["record"]) == result["rows"]
-    assert result["rows"][0]["command"].startswith("foredraft bench run --data")
-    options = ("--data", data, "--methods", "lookup", "--suite", "spec-bench")
-    code, out, err = command("bench", "run", *options, "--draft-tokens", "3,5", "--spec-bench", tmp_path / "answers",
-                             "--out", tmp_path / "more")
-    assert code == 0, err
-    file = json.loads(out.splitlines()[-1])["record"]
-    found = [json.loads(line) for line in Path(file).read_text().splitlines()]
-    assert [(row["kind"], row["draft_tokens"]) for row in found] == [("spec-bench", 3), ("spec-bench", 5)]
-    plain, lookup = found[0]["rows"]
-    assert plain["rouge"]["rouge1"] > 0 and plain["footprint"] is None
-    assert plain["spec_bench"]["mean_accepted_tokens"] == 1 and lookup["spec_bench"]["speed_up"] > 0
-    answers = tmp_path / "answers"
-    assert len(list((answers / "K3").rglob("*.jsonl"))) == len(list((answers / "K5").rglob("*.jsonl"))) == 6
-    assert "Spec-Bench's way" in out
-
-
-def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, monkeypatch):
-    from foredraft.bench.harness import bench_run as compare
-    from foredraft.bench.harness import record
-
-    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
-    monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
-    whole = compare.measure.measure
-    monkeypatch.setattr(compare.measure, "measure",
-                        lambda *args, **named: {name: one[:1] for name, one in whole(*args, **named).items()})
-    code, _, err = command("bench", "run", "--limit", 2, "--methods", "plain", "--batch-sizes", "1,2", "--out", tmp_path)
-    assert code == 1 and "holds what was complete" in err
-    (file,) = tmp_path.glob("*.jsonl")
-    assert [(row["repeats"], row["batch_size"]) for row in record.read(file)] == [(1, 1)]
-    # inside the first pass: the article that all methods have decoded
-    monkeypatch.setattr(compare.measure, "measure",
-                        lambda *args, **named: {name: [one[0][:1]] for name, one in whole(*args, **named).items()})
-    code, _, err = command("bench", "run", "--suite", "spec-bench", "--limit", 2, "--methods", "lookup", "--repeats", 1,
-                           "--spec-bench", tmp_path / "answers", "--out", tmp_path / "first")
-    assert code == 1 and "holds what was complete" in err
-    (file,) = (tmp_path / "first").glob("*.jsonl")
-    row = json.loads(file.read_text())
-    assert row["data"]["articles"] == 1 and [one["data"]["articles"] for one in row["rows"]] == [1, 1]
-
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--methods", "magic"], "no method called 'magic'"),
-    (["--batch-size", "0"], "--batch-sizes is '0'"),
-    (["--draft-tokens", "-1"], "--draft-tokens is '-1'"),
-    (["--suite", "fast"], "no suite called 'fast'"),
-    (["--spec-bench", "x", "--batch-sizes", "2"], "--spec-bench: its answers are greedy"),
-    (["--data", "gone.jsonl"], "gone.jsonl"),
-])
-def test_bench_errors(command, fake_load, tmp_path, arguments, message):
-    assert message in one_line_error(command("bench", "run", "--out", tmp_path, *arguments))
-    assert not list(tmp_path.iterdir())
-
-
 def test_colours_cover_the_text(word_tokenizer):
     from foredraft.cli import coloured_text as show
 
@@ -223,7 +166,7 @@ def test_streaming_on_a_terminal(fake_model):
     console = Console(file=io.StringIO(), force_terminal=True, width=60)
     with show.Stream(console, fake_model.tokenizer) as stream:
         stream.finish(fake_model.generate(["w1 w2"], streamer=stream))
-    assert "w1" in console.file.getvalue() and stream.ids == [4, 5, 1]
+    assert "w1" in console.file.getvalue() and stream.tokens == [4, 5, 1]
 
 
 def test_many_texts_on_a_terminal(fake_model):
@@ -232,6 +175,6 @@ def test_many_texts_on_a_terminal(fake_model):
     from foredraft.cli import coloured_text as show
 
     console = Console(file=io.StringIO(), width=60)
-    show.summaries(console, ["one", "two"], fake_model.generate(["w1 w2", "w3"]), fake_model.tokenizer)
+    show.print_outputs(console, ["one", "two"], fake_model.generate(["w1 w2", "w3"]), fake_model.tokenizer)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert lines == ["== one", "w1 w2", "== two", "w3", "the target's own tokens   drafted by lookup"]

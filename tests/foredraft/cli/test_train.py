@@ -29,10 +29,11 @@ def data(tmp_path):
 
 def test_from_articles_to_a_drafter(command, data, tiny_model_path, tmp_path):
     code, out, err = command("pseudo", "--target", tiny_model_path, "--data", data / "train.jsonl", "--out", "own",
-                             "--max-new-tokens", 6)
-    assert code == 0 and json.loads(out)["articles"] == 6, err
+                             "--max-new-tokens", 6, "--json")
+    assert code == 0, err
+    assert json.loads(out)["articles"] == 6
     common = ["--target", tiny_model_path, "--data", data, "--batch_size", 2, "--steps", 2, "--eval_articles", 2,
-              "--eval_every", 2, "--save_every", 2, "--cache", "cache", *SIZES]
+              "--eval_every", 2, "--save_every", 2, "--cache", "cache", "--json", *SIZES]
     code, out, err = command("train", "--drafter", "lstm", "--exp_name", "base", "--kd_loss", 0, *common)
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["out"] == "runs/base" and (tmp_path / "runs/base/model.safetensors").is_file()
