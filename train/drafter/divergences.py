@@ -10,7 +10,7 @@ All are f-divergences (f-distill; Wen et al. 2023). Both distributions are softm
 multiplied by T^2, so that gradients keep their size (Hinton et al. 2015).
 
 At V = 32,128 the logits are most of a small drafter's memory traffic, so loss and gradient are computed together for BLOCK
-rows of logits at a time.
+tokens at a time.
 """
 
 from __future__ import annotations

@@ -168,7 +168,8 @@ def train_grid(grid: DrafterGrid, context: TrainingContext, articles: Articles, 
             if figures is None:
                 raise KeyboardInterrupt
             (folder / "error.txt").unlink(missing_ok=True)
-            write_atomic(folder / RESULT, json.dumps(described | {"figures": figures, "machine": machine()}, indent=1) + "\n")
+            result = described | {"figures": figures, "machine": machine()}
+            write_atomic(folder / RESULT, json.dumps(result, indent=1) + "\n")
             report(f"    {figures}")
     found = [result_of(run_folder(out, *run)) for run in wanted]
     return [result for result in found if result is not None], failures

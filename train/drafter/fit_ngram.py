@@ -1,4 +1,4 @@
-"""Fitting the n-gram drafter's table from summaries."""
+"""Fitting the n-gram drafter's table to summaries."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from foredraft.train.data.shards import read_pseudo
 START, END = 0, 1
 # T5 checkpoints round the tokenizer's vocabulary up to a multiple of this.
 VOCABULARY_MULTIPLE = 128
-# Texts tokenised together; the progress bar moves by them.
+# Texts that are tokenised together.
 BATCH = 1024
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit did: texts and ids counted (start and end tokens included), the table."""
+    """The result of a fit: numbers of texts and of tokens (with start and end tokens), and the table."""
 
     texts: int
     tokens: int
@@ -41,7 +41,26 @@ def fit_ngram(
     smoothing: str = "kneser-ney", discount: float | None = None, min_count: int = 1, max_bytes: int | None = None,
     vocab_size: int | None = None, added: float = 1.0, factor: float = 0.4, quantise: bool = False, progress: bool = True,
 ) -> Fitted:
-    """Count texts (count_texts) and write a table file to `out`; the smoothing's options are those of smooth.fit."""
+    """Count texts and write a table.
+
+    Parameters
+    ----------
+    paths, tokenizer, order, field, vocab_size, progress
+        See count_texts.
+    out
+        The `.ngram` file to write.
+    smoothing, discount, min_count, max_bytes, added, factor, quantise
+        See foredraft.ngram_native.smooth.fit.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    UserError
+        A parameter is out of range, or a file cannot be read.
+    """
     check_smoothing(smoothing, discount, added, factor)
     counter = count_texts(paths, tokenizer, order, field, vocab_size, progress=progress)
     table = smooth.fit(counter.finish(), smoothing, discount, min_count, max_bytes, added, factor, quantise)
@@ -50,33 +69,59 @@ def fit_ngram(
 
 
 def check_smoothing(smoothing: str, discount: float | None = None, added: float = 1.0, factor: float = 0.4) -> None:
-    """UserError for a smoothing or a parameter that smooth.fit does not take."""
+    """Raise UserError for a smoothing or a parameter that smooth.fit refuses."""
     if smoothing not in smooth.SMOOTHINGS:
-        raise UserError(f"smoothing {smoothing!r} is not known; use {' or '.join(smooth.SMOOTHINGS)}")
+        raise UserError(f"smoothing is {smoothing!r}; use {' or '.join(smooth.SMOOTHINGS)}")
     if discount is not None and not 0 < discount < 1:
-        raise UserError(f"discount {discount} is out of range; it is taken from every count and lies between 0 and 1")
+        raise UserError(f"discount is {discount}; give a number between 0 and 1")
     if not added > 0:
-        raise UserError(f"added {added} is out of range; Laplace adds more than 0 to every count")
+        raise UserError(f"added is {added}; give a number above 0, which Laplace adds to every count")
     if not 0 < factor <= 1:
-        raise UserError(f"factor {factor} is out of range; stupid back-off multiplies by 0 to 1")
+        raise UserError(f"factor is {factor}; give a number above 0 and at most 1, by which stupid back-off multiplies")
 
 
 def count_texts(
     paths: Sequence[str | Path], tokenizer: str | Path, order: int = 4, field: str = "highlights",
     vocab_size: int | None = None, memory: int = 1 << 30, progress: bool = True, folder: str | Path | None = None,
 ) -> StreamCounter:
-    """Count `field` of every row of the files, in about `memory` bytes; runs that outgrow it wait in `folder`.
+    """Count the n-grams of text files in bounded memory.
 
-    .jsonl, .jsonl.gz and .parquet hold texts, each counted as the decoder sees it: start token, ids, `</s>`; .npy holds ids
-    (one vector, cut after every `</s>`), .npz pairs as foredraft.train.data.pairs saves them, a folder the target's own
-    summaries (foredraft.train.data.pseudo), whose ids are counted as the target wrote them. tokenizer: tokenizer.json or its
-    folder. vocab_size: the target's V; by default config.json's beside the tokenizer, else the tokenizer's, rounded up as T5
-    does.
+    Parameters
+    ----------
+    paths
+        .jsonl, .jsonl.gz and .parquet files with texts, which are counted as the decoder sees them (start token, tokens,
+        `</s>`); .npy files with tokens (one vector, split after every `</s>`); .npz files of train.data.pairs; folders of
+        train.data.pseudo, whose tokens are counted as the target emitted them.
+    tokenizer
+        tokenizer.json, or its folder.
+    order
+        N.
+    field
+        Name of the text in a record.
+    vocab_size
+        The target's V. By default it is read from the config.json beside the tokenizer, else it is the tokenizer's,
+        rounded up as T5 does.
+    memory
+        Approximate limit in bytes.
+    progress
+        Whether to show a progress bar.
+    folder
+        Folder for sorted runs that exceed the memory.
+
+    Returns
+    -------
+    StreamCounter
+        Call its `finish` for the counts.
+
+    Raises
+    ------
+    UserError
+        A parameter is out of range, or a file cannot be read.
     """
     if not 1 <= order <= MAX_ORDER:
-        raise UserError(f"order {order} is out of range; use 1 to {MAX_ORDER}")
+        raise UserError(f"order is {order}; use 1 to {MAX_ORDER}")
     if not paths:
-        raise UserError("no data; name a .jsonl, .jsonl.gz, .parquet, .npy or .npz file of summaries")
+        raise UserError("no data; give a .jsonl, .jsonl.gz, .parquet, .npy or .npz file of summaries")
     encoder, vocab_size = open_tokenizer(Path(tokenizer), vocab_size)
     counter = StreamCounter(order, vocab_size, memory, vocabulary_fingerprint(encoder.get_vocab()), folder)
     with tqdm(desc="counting", unit=" texts", disable=not progress) as bar:
@@ -84,25 +129,27 @@ def count_texts(
             for batch in sequences(Path(path), field, encoder):
                 for sequence in batch:
                     if len(sequence) and int(sequence.max()) >= vocab_size:
-                        raise UserError(f"{path}: holds the id {sequence.max()}, the target has {vocab_size} ids; "
-                                        "count the ids of its own tokenizer")
+                        raise UserError(f"{path}: contains the token {sequence.max()}, but the target has {vocab_size}; "
+                                        "use tokens of the target's tokenizer")
                 counter.add(batch)
                 bar.update(len(batch))
     if not counter.texts:
-        raise UserError(f"{paths[0]}: holds no texts; every line must have one under '{field}'")
+        raise UserError(f"{paths[0]}: contains no texts; every line must have one under '{field}'")
     return counter
 
 
 def sequences(path: Path, field: str, encoder: Tokenizer) -> Iterator[list[np.ndarray]]:
-    """Batches of [n] int64 sequences, each start token, ids, end token; of a folder that `foredraft pseudo` wrote, as they
-    were written, those cut at its limit without an end."""
+    """Yield batches of sequences [n] int64: start token, tokens, end token.
+
+    Truncated sequences of a pseudo-dataset have no end token.
+    """
     if path.is_dir():
         records = read_pseudo(path)
         while batch := list(islice(records, BATCH)):
             yield [np.array([START, *one["target_ids"]]) for one in batch]
         return
     if path.suffix in (".npy", ".npz"):
-        yield from _stored_ids(path)
+        yield from _stored_tokens(path)
         return
     texts = _parquet_texts(path, field) if path.suffix == ".parquet" else (text for (text,) in read_texts(path, (field,)))
     while batch := list(islice(texts, BATCH)):
@@ -110,7 +157,7 @@ def sequences(path: Path, field: str, encoder: Tokenizer) -> Iterator[list[np.nd
 
 
 def _parquet_texts(path: Path, field: str) -> Iterator[str]:
-    """The column of a Parquet file, a row group at a time."""
+    """Yield the texts of a column of a Parquet file."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -120,47 +167,47 @@ def _parquet_texts(path: Path, field: str) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
                 raise UserError(f"{path}: no column '{field}'; it has {', '.join(file.schema_arrow.names)}")
-            for rows in file.iter_batches(BATCH, columns=[field]):
-                for text in rows.column(0).to_pylist():
+            for records in file.iter_batches(BATCH, columns=[field]):
+                for text in records.column(0).to_pylist():
                     if not isinstance(text, str) or not text.strip():
-                        raise UserError(f"{path}: a row without text in '{field}'; every row needs one")
+                        raise UserError(f"{path}: a record without text in '{field}'; every record needs one")
                     yield text
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: unreadable ({' '.join(str(error).split())}); fetch the file again") from None
+        raise UserError(f"{path}: unreadable ({' '.join(str(error).split())}); download the file again") from None
 
 
-def _stored_ids(path: Path) -> Iterator[list[np.ndarray]]:
-    """Sequences of an id file, the start token put before each."""
+def _stored_tokens(path: Path) -> Iterator[list[np.ndarray]]:
+    """Yield batches of the sequences of a file of tokens, each with the start token before it."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .npy of ids or a .npz of pairs")
+        raise UserError(f"{path}: no such file; give a .npy of tokens or a .npz of pairs")
     if path.suffix == ".npz":
         pairs = read_saved_pairs(path)
-        ids, starts = pairs.targets, pairs.target_starts
+        tokens, starts = pairs.targets, pairs.target_starts
     else:
         try:
-            ids = np.load(path, mmap_mode="r", allow_pickle=False)
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise UserError(f"{path}: not an array of ids ({error}); save one vector with numpy.save") from None
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise UserError(f"{path}: has shape {ids.shape} of {ids.dtype}; give one vector of integer ids")
-        if len(ids) and int(ids.min()) < 0:
-            raise UserError(f"{path}: holds the id {ids.min()}; ids are 0 or more")
-        starts = np.unique(np.concatenate([[0], np.flatnonzero(ids == END) + 1, [len(ids)]]))
+            raise UserError(f"{path}: not an array of tokens ({error}); save one vector with numpy.save") from None
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise UserError(f"{path}: has shape {tokens.shape} of {tokens.dtype}; give one vector of integers")
+        if len(tokens) and int(tokens.min()) < 0:
+            raise UserError(f"{path}: contains the token {tokens.min()}; tokens are 0 or more")
+        starts = np.unique(np.concatenate([[0], np.flatnonzero(tokens == END) + 1, [len(tokens)]]))
     for begin in range(0, len(starts) - 1, BATCH):
         bounds = starts[begin : begin + BATCH + 1]
-        yield [np.concatenate([[START], ids[a:b]]).astype(np.int64) for a, b in pairwise(bounds)]
+        yield [np.concatenate([[START], tokens[a:b]]).astype(np.int64) for a, b in pairwise(bounds)]
 
 
 def open_tokenizer(path: Path, vocab_size: int | None) -> tuple[Tokenizer, int]:
     """The tokenizer and the target's V."""
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file}: no such tokenizer; name a tokenizer.json or a checkpoint folder with one")
+        raise UserError(f"{file}: no such tokenizer; give a tokenizer.json or a checkpoint folder with one")
     try:
         encoder = Tokenizer.from_file(str(file))
-    # The tokenizers library raises the bare class.
+    # the tokenizers library raises Exception itself
     except Exception as error:
-        raise UserError(f"{file}: not a tokenizer ({error}); name a T5 tokenizer.json") from None
+        raise UserError(f"{file}: not a tokenizer ({error}); give a T5 tokenizer.json") from None
     known = encoder.get_vocab_size()
     config = file.with_name("config.json")
     if vocab_size is None and config.is_file():
@@ -168,5 +215,5 @@ def open_tokenizer(path: Path, vocab_size: int | None) -> tuple[Tokenizer, int]:
     if vocab_size is None:
         vocab_size = -(-known // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if vocab_size < known:
-        raise UserError(f"{file}: has {known} ids, the target only {vocab_size}; give the target's own tokenizer")
+        raise UserError(f"{file}: has {known} tokens, the target only {vocab_size}; give the target's own tokenizer")
     return encoder, vocab_size
