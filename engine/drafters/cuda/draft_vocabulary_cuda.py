@@ -59,8 +59,9 @@ class DraftVocabularyCuda:
 
     def _grow(self, B: int, source: int) -> None:
         layout, released = self._layout(B, source), sum(buffer.nbytes for buffer in self.buffers.values())
-        check_memory(self.device, layout_bytes(layout), f"the draft vocabularies and logits of {B} sequences with {source} source "
-                     "tokens", "lower batch_size or max_source", released)
+        check_memory(self.device, layout_bytes(layout),
+                     f"the draft vocabularies and logits of {B} sequences with {source} source tokens",
+                     "lower batch_size or max_source", released)
         # the old buffers are released before the new ones are allocated
         self.buffers, self.num_sequences = {}, 0
         self.buffers = {name: torch.zeros(shape, dtype=kind, device=self.device) for name, (shape, kind) in layout.items()}

@@ -44,7 +44,7 @@ class T5DrafterCuda(Drafter):
     def __init__(self, weights: T5WeightsCuda, tokens: Tensor | None = None):
         self.t5 = T5Cuda(weights)
         self.vocabulary = DraftVocabularyCuda(weights.head, torch.zeros(0) if tokens is None else tokens, copies=False)
-        self.buffers = PerState(lambda state: DraftBuffers(state, weights.config.vocab_size, PROPOSERS.index("t5")))
+        self.draft_buffers = PerState(lambda state: DraftBuffers(state, weights.config.vocab_size, PROPOSERS.index("t5")))
 
     @classmethod
     def open(cls, folder: Path, target: T5WeightsCuda, target_folder: Path, tokenizer: Any) -> T5DrafterCuda:
@@ -75,7 +75,7 @@ class T5DrafterCuda(Drafter):
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         """Draft token by token for all sequences; the length is state.draft_tokens, whatever the budget."""
-        buffers = self.buffers.of(state)
+        buffers = self.draft_buffers.of(state)
         draft = buffers.draft
         if not state.max_draft:
             return draft
@@ -107,4 +107,5 @@ class ShallowT5DrafterCuda(T5DrafterCuda):
             tables = {"embedding": model.embedding.detach().to(target.device, target.dtype),
                       "head": model.head.detach().to(target.device, STORED[target.stored])}
         tensors = Tensors(model.state_dict())
-        return cls(assemble(config, target.dtype, target.stored, False, target.device, tensors.read, tables), model.draft_ids)
+        weights = assemble(config, target.dtype, target.stored, False, target.device, tensors.read, tables)
+        return cls(weights, model.draft_ids)

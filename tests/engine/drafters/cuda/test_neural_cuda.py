@@ -7,13 +7,12 @@ import torch
 from doubles import SIZES, FakeCapture, TableTarget, chi_square, make_state
 
 import foredraft
-from foredraft.engine.drafters.cuda.draft_buffers import BuffersByState, DraftBuffers
+from foredraft.engine.drafters.cuda import recurrent_cuda, t5_drafter_cuda
+from foredraft.engine.drafters.cuda.draft_buffers import DraftBuffers, PerState
 from foredraft.engine.drafters.cuda.draft_vocabulary_cuda import DraftVocabularyCuda
 from foredraft.engine.drafters.cuda.recurrent_cuda import own_bytes
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import model_class, open_drafter
-from foredraft.engine.drafters.registry.cuda import recurrent_cuda as draft_device_recurrent
-from foredraft.engine.drafters.registry.cuda import t5_drafter_cuda as draft_device_t5
 from foredraft.engine.generate import Model
 from foredraft.engine.loop import decode, step
 from foredraft.engine.models import device_memory
@@ -21,7 +20,7 @@ from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import STORED, load_cuda_weights
 from foredraft.engine.models.t5_weights import load_weights
-from foredraft.engine.runtime import static_batches as fixed_batches
+from foredraft.engine.runtime import static_batches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.errors import UserError
 from foredraft.kernels.core.backend import is_interpreted
@@ -171,8 +170,8 @@ def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
 def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_model_path, tmp_path, monkeypatch):
     """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
     forgotten."""
-    monkeypatch.setattr(draft_device_recurrent, "POSITIONS", 4)
-    for module in (draft_device_recurrent, fixed_batches):
+    monkeypatch.setattr(recurrent_cuda, "POSITIONS", 4)
+    for module in (recurrent_cuda, static_batches):
         monkeypatch.setattr(module, "SLOTS", 2)
     folder = saved("lstm", 40, tiny_model_path, tmp_path)
     plain = foredraft.load(tiny_model_path, drafter=None)
@@ -198,19 +197,19 @@ def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(mo
     free(monkeypatch, taken)
     DraftBuffers(state, 500, 3)
     free(monkeypatch, taken - 1)
-    with pytest.raises(UserError, match="the distributions of 3 drafts for 2 sequences need .* lower batch_size or draft_tokens"):
+    with pytest.raises(UserError, match="the distributions of 3 drafts for 2 sequences need .* or draft_tokens"):
         DraftBuffers(state, 500, 3)
     # greedy rows have none
     DraftBuffers(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
 
 
-def test_vocabulary_take_what_was_counted_and_one_refused_leaves_them_as_they_were(monkeypatch):
+def test_a_vocabulary_takes_what_was_counted_and_one_refused_leaves_it_as_it_was(monkeypatch):
     vocabulary = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
     vocabulary.reserve(3, 70)
     held, generation = dict(vocabulary.buffers), vocabulary.generation
     taken = sum(buffer.nbytes for buffer in held.values())
     free(monkeypatch, 0)
-    with pytest.raises(UserError, match="draft vocabularies and logits of 9 sequences with 128 source tokens need .* lower batch"):
+    with pytest.raises(UserError, match="vocabularies and logits of 9 sequences with 128 source tokens need .* lower batch"):
         vocabulary.reserve(9, 70)
     assert vocabulary.buffers == held and vocabulary.generation == generation and vocabulary.num_sequences == 3
     # existing buffers are released first
@@ -248,7 +247,7 @@ def test_drafters_that_do_not_fit_are_not_loaded(shared, tiny_checkpoints, tmp_p
         folders[kind] = tmp_path / kind
         model_class(kind).from_target(folder, **SIZES[kind], shared_embeddings=shared).save(folders[kind])
     free(monkeypatch, 100)
-    monkeypatch.setattr(draft_device_t5, "assemble", lambda *arguments: pytest.fail("memory was taken"))
+    monkeypatch.setattr(t5_drafter_cuda, "assemble", lambda *arguments: pytest.fail("memory was taken"))
     with pytest.raises(UserError, match="t5shallow's weights need .* or a smaller drafter"):
         open_drafter(folders["t5shallow"], target, folder, None)
     with pytest.raises(UserError, match="weights need" if shared else "lstm's embedding and head need .* dtype='bfloat16'"):
