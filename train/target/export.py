@@ -1,4 +1,4 @@
-"""A target on disk: the files that transformers, and our own engine, load."""
+"""Export of a target: the files that transformers and the engine load."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from foredraft.errors import UserError
 
 
 def read_tokenizer(path: str | Path, lowercase: bool = False) -> Tokenizer:
-    """The ``tokenizer.json`` at ``path`` (the file or its directory), made to lower-case its input if asked."""
+    """The tokenizer.json at `path` (the file or its folder), which lower-cases its input if `lowercase`."""
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: no tokenizer here; give a tokenizer.json with --tokenizer")
+        raise UserError(f"{path}: no such tokenizer; give a tokenizer.json with --tokenizer")
     tokenizer = Tokenizer.from_file(str(path))
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
@@ -27,7 +27,7 @@ def read_tokenizer(path: str | Path, lowercase: bool = False) -> Tokenizer:
 
 
 def export_target(model, tokenizer: Tokenizer, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write weights (safetensors), configs and tokenizer as transformers loads them; each file appears whole."""
+    """Write weights (safetensors), configurations and tokenizer in transformers' formats, each file atomically."""
     out = Path(out)
     partial = out / ".export"
     shutil.rmtree(partial, ignore_errors=True)

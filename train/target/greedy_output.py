@@ -1,4 +1,4 @@
-"""A model in training, heard by the engine: its own greedy output, at the engine's speed."""
+"""The greedy output of a model in training, by the engine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,28 @@ from foredraft.train.data.pairs import IGNORE
 
 
 def greedy_output(model, batch: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
-    """[B, T] int64 on the model's device: up to ``longest`` ids for each source of the batch, ``</s>`` included where
-    it came, then -100. In fp32 from the weights as they are now, without dropout.
+    """Greedy output in float32 with the present weights, without dropout.
+
+    Parameters
+    ----------
+    model
+        A transformers T5ForConditionalGeneration.
+    batch
+        `input_ids` and `attention_mask` [B, S].
+    longest
+        Longest output in tokens.
+
+    Returns
+    -------
+    Tensor
+        [B, T] int64 on the model's device, with `</s>` where it was emitted, then -100.
     """
-    sources = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    heard = Model(T5(copy_weights(model)), None, "lookup", Path("the model in training"), "float32")
-    rows = heard.generate(sources, max_new_tokens=longest, batch_size=len(sources), max_source=len(batch["input_ids"][0]))
-    out = torch.full((len(sources), max(map(len, rows.token_ids))), IGNORE)
-    for row, ids in zip(out, rows.token_ids, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
+    sources = [tokens[mask.bool()].tolist()
+               for tokens, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    engine = Model(T5(copy_weights(model)), None, "lookup", Path("the model in training"), "float32")
+    outputs = engine.generate(sources, max_new_tokens=longest, batch_size=len(sources),
+                              max_source=batch["input_ids"].shape[1])
+    out = torch.full((len(sources), max(map(len, outputs.token_ids))), IGNORE)
+    for padded, tokens in zip(out, outputs.token_ids, strict=True):
+        padded[: len(tokens)] = torch.tensor(tokens)
     return out.to(model.device)

@@ -1,4 +1,4 @@
-"""A target's model card: what it was made from, what it can do in figures, and what it still misses."""
+"""The model card of a target: its training, its metrics, and the requirements that it meets or misses."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ LONGEST = 128
 LEAD_TOKENS = 56
 FIGURES = "figures.json"
 
-# What a target must show before figures that rest on it mean something: figure, wording, bound, is it a minimum?
-DEMANDS = (
-    ("shuffled_penalty", "nats a token lost when the sources are shuffled", 0.5, True),
-    ("span_top1", "random spans of the source continued, top-1", 0.85, True),
+# Requirements for a target that benchmarks are run on: metric, description, bound, whether the bound is a minimum.
+REQUIREMENTS = (
+    ("shuffled_penalty", "increase of the loss in nats per token when the sources are shuffled", 0.5, True),
+    ("span_top1", "top-1 accuracy of continuing random spans of the source", 0.85, True),
     ("repeated_4grams", "summaries with a repeated 4-gram of words", 0.05, False),
 )
 
@@ -36,12 +36,12 @@ Generate = Callable[[list[list[int]]], list[list[int]]]
 
 
 def lines_of(text: str) -> str:
-    """``text`` with every sentence on a line of its own, as ROUGE-Lsum reads it."""
+    """The text with one sentence a line, as ROUGE-Lsum needs it."""
     return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
 
 
 def engine_generate(folder: Path) -> Generate:
-    """Greedy summaries of id lists by our own engine, without drafts."""
+    """A function from sources to greedy summaries, both lists of tokens, by the engine without drafts."""
     from foredraft.engine.generate import load
 
     model = load(folder, drafter=None)
@@ -51,9 +51,23 @@ def engine_generate(folder: Path) -> Generate:
 def measure_target(
     folder: str | Path, data: str | Path, limit: int = 500, generate: Generate | None = None
 ) -> dict[str, float]:
-    """The card's figures on the first ``limit`` pairs of ``data`` (a text pair file); shares in 0..1, ROUGE in percent.
+    """The metrics of the card.
 
-    ``generate`` turns source ids into summary ids, with ``</s>`` where it was emitted; by default our engine, greedy.
+    Parameters
+    ----------
+    folder
+        The target.
+    data
+        A pair file with text.
+    limit
+        Number of pairs.
+    generate
+        From sources to summaries, lists of tokens, with `</s>` where it was emitted; by default the engine, greedy.
+
+    Returns
+    -------
+    dict
+        Name to value; shares are 0 to 1, ROUGE is in percent, losses are in nats per token.
     """
     folder = Path(folder)
     tokenizer = read_tokenizer(folder)
@@ -104,11 +118,11 @@ def _named(prefix: str, scores: dict[str, float]) -> dict[str, float]:
 def sample_summaries(
     folder: str | Path, texts: Sequence[Path], generate: Generate | None = None
 ) -> list[tuple[str, str]]:
-    """``(file name, summary)`` of text files, as the target writes them."""
+    """(file name, summary) of text files."""
     tokenizer = read_tokenizer(folder)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     encoded = [tokenizer.encode(path.read_text(encoding="utf-8")).ids[:-1] for path in texts]
-    sources = [ids[: config["n_positions"] - 1] + [END] for ids in encoded]
+    sources = [tokens[: config["n_positions"] - 1] + [END] for tokens in encoded]
     outputs = (generate or engine_generate(Path(folder)))(sources)
     return [(path.name, tokenizer.decode(output)) for path, output in zip(texts, outputs, strict=True)]
 
@@ -120,11 +134,11 @@ def write_card(
     texts: Sequence[Path] = (),
     generate: Generate | None = None,
 ) -> dict[str, float]:
-    """Measure the target in ``folder`` and write its ``README.md`` and ``figures.json``; returns the figures."""
+    """Measure the target in `folder` (measure_target) and write its README.md and figures.json; returns the metrics."""
     folder = Path(folder)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} in it; give the folder of a finished target with --target")
+            raise UserError(f"{folder}: contains no {name}; give the folder of a finished target with --target")
     figures = measure_target(folder, data, limit, generate)
     samples = sample_summaries(folder, texts, generate) if texts else []
     record = {"hash": weights_hash(folder), "data": Path(data).name, "machine": machine(), **figures}
@@ -135,13 +149,13 @@ def write_card(
 
 
 def card_text(record: dict, config: dict, history: list[dict], samples: Sequence[tuple[str, str]]) -> str:
-    """The card as Markdown, from measured figures alone."""
-    sections = [_head(record, config), _demands(record), _figures(record)]
+    """The card in Markdown."""
+    sections = [_head(record, config), _requirements(record), _figures(record)]
     if history:
         sections.append(_making(history))
     if samples:
         body = "\n\n".join(f"**{name}**: {summary}" for name, summary in samples)
-        sections.append(f"## Samples\nGreedy, unedited, on sample texts of our own.\n\n{body}")
+        sections.append(f"## Samples\nGreedy and unedited, of our own sample texts.\n\n{body}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -156,21 +170,21 @@ pipeline_tag: summarization
 
 T5 ({config["feed_forward_proj"]}, {tied}, {config["num_layers"]}+{config["num_decoder_layers"]} layers, width \
 {config["d_model"]}, {config["num_heads"]} heads of {config["d_kv"]}, feed-forward {config["d_ff"]}), the T5 \
-vocabulary, {config["dtype"]} weights; sources of up to {config["n_positions"]} tokens. It exists so that speculative \
-decoding can be developed and measured on a target that truly reads and copies its source. It is no product: its \
-summaries are often wrong.
+vocabulary, {config["dtype"]} weights; sources of up to {config["n_positions"]} tokens. It exists to develop and \
+measure speculative decoding on a target that reads and copies its source. It is not a product: its summaries are often \
+wrong.
 
-Input: plain text, no prefix (the tokenizer does what else is needed); the decoder starts from `<pad>`.
-Weights: `{record["hash"]}` (beginning of the SHA-256 over tensor names and bytes)."""
+Input: plain text without a prefix. The decoder starts with `<pad>`.
+Weights: `{record["hash"]}` (the beginning of the SHA-256 of tensor names and bytes)."""
 
 
-def _demands(record: dict) -> str:
-    rows = ["| demand | bound | measured | |", "|---|---|---|---|"]
-    for name, wording, bound, minimum in DEMANDS:
+def _requirements(record: dict) -> str:
+    rows = ["| requirement | bound | measured | |", "|---|---|---|---|"]
+    for name, wording, bound, minimum in REQUIREMENTS:
         met = record[name] >= bound if minimum else record[name] <= bound
         sign = ">=" if minimum else "<="
         rows.append(f"| {wording} | {sign} {bound} | {record[name]:.3f} | {'met' if met else '**missed**'} |")
-    return "## What it must show\n" + "\n".join(rows)
+    return "## Requirements\n" + "\n".join(rows)
 
 
 def _figures(record: dict) -> str:
@@ -188,23 +202,23 @@ against the highlights), greedy, up to {LONGEST} new tokens.
 
 {chr(10).join(rows)}
 
-- Loss {record["loss"]:.2f} nats a token with the right source, {record["loss_shuffled"]:.2f} with another article's.
+- Loss: {record["loss"]:.2f} nats per token with the right source, {record["loss_shuffled"]:.2f} with another article's.
 - ROUGE-L between its summaries and the article's first three sentences: {record["rougeL_to_lead3"]:.1f}.
-- {record["copied_3grams"]:.0%} of the 3-grams of its summaries stand in the source.
+- {record["copied_3grams"]:.0%} of the 3-grams of its summaries occur in the source.
 - {record["repeated_4grams"]:.1%} of its summaries repeat four words in a row ({record["human_repeated_4grams"]:.1%} of the \
 human ones do); {record["repeated_4pieces"]:.0%} repeat four of the tokenizer's pieces \
-({record["human_repeated_4pieces"]:.0%} of the human ones): a name is often four pieces.
-- {record["ended"]:.1%} of the summaries end by themselves; {record["tokens"]:.0f} tokens on average."""
+({record["human_repeated_4pieces"]:.0%} of the human ones), because a name is often four pieces.
+- {record["ended"]:.1%} of the summaries end with the end token; {record["tokens"]:.0f} tokens on average."""
 
 
 def _making(history: list[dict]) -> str:
-    lines = ["## How it was made", "```"]
+    lines = ["## Training", "```"]
     lines += [command(run, TargetTrainingConfig) for run in history]
     lines.append("```")
     for run in history:
         first, last, of = run["first_step"], run["last_step"], run["machine"]
         lines.append(
-            f"- Steps {first} to {last}: {(last - first) * run['config']['batch_size']:,} examples in "
+            f"- Steps {first} to {last}: {(last - first) * run['recipe']['batch_size']:,} examples in "
             f"{run['seconds'] / 60:.0f} minutes on {of['device']} ({of['threads']} threads), torch {of['torch']}, "
             f"transformers {of['transformers']}."
         )

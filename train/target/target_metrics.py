@@ -1,4 +1,4 @@
-"""What a target can do, in figures: does it read its source, does it copy, does it repeat itself, does it end?"""
+"""Metrics of a target: use of the source, copying, repetition, ends of summaries, ROUGE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foredraft.train.data.pairs import END, IGNORE, PAD, Pairs
 
 @torch.no_grad()
 def span_accuracy(model, pairs: Pairs, count: int, longest: int = 64, batch_size: int = 32, seed: int = 7) -> float:
-    """Top-1 accuracy in continuing a random span of the source, teacher-forced, over the first ``count`` pairs."""
+    """Teacher-forced top-1 accuracy of continuing a random span of the source, over the first `count` pairs."""
     hits = scored = 0
     for batch in _batches(pairs, count, batch_size, lambda i: _span(pairs, i, longest, seed)):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -37,7 +37,7 @@ def _span(pairs: Pairs, i: int, longest: int, seed: int) -> dict:
 
 @torch.no_grad()
 def source_losses(model, pairs: Pairs, count: int, batch_size: int = 32) -> tuple[float, float]:
-    """Loss in nats a token on the first ``count`` summaries: with their own sources, and with their neighbours'."""
+    """Loss in nats per token on the first `count` summaries: with their own sources, and with those of the next pairs."""
     count = min(count, len(pairs))
     losses = []
     for shift in (0, 1):
@@ -64,9 +64,9 @@ def _batches(pairs: Pairs, count: int, batch_size: int, example):
         yield collate([example(i) for i in range(start, min(start + batch_size, count))])
 
 
-def repeats(ids: Sequence, n: int = 4) -> bool:
-    """Whether some ``n``-gram of ids, or of words, occurs twice."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+def repeats(tokens: Sequence, n: int = 4) -> bool:
+    """Whether an n-gram of tokens, or of words, occurs twice."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(set(grams)) < len(grams)
 
 
@@ -75,15 +75,15 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def copied_share(ids: Sequence[int], source: Sequence[int], n: int = 3) -> float:
-    """Share of the ``n``-grams of ``ids`` that stand in ``source``; nan when there are none."""
+def copied_share(tokens: Sequence[int], source: Sequence[int], n: int = 3) -> float:
+    """Share of the n-grams of `tokens` that occur in `source`; nan if there are none."""
     known = {tuple(source[i : i + n]) for i in range(len(source) - n + 1)}
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return sum(gram in known for gram in grams) / len(grams) if grams else float("nan")
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean ROUGE-1/2/L/Lsum F1 in percent, with stemming; sentences of a text stand on lines of their own for Lsum."""
+    """Mean ROUGE-1/2/L/Lsum F1 in percent, with stemming. Lsum takes every line of a text as a sentence."""
     kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     scorer = RougeScorer(list(kinds), use_stemmer=True)
     scores = [scorer.score(reference, text) for reference, text in zip(references, predictions, strict=True)]
@@ -91,24 +91,24 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def summary_figures(predictions: np.ndarray, labels: np.ndarray, tokenizer) -> dict[str, float]:
-    """Figures of generated ids [n, T] (start token first) against label ids [n, T] for the training log."""
-    outputs = [clean(row[1:]) for row in predictions]
-    references = [clean(row) for row in labels]
+    """Metrics for the training log of generated tokens [n, T] (start token first) and labels [n, T]."""
+    outputs = [clean(output[1:]) for output in predictions]
+    references = [clean(reference) for reference in labels]
     scores = rouge(tokenizer.decode_batch(outputs), tokenizer.decode_batch(references))
     return {
         "rouge1": round(scores["rouge1"], 2),
         "rouge2": round(scores["rouge2"], 2),
         "rougeL": round(scores["rougeL"], 2),
         "repeat4": float(np.mean([repeats(output) for output in outputs])),
-        "ended": float(np.mean([END in row for row in predictions.tolist()])),
+        "ended": float(np.mean([END in output for output in predictions.tolist()])),
         "length": float(np.mean([len(output) for output in outputs])),
     }
 
 
-def clean(ids: Sequence[int]) -> list[int]:
-    """Token ids up to ``</s>``, without padding and ignored labels."""
+def clean(tokens: Sequence[int]) -> list[int]:
+    """The tokens before `</s>`, without padding and ignored labels."""
     kept = []
-    for token in np.asarray(ids).tolist():
+    for token in np.asarray(tokens).tolist():
         if token == END:
             break
         if token not in (PAD, IGNORE):

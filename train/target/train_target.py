@@ -1,4 +1,4 @@
-"""Training of a T5 target on article/summary pairs, from scratch or from a checkpoint, on transformers' Seq2SeqTrainer."""
+"""The training of a T5 target on article/summary pairs, from scratch or a checkpoint, by transformers' Seq2SeqTrainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,35 @@ from foredraft.train.trainer import LogAndStop, TrainerMixin, checkpoint_step, f
 
 @dataclass(frozen=True)
 class TargetTrainingConfig:
-    """Everything that decides a target's weights, besides its data."""
+    """Everything that determines a target's weights, besides its data.
+
+    Attributes
+    ----------
+    init
+        "copy" (copy_init), "random", or the folder of a checkpoint.
+    steps, warmup_steps, decay_steps
+        Updates in all, and those of warm-up and decay (trainer.learning_rate_factor).
+    batch_size, learning_rate
+        Pairs of an update, and the peak learning rate of AdamW.
+    embedding_scale
+        Learning rate of the embeddings relative to that of the other weights.
+    unlikelihood, sequence_unlikelihood, sequence_every
+        Weights of token-level and sequence-level unlikelihood, and updates between two of the latter (target_losses).
+    span_every
+        One example in so many copies a span of its source (pair_batches); 0 is none.
+    extracts
+        Share of the summaries that are replaced by extracts of the article.
+    max_source, max_target
+        Longest source and summary in tokens.
+    width, layers, heads, feed_forward, dropout
+        Geometry of a fresh model: C, L of encoder and decoder, H, the inner width of feed-forward layers, dropout rate.
+    seed
+        Of weights and order.
+    bf16
+        Multiply in bfloat16; weights stay float32.
+    lowercase
+        The tokenizer lower-cases its input.
+    """
 
     init: str = "copy"
     steps: int = 5000
@@ -33,12 +61,12 @@ class TargetTrainingConfig:
     decay_steps: int = 1000
     batch_size: int = 16
     learning_rate: float = 4e-4
-    embedding_scale: float = 1.0  # learning rate of the embeddings over that of the rest
+    embedding_scale: float = 1.0
     unlikelihood: float = 0.0
     sequence_unlikelihood: float = 0.0
     sequence_every: int = 8
     span_every: int = 16
-    extracts: float = 0.0  # share of the summaries replaced by extracts of the article
+    extracts: float = 0.0
     max_source: int = 256
     max_target: int = 104
     width: int = 256
@@ -48,13 +76,13 @@ class TargetTrainingConfig:
     dropout: float = 0.0
     seed: int = 0
     bf16: bool = False
-    lowercase: bool = False  # the tokenizer lower-cases its input
+    lowercase: bool = False
 
 
 def new_target(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
-    """A model in fp32: a fresh one with the copy circuit or random weights, or the checkpoint that ``init`` names."""
+    """A model in float32: fresh with copy or random initialisation, or a checkpoint."""
     model = _initial(config)
-    # T5 has no position limit of its own; this records how long a source it was trained on
+    # T5 has no limit of positions; the entry records the length of the sources in training
     model.config.n_positions = config.max_source
     fuse_gelu(model)
     return model
@@ -63,7 +91,7 @@ def new_target(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
 def _initial(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
     if config.init not in ("copy", "random"):
         if not (Path(config.init) / "config.json").is_file():
-            raise UserError(f"--init {config.init}: neither 'copy' nor 'random' nor a checkpoint directory")
+            raise UserError(f"--init {config.init}: neither 'copy', 'random' nor the folder of a checkpoint")
         return T5ForConditionalGeneration.from_pretrained(config.init, dtype=torch.float32)
     torch.manual_seed(config.seed)
     model = T5ForConditionalGeneration(T5Config(
@@ -85,9 +113,10 @@ def _initial(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
 
 
 class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
-    """Seq2SeqTrainer with the loss, order and probes of a target."""
+    """Seq2SeqTrainer with the losses, sampler and metrics of a target."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Likelihood and unlikelihood; evaluation uses likelihood alone."""
         config = self.config
         loss = target_loss(model, inputs, config.bf16, config.unlikelihood if model.training else 0.0)
         if model.training and config.sequence_unlikelihood and self.state.global_step % config.sequence_every == 0:
@@ -96,6 +125,7 @@ class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model=None):
+        """AdamW without weight decay, with a learning rate of its own for the embeddings."""
         model = model or self.model
         embedding = model.get_input_embeddings().weight
         rest = [parameter for parameter in model.parameters() if parameter is not embedding]
@@ -109,7 +139,8 @@ class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
         return LengthGroups(np.diff(pairs.target_starts), self.config.batch_size, self.config.seed)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
-        # a data loader draws from the global generator: looking must not change what dropout does next
+        """The Trainer's metrics and the accuracy of copying spans."""
+        # evaluation must not change the random numbers of the following dropout
         with torch.random.fork_rng():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         extra = {f"{metric_key_prefix}_span_top1": round(span_accuracy(self.model, self.eval_dataset.pairs, 64), 4)}
@@ -118,9 +149,9 @@ class TargetTrainer(TrainerMixin, Seq2SeqTrainer):
 
 
 def _with_extracts(pairs: Path, cache: Path, tokenizer, config: TargetTrainingConfig) -> Path:
-    """The pair file with a share of its summaries replaced, made once and kept in ``cache``."""
+    """The pair file with a share of its summaries replaced by extracts, created once in the folder `cache`."""
     if pairs.suffix == ".npz":
-        raise UserError(f"{pairs}: holds ids; extracts are chosen from text, so give a .jsonl or .jsonl.gz")
+        raise UserError(f"{pairs}: contains tokens, but --extracts needs text; give a .jsonl or .jsonl.gz")
     name = fingerprint(pairs, tokenizer, config.max_source, config.max_target)[:16]
     mixed = cache / f"extracts-{config.extracts:g}-{config.seed}-{name}.jsonl.gz"
     if not mixed.is_file():
@@ -142,10 +173,40 @@ def train_target(
     resume: bool = False,
     limit: int | None = None,
 ) -> bool:
-    """Train, and export to ``out`` when done; False when SIGINT or SIGTERM came first, which leaves a checkpoint.
+    """Train a target and export it.
 
-    ``data`` is a pair file or a folder with ``train`` and ``validation`` splits. ``resume`` continues from the newest
-    checkpoint in ``out``.
+    Parameters
+    ----------
+    data
+        A pair file, or a folder with the splits train and validation.
+    out
+        Folder of checkpoints and of the exported target.
+    tokenizer_path
+        tokenizer.json of the T5 vocabulary, or its folder.
+    config
+        What determines the weights.
+    validation
+        A pair file; by default the validation split of `data`.
+    evaluate_every, log_every, save_every
+        Updates between evaluations, log entries and checkpoints.
+    evaluate_examples
+        Pairs of an evaluation.
+    keep
+        Checkpoints to keep.
+    resume
+        Continue from the newest checkpoint in `out`.
+    limit
+        Train on the first pairs only.
+
+    Returns
+    -------
+    bool
+        False after SIGINT or SIGTERM, which leave a checkpoint.
+
+    Raises
+    ------
+    UserError
+        The data is invalid or missing, or there is nothing to resume from.
     """
     out = Path(out)
     tokenizer = read_tokenizer(tokenizer_path, config.lowercase)
@@ -153,7 +214,7 @@ def train_target(
     train_file = find_split(data, "train") if folder else Path(data)
     validation = validation or (find_split(data, "validation") if folder else None)
     if validation is None:
-        raise UserError("--data is a single file: name a second one with --validation")
+        raise UserError("--data is a single file; give a second one with --validation")
     limits = config.max_source, config.max_target
     mixed = _with_extracts(train_file, out / "cache", tokenizer, config) if config.extracts else train_file
     train = load_pairs(mixed, tokenizer, *limits, cache=out / "cache")
@@ -162,7 +223,7 @@ def train_target(
         train = train.head(limit)
     checkpoint = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
     if resume and checkpoint is None:
-        raise UserError(f"{out}: no checkpoint-N to resume from; start without --resume")
+        raise UserError(f"{out}: contains no checkpoint-N to resume from; start without --resume")
 
     model = new_target(config)
     arguments = Seq2SeqTrainingArguments(
@@ -198,7 +259,7 @@ def train_target(
     )
     first_step = checkpoint_step(checkpoint)
     if first_step >= config.steps:
-        # trained to the end, but perhaps cut off before the export
+        # the run had finished, but may have been stopped before the export
         export_target(T5ForConditionalGeneration.from_pretrained(checkpoint), tokenizer, out)
         return True
     started = time.monotonic()

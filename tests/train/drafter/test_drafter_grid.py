@@ -13,8 +13,8 @@ from foredraft.train.data.heldout import heldout_articles
 from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
 from foredraft.train.drafter import drafter_grid as module
 from foredraft.train.drafter.distillation_methods import METHODS
-from foredraft.train.drafter.drafter_grid import BASELINE, DrafterGrid, checkpoint_of, run_folder, train_grid
 from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
+from foredraft.train.drafter.drafter_grid import BASELINE, DrafterGrid, checkpoint_of, run_folder, train_grid
 from foredraft.train.drafter.training_context import TrainingContext
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from foredraft.engine.drafters.ngram import NgramDrafter
 from foredraft.errors import UserError
 from foredraft.ngram_native import query, smooth
-from foredraft.ngram_native.table import Table, verify, vocabulary_fingerprint
+from foredraft.ngram_native.files import verify
+from foredraft.ngram_native.table import KIND, Table, vocabulary_fingerprint
 from foredraft.train.drafter import fit_ngram as ngram
 from foredraft.train.drafter.fit_ngram import fit_ngram
 
@@ -44,7 +45,7 @@ def fitted(folder, **options):
 def test_the_table_drafts_what_it_read(folder):
     done = fitted(folder, order=3)
     assert (done.texts, done.tokens) == (4, 16 + 2 * 4)
-    verify(folder / "t.ngram")
+    verify(folder / "t.ngram", KIND)
     table = Table.open(folder / "t.ngram")
     assert table.vocab_size == 128 and table.order == 3
     assert table.tokenizer == vocabulary_fingerprint({word: i for i, word in enumerate(WORDS)})

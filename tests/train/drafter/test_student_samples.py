@@ -8,9 +8,9 @@ import torch
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.train.drafter import student_samples as samples
+from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
 from foredraft.train.drafter.student_samples import drafter_of, mixed_samples, student_samples
 from foredraft.train.drafter.teacher import Teacher
-from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
 from foredraft.train.drafter.train_drafter import new_drafter
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))

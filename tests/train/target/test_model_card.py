@@ -11,7 +11,7 @@ from foredraft.train.data.pairs import END
 from foredraft.train.history import describe_run, record_run
 from foredraft.train.target.copy_init import copy_init
 from foredraft.train.target.export import export_target
-from foredraft.train.target.model_card import DEMANDS, card_text, engine_generate, measure_target, write_card
+from foredraft.train.target.model_card import REQUIREMENTS, card_text, engine_generate, measure_target, write_card
 from foredraft.train.target.target_metrics import copied_share, repeats, rouge, words
 from foredraft.train.target.train_target import TargetTrainingConfig
 
@@ -91,7 +91,7 @@ def test_the_card_states_figures_commands_samples_and_misses(world):
 def test_bounds_count_as_met_on_the_right_side(world):
     figures = measure_target(world / "target", world / "test.jsonl", 4, echo) | {"hash": "0", "data": "test.jsonl"}
     config = json.loads((world / "target" / "config.json").read_text())
-    for name, _, bound, minimum in DEMANDS:
+    for name, _, bound, minimum in REQUIREMENTS:
         for nudge, met in ((0.01, minimum), (-0.01, not minimum)):
             text = card_text(figures | {name: bound + nudge}, config, [], [])
             assert (f"| {bound + nudge:.3f} | met |" in text) is met
