@@ -3,7 +3,7 @@
     tokens [B, T + 1], lengths [B] int64, finished [B] bool, limits, budgets [B] int64, temperature [B]     the decode state
 
   drafter_inputs
-    read, positions [B, 2] int64      out: the last two committed tokens and their positions, -1: not read
+    read, positions [B, 2] int64   out: the last two committed tokens and their positions, -1: not read
     later        [K, B] int64      out: position of draft token k if another one follows it, else -1
     dense        [B] bool          out: sequences that sample
 

@@ -58,7 +58,7 @@ def _best(text, first, begin, end, stop, recent, known, match, allowed, favourit
           MIN_MATCH: tl.constexpr, MAX_MATCH: tl.constexpr, PAD: tl.constexpr, BLOCK: tl.constexpr,
           CANDIDATES: tl.constexpr):
     """The rank of the best candidate with this match, -1: none. Candidates are the first CANDIDATES positions, of the source
-    from its start, of the output from its end. Order: more tokens to copy, `favourite` follows, source, first position."""
+    from its start, of the output from its end. Order: tokens to copy, `favourite` follows, source, earliest candidate."""
     best = tl.full((BLOCK,), -1, tl.int64)
     seen = match * 0
     for start in range(begin, tl.where(match > 0, end, begin), BLOCK):
