@@ -39,7 +39,8 @@ def world(tmp_path):
 
 
 def test_build_family_writes_target_card_and_table(world):
-    config = TargetTrainingConfig(init=str(world / "tiny"), steps=2, decay_steps=1, batch_size=4, max_source=20, max_target=8)
+    config = TargetTrainingConfig(init=str(world / "tiny"), steps=2, decay_steps=1, batch_size=4, max_source=20,
+                                  max_target=8)
     longer = replace(config, steps=3, sequence_unlikelihood=1.0, sequence_every=1)
     figures = build_family(world, world, world / "work", world / "assets", [config, longer], test_articles=4)
     assert [run["last_step"] for run in read_history(world / "assets" / "target")] == [2, 3]

@@ -18,7 +18,7 @@ from foredraft.train.drafter.drafter_grid import BASELINE, DrafterGrid, checkpoi
 from foredraft.train.drafter.training_context import TrainingContext
 
 SIZES = (("hidden_size", 8), ("num_heads", 2), ("d_kv", 6), ("d_ff", 16))
-PLAN = DrafterGrid(("ngram", "lstm"), (BASELINE, "Seq_KD"), (0,), DrafterTrainingConfig(
+GRID = DrafterGrid(("ngram", "lstm"), (BASELINE, "Seq_KD"), (0,), DrafterTrainingConfig(
     steps=2, warmup_steps=1, decay_steps=1, batch_size=4, max_target=8), (("lstm", SIZES),), evaluate_every=2)
 
 
@@ -31,43 +31,44 @@ def world(tiny_model_path, tmp_path_factory):
     data.write_text("".join(json.dumps({"article": text, "highlights": text[:20]}) + "\n" for text in texts))
     pseudo(data, folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)), progress=False)
     context = TrainingContext(tiny_model_path, folder / "cache")
-    return context, read_drafter_data(data, folder / "own", context.tokenizer, 16, 8), heldout_articles(context, data, 2, 16, 8)
+    articles = read_drafter_data(data, folder / "own", context.tokenizer, 16, 8)
+    return context, articles, heldout_articles(context, data, 2, 16, 8)
 
 
-def test_the_matrix_trains_everything_once(world, tmp_path, monkeypatch):
-    said = []
-    results, failures = train_grid(PLAN, *world, tmp_path, said.append)
+def test_the_grid_trains_every_run_once(world, tmp_path, monkeypatch):
+    lines = []
+    results, failures = train_grid(GRID, *world, tmp_path, lines.append)
     assert not failures and [(r["drafter"], r["method"]) for r in results] == [
         ("ngram", BASELINE), ("lstm", BASELINE), ("ngram", "Seq_KD"), ("lstm", "Seq_KD")]
     assert all(checkpoint_of(result, tmp_path).exists() for result in results)
     monkeypatch.setattr(module, "train_drafter", None)
-    assert train_grid(PLAN, *world, tmp_path, said.append)[0] == results
+    assert train_grid(GRID, *world, tmp_path, lines.append)[0] == results
     with pytest.raises(UserError, match="other settings"):
-        train_grid(replace(PLAN, config=replace(PLAN.config, steps=3)), *world, tmp_path, said.append)
+        train_grid(replace(GRID, config=replace(GRID.config, steps=3)), *world, tmp_path, lines.append)
 
 
-def test_a_failing_run_does_not_end_the_others(world, tmp_path, monkeypatch):
+def test_a_failing_run_does_not_stop_the_others(world, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_drafter", lambda *_, **__: 1 / 0)
-    results, failures = train_grid(PLAN, *world, tmp_path, lambda line: None)
+    results, failures = train_grid(GRID, *world, tmp_path, lambda line: None)
     assert [r["drafter"] for r in results] == ["ngram", "ngram"] and len(failures) == 2
     assert "ZeroDivisionError" in (run_folder(tmp_path, "lstm", BASELINE, 0) / "error.txt").read_text()
 
 
-def test_both_sides_of_a_comparison_get_the_same(world):
-    plan = DrafterGrid(seeds=(0, 1))
-    assert len(plan.runs()) == 2 * 4 * 7 + 2 and plan.runs()[0][1] == BASELINE
+def test_baseline_and_methods_have_the_same_configuration(world):
+    grid = DrafterGrid(seeds=(0, 1))
+    assert len(grid.runs()) == 2 * 4 * 7 + 2 and grid.runs()[0][1] == BASELINE
     for drafter in ("cnn", "lstm", "t5small", "t5shallow"):
-        baseline = plan.config_of(drafter, BASELINE, 1)
+        baseline = grid.config_of(drafter, BASELINE, 1)
         assert baseline.method.kd_loss == 0
         for method in METHODS:
-            twin = plan.config_of(drafter, method, 1)
-            assert replace(twin, method=baseline.method) == baseline and twin.method.kd_loss == 1
+            distilled = grid.config_of(drafter, method, 1)
+            assert replace(distilled, method=baseline.method) == baseline and distilled.method.kd_loss == 1
 
 
-def test_a_drafter_may_take_other_steps_on_both_sides():
-    plan = DrafterGrid(config=DrafterTrainingConfig(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
+def test_steps_of_a_drafter_apply_to_baseline_and_methods():
+    grid = DrafterGrid(config=DrafterTrainingConfig(steps=200, warmup_steps=20, decay_steps=100), steps=(("t5small", 10),))
     for method in (BASELINE, "Seq_KD"):
-        few, many = plan.config_of("t5small", method, 0), plan.config_of("lstm", method, 0)
+        few, many = grid.config_of("t5small", method, 0), grid.config_of("lstm", method, 0)
         assert (few.steps, few.warmup_steps, few.decay_steps) == (10, 10, 5)
         assert (many.steps, many.warmup_steps, many.decay_steps) == (200, 20, 100)
     with pytest.raises(UserError, match="--steps-of: ngram"):
@@ -76,7 +77,7 @@ def test_a_drafter_may_take_other_steps_on_both_sides():
         parse_steps("lstm=none")
 
 
-def test_unknown_names():
+def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="--drafters: gru"):
         DrafterGrid(drafters=("gru",))
     with pytest.raises(UserError, match="--methods: Magic"):

@@ -1,4 +1,4 @@
-"""Fitting a table from files, and the command that does it."""
+"""Fitting a table to files, and the command."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fitted(folder, **options):
     return fit_ngram(paths, folder / "t.ngram", folder, progress=False, **options)
 
 
-def test_the_table_drafts_what_it_read(folder):
+def test_the_table_drafts_its_training_text(folder):
     done = fitted(folder, order=3)
     assert (done.texts, done.tokens) == (4, 16 + 2 * 4)
     verify(folder / "t.ngram", KIND)
@@ -50,61 +50,61 @@ def test_the_table_drafts_what_it_read(folder):
     assert table.vocab_size == 128 and table.order == 3
     assert table.tokenizer == vocabulary_fingerprint({word: i for i, word in enumerate(WORDS)})
     a, b, c, d = (WORDS.index(letter) for letter in "abcd")
-    # From the start token on: a b c d </s>, and there the chain stops.
+    # a b c d </s> follows the start token, and the draft ends with </s>
     assert query.draft_reference(table, [0], 9, 1, 0.0) == [a, b, c, d, 1]
     assert NgramDrafter.open(folder / "t.ngram", vocab_size=128).table.sizes == table.sizes
 
 
-def test_own_summaries_are_counted_as_they_were_written(folder):
-    """By their ids, not by their text read again: an empty one and one that was cut are as good as others."""
+def test_own_summaries_are_counted_by_their_tokens(folder):
+    """Not by tokenising their text again; empty and truncated summaries are counted too."""
     (folder / "own").mkdir()
-    rows = [("a b", [3, 4, 1]), ("", [1]), ("c c", [5, 5])]
+    records = [("a b", [3, 4, 1]), ("", [1]), ("c c", [5, 5])]
     (folder / "own" / "pseudo-00000.jsonl").write_text("".join(
-        json.dumps({"id": str(i), "sample": 0, "highlights": text, "source_ids": [1], "target_ids": ids}) + "\n"
-        for i, (text, ids) in enumerate(rows)))
+        json.dumps({"id": str(i), "sample": 0, "highlights": text, "source_ids": [1], "target_ids": tokens}) + "\n"
+        for i, (text, tokens) in enumerate(records)))
     found = [one.tolist() for batch in ngram.sequences(folder / "own", "highlights", None) for one in batch]
     assert found == [[0, 3, 4, 1], [0, 1], [0, 5, 5]]
     assert fitted(folder, paths=[folder / "own"]).tokens == 9
 
 
-def test_shards_give_the_same_table(folder, monkeypatch):
+def test_sorted_runs_yield_the_same_table(folder, monkeypatch):
     fitted(folder)
-    whole = (folder / "t.ngram").read_bytes()
+    expected = (folder / "t.ngram").read_bytes()
     monkeypatch.setattr(ngram, "BATCH", 1)
     counter = ngram.count_texts([folder / "a.jsonl", folder / "b.jsonl.gz"], folder, memory=500, progress=False)
     smooth.fit(counter.finish()).save(folder / "t.ngram")
     assert len(counter._runs) > 1
-    assert (folder / "t.ngram").read_bytes() == whole
+    assert (folder / "t.ngram").read_bytes() == expected
 
 
 def test_options_reach_the_table(folder):
     (folder / "config.json").write_text(json.dumps({"vocab_size": 40}))
     table = fitted(folder, order=2, smoothing="absolute", discount=0.3, min_count=3).table
     assert (table.vocab_size, table.smoothing, table.discounts[1]) == (40, "absolute", (0.3, 0.3, 0.3))
-    # a b, b c, c d and d </s> were seen three times or more.
+    # a b, b c, c d and d </s> occur three times or more
     assert table.sizes == (40, 4)
     assert fitted(folder, vocab_size=50, field="short").table.vocab_size == 50
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    (dict(order=9), "order 9"),
-    (dict(smoothing="good-turing"), "smoothing 'good-turing'"),
-    (dict(smoothing="laplace", added=0), "added 0"),
-    (dict(smoothing="stupid-backoff", factor=2), "factor 2"),
-    (dict(discount=1.0), "discount 1.0"),
+    (dict(order=9), "order is 9"),
+    (dict(smoothing="good-turing"), "smoothing is 'good-turing'"),
+    (dict(smoothing="laplace", added=0), "added is 0"),
+    (dict(smoothing="stupid-backoff", factor=2), "factor is 2"),
+    (dict(discount=1.0), "discount is 1.0"),
     (dict(paths=[]), "no data"),
     (dict(paths=["none.jsonl"]), "none.jsonl: no such file"),
     (dict(field="summary"), "line 1: no text under 'summary'"),
-    (dict(vocab_size=5), "has 11 ids, the target only 5"),
+    (dict(vocab_size=5), "has 11 tokens, the target only 5"),
 ])
-def test_bad_input_is_named(folder, options, match):
+def test_invalid_arguments_are_named(folder, options, match):
     with pytest.raises(UserError, match=match) as caught:
         fitted(folder, **options)
     assert "\n" not in str(caught.value)
     assert not (folder / "t.ngram").exists()
 
 
-def test_broken_lines_are_named(folder):
+def test_invalid_files_are_named(folder):
     (folder / "a.jsonl").write_text('{"highlights": "a"}\n{"highlights": \n')
     with pytest.raises(UserError, match=r"a.jsonl, line 2: not JSON"):
         fitted(folder)

@@ -31,7 +31,7 @@ TINY = {
     "t5small": (("num_layers", 1), ("num_decoder_layers", 1)),
     "t5shallow": (("layers", (0,)),),
 }
-RECIPE = DrafterTrainingConfig(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
+CONFIG = DrafterTrainingConfig(steps=4, warmup_steps=1, decay_steps=2, batch_size=4, learning_rate=1e-2, max_target=10,
                        sample_tokens=8, sizes=TINY["lstm"])
 
 
@@ -45,7 +45,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def world(tiny_model_path, tmp_path_factory):
-    """A context of the tiny target, 12 articles with human and own summaries, held-out ones; the folder."""
+    """The context of a tiny target, 12 articles with human and own summaries, held-out articles, and the folder."""
     folder = tmp_path_factory.mktemp("world")
     for name, count, first in (("train", 12, 0), ("validation", 4, 40)):
         lines = []
@@ -53,7 +53,8 @@ def world(tiny_model_path, tmp_path_factory):
             words = [f"w{3 + (7 * i + j) % 90}" for j in range(10 + i % 5)]
             lines.append(json.dumps({"article": " ".join(words), "highlights": " ".join(words[: 3 + i % 4])}))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    pseudo(folder / "train.jsonl", folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)), progress=False)
+    pseudo(folder / "train.jsonl", folder / "own", PseudoConfig(max_new_tokens=8), EngineConfig(str(tiny_model_path)),
+           progress=False)
     context = TrainingContext(tiny_model_path, folder / "cache")
     articles = read_drafter_data(folder / "train.jsonl", folder / "own", context.tokenizer, 16, 10)
     heldout = heldout_articles(context, folder / "validation.jsonl", 4, 16, 8)
@@ -64,7 +65,7 @@ def train(world, out, **changes):
     context, articles, heldout, _ = world
     options = {"evaluate_every": 2, "save_every": 2, "log_every": 1, "progress": False}
     options |= {name: changes.pop(name) for name in ("resume", "evaluate_every", "save_every", "keep") if name in changes}
-    return train_drafter(context, articles, heldout, out, replace(RECIPE, **changes), **options)
+    return train_drafter(context, articles, heldout, out, replace(CONFIG, **changes), **options)
 
 
 def log(folder: Path) -> list[dict]:
@@ -95,15 +96,15 @@ def test_distillation_raises_alpha_and_the_best_checkpoint_is_kept(world, tmp_pa
     alphas = {entry["step"]: entry["eval_alpha"] for entry in log(tmp_path) if "eval_alpha" in entry}
     best = max(alphas, key=alphas.get)
     assert alphas[30] > 0.3 and figures["alpha"] == alphas[best] and figures["best_step"] == best
-    kept, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / f"checkpoint-{best}"))
-    assert all(torch.equal(kept[name], whole[name]) for name in whole)
+    kept, best_weights = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / f"checkpoint-{best}"))
+    assert all(torch.equal(kept[name], best_weights[name]) for name in best_weights)
     run = read_history(tmp_path)[0]
     assert run["target_hash"] == world[0].hash and run["recipe"]["method"]["divergence"] == "fkl"
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_path, monkeypatch):
     method = DistillationConfig(distill_method="on_policy_GKD", kd_temp=1)
-    train(world, tmp_path / "whole", method=method, steps=6)
+    train(world, tmp_path / "uninterrupted", method=method, steps=6)
     seen, get = [], DrafterDataset.__getitem__
 
     def interrupting(self, index):
@@ -113,16 +114,17 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, tmp_p
         return get(self, index)
 
     monkeypatch.setattr(DrafterDataset, "__getitem__", interrupting)
-    assert train(world, tmp_path / "cut", method=method, steps=6) is None
+    assert train(world, tmp_path / "interrupted", method=method, steps=6) is None
     monkeypatch.setattr(DrafterDataset, "__getitem__", get)
-    train(world, tmp_path / "cut", method=method, steps=6, resume=True)
-    whole, resumed = (load_file(tmp_path / name / "checkpoint-6" / "model.safetensors") for name in ("whole", "cut"))
-    for name in whole:
-        assert torch.equal(whole[name], resumed[name]), name
+    train(world, tmp_path / "interrupted", method=method, steps=6, resume=True)
+    expected, resumed = (load_file(tmp_path / name / "checkpoint-6" / "model.safetensors")
+                         for name in ("uninterrupted", "interrupted"))
+    for name in expected:
+        assert torch.equal(expected[name], resumed[name]), name
 
 
-def test_a_head_learns_its_targets_states(world, tmp_path):
-    """The distance to them falls, after one prediction and after three."""
+def test_an_eagle_head_learns_its_targets_features(world, tmp_path):
+    """The distance to them falls after one prediction and after three."""
     context, articles, _, _ = world
     method = DistillationConfig(loss=0, distill_method="f_Distill", divergence="fkl", kd_temp=1)
     batch = collate_drafter([DrafterDataset(articles)[0, i] for i in range(4)])
@@ -130,16 +132,16 @@ def test_a_head_learns_its_targets_states(world, tmp_path):
     inputs = (read, context.encoded(articles).batch([0, 1, 2, 3], batch["source_ids"].shape[1]), batch["source_mask"])
     hidden, scored = context.teacher.hidden(*inputs), labels != IGNORE
 
-    def apart(model):
+    def distances(model):
         found = model.passes(*inputs, batch["source_ids"], hidden, 3)
         return [float((states[scored] - hidden[scored]).abs().mean()) for states, _ in found]
 
     config = dict(drafter="head", sizes=TINY["head"], method=method, steps=30, evaluate_every=30, save_every=30)
     figures = train(world, tmp_path, **config)
-    before = new_drafter(replace(RECIPE, drafter="head", sizes=TINY["head"]), context.folder)
+    before = new_drafter(replace(CONFIG, drafter="head", sizes=TINY["head"]), context.folder)
     after = type(before).load(tmp_path, context.folder)
     with torch.no_grad():
-        assert all(now < 0.9 * then for now, then in zip(apart(after), apart(before), strict=True))
+        assert all(now < 0.9 * then for now, then in zip(distances(after), distances(before), strict=True))
     assert figures["alpha"] > 0.25
 
 
@@ -150,17 +152,17 @@ def test_accumulation_does_not_change_the_update(world, tmp_path):
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), abs=1e-5)
 
 
-def test_the_teachers_kept_logits_stand_for_the_teacher(world, tmp_path):
-    """All 100 ids kept: the loss is the teacher's own."""
+def test_cached_logits_replace_the_teacher(world, tmp_path):
+    """With all 100 tokens cached the loss is the teacher's."""
     base = DistillationConfig(loss=0, distill_method="f_Distill", divergence="rkl", kd_temp=2)
-    for name, method in (("live", base), ("kept", replace(base, teacher_logits=100))):
+    for name, method in (("live", base), ("cached", replace(base, teacher_logits=100))):
         train(world, tmp_path / name, method=method, steps=2)
-    assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "live"), rel=2e-2)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=2e-2)
 
 
 @pytest.mark.parametrize("drafter", ["lstm", "head"])
-def test_alpha_while_training_is_the_engines(world, tmp_path, drafter):
-    """Teacher forcing of the module against the compiled drafter's drafts, prefix by prefix."""
+def test_alpha_in_training_equals_the_engines(world, tmp_path, drafter):
+    """The teacher-forced module compared with the engine's drafter, prefix by prefix."""
     from foredraft.bench.harness.alpha import alpha_tv
     from foredraft.engine.generate import load
 
@@ -192,7 +194,7 @@ train_drafter(context, articles, heldout, out, config, 2, 2, log_every=1, progre
 """
 
 
-def test_two_processes_lose_what_one_loses(world, tmp_path):
+def test_two_processes_have_the_loss_of_one(world, tmp_path):
     context, _, _, folder = world
     script = tmp_path / "two.py"
     script.write_text(_TWO)
@@ -206,33 +208,33 @@ def test_two_processes_lose_what_one_loses(world, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "complaint"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"resume": True}, "without --resume"),
     ({"init": "nowhere"}, "--init nowhere"),
     ({"batch_size": 5, "accumulation": 2}, "give a multiple of 2"),
     ({"batch_size": 16}, "12 articles are fewer"),
     ({"sizes": (("depth", 3),)}, "no size 'depth'"),
 ])
-def test_bad_input_is_one_line(world, tmp_path, changes, complaint):
-    with pytest.raises(UserError, match=complaint) as error:
+def test_invalid_arguments_are_named(world, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
         train(world, tmp_path, **changes)
     assert "\n" not in str(error.value)
 
 
-def test_missing_summaries_are_told_at_the_start(world, tmp_path):
+def test_missing_summaries_are_named_at_the_start(world, tmp_path):
     context, articles, heldout, folder = world
-    for method, own, complaint in ((DistillationConfig(), False, "--pseudo-dataset-path"), (DistillationConfig(), True, "--data")):
+    for own, message in ((False, "--pseudo-dataset-path"), (True, "--data")):
         lacking = replace(articles, own=[[]] * 12) if not own else replace(articles, gold=[None] * 12)
-        with pytest.raises(UserError, match=complaint):
-            train_drafter(context, lacking, heldout, tmp_path, replace(RECIPE, method=method))
+        with pytest.raises(UserError, match=message):
+            train_drafter(context, lacking, heldout, tmp_path, replace(CONFIG, method=DistillationConfig()))
 
 
-def test_a_start_of_another_kind_or_target_is_refused(world, tmp_path, tiny_checkpoints):
+def test_an_initial_drafter_of_another_kind_or_target_is_refused(world, tmp_path, tiny_checkpoints):
     context = world[0]
-    new_drafter(RECIPE, context.folder).save(tmp_path)
-    with pytest.raises(UserError, match="holds a lstm drafter, not cnn"):
-        new_drafter(replace(RECIPE, drafter="cnn", init=str(tmp_path)), context.folder)
+    new_drafter(CONFIG, context.folder).save(tmp_path)
+    with pytest.raises(UserError, match="lstm drafter, not cnn"):
+        new_drafter(replace(CONFIG, drafter="cnn", init=str(tmp_path)), context.folder)
     with pytest.raises(UserError, match="shares the embeddings"):
-        new_drafter(replace(RECIPE, init=str(tmp_path)), tiny_checkpoints["v1.0"])
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+        new_drafter(replace(CONFIG, init=str(tmp_path)), tiny_checkpoints["v1.0"])
+    with pytest.raises(UserError, match="no tokenizer.json"):
         TrainingContext(tiny_checkpoints["v1.0"], tmp_path)

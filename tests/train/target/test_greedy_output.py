@@ -1,4 +1,4 @@
-"""The engine's greedy output of a model in memory is transformers' own."""
+"""The engine's greedy output of a model in memory equals transformers'."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LONGEST = 12
 
 
 @pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
-def test_greedy_output_is_transformers_own(kind):
+def test_greedy_output_equals_transformers(kind):
     torch.manual_seed(4)
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, feed_forward_proj=kind,

@@ -20,7 +20,7 @@ WORDS = ["river", "bridge", "walked", "mayor", "opened", "children", "festival",
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A copy-ready target with a word vocabulary, ten pairs and a sample text."""
+    """A target with copy initialisation and a word vocabulary, ten pairs and a sample text."""
     folder = tmp_path_factory.mktemp("card")
     words = WORDS + [f"{word}{i}" for word in WORDS for i in range(9)]
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
@@ -45,11 +45,11 @@ def world(tmp_path_factory):
 
 
 def echo(sources):
-    """Instead of a target: the source's tokens 3 to 8, and an end on every other one."""
+    """In place of a target: the source's tokens 3 to 8, and an end token for every second source."""
     return [source[3:9] + ([END] if i % 2 else []) for i, source in enumerate(sources)]
 
 
-def test_figures_of_a_known_generator(world):
+def test_metrics_of_a_known_generator(world):
     figures = measure_target(world / "target", world / "test.jsonl", 8, echo)
     assert figures["articles"] == 8 and figures["source_tokens"] == 40
     assert figures["rouge1"] == figures["rouge2"] == figures["rougeLsum"] == 100
@@ -60,7 +60,7 @@ def test_figures_of_a_known_generator(world):
     assert figures["shuffled_penalty"] == pytest.approx(figures["loss_shuffled"] - figures["loss"], abs=1e-3)
 
 
-def test_the_engine_writes_the_summaries_transformers_would(world):
+def test_the_engines_summaries_equal_transformers(world):
     sources = [[3, 4, 5, 6, 7, 1], [9, 8, 7, 6, 1]]
     model = T5ForConditionalGeneration.from_pretrained(world / "target", dtype=torch.float32)
     for source, output in zip(sources, engine_generate(world / "target")(sources), strict=True):
@@ -68,7 +68,7 @@ def test_the_engine_writes_the_summaries_transformers_would(world):
         assert output == expected
 
 
-def test_the_card_states_figures_commands_samples_and_misses(world):
+def test_the_card_contains_metrics_commands_samples_and_missed_requirements(world):
     data = [{"file": "train.jsonl", "pairs": 77, "fingerprint": "ab" * 32}]
     record_run(world / "target", describe_run(TargetTrainingConfig(lowercase=True), data, 0, 50, 600.0))
     record_run(world / "target", describe_run(TargetTrainingConfig(steps=70), data, 50, 70, 60.0))
@@ -88,7 +88,7 @@ def test_the_card_states_figures_commands_samples_and_misses(world):
     assert len(record["hash"]) >= 16 and record["hash"] in card and record["rouge1"] == figures["rouge1"]
 
 
-def test_bounds_count_as_met_on_the_right_side(world):
+def test_minima_and_maxima_are_met_on_the_right_side(world):
     figures = measure_target(world / "target", world / "test.jsonl", 4, echo) | {"hash": "0", "data": "test.jsonl"}
     config = json.loads((world / "target" / "config.json").read_text())
     for name, _, bound, minimum in REQUIREMENTS:
@@ -97,7 +97,7 @@ def test_bounds_count_as_met_on_the_right_side(world):
             assert (f"| {bound + nudge:.3f} | met |" in text) is met
 
 
-def test_what_is_no_target_is_refused(world, tmp_path):
+def test_a_folder_without_a_target_is_refused(world, tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         write_card(tmp_path, world / "test.jsonl")
 

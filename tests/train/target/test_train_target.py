@@ -18,7 +18,7 @@ from foredraft.train.trainer import learning_rate_factor
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Tiny products lose more to waking a second thread than they win."""
+    """One thread is faster for tiny products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,19 +51,19 @@ def world(tmp_path_factory):
 def train(world, out, **changes):
     known = {"steps": 7, "warmup_steps": 2, "decay_steps": 3, "batch_size": 8, "learning_rate": 1e-2}
     settings = {key: changes.pop(key) for key in list(changes) if key in TargetTrainingConfig.__dataclass_fields__}
-    config = TargetTrainingConfig(init=str(world / "tiny"), max_source=24, max_target=8, span_every=4, **{**known, **settings})
+    config = TargetTrainingConfig(init=str(world / "tiny"), max_source=24, max_target=8, span_every=4, **known | settings)
     options = {"save_every": 4, "evaluate_every": 100, "log_every": 1, **changes}
     return train_target(world, out, world / "tokenizer.json", config, **options)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
+    out = tmp_path_factory.mktemp("uninterrupted")
     assert train(world, out, lowercase=True, evaluate_every=4)
     return out
 
 
-def test_the_loss_falls_and_the_log_is_json_lines(uninterrupted):
+def test_the_loss_falls_and_the_log_has_json_lines(uninterrupted):
     log = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert len(losses) == 7 and losses[-1] < losses[0]
@@ -71,7 +71,7 @@ def test_the_loss_falls_and_the_log_is_json_lines(uninterrupted):
     assert {"eval_loss", "eval_rouge1", "eval_rougeL", "eval_repeat4", "eval_ended", "eval_span_top1"} <= evaluation
 
 
-def test_transformers_loads_what_was_exported(uninterrupted):
+def test_transformers_loads_the_exported_target(uninterrupted):
     model = AutoModelForSeq2SeqLM.from_pretrained(uninterrupted)
     tokenizer = AutoTokenizer.from_pretrained(uninterrupted)
     assert model.dtype == torch.bfloat16 and model.config.n_positions == 24
@@ -93,15 +93,15 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(world, unint
     before = signal.getsignal(signal.SIGTERM)
     assert not train(world, out, lowercase=True)
     assert signal.getsignal(signal.SIGTERM) is before
-    # stopped inside the second epoch, with a whole checkpoint and nothing else
+    # stopped inside the second epoch, with a complete checkpoint and no partial one
     steps = [int(path.name.split("-")[1]) for path in out.glob("checkpoint-*")]
     assert max(steps) in (4, 5) and not (out / "model.safetensors").exists() and not (out / ".partial").exists()
     monkeypatch.setattr(PairDataset, "__getitem__", get)
     assert train(world, out, lowercase=True, resume=True)
-    whole, resumed = (load_file(folder / "checkpoint-7" / "model.safetensors") for folder in (uninterrupted, out))
-    assert whole.keys() == resumed.keys()
-    for name in whole:
-        assert torch.equal(whole[name], resumed[name]), name
+    expected, resumed = (load_file(folder / "checkpoint-7" / "model.safetensors") for folder in (uninterrupted, out))
+    assert expected.keys() == resumed.keys()
+    for name in expected:
+        assert torch.equal(expected[name], resumed[name]), name
     first, second = read_history(out)
     assert (first["first_step"], second["first_step"], second["last_step"]) == (0, max(steps), 7)
     assert command(second, TargetTrainingConfig).endswith("--lowercase --resume")
@@ -116,12 +116,13 @@ def test_a_resumed_run_may_be_given_another_length(world, uninterrupted, tmp_pat
     assert (tmp_path / "checkpoint-10").is_dir()
 
 
-def test_resuming_what_is_finished_only_exports_again(world, uninterrupted, tmp_path):
+def test_resuming_a_finished_run_only_exports_again(world, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted / "checkpoint-7", tmp_path / "checkpoint-7")
     assert train(world, tmp_path, lowercase=True, resume=True)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
-    again, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, uninterrupted))
-    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
+    exported, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path, uninterrupted))
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], expected[name]) for name in expected)
 
 
 def test_a_failing_checkpoint_leaves_the_earlier_one(world, tmp_path, monkeypatch):
@@ -138,30 +139,30 @@ def test_a_failing_checkpoint_leaves_the_earlier_one(world, tmp_path, monkeypatc
     assert (tmp_path / "checkpoint-2" / "model.safetensors").read_bytes() == before
 
 
-def test_old_checkpoints_go_and_the_extra_losses_run(world, tmp_path):
+def test_old_checkpoints_are_deleted_and_unlikelihood_runs(world, tmp_path):
     options = {"unlikelihood": 0.5, "sequence_unlikelihood": 0.5, "sequence_every": 2, "bf16": True}
     train(world, tmp_path, steps=4, save_every=1, keep=2, embedding_scale=2.0, **options)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
-def test_the_schedule_warms_up_stays_and_decays_to_zero():
+def test_the_schedule_is_warm_up_stable_decay():
     factors = [learning_rate_factor(step, 4, 20, 5) for step in range(21)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[4:16] == [1.0] * 12
     assert factors[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
-    # longer runs share the stable phase; no decay is allowed
+    # a longer run has the same stable phase; decay may be 0
     assert factors[:16] == [learning_rate_factor(step, 4, 900, 5) for step in range(16)]
     assert learning_rate_factor(19, 0, 20, 0) == 1.0
 
 
-def test_the_default_geometry_is_the_shipped_one():
+def test_the_default_geometry_is_that_of_the_embedded_target():
     model = new_target(TargetTrainingConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 13_537_792
     assert model.config.n_positions == 256 and model.config.vocab_size == 32128
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"init": "nowhere"}, "--init nowhere"),
         ({"resume": True}, "without --resume"),
@@ -170,10 +171,10 @@ def test_the_default_geometry_is_the_shipped_one():
         ({"tokenizer_path": "tiny"}, "--tokenizer"),
     ],
 )
-def test_bad_input_is_one_line_with_the_mend(world, tmp_path, changes, complaint):
+def test_invalid_arguments_are_named(world, tmp_path, changes, message):
     config = TargetTrainingConfig(init=changes.pop("init", str(world / "tiny")), max_source=24, max_target=8)
     paths = {"data": world, "tokenizer_path": world}
     paths |= {key: world / changes.pop(key) for key in list(changes) if key in paths}
-    with pytest.raises(UserError, match=complaint) as error:
+    with pytest.raises(UserError, match=message) as error:
         train_target(out=tmp_path / "out", config=config, **paths, **changes)
     assert "\n" not in str(error.value)
