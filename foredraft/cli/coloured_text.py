@@ -68,7 +68,8 @@ class Stream:
     """A streamer with transformers' interface, put(tokens) and end(): shows the growing text on a terminal."""
 
     def __init__(self, console: Console, tokenizer):
-        self.tokenizer, self.tokens = tokenizer, []
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
         self.live = Live(Text(), console=console, auto_refresh=False, vertical_overflow="visible")
 
     def __enter__(self) -> Stream:

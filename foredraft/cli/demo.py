@@ -36,7 +36,8 @@ def measure(model, texts: list[str], on_pass) -> tuple[dict, object]:
     """
     from statistics import median
 
-    speeds, outs = {"plain": [], "drafts": []}, {}
+    speeds: dict[str, list[float]] = {"plain": [], "drafts": []}
+    outs = {}
     for number in range(PASSES + 1):
         for name, length in (("plain", 0), ("drafts", K)):
             outs[name] = model.generate(texts, max_new_tokens=TOKENS, draft_tokens=length, batch_size=1)

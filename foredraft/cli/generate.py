@@ -97,9 +97,10 @@ def _command(name: str, help: str, **defaults) -> Callable:
         _run(name, **values)
 
     signature = inspect.signature(_run, eval_str=True)
-    run.__signature__ = signature.replace(parameters=[
-        parameter.replace(default=defaults.get(parameter.name, parameter.default))
-        for parameter in signature.parameters.values() if parameter.name != "command"])
+    parameters = [parameter.replace(default=defaults.get(parameter.name, parameter.default))
+                  for parameter in signature.parameters.values() if parameter.name != "command"]
+    # typer reads a command's options from its signature
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
     run.__name__, run.__doc__ = name, help
     return run
 

@@ -112,7 +112,7 @@ def settings_of(model, params: SamplingParams, config: BatchConfig, prefix: str 
         "--draft-tokens": params.draft_tokens if drafts_matter else None,
         "--verification": config.verification if drafts_matter else None,
         "--batch-size": config.batch_size if drafts_matter and adapts else None,
-        "--big-little": "{:g},{:g}".format(*config.big_little) if lossy else None,
+        "--big-little": "{:g},{:g}".format(*config.big_little) if config.big_little is not None else None,
     }
 
 

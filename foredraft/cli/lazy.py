@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-SETTINGS = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+SETTINGS: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
 class LazyCommands(Mapping):
@@ -21,7 +22,8 @@ class LazyCommands(Mapping):
     """
 
     def __init__(self, sources: Mapping[str, tuple[str, str]]):
-        self.sources, self._loaded = sources, {}
+        self.sources = sources
+        self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str):
         if name not in self._loaded:

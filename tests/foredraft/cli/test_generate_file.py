@@ -62,7 +62,7 @@ def test_each_article_once_in_order_or_as_they_end(summarize, articles, model, t
     assert (last["articles"], last["failed"], last["stats"]["emitted"]) == (N, 0, 7 * N)
     assert "17 texts done" in err and "tokens a second" in err
     # articles done, time left, rates, acceptance
-    assert re.search(r"17/17 \[\d\d:\d\d<\d\d:\d\d, .*/s, [\d,]+ tokens/s, \d+% of drafts accepted\]", err)
+    assert re.search(r"17/17 \[\d\d:\d\d<\d\d:\d\d, .*, [\d,]+ tokens/s, \d+% of drafts accepted\]", err)
     (tmp_path / "out.jsonl").unlink()
     with gzip.open(tmp_path / "articles.jsonl.gz", "wb") as file:
         file.write(articles.read_bytes())
