@@ -114,7 +114,7 @@ class T5Cuda:
             "q": ((M * H * D,), kind), "attended": ((M * H * D,), kind), "active": ((M * c.d_ff,), kind),
             "visible": ((B * R * R,), torch.int8), "hidden": ((M * C,), torch.float32),
             "work": ((max(work_size(B, R, H, pages, D), M * parts),), torch.float32),
-            "ids": ((M * parts,), torch.int32), "arrived": ((max(B * H, -(-M // 16)),), torch.int32),
+            "work_tokens": ((M * parts,), torch.int32), "arrived": ((max(B * H, -(-M // 16)),), torch.int32),
             "chosen": ((M,), torch.int64), "all_logits": ((M * c.vocab_size,), torch.float32),
         }
 
@@ -264,7 +264,7 @@ class T5Cuda:
         B, R, C = hidden.shape
         chosen = self._view("chosen", B * R)
         FUSED_CHOOSE[self.backend](self._view("y", B * R, C), self.weights.head, chosen, self.buffers["work"],
-                                   self.buffers["ids"], self.buffers["arrived"], **self.launch)
+                                   self.buffers["work_tokens"], self.buffers["arrived"], **self.launch)
         return chosen.view(B, R)
 
     def keep(self, path: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Device buffers of a drafter for one state. They keep their place from step to step, as captured graphs need."""
+"""Device buffers of a drafter for one state. They stay at one address from step to step, as captured graphs need."""
 
 from __future__ import annotations
 
