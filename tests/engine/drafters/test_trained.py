@@ -1,4 +1,4 @@
-"""The distributions of the trained drafters: LSTM, CNN, T5 with an encoder of its own, shallow T5 over the target's."""
+"""The trained drafters: LSTM, CNN, T5 with an encoder of its own, shallow T5 over the target's encoder output."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from foredraft.engine.verify import verify
 from foredraft.errors import UserError
 
 NEW = 16
-SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
-# kinds, and the kinds that may have a shortlist with one of 40 ids
+SOURCES = [torch.tensor(tokens) for tokens in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
+# all kinds, and those that can have a draft vocabulary with one of 40 tokens
 CASES = [*((kind, 0) for kind in SIZES), ("lstm", 40), ("cnn", 40), ("t5shallow", 40)]
 
 
 @pytest.fixture(scope="module")
 def target(tiny_checkpoints):
-    """Gated, with a head of its own; the sampling distribution below is tested on the other kind."""
+    """Gated, with a head of its own; sampled tokens are tested on the other kind."""
     target = T5(load_weights(tiny_checkpoints["v1.1"]))
     target.folder = tiny_checkpoints["v1.1"]
     return target
@@ -60,10 +60,10 @@ def test_greedy_equals_plain(target, trained, K):
 
 
 @torch.inference_mode()
-def forward_distribution(model, encoded, source, ids):
-    """log q [T, V] after each of `ids`, by one pass of the torch module, cut to what the drafter may draft."""
+def forward_distribution(model, encoded, source, tokens):
+    """log q [T, V] after each of `tokens`, by one pass of the torch module, over the draft vocabulary."""
     mask = torch.ones(1, len(source), dtype=torch.bool)
-    logits = model(torch.tensor([ids]), encoded[None], mask, source[None])[0]
+    logits = model(torch.tensor([tokens]), encoded[None], mask, source[None])[0]
     if len(getattr(model, "draft_ids", ())):
         outside = torch.ones(logits.shape[1], dtype=torch.bool)
         outside[model.draft_ids] = outside[source] = False
@@ -73,40 +73,41 @@ def forward_distribution(model, encoded, source, ids):
 
 @torch.inference_mode()
 def test_q_is_the_modules_distribution_of_every_drafted_token(target, trained):
-    """Full pass == steps, round after round: after rejections, after full acceptance, after rounds of others."""
+    """Steps equal the full pass: after rejections, after full acceptance, after steps with another drafter."""
     model, drafter = trained
     state = make_state(4, NEW, 3, 32, end_token=-1, temperature=1.0)
     encoded = [x.clone() for x in admit(target, drafter, state)]
-    compared = turn = 0
+    compared = steps = 0
     while not state.finished.all():
-        turn += 1
-        if turn % 4 == 3:
-            # tokens that this drafter has to catch up with
+        steps += 1
+        if steps % 4 == 3:
+            # committed tokens that this drafter has not read
             for _ in range(5):
                 step(state, target, NoDrafter())
             continue
         draft = drafter.draft(state)
-        for row in (~state.finished).nonzero()[:, 0].tolist():
-            length, count = int(state.lengths[row]), int(draft.lengths[row])
-            ids = state.tokens[row, :length].tolist() + draft.tokens[row, :count].tolist()
-            distribution = forward_distribution(model, encoded[row], SOURCES[row], ids[:-1] if count else ids)[length - 1 :]
+        for sequence in (~state.finished).nonzero()[:, 0].tolist():
+            length, count = int(state.lengths[sequence]), int(draft.lengths[sequence])
+            tokens = state.tokens[sequence, :length].tolist() + draft.tokens[sequence, :count].tolist()
+            read = tokens[:-1] if count else tokens
+            distribution = forward_distribution(model, encoded[sequence], SOURCES[sequence], read)[length - 1 :]
             for i in range(count):
-                q = (draft.logits[row, i].double() - draft.lse[row, i]).exp()
+                q = (draft.logits[sequence, i].double() - draft.lse[sequence, i]).exp()
                 torch.testing.assert_close(q, distribution[i].exp(), atol=2e-5, rtol=2e-4)
-                assert q[draft.tokens[row, i]] > 0
+                assert q[draft.tokens[sequence, i]] > 0
                 compared += 1
         hidden = target.decode(*state.inputs(draft))
         state.commit(draft, verify(state, draft, hidden, target), hidden)
     assert compared > 12
 
 
-def test_a_row_does_not_depend_on_its_batch(target, trained):
+def test_a_sequence_does_not_depend_on_its_batch(target, trained):
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 1.2]), seeds=[3, 4, 5, 6], end_token=-1)
     together = run(target, trained[1], make_state(4, NEW, 3, 32, **options))
-    for row in range(4):
-        temperature, seed = options["temperature"][row], options["seeds"][row]
+    for sequence in range(4):
+        temperature, seed = options["temperature"][sequence], options["seeds"][sequence]
         alone = make_state(1, NEW, 3, 32, temperature=temperature, seeds=[seed], end_token=-1)
-        assert run(target, trained[1], alone, [SOURCES[row]]) == [together[row]]
+        assert run(target, trained[1], alone, [SOURCES[sequence]]) == [together[sequence]]
 
 
 @torch.inference_mode()
@@ -115,8 +116,8 @@ def test_a_row_does_not_depend_on_its_batch(target, trained):
     ("t5small", 0, dict(temperature=0.5, top_p=0.8)), ("t5shallow", 40, dict(temperature=1.0)),
 ])
 def test_sampled_tokens_follow_the_target(tiny_checkpoints, kind, restricted, distribution, tmp_path):
-    """The second token's distribution, its first summed out, against what 100 forward passes of the target say."""
-    folder, rows, times = tiny_checkpoints["v1.0"], 100, 25
+    """The second token's marginal distribution is that of 100 forward passes of the target."""
+    folder, B, times = tiny_checkpoints["v1.0"], 100, 25
     target = T5(load_weights(folder))
     torch.manual_seed(1)
     model = model_class(kind).from_target(folder, **SIZES[kind])
@@ -125,11 +126,11 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, kind, restricted, di
     model.save(tmp_path)
     drafter, source = open_drafter(tmp_path, target.weights, folder, None), SOURCES[2]
 
-    state = make_state(rows, 3, 2, 32, end_token=-1, **distribution)
-    admit(target, drafter, state, [source] * rows)
+    state = make_state(B, 3, 2, 32, end_token=-1, **distribution)
+    admit(target, drafter, state, [source] * B)
     counts = torch.zeros(100, dtype=torch.int64)
     for time in range(times):
-        state = make_state(rows, 3, 2, 32, end_token=-1, seeds=range(time * rows, (time + 1) * rows), **distribution)
+        state = make_state(B, 3, 2, 32, end_token=-1, seeds=range(time * B, (time + 1) * B), **distribution)
         decode(state, target, drafter)
         counts += torch.bincount(state.tokens[:, 2], minlength=100)
 
@@ -155,17 +156,17 @@ def test_a_draft_stops_at_the_end_token(target, trained):
     assert run(target, trained[1], make_state(4, NEW, 4, 32, end_token=end)) == truth
 
 
-def test_padding_and_the_future_are_not_seen(target, trained):
+def test_padding_and_later_tokens_are_not_read(target, trained):
     model, _ = trained
-    ids, source = torch.randint(3, 100, (2, 9)), torch.randint(3, 100, (2, 12))
+    tokens, source = torch.randint(3, 100, (2, 9)), torch.randint(3, 100, (2, 12))
     encoded, mask = torch.randn(2, 12, 32), torch.arange(12) < torch.tensor([[12], [7]])
     with torch.inference_mode():
-        whole = model(ids, encoded, mask, source)
-        short = model(ids[1:, :5], encoded[1:, :7], mask[1:, :7], source[1:, :7])
+        whole = model(tokens, encoded, mask, source)
+        short = model(tokens[1:, :5], encoded[1:, :7], mask[1:, :7], source[1:, :7])
         torch.testing.assert_close(whole[1:, :5], short, atol=1e-4, rtol=1e-4)
         scored = torch.zeros(2, 9, dtype=torch.bool)
         scored[0, 3] = scored[1, 8] = True
-        torch.testing.assert_close(model(ids, encoded, mask, source, scored=scored), whole[scored], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(tokens, encoded, mask, source, scored=scored), whole[scored], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", list(SIZES))
@@ -174,10 +175,10 @@ def test_saved_and_loaded(target, kind, tmp_path):
     model.save(tmp_path)
     assert kind_of(tmp_path) == kind
     again = model_class(kind).load(tmp_path, target.folder).eval()
-    ids, source, encoded = torch.randint(3, 100, (1, 5)), torch.randint(3, 100, (1, 6)), torch.randn(1, 6, 32)
+    tokens, source, encoded = torch.randint(3, 100, (1, 5)), torch.randint(3, 100, (1, 6)), torch.randn(1, 6, 32)
     with torch.inference_mode():
         mask = torch.ones(1, 6)
-        torch.testing.assert_close(again(ids, encoded, mask, source), model(ids, encoded, mask, source))
+        torch.testing.assert_close(again(tokens, encoded, mask, source), model(tokens, encoded, mask, source))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -226,7 +227,7 @@ def test_a_folder_that_does_not_fit(tiny_checkpoints, tmp_path, entries, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_t5_must_speak_the_targets_ids(tiny_model_path, tiny_checkpoints, tmp_path):
+def test_a_t5_must_have_the_targets_vocabulary(tiny_model_path, tiny_checkpoints, tmp_path):
     import foredraft
 
     target = foredraft.load(tiny_model_path, drafter=None)

@@ -1,4 +1,4 @@
-"""The page pool against a model of plain sets, after every step."""
+"""The page pool against a simple model, after every step."""
 
 import random
 
@@ -9,22 +9,22 @@ from hypothesis import strategies as st
 
 from foredraft.engine.models.page_pool import PagePool
 
-ROWS = 6
+B = 6
 
 
 class Books:
-    """What a pool must hold: for each row its pages, in order."""
+    """The model: how many pages each sequence has."""
 
     def __init__(self, pages: int):
-        self.pages, self.held, self.most = pages, {row: 0 for row in range(ROWS)}, 0
+        self.pages, self.counts, self.most = pages, {sequence: 0 for sequence in range(B)}, 0
 
     def used(self) -> int:
-        return sum(self.held.values())
+        return sum(self.counts.values())
 
 
 def check(pool: PagePool, books: Books) -> None:
-    owned = [pool.table[row, : pool.pages_per_sequence[row]].tolist() for row in range(ROWS)]
-    assert [len(pages) for pages in owned] == list(books.held.values())
+    owned = [pool.table[sequence, : pool.pages_per_sequence[sequence]].tolist() for sequence in range(B)]
+    assert [len(pages) for pages in owned] == list(books.counts.values())
     flat = [page for pages in owned for page in pages]
     everything = flat + pool._free
     assert sorted(everything) == list(range(books.pages)) == list(range(pool.pages))
@@ -36,35 +36,35 @@ def check(pool: PagePool, books: Books) -> None:
 
 
 def apply(pool: PagePool, books: Books, step: tuple[str, int, int]) -> None:
-    kind, row, count = step
-    if kind == "take":
-        if books.used() - books.held[row] + count > books.pages:
+    kind, sequence, count = step
+    if kind == "allocate":
+        if books.used() - books.counts[sequence] + count > books.pages:
             with pytest.raises(MemoryError, match=f"needs {count} pages"):
-                pool.allocate(row, count)
+                pool.allocate(sequence, count)
             return
-        pool.allocate(row, count)
-        books.held[row] = count
-    elif kind == "give back":
-        pool.release(row)
-        books.held[row] = 0
+        pool.allocate(sequence, count)
+        books.counts[sequence] = count
+    elif kind == "release":
+        pool.release(sequence)
+        books.counts[sequence] = 0
     else:
-        pool.reserve(ROWS, books.pages + count, 0)
+        pool.reserve(B, books.pages + count, 0)
         books.pages += count
     books.most = max(books.most, books.used())
 
 
 def opened(pages: int) -> tuple[PagePool, Books]:
     pool = PagePool()
-    pool.reserve(ROWS, pages, 3)
+    pool.reserve(B, pages, 3)
     return pool, Books(pages)
 
 
-STEPS = st.tuples(st.sampled_from(("take", "take", "give back", "grow")), st.integers(0, ROWS - 1), st.integers(0, 9))
+STEPS = st.tuples(st.sampled_from(("allocate", "allocate", "release", "grow")), st.integers(0, B - 1), st.integers(0, 9))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 30), st.lists(STEPS, max_size=60))
-def test_no_page_is_lost_or_shared_whatever_happens(pages, steps):
+def test_no_page_is_lost_or_shared(pages, steps):
     pool, books = opened(pages)
     for step in steps:
         apply(pool, books, step)
@@ -74,12 +74,12 @@ def test_no_page_is_lost_or_shared_whatever_happens(pages, steps):
 def test_ten_thousand_requests_leave_nothing_behind():
     draw, (pool, books) = random.Random(5), opened(40)
     for _ in range(10_000):
-        row = draw.randrange(ROWS)
-        # 10 to 2,048 source tokens; a cancelled one is given back before its row is taken again
-        apply(pool, books, ("take", row, -(-draw.randint(10, 2048) // 64)))
+        sequence = draw.randrange(B)
+        # 10 to 2,048 source tokens; a cancelled request is released before its sequence is allocated again
+        apply(pool, books, ("allocate", sequence, -(-draw.randint(10, 2048) // 64)))
         if draw.random() < 0.5:
-            apply(pool, books, ("give back", draw.randrange(ROWS), 0))
+            apply(pool, books, ("release", draw.randrange(B), 0))
         check(pool, books)
-    for row in range(ROWS):
-        pool.release(row)
+    for sequence in range(B):
+        pool.release(sequence)
     assert pool.free == 40 and len(pool.allocated()) == 0 and np.all(pool.pages_per_sequence == 0)

@@ -1,4 +1,4 @@
-"""Our T5 equals transformers' on random configurations of both kinds, at every decode offset, for 1 and K + 1 rows."""
+"""Our T5 equals transformers' on random configurations of both kinds, at every offset, for 1 and K + 1 query positions."""
 
 import json
 from dataclasses import replace
@@ -35,12 +35,12 @@ def test_logits_equal_transformers_at_every_offset(tiny_checkpoint, backend, R):
             positions = torch.arange(start, stop).expand(3, -1).contiguous()
             hidden = ours.decode(tokens[:, start:stop].contiguous(), positions)
             logits = ours.logits(hidden)
-            for row in range(3):
-                assert torch.allclose(logits[row], expected[row].logits[0, start:stop], atol=1e-4)
+            for sequence in range(3):
+                assert torch.allclose(logits[sequence], expected[sequence].logits[0, start:stop], atol=1e-4)
             assert torch.equal(ours.choose(hidden), logits.argmax(-1))
 
 
-def test_one_row_and_many_rows_give_the_same_bits(tiny_checkpoint):
+def test_one_query_position_and_many_give_the_same_bits(tiny_checkpoint):
     ours = T5(load_weights(tiny_checkpoint))
     tokens = torch.randint(3, 100, (3, 20), generator=torch.Generator().manual_seed(1))
     results = []
@@ -81,7 +81,7 @@ def logits_of(model, R):
             for start in range(0, 12, R)], 1)
 
 
-def test_int8_weights_are_their_float32_values_at_any_number_of_rows(tiny_checkpoint):
+def test_int8_weights_are_their_float32_values_for_any_number_of_query_positions(tiny_checkpoint):
     ours = T5(load_weights(tiny_checkpoint, weights="int8"))
     w = ours.weights
     single = logits_of(ours, 1)

@@ -1,4 +1,4 @@
-"""The device's T5, by Triton's interpreter on CPU tensors: hidden states, choices and tokens of the compiled one."""
+"""The device's T5, by Triton's interpreter on CPU tensors: hidden states, choices and tokens of the CPU's."""
 
 import pytest
 import torch
@@ -25,12 +25,12 @@ def targets(path):
     return T5(load_weights(path)), T5Cuda(load_cuda_weights(path, "cpu"))
 
 
-def admitted(target, rows=2, positions=20, drafts=4, sources=SOURCES):
-    target.reserve(rows, positions, drafts, max(map(len, sources)))
-    return target.admit(range(rows), sources)
+def admitted(target, B=2, positions=20, drafts=4, sources=SOURCES):
+    target.reserve(B, positions, drafts, max(map(len, sources)))
+    return target.admit(range(B), sources)
 
 
-def test_encoder_and_pass_equal_the_compiled_ones(tiny_checkpoint):
+def test_encoder_and_pass_equal_the_cpus(tiny_checkpoint):
     tokens = torch.tensor([[0, 7, 9, 11], [0, 5, 0, 0]])
     positions = torch.tensor([[0, 1, 2, 3], [0, 1, -1, -1]])
     trees = torch.tensor([[-1, 0, 0, 2], [-1, 0, 1, 2]])
@@ -54,8 +54,8 @@ def test_encoder_and_pass_equal_the_compiled_ones(tiny_checkpoint):
 
 
 @pytest.mark.parametrize("distribution", [dict(), dict(temperature=1.0), dict(temperature=[0.7, 0.0], top_k=9, top_p=0.9)])
-def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoints, distribution):
-    """Drafts, inputs, pass, verification and commit, all of them by Triton's interpreter, against all of them by numba."""
+def test_steps_on_a_device_give_the_cpus_tokens(tiny_checkpoints, distribution):
+    """Draft, inputs, pass, verification and commit by Triton's interpreter against all of them by numba."""
     outputs = []
     with torch.inference_mode():
         for target, drafter, backend in zip(targets(tiny_checkpoints["v1.1"]), (Copier(), LookupDrafterCuda("cpu")),
@@ -71,7 +71,7 @@ def test_whole_rounds_on_a_device_give_the_compiled_one_s_tokens(tiny_checkpoint
 
 
 @pytest.mark.parametrize("temperature", [0.0, [0.7, 0.0]])
-def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, temperature):
+def test_steps_with_trees_give_the_cpus_tokens(tiny_checkpoints, temperature):
     """A custom drafter may propose trees of point masses: their inputs, pass, verification, commit and compacted caches."""
     outputs = []
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_whole_rounds_of_trees_give_the_compiled_one_s_tokens(tiny_checkpoints, 
     assert int(outputs[0][3].sum()) > 0 and (temperature or int(outputs[0][-1].sum()) > 0)
 
 
-def test_what_waits_or_takes_memory_is_seen():
+def test_launches_sees_waits_and_allocations():
     with Launches() as seen:
         torch.ones(2)[0].item()
         torch.where(torch.ones(3) > 0)
@@ -97,7 +97,7 @@ def test_what_waits_or_takes_memory_is_seen():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("K", [0, 3])
-def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, K, temperature):
+def test_a_step_on_a_device_neither_waits_nor_allocates(tiny_checkpoints, K, temperature):
     target = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16"))
     drafter = LookupDrafterCuda("cpu") if K else NoDrafter()
     state = make_state(2, 12, K, target.config.d_model, temperature=temperature, end_token=-1, backend="triton")
@@ -112,7 +112,7 @@ def test_a_round_on_a_device_neither_waits_nor_makes_anything(tiny_checkpoints, 
 
 @torch.inference_mode()
 def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bucket(tiny_checkpoints):
-    """Alone, after a source that buffers had to grow for, and among the launches of a long one."""
+    """Alone, after buffers have grown for a longer source, and in a batch with a long source."""
     target, H = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16")), 3
     tokens, positions, found = torch.tensor([[5, 9]]), torch.tensor([[0, 1]]), []
 
@@ -129,7 +129,7 @@ def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bu
 
 
 def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_checkpoints):
-    """Any K, any batch: tokens, and the hidden state that made the last of them."""
+    """For any K and batch: tokens, and the hidden state of the last one."""
     target = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16"))
 
     def run(sources, drafter, K):
@@ -140,8 +140,8 @@ def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_che
 
     with torch.inference_mode():
         plain = run(SOURCES, NoDrafter(), 0)
-        truth = [row[1:].tolist() for row in plain.tokens[:, :7]]
-        for K, wrong in ((4, lambda row, position: position % 3 == row), (1, lambda row, position: False)):
+        truth = [sequence[1:].tolist() for sequence in plain.tokens[:, :7]]
+        for K, wrong in ((4, lambda sequence, position: position % 3 == sequence), (1, lambda sequence, position: False)):
             state = run(SOURCES, ScriptedDrafter(truth, wrong), K)
             assert torch.equal(state.tokens[:, :7], plain.tokens[:, :7])
             assert torch.equal(state.hidden, plain.hidden) and int(state.accepted_at.sum()) > 0

@@ -1,4 +1,4 @@
-"""A checkpoint on a device: the right bytes counted before any is taken, and what cannot be run refused in a line."""
+"""A checkpoint on a device: bytes are counted before they are allocated, and what cannot run is refused in one line."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def storage_bytes(weights) -> int:
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "fp32"), ("bfloat16", "bf16"), ("float32", "bf16")])
-def test_bytes_are_counted_before_they_are_taken(tiny_checkpoint, dtype, stored):
+def test_bytes_are_counted_before_they_are_allocated(tiny_checkpoint, dtype, stored):
     w = load_cuda_weights(tiny_checkpoint, "cpu", dtype, stored)
     tied = "v1.0" in str(tiny_checkpoint)
     assert storage_bytes(w) == weight_bytes(w.config, w.dtype, stored, tied)
@@ -41,7 +41,7 @@ def test_random_weights_keep_activations_finite():
     assert encoded.isfinite().all() and hidden.isfinite().all() and hidden.abs().max() < 100
 
 
-def test_buffers_take_what_was_counted():
+def test_counted_bytes_are_those_of_the_buffers():
     target = T5Cuda(random_cuda_weights(CONFIG, "cpu"))
     target.reserve(3, 20, 4, 130)
     assert sum(b.nbytes for b in target.buffers.values()) == target.buffer_bytes(
@@ -71,7 +71,7 @@ def little(monkeypatch, free: int) -> None:
 
 def test_weights_that_do_not_fit_are_not_loaded(monkeypatch, tiny_checkpoint):
     little(monkeypatch, 10**4)
-    monkeypatch.setattr(cuda_weights, "assemble", lambda *arguments: pytest.fail("memory was taken"))
+    monkeypatch.setattr(cuda_weights, "assemble", lambda *arguments: pytest.fail("memory was allocated"))
     with pytest.raises(UserError, match=r"weights need 0.00 GB, 0.00 GB are free; give dtype='bfloat16'"):
         load_cuda_weights(tiny_checkpoint, "cpu")
 
@@ -90,7 +90,7 @@ def test_a_request_too_large_leaves_the_target_as_it_was(monkeypatch):
         target.admit([0], [torch.zeros(4000, dtype=torch.int64)])
 
 
-def test_many_rows_once_and_a_long_source_later_need_not_fit_together(monkeypatch):
+def test_many_sequences_and_a_later_long_source_need_not_fit_together(monkeypatch):
     target = T5Cuda(random_cuda_weights(CONFIG, "cpu"))
     target.reserve(8, 20, 0, 60)
     long = target.buffer_bytes(1, 64, 32, 1)
@@ -102,7 +102,7 @@ def test_many_rows_once_and_a_long_source_later_need_not_fit_together(monkeypatc
 
 @pytest.mark.parametrize(("options", "message"), [
     (dict(dtype="float16"), "T5 overflows in fp16"), (dict(weights="int8"), "not supported on a GPU")])
-def test_types_that_a_device_does_not_take(tiny_checkpoint, options, message):
+def test_types_that_a_device_does_not_support(tiny_checkpoint, options, message):
     with pytest.raises(UserError, match=message):
         load_cuda_weights(tiny_checkpoint, "cpu", **options)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: sharded equals single, and every refusal names what is wrong and how to mend it."""
+"""Checkpoints: sharded equals single, and every refusal names what is wrong and what to do."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Drafts on a device equal their reference or the host's: on random ids and on real texts; inputs and room the CPU's."""
+"""Lookup and n-gram drafts on a device equal the CPU's, on random tokens and on real texts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ DEVICE = "cpu" if is_interpreted() else "cuda"
 END = 1
 
 
-def twins(rows: int, capacity: int, K: int | list[int], fill) -> tuple[DecodeState, DecodeState]:
+def twins(B: int, capacity: int, K: int | list[int], fill) -> tuple[DecodeState, DecodeState]:
     """One state on the host and one on the device; fill(state) writes both."""
-    states = make_state(rows, capacity, K, 4), make_state(rows, capacity, K, 4, backend="triton", device=DEVICE)
+    states = make_state(B, capacity, K, 4), make_state(B, capacity, K, 4, backend="triton", device=DEVICE)
     for state in states:
         fill(state)
     return states
@@ -42,48 +42,49 @@ def same_drafts(host, device, states) -> Draft:
     ours, theirs = device.draft(states[1]), host.draft(states[0])
     assert torch.equal(ours.tokens.cpu(), theirs.tokens) and torch.equal(ours.lengths.cpu(), theirs.lengths)
     drafted = torch.arange(theirs.tokens.shape[1]) < theirs.lengths[:, None]
-    assert torch.equal(ours.proposer.cpu()[drafted], theirs.proposer[drafted]) and not ours.dense.any() and ours.logits is None
+    assert torch.equal(ours.proposer.cpu()[drafted], theirs.proposer[drafted])
+    assert not ours.dense.any() and ours.logits is None
     return theirs
 
 
 @pytest.mark.parametrize(("matches", "alphabet", "order"), [
     ((1, 1), 5, 0), ((1, 4), 5, 0), ((3, 9), 2, 0), ((1, 4), 4, 3)])
-def test_lookup_on_random_ids(matches, alphabet, order, monkeypatch):
-    """Blocks shorter than the texts; ids 0 among them; sources with and without an end, and an empty one. The texts go on as
-    drafted, mostly, so that confidences move; with a table of that order, ids come from both."""
+def test_lookup_on_random_tokens(matches, alphabet, order, monkeypatch):
+    """Blocks are shorter than the texts; token 0 occurs; sources have an end token or not, and one is empty. Most texts
+    continue as drafted, so that confidences change; with a table of that order, both propose."""
     monkeypatch.setattr(lookup, "BLOCK", 16)
     draw = np.random.default_rng(alphabet)
-    ids = np.array([0, *range(2, 1 + alphabet)])
+    tokens = np.array([0, *range(2, 1 + alphabet)])
     table = fitted(order) if order else None
     host, device, B = Copier(*matches, table=table), LookupDrafterCuda(DEVICE, *matches, table=table), 5
     found = np.zeros(3, np.int64)
     for new_tokens in (7, 12):
-        sources = [torch.from_numpy(ids[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40)]
+        sources = [torch.from_numpy(tokens[draw.integers(0, alphabet, size)]) for size in (0, 1, 9, 30, 40)]
         sources[3:] = [torch.cat((source, torch.tensor([END]))) for source in sources[3:]]
         for drafter in (host, device):
             drafter.admit(range(B), sources, [])
         states = twins(B, new_tokens, [6, 6, 6, 3, 6], lambda state: None)
         while not states[0].finished.all():
             draft = same_drafts(host, device, states)
-            for row in (~states[0].finished).nonzero()[:, 0].tolist():
-                length, count = int(states[0].lengths[row]), int(draft.lengths[row])
+            for sequence in (~states[0].finished).nonzero()[:, 0].tolist():
+                length, count = int(states[0].lengths[sequence]), int(draft.lengths[sequence])
                 kept = int(draw.integers(0, count + 1)) if draw.random() < 0.4 else count
-                new = [*draft.tokens[row, :kept].tolist(), int(ids[draw.integers(0, alphabet)])]
+                new = [*draft.tokens[sequence, :kept].tolist(), int(tokens[draw.integers(0, alphabet)])]
                 new = new[: new_tokens + 1 - length]
                 for state in states:
-                    state.tokens[row, length : length + len(new)] = torch.tensor(new)
-                    state.lengths[row] += len(new)
-                    state.finished[row] = length + len(new) > new_tokens
-                found += np.bincount(draft.proposer[row, :count].tolist(), minlength=3)
-        for row in range(B):
-            confidence = device.tested[row, :, 1] / device.tested[row, :, 0]
-            np.testing.assert_array_equal(confidence.cpu(), host.rows[row].confidence)
+                    state.tokens[sequence, length : length + len(new)] = torch.tensor(new)
+                    state.lengths[sequence] += len(new)
+                    state.finished[sequence] = length + len(new) > new_tokens
+                found += np.bincount(draft.proposer[sequence, :count].tolist(), minlength=3)
+        for sequence in range(B):
+            confidence = device.tested[sequence, :, 1] / device.tested[sequence, :, 0]
+            np.testing.assert_array_equal(confidence.cpu(), host.rows[sequence].confidence)
         for drafter in (host, device):
             drafter.release(range(3))
     assert found[1] > 8 and (found[2] > 2) == bool(order)
 
 
-def test_counts_fade_as_the_hosts_do():
+def test_counts_are_halved_as_on_the_cpu():
     host, device = Copier(), LookupDrafterCuda(DEVICE)
     for drafter in (host, device):
         drafter.admit([0], [torch.arange(5, 40)], [])
@@ -99,7 +100,7 @@ def test_counts_fade_as_the_hosts_do():
     assert float(device.tested[0].min()) < 1100
 
 
-def test_an_old_output_leaves_the_window():
+def test_old_output_leaves_the_window():
     def fill(state):
         state.tokens[:, : WINDOW + 60] = torch.arange(10, WINDOW + 70)
         state.tokens[0, 1:3], state.tokens[1, 61:63] = torch.tensor([5, 6]), torch.tensor([5, 6])
@@ -112,7 +113,7 @@ def test_an_old_output_leaves_the_window():
     assert same_drafts(host, device, twins(2, WINDOW + 60, 3, fill)).lengths.tolist() == [0, 3]
 
 
-def test_a_captured_graph_finds_its_draft_in_place():
+def test_a_state_keeps_its_draft():
     for device in (LookupDrafterCuda(DEVICE), NgramDrafterCuda(fitted(2), DEVICE)):
         device.admit([0], [torch.arange(2, 9)], [])
         state = twins(1, 9, 2, lambda state: None)[1]
@@ -127,7 +128,7 @@ def fitted(order: int) -> Table:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 @pytest.mark.parametrize("least", [0.0, 0.1])
-def test_chains_on_random_ids(order, least):
+def test_ngram_drafts_on_random_tokens(order, least):
     draw = np.random.default_rng(order)
     tokens = torch.from_numpy(np.minimum(draw.geometric(0.2, (12, 10)) + 1, 29))
     tokens[:, 0] = 0
@@ -149,7 +150,7 @@ def test_real_texts():
 
     tokenizer = Tokenizer.from_file(str(embedded.TARGET / "tokenizer.json"))
     texts = [tokenizer.encode(file.read_text()).ids for file in sorted((embedded.TARGET.parent / "texts").glob("*.txt"))[:4]]
-    sources = [torch.tensor([*ids[: len(ids) // 2], END]) for ids in texts]
+    sources = [torch.tensor([*tokens[: len(tokens) // 2], END]) for tokens in texts]
     table = Table.open(embedded.NGRAM)
     pairs = [(NgramDrafter(table), NgramDrafterCuda(table, DEVICE)), (Copier(), LookupDrafterCuda(DEVICE)),
              (Copier(table=table), LookupDrafterCuda(DEVICE, table=table))]
@@ -158,8 +159,8 @@ def test_real_texts():
     drafted = [0, 0, 0]
     for length in (1, 2, 10, 18, 34, 50):
         def fill(state, length=length):
-            for row, ids in enumerate(texts):
-                state.tokens[row, 1:length] = torch.tensor(ids[len(ids) // 2 :][: length - 1])
+            for sequence, tokens in enumerate(texts):
+                state.tokens[sequence, 1:length] = torch.tensor(tokens[len(tokens) // 2 :][: length - 1])
             state.lengths.fill_(length)
 
         states = twins(4, 80, 8, fill)
@@ -169,7 +170,7 @@ def test_real_texts():
 
 
 @pytest.mark.parametrize("parents", [None, [0, 0, 2]])
-def test_inputs_and_room_equal_the_hosts(parents):
+def test_inputs_and_allowed_lengths_equal_the_cpus(parents):
     def fill(state):
         state.tokens[:, :9] = torch.arange(45).view(5, 9)
         state.lengths.copy_(torch.tensor([1, 4, 8, 9, 3]))
@@ -191,7 +192,7 @@ def test_a_history_is_refused_in_a_line():
     assert "\n" not in str(caught.value)
 
 
-def test_copies_of_sources_take_what_was_counted_and_are_refused_before(monkeypatch):
+def test_bytes_of_sources_are_counted_and_refused_before_allocation(monkeypatch):
     copier = LookupDrafterCuda(DEVICE)
     copier.reserve(3, 64)
     held = copier.source, copier.source_lengths, copier.last, copier.tested
@@ -206,13 +207,13 @@ def test_copies_of_sources_take_what_was_counted_and_are_refused_before(monkeypa
     LookupDrafterCuda(DEVICE).reserve(3, 64)
 
 
-def test_a_table_that_does_not_fit_is_refused_before_it_is_moved(monkeypatch):
+def test_a_table_that_does_not_fit_is_refused_before_it_is_copied(monkeypatch):
     table = fitted(3)
     taken = sum(array.nbytes for array in hashed(table, DEVICE) if isinstance(array, torch.Tensor))
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: taken)
     hashed(table, DEVICE)
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: taken - 1)
-    monkeypatch.setattr(torch, "from_numpy", lambda array: pytest.fail("memory was taken"))
+    monkeypatch.setattr(torch, "from_numpy", lambda array: pytest.fail("memory was allocated"))
     with pytest.raises(UserError, match="the n-gram table's contexts need .* smaller table"):
         hashed(table, DEVICE)
 
@@ -232,8 +233,8 @@ longest = partial(at_real_sizes, MAX_DRAFT_TOKENS)
 
 
 @pytest.mark.parametrize("drafts", ["at_real_sizes", "longest"])
-def test_compiled_for_three_machines(drafts):
+def test_compiles_for_three_devices(drafts):
     found = costs(f"{__file__}:{drafts}")
-    assert [cost.kernel for cost in found[::3]] == ["_prompt_lookup_kernel"] * 2 + ["_ngram_lookup_kernel", "_allowed_kernel",
-                                                                            "_step_inputs_kernel"]
+    assert [cost.kernel for cost in found[::3]] == ["_prompt_lookup_kernel"] * 2 + [
+        "_ngram_lookup_kernel", "_allowed_kernel", "_step_inputs_kernel"]
     assert all(cost.registers <= 128 and cost.spills <= 32 and cost.shared < 8_192 for cost in found), found

@@ -1,4 +1,4 @@
-"""Neural drafters on a device, by Triton's interpreter: the CPU drafters' drafts and distributions, in rounds without a wait."""
+"""Neural drafters on a device, by Triton's interpreter: drafts and distributions of the CPU's, without waits."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def admit(target, drafter, state):
 
 
 @torch.inference_mode()
-def test_greedy_rounds_are_the_compiled_one_s(pair):
-    """Drafts right and wrong, rows that draft less, a limit inside a draft, an end token that a draft may hold."""
+def test_greedy_steps_are_the_cpus(pair):
+    """Drafts right and wrong, sequences that draft less, a limit inside a draft, an end token that a draft may hold."""
     truth = None
     outputs = []
     for (target, drafter), backend in zip(pair, ("numba", "triton"), strict=True):
@@ -80,8 +80,8 @@ def test_greedy_rounds_are_the_compiled_one_s(pair):
 
 
 @torch.inference_mode()
-def test_sampled_distributions_are_the_compiled_one_s(pair):
-    """q of every drafted id, given the same ids before it; drawn ids have one."""
+def test_sampled_distributions_are_the_cpus(pair):
+    """q of every draft token, given the same tokens before it; a sampled token has q > 0."""
     (target, host), (device_target, device) = pair
     distribution = dict(temperature=[0.0, 0.7], top_k=9)
     state = make_state(2, 12, 2, 32, end_token=-1, backend="triton", **distribution)
@@ -92,16 +92,16 @@ def test_sampled_distributions_are_the_compiled_one_s(pair):
     for _ in range(2):
         ours, theirs = device.draft(state), host.draft(twin)
         assert ours.lengths.tolist() == theirs.lengths.tolist() and ours.dense.tolist() == theirs.dense.tolist()
-        for row in range(2):
-            for place in range(int(ours.lengths[row])):
-                if not ours.dense[row]:
-                    assert ours.tokens[row, place] == theirs.tokens[row, place]
+        for sequence in range(2):
+            for index in range(int(ours.lengths[sequence])):
+                if not ours.dense[sequence]:
+                    assert ours.tokens[sequence, index] == theirs.tokens[sequence, index]
                     continue
-                q, p = ((d.logits[row, place].double() - d.lse[row, place]).exp() for d in (ours, theirs))
+                q, p = ((d.logits[sequence, index].double() - d.lse[sequence, index]).exp() for d in (ours, theirs))
                 torch.testing.assert_close(q, p, atol=2e-5, rtol=1e-3)
-                assert q[ours.tokens[row, place]] > 0
+                assert q[ours.tokens[sequence, index]] > 0
                 compared += 1
-                if ours.tokens[row, place] != theirs.tokens[row, place]:
+                if ours.tokens[sequence, index] != theirs.tokens[sequence, index]:
                     break
         step(state, device_target, device)
         for name in ("tokens", "lengths", "finished"):
@@ -110,7 +110,7 @@ def test_sampled_distributions_are_the_compiled_one_s(pair):
 
 
 @torch.inference_mode()
-def test_a_round_neither_waits_nor_makes_anything(pair):
+def test_a_step_neither_waits_nor_allocates(pair):
     target, drafter = pair[1]
     state = make_state(2, 12, 2, 32, end_token=-1, temperature=[0.0, 1.0], backend="triton")
     admit(target, drafter, state)
@@ -127,8 +127,8 @@ class HeadOnly:
 
     name = "head only"
 
-    def __init__(self, head, ids, y):
-        self.vocabulary, self.y = DraftVocabularyCuda(head, ids, copies=False), y
+    def __init__(self, head, tokens, y):
+        self.vocabulary, self.y = DraftVocabularyCuda(head, tokens, copies=False), y
         self.buffers = PerState(lambda state: DraftBuffers(state, len(head), 3))
 
     def draft(self, state, budget=None):
@@ -139,20 +139,20 @@ class HeadOnly:
 
 
 @torch.inference_mode()
-def test_sampled_tokens_follow_the_target_whatever_a_list_leaves_out():
-    """The first token's distribution, drafted from another one over half of the ids."""
-    rows, V = 640, 16
+def test_sampled_tokens_follow_the_target_whatever_the_vocabulary_leaves_out():
+    """The first token's distribution, drafted from another one over half of the tokens."""
+    B, V = 640, 16
     draw = torch.Generator().manual_seed(7)
     table, head = torch.randn(2, V, V, generator=draw), torch.randn(V, 16, generator=draw)
     drafter = HeadOnly(head, torch.tensor([9, 2, 5, 11]), 0.3 * torch.randn(1, 16, generator=draw))
-    drafter.vocabulary.reserve(rows, 8)
-    for row in range(rows):
-        drafter.vocabulary.admit(row, torch.tensor([3, 5, 3, 14]))
-    state = make_state(rows, 2, 1, V, end_token=-1, temperature=1.0, backend="triton")
+    drafter.vocabulary.reserve(B, 8)
+    for sequence in range(B):
+        drafter.vocabulary.admit(sequence, torch.tensor([3, 5, 3, 14]))
+    state = make_state(B, 2, 1, V, end_token=-1, temperature=1.0, backend="triton")
     step(state, TableTarget(table), drafter)
     counts = torch.bincount(state.tokens[:, 1], minlength=V)
     value, freedom = chi_square(counts, torch.softmax(table[0, 0].double(), -1))
-    assert value < freedom + 10 * (2 * freedom) ** 0.5 and 0 < int(state.accepted_at.sum()) < rows
+    assert value < freedom + 10 * (2 * freedom) ** 0.5 and 0 < int(state.accepted_at.sum()) < B
     assert set(drafter.buffers.of(state).draft.tokens[:, 0].tolist()) == {9, 2, 5, 11, 3, 14}
 
 
@@ -167,9 +167,8 @@ def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
     assert torch.equal(drafts[0].tokens, drafts[1].tokens) and drafts[1].lengths.tolist() == [2, 2]
 
 
-def test_generate_with_captured_rounds_gives_the_compiled_one_s_tokens(tiny_model_path, tmp_path, monkeypatch):
-    """The whole door with a stand-in for capture; the second request's buffers are larger, so that what was captured is
-    forgotten."""
+def test_generate_with_captured_steps_gives_the_cpus_tokens(tiny_model_path, tmp_path, monkeypatch):
+    """Model.generate with a stand-in for capture; the second request's buffers are larger, so that graphs are dropped."""
     monkeypatch.setattr(recurrent_cuda, "POSITIONS", 4)
     for module in (recurrent_cuda, static_batches):
         monkeypatch.setattr(module, "SLOTS", 2)
@@ -190,7 +189,7 @@ def free(monkeypatch, size):
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: size)
 
 
-def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(monkeypatch):
+def test_bytes_of_distributions_are_counted_and_refused_before_allocation(monkeypatch):
     state = make_state(2, 12, 3, 32, temperature=[0.0, 1.0], backend="triton")
     draft = DraftBuffers(state, 500, 3).draft
     taken = draft.logits.nbytes + draft.lse.nbytes
@@ -199,11 +198,11 @@ def test_distributions_of_drafts_take_what_was_counted_and_are_refused_before(mo
     free(monkeypatch, taken - 1)
     with pytest.raises(UserError, match="the distributions of 3 drafts for 2 sequences need .* or draft_tokens"):
         DraftBuffers(state, 500, 3)
-    # greedy rows have none
+    # greedy sequences have none
     DraftBuffers(make_state(2, 12, 3, 32, backend="triton"), 500, 3)
 
 
-def test_a_vocabulary_takes_what_was_counted_and_one_refused_leaves_it_as_it_was(monkeypatch):
+def test_bytes_of_a_vocabulary_are_counted_and_a_refusal_leaves_it_unchanged(monkeypatch):
     vocabulary = DraftVocabularyCuda(torch.randn(500, 16), torch.arange(40), copies=True)
     vocabulary.reserve(3, 70)
     held, generation = dict(vocabulary.buffers), vocabulary.generation
@@ -222,7 +221,7 @@ def test_a_vocabulary_takes_what_was_counted_and_one_refused_leaves_it_as_it_was
 
 @pytest.mark.parametrize("kind", ["lstm", "cnn"])
 @pytest.mark.parametrize("stored", STORED)
-def test_a_recurrent_drafter_takes_no_more_than_was_counted(kind, stored, tiny_checkpoints, tmp_path, monkeypatch):
+def test_a_recurrent_drafter_allocates_no_more_than_was_counted(kind, stored, tiny_checkpoints, tmp_path, monkeypatch):
     folder = tiny_checkpoints["v1.1"]
     target = load_cuda_weights(folder, "cpu", weights=stored)
     model = model_class(kind).load(saved(kind, 40, folder, tmp_path), folder, with_tables=False)
@@ -233,7 +232,7 @@ def test_a_recurrent_drafter_takes_no_more_than_was_counted(kind, stored, tiny_c
     held = {tensor.data_ptr(): tensor.nbytes for tensor in [*own, *drafter.copy_attention.parameters()]}
     assert 0.6 * counted < sum(held.values()) <= counted
     free(monkeypatch, counted - 1)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda *arguments: pytest.fail("memory was taken"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *arguments: pytest.fail("memory was allocated"))
     with pytest.raises(UserError, match=f"the {kind} drafter's weights need .* or a smaller drafter"):
         open_drafter(tmp_path, target, folder, None)
 
@@ -247,7 +246,7 @@ def test_drafters_that_do_not_fit_are_not_loaded(shared, tiny_checkpoints, tmp_p
         folders[kind] = tmp_path / kind
         model_class(kind).from_target(folder, **SIZES[kind], shared_embeddings=shared).save(folders[kind])
     free(monkeypatch, 100)
-    monkeypatch.setattr(t5_drafter_cuda, "assemble", lambda *arguments: pytest.fail("memory was taken"))
+    monkeypatch.setattr(t5_drafter_cuda, "assemble", lambda *arguments: pytest.fail("memory was allocated"))
     with pytest.raises(UserError, match="t5shallow's weights need .* or a smaller drafter"):
         open_drafter(folders["t5shallow"], target, folder, None)
     with pytest.raises(UserError, match="weights need" if shared else "lstm's embedding and head need .* dtype='bfloat16'"):

@@ -1,4 +1,4 @@
-"""The head on the target's features: steps of drafts equal its full pass, whoever took the turns between."""
+"""The EAGLE-style head: its drafts equal its full pass, whichever drafter took the steps between."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from foredraft.errors import UserError
 from foredraft.kernels.drafting.eagle_drafting import DRAFT_EAGLE
 
 NEW = 16
-# flat enough to see many pairs of tokens, few enough ids to see each often
+# flat enough to see many pairs of tokens, few enough tokens to see each often
 WARP = dict(temperature=3.0, top_k=6)
-SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
+SOURCES = [torch.tensor(tokens) for tokens in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
 SIZES = dict(d_kv=12, d_ff=20)
 
 
@@ -31,9 +31,9 @@ def target(tiny_checkpoints):
     return target
 
 
-@pytest.fixture(params=[0, 40], ids=["whole", "40"])
+@pytest.fixture(params=[0, 40], ids=["full", "40"])
 def trained(request, target, tmp_path):
-    """(torch module, Drafter opened from its files), with the whole head and with a shortlist."""
+    """(torch module, Drafter opened from its files), with a full and with a restricted draft vocabulary."""
     torch.manual_seed(1)
     model = EagleModel.from_target(target.folder, **SIZES).eval()
     if request.param:
@@ -59,7 +59,7 @@ def test_greedy_equals_plain(target, trained, K):
 
 
 def distribution_of(model, states, copied, source):
-    """log q [V] from a predicted state [C] and its copies [S], cut to what the drafter may draft."""
+    """log q [V] from a predicted state [C] and its copies [S], over the draft vocabulary."""
     logits = (states * model.config.head_scale) @ model.head.T
     logits = logits.scatter_add(0, source, copied)
     if len(model.draft_ids):
@@ -71,36 +71,36 @@ def distribution_of(model, states, copied, source):
 
 @torch.inference_mode()
 def test_q_is_the_distribution_of_the_full_pass_for_every_draft(target, trained):
-    """Draft i is the (i + 1)-th prediction from the target's state: after rejections, whole drafts, rounds of others."""
+    """Draft i is the (i + 1)-th prediction from the target's state: after rejections, accepted drafts and other steps."""
     model, drafter = trained
     state = make_state(4, NEW, 3, 32, end_token=-1, temperature=1.0)
     encoded = [x.clone() for x in admit(target, drafter, state)]
     whole = T5(target.weights)
     whole.reserve(1, NEW + 4, NEW + 3, 80)
-    compared = turn = 0
+    compared = steps = 0
     while not state.finished.all():
-        turn += 1
-        if turn % 4 == 3:
+        steps += 1
+        if steps % 4 == 3:
             for _ in range(2):
                 step(state, target, NoDrafter())
             continue
         draft = drafter.draft(state)
-        for row in (~state.finished).nonzero()[:, 0].tolist():
-            length, count = int(state.lengths[row]), int(draft.lengths[row])
-            ids = torch.tensor([state.tokens[row, :length].tolist() + draft.tokens[row, :count].tolist()])
-            whole.admit([0], [SOURCES[row]])
-            # of the target's states those before the draft are real, the rest must not be read
-            features = whole.decode(ids[:, :-1], torch.arange(ids.shape[1] - 1)[None]).clone()
+        for sequence in (~state.finished).nonzero()[:, 0].tolist():
+            length, count = int(state.lengths[sequence]), int(draft.lengths[sequence])
+            tokens = torch.tensor([state.tokens[sequence, :length].tolist() + draft.tokens[sequence, :count].tolist()])
+            whole.admit([0], [SOURCES[sequence]])
+            # the target's states exist before the draft; the others must not be read
+            features = whole.decode(tokens[:, :-1], torch.arange(tokens.shape[1] - 1)[None]).clone()
             features[:, length - 1 :] = torch.nan
-            mask = torch.ones(1, len(SOURCES[row]))
-            passes = model.unrolled(ids[:, :-1], encoded[row][None], mask, SOURCES[row][None], features, count)
+            mask = torch.ones(1, len(SOURCES[sequence]))
+            passes = model.unrolled(tokens[:, :-1], encoded[sequence][None], mask, SOURCES[sequence][None], features, count)
             for i, (states, copied) in enumerate(passes):
                 at = length - 1 + i
-                distribution = distribution_of(model, states[0, at], copied[0, at], SOURCES[row])
-                q = (draft.logits[row, i].double() - draft.lse[row, i]).exp()
+                distribution = distribution_of(model, states[0, at], copied[0, at], SOURCES[sequence])
+                q = (draft.logits[sequence, i].double() - draft.lse[sequence, i]).exp()
                 torch.testing.assert_close(q, distribution.exp(), atol=2e-5, rtol=2e-4)
-                torch.testing.assert_close(drafter.features[row, i], states[0, at], atol=2e-4, rtol=2e-4)
-                assert q[draft.tokens[row, i]] > 0
+                torch.testing.assert_close(drafter.features[sequence, i], states[0, at], atol=2e-4, rtol=2e-4)
+                assert q[draft.tokens[sequence, i]] > 0
                 compared += 1
         hidden = target.decode(*state.inputs(draft))
         state.commit(draft, verify(state, draft, hidden, target), hidden)
@@ -108,11 +108,12 @@ def test_q_is_the_distribution_of_the_full_pass_for_every_draft(target, trained)
 
 
 def sampled_distributions(draft):
-    return [(draft.logits[row, i] - draft.lse[row, i]).exp() for row in (1, 2) for i in range(int(draft.lengths[row]))]
+    return [(draft.logits[sequence, i] - draft.lse[sequence, i]).exp()
+            for sequence in (1, 2) for i in range(int(draft.lengths[sequence]))]
 
 
 @torch.inference_mode()
-def test_compiled_drafts_equal_the_references(target, trained, monkeypatch):
+def test_compiled_drafts_equal_the_reference(target, trained, monkeypatch):
     _, drafter = trained
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 0.0]), top_k=[0, 0, 30, 0], seeds=[3, 4, 5, 6], end_token=-1)
     state = make_state(4, [NEW, 3, NEW, NEW], 3, 32, **options)
@@ -130,20 +131,21 @@ def test_compiled_drafts_equal_the_references(target, trained, monkeypatch):
         state.commit(draft, verify(state, draft, hidden, target), hidden)
 
 
-def test_a_row_does_not_depend_on_its_batch(target, trained):
+def test_a_sequence_does_not_depend_on_its_batch(target, trained):
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 1.2]), seeds=[3, 4, 5, 6], end_token=-1)
     together = run(target, trained[1], make_state(4, NEW, 3, 32, **options))
-    for row in range(4):
-        temperature, seed = options["temperature"][row], options["seeds"][row]
+    for sequence in range(4):
+        temperature, seed = options["temperature"][sequence], options["seeds"][sequence]
         alone = make_state(1, NEW, 3, 32, temperature=temperature, seeds=[seed], end_token=-1)
-        assert run(target, trained[1], alone, [SOURCES[row]]) == [together[row]]
+        assert run(target, trained[1], alone, [SOURCES[sequence]]) == [together[sequence]]
 
 
 def distribution_of_two(target, distribution):
-    """p(x1, x2) [V * V], cut as `distribution` says, from forward passes of the target."""
+    """p(x1, x2) [V * V], warped, from forward passes of the target."""
     def after(tokens, positions):
         logits = target.logits(target.decode(tokens, positions))[:, -1].double() / distribution["temperature"]
-        return torch.softmax(logits.masked_fill(logits < logits.topk(distribution["top_k"]).values[:, -1:], float("-inf")), -1)
+        least = logits.topk(distribution["top_k"]).values[:, -1:]
+        return torch.softmax(logits.masked_fill(logits < least, float("-inf")), -1)
 
     first = after(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))[0]
     pairs = torch.stack((torch.zeros(100, dtype=torch.int64), torch.arange(100)), 1)
@@ -152,18 +154,18 @@ def distribution_of_two(target, distribution):
 
 @torch.inference_mode()
 def test_sampled_tokens_follow_the_target(target, trained):
-    """The joint distribution of the first two tokens against what forward passes of the target say."""
-    rows, times, source, drafter = 100, 25, SOURCES[2], trained[1]
-    state = make_state(rows, 2, 2, 32, end_token=-1, **WARP)
-    admit(target, drafter, state, [source] * rows)
+    """The joint distribution of the first two tokens is that of forward passes of the target."""
+    B, times, source, drafter = 100, 25, SOURCES[2], trained[1]
+    state = make_state(B, 2, 2, 32, end_token=-1, **WARP)
+    admit(target, drafter, state, [source] * B)
     joint = distribution_of_two(target, WARP)
     counts = torch.zeros(100 * 100, dtype=torch.int64)
     for time in range(times):
-        state = make_state(rows, 3, 2, 32, end_token=-1, seeds=range(time * rows, (time + 1) * rows), **WARP)
+        state = make_state(B, 3, 2, 32, end_token=-1, seeds=range(time * B, (time + 1) * B), **WARP)
         decode(state, target, drafter)
         counts += torch.bincount(state.tokens[:, 1] * 100 + state.tokens[:, 2], minlength=100 * 100)
     assert counts[joint == 0].sum() == 0
-    common = joint * rows * times >= 5
+    common = joint * B * times >= 5
     pooled, expected = counts[common], joint[common]
     if (rest := (joint > 0) & ~common).any():
         pooled, expected = (torch.cat((x, x_all[rest].sum()[None])) for x, x_all in ((pooled, counts), (expected, joint)))
@@ -175,33 +177,34 @@ def test_sampled_tokens_follow_the_target(target, trained):
 def test_forward_scores_first_drafts_and_trains_on_later_ones(target):
     torch.manual_seed(0)
     model = EagleModel.from_target(target.folder, **SIZES)
-    ids, source = torch.randint(3, 100, (2, 6)), torch.randint(3, 100, (2, 12))
+    tokens, source = torch.randint(3, 100, (2, 6)), torch.randint(3, 100, (2, 12))
     encoded, mask, features = torch.randn(2, 12, 32), torch.ones(2, 12), torch.randn(2, 6, 32)
     scored = torch.zeros(2, 6, dtype=torch.bool)
     scored[0, 2] = scored[1, 5] = True
     model.eval()
     with torch.inference_mode():
-        whole = model(ids, encoded, mask, source, features=features)
-        torch.testing.assert_close(model(ids, encoded, mask, source, scored=scored, features=features), whole[scored])
-        # the state at a place is the target's for what comes after it alone
+        whole = model(tokens, encoded, mask, source, features=features)
+        torch.testing.assert_close(model(tokens, encoded, mask, source, scored=scored, features=features), whole[scored])
+        # a state is read at later positions alone
         changed = features.clone()
         changed[:, 3:] = 9.0
-        later = model(ids, encoded, mask, source, features=changed)
+        later = model(tokens, encoded, mask, source, features=changed)
         torch.testing.assert_close(later[:, :4], whole[:, :4])
         assert not torch.allclose(later[:, 4], whole[:, 4])
-        passes = model.unrolled(ids, encoded, mask, source, features, 3)
+        passes = model.unrolled(tokens, encoded, mask, source, features, 3)
     model.train()
     distributions = []
     for _ in range(40):
-        logits, apart = model(ids, encoded, mask, source, scored=scored, features=features)
+        logits, distance = model(tokens, encoded, mask, source, scored=scored, features=features)
         distributions.append(logits[1])
-    found = {min(range(3), key=lambda d: float((distribution.detach() - deep[d]).abs().max())) for distribution in distributions for deep in [[
-        (states[1, 5] * model.config.head_scale @ model.head.T).scatter_add(0, source[1], copied[1, 5])
-        for states, copied in passes]]}
+    by_depth = [(states[1, 5] * model.config.head_scale @ model.head.T).scatter_add(0, source[1], copied[1, 5])
+                for states, copied in passes]
+    found = {min(range(3), key=lambda d: float((distribution.detach() - by_depth[d]).abs().max()))
+             for distribution in distributions}
     assert found == {0, 1, 2}
     distances = [torch.nn.functional.smooth_l1_loss(states[0, 2], features[0, 2]) for states, _ in passes]
-    torch.testing.assert_close(apart[0].detach(), sum(distances) / 3)
-    (logits.logsumexp(-1).sum() + apart.sum()).backward()
+    torch.testing.assert_close(distance[0].detach(), sum(distances) / 3)
+    (logits.logsumexp(-1).sum() + distance.sum()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
