@@ -32,6 +32,11 @@ ALLOWED = {
     "engine/runtime": ["engine.runtime", "engine.sampling", "engine.protocols", "engine.params", "engine.loop",
                        "engine.state", "engine.verify", "engine.stats", "engine.models", "kernels"],
     "train": ["train", "engine", "kernels", "ngram_native"],
+    "train/data": ["train.data", "engine", "kernels"],
+    "train/target": ["train.target", "train.data", "train.trainer", "train.history", "engine", "kernels"],
+    "train/drafter": ["train.drafter", "train.data", "train.trainer", "train.history", "train.draft_vocab", "engine", "kernels",
+                      "ngram_native"],
+    "train/tune": ["train.tune", "train.draft_vocab", "engine", "kernels"],
     "bench": ["bench", "train", "engine", "kernels", "ngram_native"],
     # scripts: they read options and print tables as the commands do
     "bench/studies": ["bench", "train", "engine", "kernels", "ngram_native", "cli"],

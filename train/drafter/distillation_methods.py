@@ -130,11 +130,6 @@ class DistillationConfig:
         """The divergence that the method uses."""
         return {"on_policy_GKD": "jsd", "MiniLLM": "rkl"}.get(self.distill_method, self.divergence)
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the teacher's distribution is used."""
-        return self.kd_loss > 0 and self.objective != "labels" and not self.teacher_logits
-
     def is_on_policy(self, seed: int, step: int, steps: int) -> bool:
         """Whether a step is on the student's samples; the same in every process and after a resume."""
         return self.kd_loss > 0 and np.random.default_rng((seed, step, 7)).random() < self.on_policy(step / steps)
