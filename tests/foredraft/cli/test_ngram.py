@@ -100,7 +100,7 @@ def test_from_counts_to_every_format_and_back(folder):
     (["info", "none.ngram"], "none.ngram: no such file"),
     (["import", "none.arpa", "--out", "x"], "--vocab-size or --tokenizer"),
     (["import", "none.arpa", "--out", "x", "--vocab-size", "9"], "no such ARPA"),
-    (["fit", "none.counts", "--out", "x", "--smoothing", "none"], "smoothing 'none'"),
+    (["fit", "none.counts", "--out", "x", "--smoothing", "none"], "smoothing is 'none'"),
     (["fit", "tokenizer.json", "--out", "x"], "not an n-gram counts file"),
 ])
 def test_misuse_is_named(folder, arguments, match):
