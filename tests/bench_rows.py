@@ -30,17 +30,17 @@ def run_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01
               "target": TARGET, "device": "cpu", "data": data, "batch_size": batch_size, "max_new_tokens": 64,
               "draft_tokens": 5, "temperature": temperature, "seed": 0, "repeats": 3}
     rows = []
-    for method, times, reported in (("plain", 1.0, True), ("lookup", 2.0, True), ("hf-greedy", 0.2, False)):
-        phases = {"encode": 0.3, "draft": 0.1, "verify": 1.0, "other": 0.1} if reported else {
+    for method, times, ours in (("plain", 1.0, True), ("lookup", 2.0, True), ("hf-greedy", 0.2, False)):
+        phases = {"encode": 0.3, "draft": 0.1, "verify": 1.0, "other": 0.1} if ours else {
             "encode": 0.3, "draft": None, "verify": None, "other": None}
         drafts = acceptance(0.8, 5) | {"alpha_tv": 0.7} if method == "lookup" else acceptance(0, 0) | {"drafted": 0}
         rows.append(common | {
-            "method": method, "absent": None, "differ": 0 if reported else 3, "tokens": 900,
+            "method": method, "absent": None, "differ": 0 if ours else 3, "tokens": 900,
             "seconds": {"total": 1.5} | phases,
             "tokens_per_second": spread(speed * times), "tokens_per_second_encoding": spread(speed * times),
-            "speed_up": interval(times) if reported else None, "speed_up_encoding": interval(times) if reported else None,
-            "acceptance": drafts if reported else None,
-            "floor": {"encode": 0.2, "decode_flops": 0.1, "decode_bytes": 0.8, "total": 1.0} if reported else None})
+            "speed_up": interval(times) if ours else None, "speed_up_encoding": interval(times) if ours else None,
+            "acceptance": drafts if ours else None,
+            "floor": {"encode": 0.2, "decode_flops": 0.1, "decode_bytes": 0.8, "total": 1.0} if ours else None})
     return [*rows, common | {"method": "hf-assisted", "absent": "no assistant"}]
 
 
@@ -102,8 +102,8 @@ def scale_row() -> dict:
         return [{"size": size, "ms_per_article": 20 + size / 8, "least_ms": 20.0, "rss": 500_000_000,
                  "bytes_per_article": 3e7 / size} for size in sizes]
 
-    return {"kind": "scale", "time": "2026-01-01T00:00:00+00:00", "command": "python -m foredraft.bench.studies.scale "
-                                                                             "--data test.jsonl.gz",
+    return {"kind": "scale", "time": "2026-01-01T00:00:00+00:00",
+            "command": "python -m foredraft.bench.studies.scale --data test.jsonl.gz",
             "machine": MACHINE, "target": TARGET, "data": DATA, "batch_size": 8, "draft_tokens": 5,
             "drafter": {"name": "lookup"}, "loaded_bytes": 400_000_000, "complete": True,
             "curves": {"articles": points(1, 64, 4096), "output": points(16, 512), "source": points(64, 2048)},
@@ -112,8 +112,8 @@ def scale_row() -> dict:
 
 
 def regression_row() -> dict:
-    return {"kind": "regression", "time": "2026-01-01T00:00:00+00:00", "command": "python -m "
-                                                                                  "foredraft.bench.studies.regression_proof",
+    return {"kind": "regression", "time": "2026-01-01T00:00:00+00:00",
+            "command": "python -m foredraft.bench.studies.regression_proof",
             "machine": MACHINE, "runs": 3, "slow": 1.5, "limit": 1.22, "timed_again": 2, "false_alarms": [],
             "missed": ["bench/a"],
             "cases": [{"case": "bench/a", "unchanged": [0.97, 1.02, 1.1], "seeded": 1.2},
@@ -122,20 +122,19 @@ def regression_row() -> dict:
 
 
 def spec_bench_row() -> dict:
-    reported = {"mean_accepted_tokens": 2.5, "tokens_per_second": 900.0, "tokens_per_second_deviation": 12.0,
+    found = {"mean_accepted_tokens": 2.5, "tokens_per_second": 900.0, "tokens_per_second_deviation": 12.0,
                 "speed_up": 1.9,
             "speed_up_deviation": 0.04}
     rows = [row | {"rouge": {"rouge1": 30.1, "rouge2": 11.2, "rougeLsum": 28.3},
-                   "spec_bench": None if row["absent"] else reported} for row in run_rows()]
+                   "spec_bench": None if row["absent"] else found} for row in run_rows()]
     return {name: rows[0][name] for name in ("time", "machine", "target", "data", "draft_tokens", "repeats")} | {
         "kind": "spec-bench", "command": "foredraft bench run --suite spec-bench", "rows": rows}
 
 
 def methods_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "2026-01-01T00:00:00+00:00") -> list[dict]:
     """A setting of methods_comparison: plain, drafters at their K and adaptive, other tokens, auto, one absent."""
-    common = {"kind": "methods", "time": time, "foredraft": "0", "command": f"python -m "
-                                                                            f"foredraft.bench.studies.methods_comparison "
-                                                                            f"--at {time}",
+    common = {"kind": "methods", "time": time, "foredraft": "0",
+              "command": f"python -m foredraft.bench.studies.methods_comparison --at {time}",
               "machine": MACHINE, "target": TARGET, "data": DATA, "tuned_on": 8, "max_new_tokens": 64, "repeats": 3,
               "seed": 0, "temperature": temperature, "batch_size": batch_size}
     rows = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from foredraft.bench.gpu.sizes import Sizes
-from foredraft.bench.harness.steps import spread
+from foredraft.bench.harness.measure import spread
 from foredraft.errors import UserError
 
 

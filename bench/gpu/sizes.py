@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from foredraft.bench.harness.geometry import GEOMETRIES
-from foredraft.bench.harness.steps import spread
+from foredraft.bench.harness.measure import spread
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import random_cuda_weights
 

@@ -20,7 +20,7 @@ from foredraft.bench.gpu.sizes import (
     random_target,
     seconds,
 )
-from foredraft.bench.harness.steps import spread
+from foredraft.bench.harness.measure import spread
 from foredraft.engine.drafters.cuda.lookup_cuda import LookupDrafterCuda
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import decode

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foredraft.bench.gpu.sizes import Sizes, captured, seconds
-from foredraft.bench.harness.steps import spread
+from foredraft.bench.harness.measure import spread
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.verify.accept import ACCEPT_SAMPLED

@@ -1,4 +1,4 @@
-"""alpha, the acceptance rate of the papers: how much of the target's distribution a drafter covers, prefix by prefix."""
+"""alpha, the acceptance rate of Leviathan et al. 2023: E[sum min(p, q)] over the prefixes of the target's output."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from foredraft.train.drafter.divergences import acceptance_probability
 
 def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], temperature: float,
              batch_size: int = 8) -> float:
-    """E[sum_x min(p(x), q(x))] = 1 - E[total variation(p, q)] over EVERY prefix of the target's own output.
+    """alpha = E[sum_x min(p(x), q(x))] = 1 - E[total variation(p, q)] over every prefix of the target's own output.
 
-    `outputs` are the target's own (plain decoding at the same temperature). Both models are led along them one token at
-    a time (teacher forcing), whatever would have been accepted, so that every prefix counts once: the empty one and the
-    one before the end token too. q is the drafter's distribution of the NEXT token, its first draft: a dense drafter's
-    softmax, else a point mass, for which the sum is p(draft); a prefix for which nothing is drafted counts 0. At temperature
-    0 p is the point mass on the argmax, and each prefix counts [argmax p == draft]. It does not depend on K, and it is
-    not accepted / tested of a decode, which sees only the prefixes where a draft was tested
-    (Leviathan et al. 2023, Corollary 3.6).
+    Both models are led along `outputs` (plain decoding at the same temperature) one token at a time. Every prefix counts
+    once, from the empty one to the one before the end token. q is the drafter's distribution of the next token: a softmax,
+    or a point mass, for which the sum is p(draft). A prefix without a draft counts 0. At temperature 0 p is the point mass
+    on the argmax. alpha does not depend on K; accepted / tested of a decode does, as it sees only prefixes where a draft was
+    tested (Leviathan et al. 2023, Corollary 3.6).
     """
     covered, prefixes = overlaps(model.target, [model.drafter], sources, outputs, temperature, batch_size)[0].sum(0)
     return float(covered / prefixes)
@@ -30,12 +28,14 @@ def alpha_tv(model, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence
 @torch.inference_mode()
 def overlaps(target, drafters: Sequence, sources: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]],
              temperature: float, batch_size: int = 8, on_batch: Callable[[], None] = lambda: None) -> np.ndarray:
-    """alpha_tv's sums of every drafter and article [D, N, 2]: of min(p, q), and how many prefixes. The target is led along
-    its outputs once for all of them."""
+    """alpha_tv's sums for each drafter and article [D, N, 2]: of min(p, q), and the number of prefixes.
+
+    The target is led along its outputs once for all drafters.
+    """
     parts = []
     for start in range(0, len(sources), batch_size):
         part = slice(start, start + batch_size)
-        # tensors made in here lie on the target's device
+        # tensors are created on the target's device
         with target.device:
             parts.append(_batch(target, drafters, sources[part], outputs[part], temperature))
         on_batch()
@@ -51,24 +51,24 @@ def interval(sums: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
 
 
 def _batch(target, drafters, sources, outputs, temperature: float) -> np.ndarray:
-    """The sums of a batch's articles [D, B, 2]."""
-    B, rows, longest = len(sources), range(len(sources)), max(map(len, outputs))
+    """The sums of one batch [D, B, 2]."""
+    B, slots, longest = len(sources), range(len(sources)), max(map(len, outputs))
     vectors = [torch.tensor(list(source)) for source in sources]
     # two past the longest output: a drafter may still propose before the last token
     target.reserve(B, longest + 2, 1, max(map(len, sources)))
-    encoded = target.admit(rows, vectors)
+    encoded = target.admit(slots, vectors)
     for drafter in drafters:
-        drafter.admit(rows, vectors, encoded)
+        drafter.admit(slots, vectors, encoded)
     state = DecodeState(
         limits=torch.full((B,), longest + 2), draft_tokens=torch.ones(B, dtype=torch.int64),
         temperature=torch.full((B,), float(temperature)), top_k=torch.zeros(B, dtype=torch.int64), top_p=torch.ones(B),
         seeds=torch.arange(B), start_token=target.start_token, end_token=target.end_token,
         width=target.config.d_model)
     covered = torch.zeros(len(drafters), B, dtype=torch.float64)
-    for place in range(longest):
-        # a row whose output is over is ended, and reads nothing from then on
-        forced = torch.tensor([ids[place] if place < len(ids) else target.end_token for ids in outputs])
-        running = torch.tensor([place < len(ids) for ids in outputs])
+    for position in range(longest):
+        # a sequence whose output has ended reads nothing more
+        forced = torch.tensor([ids[position] if position < len(ids) else target.end_token for ids in outputs])
+        running = torch.tensor([position < len(ids) for ids in outputs])
         drafts = [drafter.draft(state) for drafter in drafters]
         nothing = Draft.empty(B, 1, target.device)
         hidden = target.decode(*state.inputs(nothing))
@@ -78,9 +78,9 @@ def _batch(target, drafters, sources, outputs, temperature: float) -> np.ndarray
             sums += torch.where(running & (draft.lengths > 0), overlap, 0.0)
         verification = Verification(torch.stack((forced, forced), 1), torch.ones(B, dtype=torch.int64))
         state.commit(nothing, verification, hidden)
-    target.release(rows)
+    target.release(slots)
     for drafter in drafters:
-        drafter.release(rows)
+        drafter.release(slots)
     prefixes = np.array([len(ids) for ids in outputs], float)
     return np.stack((covered.numpy(), np.broadcast_to(prefixes, covered.shape)), 2)
 

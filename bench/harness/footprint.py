@@ -23,11 +23,11 @@ TIMES, LONGEST = 5, 300
 
 
 def measure(name: str, model, settings: Settings, source: Sequence[int]) -> dict | None:
-    """What the method takes in a process of its own; None if that fails or takes over 5 minutes.
+    """Figures of the method in a process of its own; None if that fails or takes over 5 minutes.
 
-    load_seconds: of the method's libraries and weights. first_token_ms: encoding and one token of `source`, the median of 5
-    after one. peak_bytes: the most resident memory of the process, libraries included, or on a GPU the most of its memory
-    that torch held (None where the system does not tell).
+    load_seconds: the method's libraries and weights. first_token_ms: encoding and one token of `source`, median of 5 after a
+    warm-up. peak_bytes: peak resident memory of the process, libraries included, or on a GPU the peak that torch allocated
+    (None where the system does not report it).
     """
     wanted = {"method": name, "target": str(model.path), "dtype": model.dtype, "weights": model.describe()["weights"],
               "settings": asdict(settings), "source": list(source)}

@@ -1,4 +1,4 @@
-"""Checkpoints of a real model's sizes with random weights: what a step costs does not depend on what they hold."""
+"""Checkpoints of a real model's sizes with random weights: the cost of a step does not depend on the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMMON = dict(model_type="t5", is_encoder_decoder=True, vocab_size=32128, d_kv=
                pad_token_id=0)
 _FLAN = _COMMON | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
-# The sizes of the published checkpoints (config.json of each).
+# sizes of the published checkpoints, from their config.json
 GEOMETRIES = {
     "t5-small": _COMMON | dict(d_model=512, d_ff=2048, num_layers=6, num_decoder_layers=6, num_heads=8,
                                feed_forward_proj="relu", tie_word_embeddings=True),
@@ -49,7 +49,7 @@ def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def write_checkpoint(name: str, folder: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """Write a checkpoint of GEOMETRIES[name] in shards of about 1 GB; no more than one shard is ever held.
+    """Write a checkpoint of GEOMETRIES[name] in shards of about 1 GB, one shard in memory at a time.
 
     UserError: no such geometry.
     """

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads
 from foredraft.kernels.core.gemm_microkernel import LANES
@@ -58,6 +59,12 @@ def read_bandwidth(device: str = "cpu", megabytes: int = 256, times: int = 5) ->
             read()
             best = min(best, time.perf_counter() - start)
     return array.numel() * 4 / best / 1e9
+
+
+def anonymous_bytes() -> int | None:
+    """Resident memory of this process without mapped files; None where the system does not report it."""
+    known = psutil.Process().memory_info()
+    return known.rss - known.shared if hasattr(known, "shared") else None
 
 
 def _cpu_model() -> str:

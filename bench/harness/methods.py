@@ -1,8 +1,7 @@
-"""Who competes: a name, and how to build the function that decodes a batch.
+"""The methods of a comparison: foredraft's drafters, from their registry, and other engines.
 
-`METHODS` is the one list. A factory takes (model, settings, argument) and returns a Method, or raises Absent with the
-reason why it cannot run here; nothing is dropped silently. The argument is what follows a colon in the name that was
-asked for, as in `ngram:PATH`.
+A factory takes (model, settings, argument) and returns a Method, or raises Absent with the reason why it cannot run. The
+argument is what follows a colon in the name, as in `ngram:PATH`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,12 @@ REFERENCE = "plain"
 
 @dataclass(frozen=True)
 class Output:
-    """One decoded batch: `token_ids` a list per row (without the start token; what follows the end is ignored),
-    `seconds` by phase ("encode" always), `stats` and `proposers` the DecodeStats and proposers of a foredraft model, else
-    None. `wall`: the seconds of the decoding, where the call did more than decode; else the whole call counts."""
+    """One decoded batch.
+
+    `token_ids`: a list for each sequence, without the start token; tokens after the end token are ignored. `seconds`: by
+    phase, "encode" always. `stats`, `proposers`: of a foredraft model, else None. `wall`: seconds of decoding, if the call
+    did more.
+    """
 
     token_ids: list[list[int]]
     seconds: dict[str, float]
@@ -34,11 +36,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Method:
-    """`run(sources, seed)` decodes one batch of source ids. `model` is the foredraft model behind it, if there is one.
+    """`run(sources, seed)` decodes one batch of sources. `model`: the foredraft model, if there is one.
 
-    `comparable`: its tokens must equal plain decoding's. False for a sampler with noise of its own; `lossless` if it draws
-    from plain decoding's very distribution, so that the seconds of a token compare. `speculates`: a step of another's engine
-    may emit several tokens, and it does not tell how many.
+    `comparable`: its tokens must equal plain decoding's; false for a sampler with other random numbers. `lossless`: it
+    samples from plain decoding's distribution, so that seconds per token compare. `speculates`: another engine whose steps
+    may emit several tokens and are not reported.
     """
 
     run: Callable[[Sequence[Sequence[int]], int], Output]
@@ -49,17 +51,17 @@ class Method:
 
 
 class Absent(Exception):
-    """A method that cannot run here; the message is the reason."""
+    """A method cannot run here; the message is the reason."""
 
 
 def build(name: str, model, settings: Settings) -> Method:
-    """The method called `name`, a key of METHODS with an optional `:argument`. UserError: no such method. Absent."""
+    """The method `name`, a key of METHODS with an optional `:argument`. Raises Absent, or UserError for an unknown name."""
     key, _, argument = name.partition(":")
     if key not in METHODS and key in ENTRIES:
         # registered by the user
         return _foredraft(key)(model, settings, argument or None)
     if key not in METHODS:
-        raise UserError(f"--methods: no method called {key!r}; choose from {', '.join(METHODS)}")
+        raise UserError(f"--methods: no method named {key!r}; choose from {', '.join(METHODS)}")
     return METHODS[key](model, settings, argument or None)
 
 
@@ -77,7 +79,7 @@ def _foredraft(drafter: str | None, draft_tokens: int | None = None):
 
 
 def drafting_method(model, settings: Settings, draft_tokens: int | str, **options) -> Method:
-    """A foredraft model with its drafter, at K = draft_tokens; further options of generate."""
+    """A foredraft model with its drafter at K = draft_tokens; `options` go to generate."""
     def run(sources, seed: int) -> Output:
         out = model.generate(
             [list(source) for source in sources],
@@ -91,16 +93,16 @@ def drafting_method(model, settings: Settings, draft_tokens: int | str, **option
         )
         return Output(out.token_ids, dict(out.stats.seconds), out.stats, proposers=out.proposers)
 
-    # drafts that are drawn have noise of their own
-    drawn = settings.do_sample and draft_tokens != 0 and not model.drafter.capabilities.point_masses
-    return Method(run, comparable=not drawn, lossless=True, model=model)
+    # sampled drafts use random numbers of their own
+    sampled = settings.do_sample and draft_tokens != 0 and not model.drafter.capabilities.point_masses
+    return Method(run, comparable=not sampled, lossless=True, model=model)
 
 
 def _transformers(options: Callable[[Settings], dict], speculates: bool = False, multiple: int = 1):
-    """transformers' generate, given the same ids; its encoder is timed on its own and its output handed over.
+    """transformers' generate on the same tokens; the encoder is timed separately and its output is passed on.
 
-    `options` adds arguments of generate; the rest of transformers' defaults stay as they are. Sources are padded to a
-    `multiple`, so that a compiled model sees few lengths.
+    `options` adds arguments of generate; other defaults stay. Sources are padded to a `multiple`, so that a compiled model
+    meets few lengths.
     """
     def factory(model, settings: Settings, argument: str | None) -> Method:
         if speculates and settings.batch_size > 1:
@@ -133,8 +135,8 @@ def _transformers(options: Callable[[Settings], dict], speculates: bool = False,
 
 
 def _ctranslate2(compute_type: str):
-    """CTranslate2, converted from the same checkpoint. It does not tell its encoder's time, so a second call that stops
-    after one token stands for it, one decode step included."""
+    """CTranslate2, converted from the same checkpoint. It does not report the encoder's time, so a second call that stops
+    after one token measures it, one decode step included."""
     def factory(model, settings: Settings, argument: str | None) -> Method:
         from foredraft.bench.harness.ctranslate2_peer import Translator
 
@@ -155,7 +157,7 @@ def _ctranslate2(compute_type: str):
 
 @lru_cache(maxsize=2)
 def _load_peer(path: str, dtype: str, device: str):
-    """transformers' own model, with a bare generation config: no sampling or penalties of the checkpoint's own."""
+    """transformers' model with an empty generation config: no sampling or penalties from the checkpoint."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, GenerationConfig
     from transformers import logging as transformers_logging
@@ -175,7 +177,7 @@ def _load_peer(path: str, dtype: str, device: str):
 
 
 def _pad(sources: Sequence[Sequence[int]], device, multiple: int = 1):
-    """Sources as ids [B, S] int64, padded with 0 on the right to a multiple of `multiple`, and their mask [B, S]."""
+    """Sources padded with 0 on the right to a multiple of `multiple` [B, S] int64, and their mask [B, S]."""
     import torch
 
     longest = -(-max(map(len, sources)) // multiple) * multiple
@@ -185,7 +187,7 @@ def _pad(sources: Sequence[Sequence[int]], device, multiple: int = 1):
 
 
 def _onnxruntime(model, settings: Settings, argument: str | None) -> Method:
-    """ONNX Runtime through optimum, exported from the same checkpoint; the encoder is timed by a call of its own."""
+    """ONNX Runtime through optimum, exported from the same checkpoint; the encoder is timed by a separate call."""
     try:
         from optimum.onnxruntime import ORTModelForSeq2SeqLM
     except ImportError as error:
@@ -195,7 +197,7 @@ def _onnxruntime(model, settings: Settings, argument: str | None) -> Method:
 
     try:
         peer = ORTModelForSeq2SeqLM.from_pretrained(model.path, export=True)
-    except Exception as error:  # whatever the library raises is the reason to report
+    except Exception as error:  # the library may raise anything; it is reported
         raise Absent(f"the export fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
     extra = {"do_sample": True, "temperature": settings.temperature, "top_k": 0} if settings.do_sample else {}
 
@@ -215,7 +217,7 @@ def _onnxruntime(model, settings: Settings, argument: str | None) -> Method:
 
 def _trained(model, settings: Settings, argument: str | None) -> Method:
     if argument is None:
-        raise Absent("no trained drafter; name its folder, drafter:PATH, or use --drafters")
+        raise Absent("no trained drafter; give drafter:FOLDER, or --drafters FOLDER")
     return drafting_method(model.with_drafter(argument), settings, settings.draft_tokens)
 
 
@@ -224,7 +226,7 @@ def static_compiled() -> dict:
     from transformers import CompileConfig
 
     compiled = CompileConfig(mode="default", fullgraph=False)
-    # transformers compiles only on accelerators unless told that this device was meant
+    # by default transformers compiles only on accelerators
     compiled._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": compiled}
 
@@ -235,7 +237,7 @@ def _prompt_lookup(settings: Settings) -> dict:
 
 def _assisted(settings: Settings) -> dict:
     if settings.assistant is None:
-        raise Absent("no assistant; name a small T5 of the same vocabulary with --assistant PATH")
+        raise Absent("no assistant; give a small T5 of the same vocabulary with --assistant PATH")
     return {"assistant": settings.assistant, "num_assistant_tokens": settings.draft_tokens}
 
 
@@ -251,7 +253,7 @@ METHODS = {
     "ctranslate2-int8": _ctranslate2("int8"),
     "onnxruntime": _onnxruntime,
 }
-# Those that say nothing without an argument: drafter:PATH, self:SKIP, tree:SHAPE:NAME.
+# methods that need an argument, as in drafter:FOLDER, self:SKIP, tree:SHAPE:NAME
 OF_ARGUMENT = ("drafter", *(name for name, entry in ENTRIES.items() if entry.needs_argument))
-# Those that foredraft's own model runs; the others need no more of it than its path.
+# methods that foredraft runs; the others need only the checkpoint's path
 OURS = (REFERENCE, "drafter", *(name for name in ENTRIES if name in METHODS))

@@ -1,7 +1,7 @@
-"""Other engines decoding plainly from the same checkpoint: seconds a token, by the difference of two lengths.
+"""Plain decoding by other engines from the same checkpoint: seconds a token, by the difference of two lengths.
 
-Every peer is a function of a checkpoint folder that returns `run(source ids, tokens)`, which decodes exactly so many
-tokens greedily past any end token, or raises methods.Absent with the reason why it cannot run here.
+A peer is a function of a checkpoint folder. It returns run(source, tokens), which greedily decodes exactly that many tokens
+past any end token, or raises methods.Absent with the reason why it cannot run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from foredraft.bench.harness.interleave import orders, wait_until_idle
+from foredraft.bench.harness.measure import spread
 from foredraft.bench.harness.methods import Absent, static_compiled
-from foredraft.bench.harness.steps import spread
 
 Run = Callable[[Sequence[int], int], list[int]]
 
@@ -73,7 +73,7 @@ PEERS: dict[str, Callable[[Path], Run]] = {
 
 
 def seconds_per_token(run: Run, source: Sequence[int], short: int, long: int) -> float:
-    """(time of `long` tokens - time of `short` ones) / their difference: encoding and set-up drop out."""
+    """(seconds of `long` tokens - seconds of `short` tokens) / (long - short), without encoding and set-up."""
     times = []
     for tokens in (short, long):
         start = time.perf_counter()
@@ -84,9 +84,10 @@ def seconds_per_token(run: Run, source: Sequence[int], short: int, long: int) ->
 
 def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], short: int, long: int,
                   repeats: int) -> dict[str, dict]:
-    """Milliseconds a token of each engine, in turns, over the first engine's, and how many tokens differ from its own.
+    """Milliseconds a token of each engine, interleaved; the ratio to the first engine; how many tokens differ from its
+    tokens.
 
-    An engine that cannot run, or breaks, has its reason under "absent".
+    An engine that cannot run, or fails, has the reason under "absent".
     """
     runs, found, tokens = {}, {}, {}
     for name in names:
@@ -95,13 +96,13 @@ def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], sho
             tokens[name] = runs[name](source, long)
         except Absent as reason:
             found[name] = {"absent": str(reason)}
-        except Exception as error:  # whatever another library raises is the reason to report
+        except Exception as error:  # another library may raise anything; it is reported
             found[name] = {"absent": f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
             runs.pop(name, None)
     taken = {name: [] for name in runs}
-    turns = orders(list(runs), seed=0)
+    order = orders(list(runs), seed=0)
     for _ in range(repeats):
-        for name in next(turns):
+        for name in next(order):
             wait_until_idle()
             taken[name].append(seconds_per_token(runs[name], source, short, long))
     first = next(iter(taken), None)

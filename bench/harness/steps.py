@@ -1,6 +1,6 @@
-"""What one decode step costs: by rows, by part, against the bytes it must read, and against other engines.
+"""Cost of a plain decode step: by query positions, by part, and against the bytes it must read.
 
-Plain decoding on random weights: no drafts, for acceptance on random weights means nothing.
+Random weights, and so no drafts: acceptance on random weights means nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from foredraft.bench.harness import machine
 from foredraft.bench.harness.interleave import wait_until_idle
+from foredraft.bench.harness.measure import spread
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import T5Weights, load_weights
@@ -24,21 +25,18 @@ from foredraft.kernels.model.attention import cross_attention_loop
 from foredraft.kernels.model.linear import inputs_of, linear_loop
 from foredraft.kernels.model.lm_head import CHOOSE
 
-# The decoder position at which steps are timed: the middle of a summary.
+# decoder position at which steps are timed: the middle of a summary
 POSITION = 32
-# Memory that is no mapped file, before and after loading, in a process that did nothing else.
+# how much a fresh process's anonymous memory grows by loading weights
 GROWTH = """
 import sys
 from pathlib import Path
+from foredraft.bench.harness.machine import anonymous_bytes
 from foredraft.engine.models.t5_weights import load_weights
 
-def anonymous():
-    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-before = anonymous()
+before = anonymous_bytes()
 weights = load_weights(Path(sys.argv[1]), weights=sys.argv[2])
-print(anonymous() - before)
+print(anonymous_bytes() - before)
 """
 MATRICES = ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out")
 
@@ -49,7 +47,7 @@ def random_source(length: int, vocabulary: int = 32000) -> list[int]:
 
 
 def step_bytes(target: T5, source: int, position: int = POSITION) -> dict[str, int]:
-    """What one step must read: decoder matrices and norms, head, cross and self keys and values of a request."""
+    """Bytes that a step must read: decoder matrices and norms, head, cross and self keys and values of a request."""
     w, c = target.weights, target.config
     row = c.num_decoder_layers * c.num_heads * c.d_kv * 2 * 4
     layers = sum(getattr(w, name).nbytes for name in MATRICES) + w.norms.nbytes + w.final_norm.nbytes
@@ -57,7 +55,7 @@ def step_bytes(target: T5, source: int, position: int = POSITION) -> dict[str, i
 
 
 def step(target: T5, rows: int) -> Callable[[], None]:
-    """A function that decodes `rows` tokens of one admitted request and chooses the next ones."""
+    """A function that decodes `rows` query positions of one admitted request and chooses the next tokens."""
     tokens = torch.arange(10, 10 + rows)[None].contiguous()
     positions = torch.arange(POSITION, POSITION + rows)[None].contiguous()
 
@@ -68,7 +66,7 @@ def step(target: T5, rows: int) -> Callable[[], None]:
 
 
 def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
-    """The step's large parts by themselves, each over all layers, from the kernels that the step calls."""
+    """The large parts of a step on their own, each over all layers, by the kernels that the step calls."""
     w, cache, threads = target.weights, target.cache, get_num_threads()
     c = target.config
     inputs = {name: np.ones((rows, inputs_of(getattr(w, name))), np.float32) for name in MATRICES}
@@ -95,7 +93,7 @@ def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
 
 
 def admit(target: T5, source: Sequence[int], rows: int) -> None:
-    """Encode one request and put keys and values of finite size into the slots that the timed step sees."""
+    """Encode one request and fill the cache slots that the timed step reads."""
     with torch.inference_mode():
         target.reserve(1, POSITION + rows, rows, len(source))
         target.admit([0], [torch.tensor(source)])
@@ -104,15 +102,15 @@ def admit(target: T5, source: Sequence[int], rows: int) -> None:
 
 
 def timed(cases: Mapping[str, Callable[[], None]], repeats: int, inner: int = 5) -> dict[str, list[float]]:
-    """Seconds of each case, `repeats` times the mean of `inner` calls; the cases take turns, after one call
-    untimed and each when the last one's threads have gone to sleep."""
+    """Seconds of each case, `repeats` means of `inner` calls; cases are interleaved after a warm-up call, each on an idle
+    machine."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for run in cases.values():
         run()
     for repeat in range(repeats):
         names = list(cases)
-        turn = repeat % len(names)
-        for name in names[turn:] + names[:turn]:
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
             wait_until_idle()
             start = time.perf_counter()
             for _ in range(inner):
@@ -121,16 +119,11 @@ def timed(cases: Mapping[str, Callable[[], None]], repeats: int, inner: int = 5)
     return taken
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [20, 50, 80])
-    return {"median": float(middle), "p20": float(low), "p80": float(high)}
-
-
 def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]:
-    """The target with its weights so stored; the bytes of its tensors, and what a fresh process grew by to load them
-    (None where the system does not tell)."""
+    """The target with this storage; the bytes of its tensors, and how much a fresh process grows by loading them (None where
+    the system does not report it)."""
     grown = None
-    if Path("/proc/self/status").is_file():
+    if machine.anonymous_bytes() is not None:
         command = [sys.executable, "-c", GROWTH, str(folder), stored]
         grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     weights = load_weights(folder, weights=stored)
@@ -142,7 +135,7 @@ def _tensor_bytes(weights: T5Weights) -> int:
 
 
 def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) -> dict:
-    """Milliseconds a step by rows and by part, v(rows) over one row, the byte floor and the step's share of it."""
+    """Milliseconds of a step by query positions and by part, v relative to one position, and the byte floor."""
     ids = random_source(source, target.config.vocab_size - 200)
     admit(target, ids, max(rows))
     bandwidth = []
@@ -178,14 +171,14 @@ def encoder_floor(target: T5, source: int, seconds: float) -> dict[str, float]:
 
 
 def encoder_flops(c: ModelConfig, source: int) -> int:
-    """Of the encoder over S source positions."""
+    """FLOPs of the encoder over S source positions."""
     inner = c.num_heads * c.d_kv
     weights = c.num_layers * (4 * inner + (3 if c.gated else 2) * c.d_ff) * c.d_model
     return 2 * source * weights + c.num_layers * 4 * source * source * inner
 
 
 def product_rate(c: ModelConfig, rows: int) -> float:
-    """FLOP/s of this machine in one large matrix product of the library, [rows, C] by [C, F], now."""
+    """FLOP/s of a large matrix product of the library, [rows, C] by [C, F], measured now."""
     a, b = torch.ones(rows, c.d_model), torch.ones(c.d_ff, c.d_model)
     rates = []
     for _ in range(20):

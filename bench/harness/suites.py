@@ -25,5 +25,5 @@ SUITES = {
 def chosen(suite: str | None, given: dict) -> dict:
     """Each setting as given (if not None), else the suite's, else the default. UserError: no such suite."""
     if suite is not None and suite not in SUITES:
-        raise UserError(f"--suite: no suite called {suite!r}; choose from {', '.join(SUITES)}")
+        raise UserError(f"--suite: no suite named {suite!r}; choose from {', '.join(SUITES)}")
     return DEFAULTS | SUITES.get(suite, {}) | {name: value for name, value in given.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Many articles: articles and tokens a second of our scheduler, of fixed batches, and of other engines, by batch size.
+"""Throughput over many articles: the scheduler, fixed batches, and other engines, by batch size.
 
-An engine decodes the whole list greedily at a batch size B and gives the ids in the list's order. The engines and sizes take
-turns, list by list; tokens are counted by one function for all, and compared with our plain decoding's.
+An engine decodes the whole list greedily at a batch size B and returns the tokens in the list's order. Engines and sizes are
+interleaved list by list. Tokens are counted by one function for all, and compared with foredraft's plain decoding.
 """
 
 from __future__ import annotations
@@ -16,48 +16,44 @@ import numpy as np
 
 from foredraft.bench.harness import machine
 from foredraft.bench.harness.interleave import orders, wait_until_idle
-from foredraft.bench.harness.measure import until_end
+from foredraft.bench.harness.measure import spread, until_end
 from foredraft.bench.harness.methods import Absent, Output, build
 from foredraft.bench.harness.settings import Settings
-from foredraft.bench.harness.steps import encoder_flops, product_rate, spread, step_bytes
+from foredraft.bench.harness.steps import encoder_flops, product_rate, step_bytes
 from foredraft.engine.stats import DecodeStats
 
-# of source ids, B
+# (sources, B) -> Output
 Engine = Callable[[Sequence[Sequence[int]], int], Output]
 REFERENCE = "scheduled"
-# Student's t, two-sided 95 %, by degrees of freedom from 1; the last holds for more.
+# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; the last one is used for more
 T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
-# Anonymous memory that decoding many articles adds, and what the cache says of it: in a process of its own, warmed up.
+# anonymous memory that decoding adds after a warm-up, and the cache's own account, in a process of its own
 MEMORY = """
 import json, sys
 import foredraft
+from foredraft.bench.harness.machine import anonymous_bytes
 from foredraft.memory import trim_heap
-
-def anonymous():
-    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
 
 path, batch_size, longest, sources = json.load(sys.stdin)
 model = foredraft.load(path, drafter=None)
 model.generate([max(sources, key=len)] * 2, max_new_tokens=longest, batch_size=2)
 model.target.cache.clear()
 trim_heap()
-before = anonymous()
+before = anonymous_bytes()
 with model.stream(sources, max_new_tokens=longest, batch_size=batch_size, max_source=max(map(len, sources))) as results:
     for _ in results:
         pass
 trim_heap()
-print(json.dumps({"grown_bytes": anonymous() - before, "accounted_bytes": model.target.cache.used_bytes()}))
+print(json.dumps({"grown_bytes": anonymous_bytes() - before, "accounted_bytes": model.target.cache.used_bytes()}))
 """
 
 
 def engines(model, drafter: str | None, draft_tokens: int | str, settings: Settings) -> dict[str, Callable[[], Engine]]:
-    """By name; each is built when it is called, or raises Absent. `model`: without a drafter. draft_tokens: a number, or
-    "auto"."""
+    """Builders by name, which may raise Absent. `model` has no drafter; `draft_tokens` is a number or "auto"."""
     def drafting() -> object:
         if drafter is None:
-            raise Absent("no drafter was asked for")
+            raise Absent("there is no --drafter")
         return model.with_drafter(drafter)
 
     return {
@@ -80,7 +76,7 @@ def _scheduled(model, draft_tokens: int | str, settings: Settings) -> Engine:
 
 
 def _in_batches(engine: Engine) -> Engine:
-    """As many as there are rows start together, and the next when all have ended."""
+    """Fixed batches: the next batch starts when all of the last one have ended."""
     def run(sources, batch_size: int) -> Output:
         ids, stats = [], DecodeStats()
         for start in range(0, len(sources), batch_size):
@@ -94,7 +90,7 @@ def _in_batches(engine: Engine) -> Engine:
 
 
 def _by_length(engine: Engine) -> Engine:
-    """The longest first, in fixed batches: as little padding as can be."""
+    """Fixed batches of sources sorted by length, the longest first, for little padding."""
     def run(sources, batch_size: int) -> Output:
         order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
         out = _in_batches(engine)([sources[i] for i in order], batch_size)
@@ -112,7 +108,7 @@ def _transformers(model, settings: Settings) -> Engine:
 
 
 def _ctranslate2(model, settings: Settings) -> Engine:
-    """Its own batching: the whole list in one call, which it sorts by length and cuts into batches of at most B."""
+    """CTranslate2's own batching: the whole list in one call, sorted by length, in batches of at most B."""
     from foredraft.bench.harness.ctranslate2_peer import Translator
 
     translator = Translator(model.path, "float32")
@@ -122,20 +118,20 @@ def _ctranslate2(model, settings: Settings) -> Engine:
 
 def measure(model, drafter: str | None, draft_tokens: int | str, sources: Sequence[Sequence[int]],
             batch_sizes: Sequence[int], names: Sequence[str], settings: Settings,
-            on_turn: Callable[[], None] = lambda: None) -> dict:
-    """{"rows": a dict for each engine and B, "absent": {name: reason}, "floor": ..., "rates": ...}."""
+            on_list: Callable[[], None] = lambda: None) -> dict:
+    """{"rows": a dict for each engine and B, "absent": {name: reason}, "gflop_s": ..., "read_gb_s": ...}."""
     built, absent = {}, {}
     for name in dict.fromkeys((REFERENCE, *names)):
         try:
             built[name] = engines(model, drafter, draft_tokens, settings)[name]()
-            # compile, allocate, convert: outside the timed turns
+            # warm-up: compile, allocate, convert
             built[name](sources[:2], 2)
         except Absent as reason:
             absent[name] = str(reason)
             built.pop(name, None)
-    turns = {f"{name} {size}": (name, size) for name in built for size in batch_sizes}
-    taken: dict[str, list[tuple[float, Output]]] = {key: [] for key in turns}
-    # engines that are compared come next to each other
+    pairs = {f"{name} {size}": (name, size) for name in built for size in batch_sizes}
+    taken: dict[str, list[tuple[float, Output]]] = {key: [] for key in pairs}
+    # all engines at one size follow each other, because they are compared
     reads, rates, by_size, by_name = [], [], orders(batch_sizes, settings.seed), orders(list(built), settings.seed + 1)
     for _ in range(settings.repeats):
         reads.append(machine.read_bandwidth(times=2))
@@ -145,10 +141,10 @@ def measure(model, drafter: str | None, draft_tokens: int | str, sources: Sequen
             start = time.perf_counter()
             out = built[name](sources, size)
             taken[f"{name} {size}"].append((time.perf_counter() - start, out))
-            on_turn()
+            on_list()
     truth = _ids(taken[f"{REFERENCE} {batch_sizes[0]}"][0][1], model, settings)
     rate, read = float(np.median(rates)), float(np.median(reads))
-    rows = [_row(*turns[key], outs, truth, model, sources, settings, rate, read) for key, outs in taken.items()]
+    rows = [_row(*pairs[key], outs, truth, model, sources, settings, rate, read) for key, outs in taken.items()]
     for row in rows:
         plain = taken[f"{REFERENCE} {row['batch_size']}"]
         row["over_scheduled"] = over([wall for wall, _ in taken[f"{row['engine']} {row['batch_size']}"]],
@@ -182,19 +178,22 @@ def _row(name: str, batch_size: int, outs: list[tuple[float, Output]], truth, mo
 
 
 def over(ours: Sequence[float], plain: Sequence[float]) -> dict[str, float | None]:
-    """Seconds of the engine over those of plain scheduled decoding at the same B, turn by turn: the geometric mean, and its
-    95 % interval by Student's t (None of a single turn)."""
+    """Seconds of the engine over those of plain scheduled decoding at the same B: the geometric mean over the repeats, and
+    its 95 % interval by Student's t (None for one repeat)."""
     logs = np.log(np.asarray(ours) / np.asarray(plain))
-    mean, turns = float(logs.mean()), len(logs)
-    if turns < 2:
+    mean, repeats = float(logs.mean()), len(logs)
+    if repeats < 2:
         return {"mean": float(np.exp(mean)), "low": None, "high": None}
-    reach = T95[min(turns - 1, len(T95)) - 1] * float(logs.std(ddof=1)) / turns**0.5
+    reach = T95[min(repeats - 1, len(T95)) - 1] * float(logs.std(ddof=1)) / repeats**0.5
     return {"mean": float(np.exp(mean)), "low": float(np.exp(mean - reach)), "high": float(np.exp(mean + reach))}
 
 
 def floor(target, sources, outputs, stats: DecodeStats, rate: float, read: float) -> dict[str, float]:
-    """Seconds that this work takes at least: encoding by its FLOPs at `rate` FLOP/s; decoding by the greater of the FLOPs of
-    the tokens emitted and the bytes of the passes made, at `read` GB/s. Rejected drafts are no part of the work."""
+    """Least seconds of this work.
+
+    Encoding by its FLOPs at `rate` FLOP/s. Decoding by the larger of the FLOPs of the emitted tokens and the bytes of the
+    passes at `read` GB/s. Rejected drafts do not count.
+    """
     c, inner = target.config, target.config.num_heads * target.config.d_kv
     matrices = c.num_decoder_layers * (6 * inner + (3 if c.gated else 2) * c.d_ff) * c.d_model + c.vocab_size * c.d_model
     encode = sum(encoder_flops(c, len(source)) + 4 * len(source) * c.d_model * inner * c.num_decoder_layers
@@ -211,11 +210,11 @@ def floor(target, sources, outputs, stats: DecodeStats, rate: float, read: float
 
 
 def memory(path: Path, sources: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int) -> dict | None:
-    """Bytes by which a process grows over the articles, and what the cache accounts for; None where the system does not
-    tell."""
+    """Bytes by which a process grows over the articles, and the cache's own account; None where the system does not report
+    memory."""
     import json
 
-    if not Path("/proc/self/status").is_file():
+    if machine.anonymous_bytes() is None:
         return None
     given = json.dumps([str(path), batch_size, max_new_tokens, [list(source) for source in sources]])
     done = subprocess.run([sys.executable, "-c", MEMORY], input=given, capture_output=True, text=True, check=True)

@@ -32,12 +32,12 @@ TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_lay
 
 # the part of each kernel of a pass; `_add_kernel` ends the part before it
 PARTS = {
-    "_step_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm", "_final_norm_kernel": "embedding and "
-                                                                                                          "closing norm",
+    "_step_inputs_kernel": "inputs", "_embed_kernel": "embedding and closing norm",
+    "_final_norm_kernel": "embedding and closing norm",
     "_qkv_kernel": "self-attention's matrices", "_self_attention_kernel": "self-attention",
     "_project_kernel": "cross-attention's matrices", "_cross_attention_kernel": "cross-attention",
-    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head", "_top_k_top_p_kernel": "top-k and "
-                                                                                                               "top-p",
+    "_gate_kernel": "feed-forward", "_logits_kernel": "head", "_choose_kernel": "head",
+    "_top_k_top_p_kernel": "top-k and top-p",
     "_accept_kernel": "verification and commit", "_greedy_kernel": "verification and commit",
 }
 CLOSED = {"_self_attention_kernel": "self-attention's matrices", "_cross_attention_kernel": "cross-attention's matrices",

@@ -91,7 +91,7 @@ def test_transformers_speculates_alone(run):
 
 
 def test_an_unknown_method(run):
-    with pytest.raises(UserError, match="no method called 'fastest'; choose from plain, lookup"):
+    with pytest.raises(UserError, match="no method named 'fastest'; choose from plain, lookup"):
         run(["fastest"])
 
 

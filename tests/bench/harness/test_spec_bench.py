@@ -43,5 +43,5 @@ def test_a_suite_gives_way_to_what_was_typed():
     assert suites.chosen(None, {"limit": None}) == suites.DEFAULTS
     cpu = suites.chosen("cpu", {"limit": 7, "repeats": None})
     assert (cpu["limit"], cpu["repeats"], cpu["batch_sizes"], cpu["footprints"]) == (7, 3, "1,8", True)
-    with pytest.raises(UserError, match="no suite called 'fast'; choose from quick, cpu, gpu, paper"):
+    with pytest.raises(UserError, match="no suite named 'fast'; choose from quick, cpu, gpu, paper"):
         suites.chosen("fast", {})

@@ -24,7 +24,7 @@ def test_every_engine_decodes_the_same_tokens(model, monkeypatch):
     monkeypatch.setattr(throughput.machine, "read_bandwidth", lambda times: 10.0)
     names = ["scheduled+drafts", "fixed", "fixed+drafts", "transformers"]
     turns = []
-    found = throughput.measure(model, "lookup", 3, SOURCES, [1, 4], names, SETTINGS, on_turn=lambda: turns.append(1))
+    found = throughput.measure(model, "lookup", 3, SOURCES, [1, 4], names, SETTINGS, on_list=lambda: turns.append(1))
     assert found["absent"] == {} and len(turns) == len(found["rows"]) == 10
     assert {(row["engine"], row["batch_size"]) for row in found["rows"]} == {
         (name, size) for name in ("scheduled", *names) for size in (1, 4)}
