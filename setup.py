@@ -6,8 +6,9 @@ transformers looks for. Setuptools does not find such folders by itself, so they
 
 from setuptools import find_namespace_packages, setup
 
+DATA = ["results*"]
 ROOMS = ("engine", "kernels", "ngram_native", "train", "bench")
-FOLDERS = [folder for room in ROOMS for folder in (room, *(f"{room}.{inner}" for inner in find_namespace_packages(room)))]
+FOLDERS = [*ROOMS, *(f"{room}.{inner}" for room in ROOMS for inner in find_namespace_packages(room, exclude=DATA))]
 
 setup(
     packages=["foredraft", "foredraft.cli", "foredraft.assets", *(f"foredraft.{folder}" for folder in FOLDERS)],

@@ -11,7 +11,7 @@ from typing import IO
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, which is created. After the block the file is flushed to the disk and renamed.
+    """A temporary path beside `path`; the folder is created. After the block the file is flushed to the disk and renamed.
 
     After an exception the temporary file is deleted and an old file at `path` is unchanged.
     """

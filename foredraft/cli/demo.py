@@ -8,7 +8,7 @@ from textwrap import shorten
 from foredraft.cli import options
 
 # sample texts of the measurement, tokens of a summary, drafted tokens a step, timed passes
-TEXTS, TOKENS, K, PASSES = 8, 64, 5, 5
+TEXTS, TOKENS, K, PASSES = 6, 64, 5, 3
 
 
 def demo(as_json: options.Json = False) -> None:
@@ -65,7 +65,7 @@ def screen(console, example: tuple[str, str], out, model, figures: dict) -> None
     proposers = coloured_text.proposer_names(out)
     console.print()
     console.print(Text.assemble(("text     ", "bold"), (f"{name}, {len(text.split())} words", "dim")))
-    console.print(Padding(Text(shorten(text, 3 * (console.width - 4), placeholder=" ..."), "dim"), (0, 2)))
+    console.print(Padding(Text(shorten(text, 2 * (console.width - 6), placeholder=" ..."), "dim"), (0, 2)))
     console.print()
     console.print(Text.assemble(("summary  ", "bold"), coloured_text.legend(proposers[:1])))
     console.print(Padding(coloured_text.coloured(out.token_ids[0], proposers[0], model.tokenizer), (0, 2)))
@@ -74,17 +74,17 @@ def screen(console, example: tuple[str, str], out, model, figures: dict) -> None
     known, here = model.describe(), machine.describe()
     for title, line in (
         ("speed", f"{figures['tokens_per_second']:,.0f} tokens a second with drafts, "
-                  f"{figures['plain_tokens_per_second']:,.0f} without: {figures['speed_up']:.2f}x faster, {same}"),
+                  f"{figures['plain_tokens_per_second']:,.0f} without: {figures['speed_up']:.2f}x, {same}"),
         ("accepted", f"{figures['accepted']:.0%} of the draft tokens that the target verified"),
         ("steps", f"{figures['tokens_per_step']:.2f} tokens a pass of the target; plain decoding writes 1"),
         ("machine", f"{here['cpu']}, {known['threads']} thread{'s' * (known['threads'] != 1)}; "
-                    f"{known['model']}, {known['parameters'] / 1e6:.1f}M parameters"),
+                    f"the embedded model, {known['parameters'] / 1e6:.1f}M parameters, {known['weights']}"),
     ):
         console.print(Text.assemble((f"{title:9}", "bold"), line))
     console.print()
-    for title, line in (
-        ("next", "foredraft summarize article.txt --stats                   your own text"),
-        ("", "foredraft summarize article.txt --target google/flan-t5-base    a real model"),
-        ("", "foredraft bench run --limit 4                                   all drafters, compared"),
+    for title, command, purpose in (
+        ("next", "foredraft summarize article.txt --stats", "your own text"),
+        ("", "foredraft summarize article.txt --target google/flan-t5-base", "a larger model"),
+        ("", "foredraft bench run --limit 4", "all drafters compared"),
     ):
-        console.print(Text.assemble((f"{title:9}", "bold"), (line, "")))
+        console.print(Text.assemble((f"{title:9}", "bold"), f"{command:62}", (purpose, "dim")))

@@ -39,7 +39,8 @@ def run(*arguments: str | Path, cwd: Path, path: Path | None = None) -> str:
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    done = subprocess.run([str(argument) for argument in arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    line = [str(argument) for argument in arguments]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

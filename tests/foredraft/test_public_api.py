@@ -37,7 +37,8 @@ class Repeat(foredraft.Drafter):
 def typed_program(path: Path) -> list[str | None]:
     """Every public name in use."""
     model: foredraft.Model = foredraft.load(path, drafter=Repeat(), device="cpu", dtype="float32", weights=None)
-    out: foredraft.Output = model.generate(["w5 w6"], max_new_tokens=4, draft_tokens=2, temperature=0.5, do_sample=True, seed=1)
+    out: foredraft.Output = model.generate(
+        ["w5 w6"], max_new_tokens=4, draft_tokens=2, temperature=0.5, do_sample=True, seed=1)
     stats: foredraft.DecodeStats = out.stats
     rate: float = stats.acceptance_rate
     assert 0 <= rate <= 1
