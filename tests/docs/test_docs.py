@@ -174,8 +174,6 @@ def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     # compiled examples are not worth keeping
     monkeypatch.setattr(backend, "_IS_CACHED", False, raising=False)
-    # a family that a page registers is gone afterwards
-    monkeypatch.setattr(spec, "FAMILIES", dict(spec.FAMILIES))
     monkeypatch.syspath_prepend(tmp_path)
     # files of a room are found as its own are
     monkeypatch.setattr(foredraft, "__path__", [*foredraft.__path__, str(tmp_path)])
@@ -185,7 +183,8 @@ def test_examples_run(page, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     importlib.invalidate_caches()
-    before, entries, proposers = set(sys.modules), dict(registry.ENTRIES), list(registry.PROPOSERS)
+    before, tables = set(sys.modules), (registry.ENTRIES, spec.FAMILIES)
+    entries, proposers = [dict(table) for table in tables], list(registry.PROPOSERS)
     try:
         for name in files:
             if Path(name).name.startswith("test_"):
@@ -194,11 +193,12 @@ def test_examples_run(page, tmp_path, monkeypatch):
                 for test in tests:
                     test()
             elif "/" not in name:
-                runpy.run_path(str(tmp_path / name))
+                importlib.import_module(Path(name).stem)
     finally:
-        # a drafter that a page registers is gone afterwards
-        registry.ENTRIES.clear()
-        registry.ENTRIES.update(entries)
+        # what a page registers is gone afterwards
+        for table, known in zip(tables, entries, strict=True):
+            table.clear()
+            table.update(known)
         registry.PROPOSERS[:] = proposers
         for name in set(sys.modules) - before:
             if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
@@ -219,6 +219,17 @@ def test_links_lead_somewhere():
             to = match["to"].partition("#")[0]
             if to and not to.startswith(("http:", "https:", "mailto:")) and not (page.parent / to).exists():
                 wrong.append(f"{page.name}: {match['to']}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_named_in_the_text_exist():
+    # GROUP, NAME and x stand for any name; an example's own files are not in the tree
+    wrong, ours = [], {name for files in examples().values() for name in files}
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for path in re.findall(r"`((?:assets|bench|engine|foredraft|kernels|ngram_native|tests|train)/[\w./-]+)`", text):
+            if path not in ours and not re.search(r"GROUP|NAME|/x_|/x\.|test_x", path) and not (ROOT / path).exists():
+                wrong.append(f"{page.name}: {path}")
     assert not wrong, "\n".join(wrong)
 
 
