@@ -130,9 +130,10 @@ def command(folder, *arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_command(folder):
     done = command(folder, "--drafter", "ngram", "--exp_name", "try", "--ngram_n", "3", "--data", "a.jsonl",
-                   "--pseudo_dataset_path", "b.jsonl.gz", "--tokenizer", "tokenizer.json", "--max-size", "1")
+                   "--pseudo_dataset_path", "b.jsonl.gz", "--tokenizer", "tokenizer.json", "--max-size", "1", "--json")
     assert done.returncode == 0, done.stderr
-    assert "from 4 texts, 24 ids" in done.stdout and "counting" in done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["texts"], figures["tokens"]) == (4, 24) and "counting" in done.stderr
     assert Table.open(folder / "runs" / "try" / "table.ngram").order == 3
     distribution = query.distribution(Table.open(folder / "runs" / "try" / "table.ngram"), np.array([0]))
     assert distribution.sum() == pytest.approx(1, abs=1e-6)
