@@ -29,7 +29,7 @@ PLAIN, BLOCK, ORACLE = "plain", "auto, block", "oracle"
 
 
 class Wrong(Drafter):
-    """Another drafter's drafts and their cost, each id changed to its neighbour: point masses that hardly ever stand."""
+    """Another drafter's drafts at their cost, with every token changed: point masses that are almost never accepted."""
 
     capabilities = Capabilities(point_masses=True)
 
@@ -44,12 +44,11 @@ class Wrong(Drafter):
 
 def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_tokens: Sequence[int],
             on_batch: Callable[[], None] = lambda: None) -> list[dict]:
-    """A row for plain decoding, for every K, for "auto", and above temperature 0 with sampled drafts for blocks; where there
-    are K, one for the oracle too.
+    """A record for plain decoding, each K and "auto"; block verification of sampled drafts; and the oracle, if there are K.
 
-    `speed_up`: measure.speed_up of decoding over plain decoding. `differ`: articles whose ids are not plain decoding's; None
-    where sampled drafts have noise of their own. Rows of "auto" say in `of_best` and `of_oracle` how their ids a second
-    compare with the best K's and the oracle's. settings.draft_tokens is not read.
+    `speed_up`: measure.speed_up of decoding over plain decoding. `differ`: articles whose tokens are not plain decoding's;
+    None for sampled drafts, which use other random numbers. `of_best`, `of_oracle`: tokens a second of "auto" over those of
+    the best K and of the oracle. settings.draft_tokens is not used.
     """
     fixed = sorted({*draft_tokens, WIDEST}) if draft_tokens else []
     methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
@@ -78,38 +77,39 @@ def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_t
 
 
 def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size: int) -> dict:
-    """Each round drafts as many ids as are going to stand, or none where plain rounds are cheaper: acceptances of the
-    widest K's run, costs fitted to all runs.
+    """An oracle that drafts exactly the tokens that are accepted, or none where plain steps are cheaper.
 
-    `costs`, in ms: of a plain round, a further row read, a drafter's call and an id in it. In a batch calls and their
-    longest drafts are shared, by how much is not known: each is taken to be all rows', so that the figure is an upper bound.
+    Acceptances are those of the widest K; costs are fitted to all runs. `costs`, in ms: a plain step, a further position of
+    a pass, a call of the drafter, a drafted token. In a batch the sequences share calls; here a call is divided by the batch
+    size, so the speed is an upper bound.
     """
     known = _counts(plain)
-    base = known["verify"] / known["rounds"]
+    base = known["verify"] / known["passes"]
     runs = [_counts(samples) for samples in fixed.values()]
-    further = np.array([run["drafted"] / run["rounds"] for run in runs])
-    dearer = np.array([run["verify"] / run["rounds"] - base for run in runs])
+    further = np.array([run["drafted"] / run["passes"] for run in runs])
+    dearer = np.array([run["verify"] / run["passes"] - base for run in runs])
     row = max(float(further @ dearer / (further @ further)), 0.0) if further.any() else 0.0
-    calls = np.array([(run["draft"] / run["rounds"], run["drafted"] / max(run["covered"], 1)) for run in runs])
+    calls = np.array([(run["draft"] / run["passes"], run["drafted"] / max(run["covered"], 1)) for run in runs])
     each, call = np.polyfit(calls[:, 1], calls[:, 0], 1) if len(np.unique(calls[:, 1])) > 1 else (0.0, calls[:, 0].mean())
     each, call = max(float(each), 0.0), max(float(call), 0.0)
     trace = runs[-1]
-    # rounds in which so many drafts stood, and what it costs to emit these by a draft or by plain rounds
+    # steps with so many accepted drafts, and the cost of emitting them by a draft or by plain steps
     at = np.array([*trace["accepted_at"], 0], float)
-    found, standing = at[:-1] - at[1:], np.arange(1, len(at))
-    drafts, plainly = (call + standing * each) / batch_size + standing * row, standing * base / batch_size
-    seconds = trace["rounds"] * base + float(found @ np.minimum(drafts, plainly))
-    drafted, undrafted = (float(found @ (standing * which)) for which in (drafts < plainly, drafts >= plainly))
+    found, accepted = at[:-1] - at[1:], np.arange(1, len(at))
+    drafts, plainly = (call + accepted * each) / batch_size + accepted * row, accepted * base / batch_size
+    seconds = trace["passes"] * base + float(found @ np.minimum(drafts, plainly))
+    drafted, undrafted = (float(found @ (accepted * which)) for which in (drafts < plainly, drafts >= plainly))
     steps = trace["steps"] + undrafted
     rate = trace["emitted"] / seconds
     over = rate / measure.tokens_per_second(plain, with_encoding=False)["median"]
     return {"draft_tokens": ORACLE, "tokens_per_second": {"median": rate}, "speed_up": {"median": over}, "rate": 1.0,
             "tokens_per_step": trace["emitted"] / steps, "drafted_per_step": drafted / steps,
-            "costs": {"round": base * 1e3, "row": row * 1e3, "call": call * 1e3, "each": each * 1e3}, "differ": None}
+            "costs": {"step": base * 1e3, "position": row * 1e3, "call": call * 1e3, "token": each * 1e3}, "differ": None}
 
 
 def _counts(samples: measure.Samples) -> dict:
-    """Of one pass: rounds of the batch, row rounds (steps), ids, and the seconds of drafts and of all else but encoding."""
+    """Sums of one pass over the articles: target passes, steps, tokens, seconds of drafting and of the rest without
+    encoding."""
     stats, spent = [sample.stats for sample in samples[0]], measure.seconds(samples)
     names = ("passes", "steps", "covered", "drafted", "emitted")
     counts = {name: sum(getattr(one, name) for one in stats) for name in names}

@@ -112,7 +112,8 @@ def test_the_smaller_blocks(found):
     assert "| hf-greedy | 2.50 | 900 ± 12 | - |" in shown["spec-bench"] and "`hf-assisted` is absent" in shown["spec-bench"]
     assert "raised 0 alarms (2 timed again, changes 0.97 to 1.10)" in shown["regression"].replace("\n", " ")
     assert all(f"```\n{command}" in shown[name] for name, command in (
-        ("scale", "foredraft bench scale"), ("spec-bench", "foredraft bench run"), ("regression", "foredraft bench regr")))
+        ("scale", "python -m foredraft.bench.studies.scale"), ("spec-bench", "foredraft bench run"),
+        ("regression", "python -m foredraft.bench.studies.regression_proof")))
 
 
 def test_a_block_without_a_record(found):

@@ -25,7 +25,7 @@ def test_the_tables():
     assert "| `lstm` | best K | 1.50x, K=3 | 1.50x, K=3 |" in text and "| `lstm` | best K | 3.00 | 3.00 |" in text
     assert "| `lstm` | auto | other tokens |" in text
     assert "`tree:x` is absent at T=0 B=1, T=1 B=8: no such thing." in text
-    assert text.count("foredraft bench methods --at") == 1
+    assert text.count("methods_comparison --at") == 1
     assert tables_methods.methods_table([]) == ""
 
 
