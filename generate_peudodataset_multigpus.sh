@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One `foredraft pseudo` for each GPU, or for each core where there is none, on one folder: they share the shards.
+# One `foredraft pseudo` process for each GPU, or for each core without a GPU. They share one folder of shards.
 #   ./generate_peudodataset_multigpus.sh --target MODEL --data train.jsonl.gz --out pseudo/ [options of foredraft pseudo]
-# WORKERS=n sets the number. Stopped at any moment, the same line goes on.
+# WORKERS=n sets the number of processes. Run the same command again to resume.
 set -euo pipefail
-# this checkout is imported, and paths stay those of the folder that it is called from
+# import this checkout; relative paths are those of the current folder
 home=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 python=${PYTHON:-$([ -x "$home/.venv/bin/python" ] && echo "$home/.venv/bin/python" || echo python3)}

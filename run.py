@@ -1,6 +1,6 @@
 """The command lines of the original project, `python run.py train ... run` and `python run.py eval ... run`.
 
-They are `foredraft train` and `foredraft eval`; the closing word `run` is taken off.
+They call `foredraft train` and `foredraft eval`, without the last word `run`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ COMMANDS = ("train", "eval")
 
 
 def arguments(words: list[str]) -> list[str]:
-    """The words after `run.py` as foredraft's."""
+    """The arguments of `foredraft` for those of `run.py`."""
     return words[:-1] if words[:1] and words[0] in COMMANDS and words[-1] == "run" else words
 
 

@@ -1,4 +1,4 @@
-"""run.py and the shell script: the original project's command lines."""
+"""run.py and the shell script: the command lines of the original project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def module():
     return found
 
 
-def test_the_closing_word_is_taken_off():
+def test_the_last_word_run_is_removed():
     arguments = module().arguments
     line = "train --drafter lstm --exp_name lstm --kd_loss 0 run".split()
     assert arguments(line) == line[:-1]
@@ -27,14 +27,14 @@ def test_the_closing_word_is_taken_off():
     assert arguments(["bench", "run"]) == ["bench", "run"] and arguments([]) == []
 
 
-def test_the_originals_train_lines_are_understood():
+def test_the_train_options_of_the_original_project():
     line = ("train --drafter gru --exp_name x --loss 1 --kd_loss 1 --kd_temp 8 --distil_method Seq_KD --ngram_n 3 "
             "--pseudo_dataset_path p --device cpu run")
     done = subprocess.run([sys.executable, "run.py", *line.split()], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 2 and "--drafter gru is not known" in done.stderr
 
 
-def test_the_script_reads_and_writes_where_it_is_called_from(tiny_model_path, tmp_path):
+def test_the_script_reads_and_writes_in_the_current_folder(tiny_model_path, tmp_path):
     (tmp_path / "articles.jsonl").write_text(json.dumps({"article": "w3 w4 w5"}) + "\n")
     line = f"--target {tiny_model_path} --data articles.jsonl --out own --max-new-tokens 4"
     done = subprocess.run([CHECKOUT / "generate_peudodataset_multigpus.sh", *line.split()], cwd=tmp_path,

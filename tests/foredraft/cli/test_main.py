@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +46,28 @@ def test_every_command_is_there(command):
     assert code == 0
     for name in main.COMMANDS:
         assert f"  {name} " in out
+
+
+def test_help_imports_no_other_command():
+    """`foredraft --help` imports no command, a command's --help that command, and neither a heavy library."""
+    script = ("import json, sys\nfrom typer.testing import CliRunner\nfrom foredraft.cli.main import app\n"
+              "assert CliRunner().invoke(app, sys.argv[1:]).exit_code == 0\nprint(json.dumps(list(sys.modules)))")
+    paths = os.pathsep.join(filter(None, (str(Path(foredraft.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    shared = {f"foredraft.cli.{name}" for name in ("lazy", "main", "output", "options")}
+    for words, own in ((["--help"], set()), (["summarize", "--help"], {"foredraft.cli.generate"})):
+        done = subprocess.run([sys.executable, "-c", script, *words], env=os.environ | {"PYTHONPATH": paths},
+                              capture_output=True, text=True, check=True)
+        found = set(json.loads(done.stdout))
+        assert {name for name in found if name.startswith("foredraft.cli.")} - shared == own
+        assert not found & {"torch", "numba", "transformers", "triton"}
+
+
+def test_every_command_has_help():
+    import typer
+
+    group = typer.main.get_command(main.app)
+    for name, (_, line) in main.COMMANDS.items():
+        assert line.endswith(".") and len(line) <= 80 and group.commands[name].help
 
 
 def test_summaries_in_order(command, fake_load, article, tmp_path):
