@@ -49,3 +49,8 @@ def test_any_number_of_threads_gives_the_same_bits(threads, tmp_path):
     found = run(NUMBA_NUM_THREADS=str(threads), XDG_CACHE_HOME=str(tmp_path))
     assert found[0] == str(threads)
     assert found[2] == run(XDG_CACHE_HOME=str(tmp_path))[2]
+
+
+def test_only_triton_files_carry_device_code():
+    files = [file for file in (CHECKOUT / "kernels").rglob("*.py") if "\n@jit\n" in file.read_text()]
+    assert files and all(file.stem.endswith("_triton") for file in files), files
