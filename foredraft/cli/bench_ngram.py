@@ -54,10 +54,10 @@ def ngram(
     row |= speeds(wanted, model, gold, test, field, order, repeats, megabytes, lmplz)
     if "acceptance" in wanted:
         row["articles"] = {"skipped": skip, "decoded": limit}
-        numbers = (options.parse_numbers(flag, text, kind, low) for flag, text, kind, low in (
-            ("--orders", orders, int, 2), ("--draft-tokens", draft_tokens, int, 1), ("--temperatures", temperatures, float,
-                                                                                     0)))
+        grid = (
+            options.parse_numbers("--orders", orders, int, 2), options.parse_numbers("--draft-tokens", draft_tokens, int, 1),
+            options.parse_numbers("--temperatures", temperatures, float, 0))
         with counting() as advance:
             fits = {"gold": gold} | {name_of(path): encoded([path], field, model) for path in pseudo or []}
-            row["acceptance"] = drafts_of_tables(model, fits, test, skip, limit, *numbers, advance)
+            row["acceptance"] = drafts_of_tables(model, fits, test, skip, limit, *grid, advance)
     finish([row], out, tables(row), as_json, wide)

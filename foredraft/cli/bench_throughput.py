@@ -41,13 +41,12 @@ def throughput(
     from foredraft.bench.harness.settings import Settings
     from foredraft.bench.report.throughput_tables import tables
     from foredraft.cli.measuring import counting, finish, open_model, read_articles
-    from foredraft.engine.params import draft_length
 
     sizes = options.parse_numbers("--batch-sizes", batch_sizes, int, 1)
     names = engines.split(",")
     if unknown := [name for name in names if name not in ENGINES]:
         raise UserError(f"--engines: no engine named {unknown[0]!r}; choose from {', '.join(ENGINES)}")
-    K = draft_length(draft_tokens)
+    K = options.parse_draft_tokens(draft_tokens)
     settings = Settings(max_new_tokens=max_new_tokens, repeats=repeats)
     with tempfile.TemporaryDirectory(prefix="foredraft-throughput-") if geometry else nullcontext() as folder:
         tokenizer = foredraft.load(drafter=None).tokenizer if geometry else None
