@@ -304,8 +304,8 @@ class Model:
         if request.stop_strings is not None:
             own["stop_strings"] = _strings(request.stop_strings)
         if own.get("draft_tokens") == AUTO != params.draft_tokens:
-            raise UserError("draft_tokens 'auto' is a setting of a whole stream: open the stream with it; a request's number is "
-                            "then its longest draft")
+            raise UserError("draft_tokens 'auto' is a setting of a whole stream: open the stream with it; a number in a "
+                            "request is then its longest draft")
         if own:
             params = replace(params, **own)
             config.check(params)
@@ -320,8 +320,8 @@ class Model:
         if limit is not None and len(tokens) > limit:
             if not truncation:
                 raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
-            warnings.append(f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut (the "
-                            f"limit is {limit})")
+            warnings.append(f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut "
+                            f"(the limit is {limit})")
             # a source ends as the tokenizer ends it, unless the model has no end token
             end = self.target.end_token
             tokens = tokens[:limit] if end < 0 else [*tokens[: limit - 1], end]

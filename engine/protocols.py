@@ -29,6 +29,8 @@ class Target(Protocol):
 
 
 class ModelSizes(Protocol):
+    """The sizes of a target that states and buffers depend on."""
+
     d_model: int  # C
     vocab_size: int  # V
 
@@ -53,15 +55,16 @@ class PagedTarget(Target, Protocol):
     config: ModelSizes
     cache: PagedCache
 
-    def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int, pages: int | None = None) -> None: ...
+    def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int,
+                pages: int | None = None) -> None: ...
 
 
 class CapturableTarget(Target, Protocol):
-    """What CUDA graphs need of a target. `generation` increases whenever buffers move; a pass reads `source_bucket` pages."""
+    """What CUDA graphs need of a target; `generation` increases whenever buffers move."""
 
     config: ModelSizes
     generation: int
-    source_bucket: int
+    source_bucket: int  # source pages that a pass reads
 
     def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int) -> None: ...
     def check_memory(self, needed: int, what: str, advice: str) -> None: ...  # UserError: fewer bytes are free

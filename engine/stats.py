@@ -1,4 +1,4 @@
-"""What a decode cost and gained."""
+"""Counts and seconds of decoding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from foredraft.engine.state import DecodeState
 
 @dataclass
 class DecodeStats:
-    """Sums over rows; the start token is never counted, nothing past an end of text is.
+    """Sums over requests. The start token is not counted.
 
-    steps: (row, round) pairs in which a row was running. drafted, tested, accepted: ids; tested stops at the first
-    rejection. emitted: ids. tested_at and accepted_at [K] are per place in the draft.
-    covered: steps with at least one draft. seconds: encode, draft, verify (target passes), other (verification, commit,
-    host), total. Rounds captured on a device are not told apart: all of them count as other. rounds: passes of the target;
-    places: rows that were there in them, running or not. A single request of many has neither of the two. lossy: the policy
-    under which what was emitted need not be the target's own (state.lossy); "" is lossless.
+    Attributes
+    ----------
+    requests : int
+    steps : int
+        Steps of running sequences: one for each sequence that ran in a step.
+    covered : int
+        Steps with at least one drafted token.
+    drafted, tested, accepted, emitted : int
+        Tokens. Testing stops at the first rejection.
+    tested_at, accepted_at : list of int
+        By position in the draft.
+    seconds : dict
+        "encode", "draft", "verify" (target passes), "other" (verification, commit, host) and "total". Captured CUDA graphs
+        count as "other".
+    passes, slots : int
+        Passes of the target, and sequences of the batch in them, running or idle; of a whole stream only.
+    lossy : str
+        Names a lossy decoding policy (state.lossy); "" is lossless.
     """
 
     requests: int = 0
@@ -46,7 +58,7 @@ class DecodeStats:
 
     @property
     def coverage(self) -> float:
-        """Share of steps with at least one drafted id."""
+        """covered / steps."""
         return self.covered / self.steps if self.steps else 0.0
 
     @property
@@ -55,26 +67,26 @@ class DecodeStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Emitted ids per second of decoding, encoding left out."""
+        """Emitted tokens per second, without the seconds of encoding."""
         decoding = self.seconds.get("total", 0.0) - self.seconds.get("encode", 0.0)
         return self.emitted / decoding if decoding > 0 else 0.0
 
     @property
     def slot_utilisation(self) -> float:
-        """Running rows over rows and rounds."""
+        """steps / slots: the share of the batch that was running."""
         return self.steps / self.slots if self.slots else 0.0
 
     @classmethod
-    def of(cls, state: DecodeState, row: int) -> DecodeStats:
-        """The counts of a row's request."""
-        tested_at, accepted_at = state.tested_at[row].tolist(), state.accepted_at[row].tolist()
+    def of(cls, state: DecodeState, sequence: int) -> DecodeStats:
+        """The counts of one sequence's request."""
+        tested_at, accepted_at = state.tested_at[sequence].tolist(), state.accepted_at[sequence].tolist()
         return cls(
-            requests=1, steps=int(state.num_steps[row]), covered=int(state.covered[row]), drafted=int(state.drafted[row]),
-            tested=sum(tested_at), accepted=sum(accepted_at), emitted=int(state.lengths[row]) - 1, tested_at=tested_at,
-            accepted_at=accepted_at, lossy=state.lossy)
+            requests=1, steps=int(state.num_steps[sequence]), covered=int(state.covered[sequence]),
+            drafted=int(state.drafted[sequence]), tested=sum(tested_at), accepted=sum(accepted_at),
+            emitted=int(state.lengths[sequence]) - 1, tested_at=tested_at, accepted_at=accepted_at, lossy=state.lossy)
 
     def merge(self, other: DecodeStats) -> None:
-        """Add what other requests cost and gained."""
+        """Add the counts of other requests."""
         for name in ("requests", "steps", "covered", "drafted", "tested", "accepted", "emitted", "passes", "slots"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("tested_at", "accepted_at"):
@@ -88,12 +100,12 @@ class DecodeStats:
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
     def close_seconds(self, total: float) -> None:
-        """Set the wall seconds of a whole call, and what no part of it accounts for."""
+        """Set the wall seconds of a whole call; "other" is what no part accounts for."""
         parts = {part: self.seconds.get(part, 0.0) for part in ("encode", "draft", "verify")}
         self.seconds = {**parts, "total": total, "other": total - sum(parts.values())}
 
     def as_dict(self) -> dict:
-        """Counts, seconds and rates, ready for JSON."""
+        """Counts, seconds and rates, for JSON."""
         rates = ("acceptance_rate", "draft_acceptance_rate", "coverage", "tokens_per_step", "tokens_per_second",
                  "slot_utilisation")
         return asdict(self) | {name: getattr(self, name) for name in rates}

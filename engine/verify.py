@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def verify(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> Verification:
-    """Verify a draft so that the target's distribution stays unchanged (Leviathan et al. 2023, Alg. 1; Sun et al. 2024, Alg. 2).
+    """Verify a draft so that the target's distribution stays unchanged.
+
+    Leviathan et al. 2023, Alg. 1; Sun et al. 2024, Alg. 2, for blocks; Miao et al. 2023 for trees.
 
     Parameters
     ----------
@@ -87,16 +89,18 @@ def _verify_on_cuda(state: DecodeState, draft: Draft, hidden: Tensor, target: Ta
     """One launch after the target's logits or argmax, two with top-k or top-p, into buffers that graphs can capture."""
     if state.workspace is None:
         state.workspace = Workspace(state.batch_size, state.max_draft + 1, state.tokens.device)
-    space, commit_tensors, commit = state.workspace, state.committed_into(draft, hidden), draft.parents is None
+    space, commit, commit_into = state.workspace, draft.parents is None, state.committed_into(draft, hidden)
     outputs = (space.tokens, space.counts, space.path)
     if state.greedy:
-        accept_greedy_triton(target.choose(hidden), draft.tokens, draft.lengths, draft.parents, commit_tensors, *outputs, commit)
+        accept_greedy_triton(target.choose(hidden), draft.tokens, draft.lengths, draft.parents, commit_into, *outputs,
+                             commit)
     else:
         logits, thresholds = target.logits(hidden), (None, None)
         if state.has_top_k_top_p:
             thresholds = space.floors, space.ties
-            top_k_top_p_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p, *thresholds)
+            top_k_top_p_triton(logits, draft.lengths, state.finished, state.temperature, state.top_k, state.top_p,
+                               *thresholds)
         accept_sampled_triton(
             logits, draft.tokens, draft.lengths, draft.parents, draft.dense, draft.logits, draft.lse, state.temperature,
-            *thresholds, state.seeds, commit_tensors, *outputs, space.sampled(logits), commit, state.block)
+            *thresholds, state.seeds, commit_into, *outputs, space.sampled(logits), commit, state.block)
     return Verification(space.tokens, space.counts, None if commit else space.path, commit)

@@ -94,7 +94,9 @@ def make_parts(name: str, argument: str, setup: DrafterSetup) -> list[Drafter]:
     """The drafters that "name:A,B" lists: two or more, none of which drafts trees or nothing."""
     drafters = [setup.make(part) for part in argument.split(",")]
     if len(drafters) < 2 or any(drafter.name == "none" for drafter in drafters):
-        raise UserError(f"drafter '{name}:{argument}': name two or more drafters with commas between, as in cascade:lookup,lstm")
+        raise UserError(f"drafter '{name}:{argument}': name two or more drafters with commas "
+                        "between, as in cascade:lookup,lstm")
     if any(drafter.capabilities.tree_drafts for drafter in drafters):
-        raise UserError(f"drafter '{name}:{argument}': trees cannot be combined with other drafters; use the tree drafter alone")
+        raise UserError(f"drafter '{name}:{argument}': trees cannot be combined with other drafters; use "
+                        "the tree drafter alone")
     return drafters

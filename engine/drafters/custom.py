@@ -32,8 +32,8 @@ class CustomDrafter(Drafter):
     def __init__(self, inner: Any, vocab_size: int, proposer: int):
         missing = [name for name in METHODS if not callable(getattr(inner, name, None))]
         if missing:
-            raise UserError(f"drafter {type(inner).__name__} has no method {', '.join(missing)}; write {', '.join(METHODS)}, "
-                            "as in foredraft.Drafter")
+            raise UserError(f"drafter {type(inner).__name__} has no method {', '.join(missing)}; write {', '.join(METHODS)} "
+                            "as foredraft.Drafter says")
         self.inner, self.vocab_size, self.proposer = inner, vocab_size, proposer
         # the class's own attributes where it has them, else Drafter's defaults
         given = getattr(inner, "name", Drafter.name)

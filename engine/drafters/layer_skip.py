@@ -1,8 +1,7 @@
-"""Self-speculative drafts (Zhang et al. 2023, "Draft & Verify"): the target's own decoder with sublayers skipped.
+"""Self-speculative drafts (Zhang et al. 2023, "Draft & Verify"): the target's own decoder without some sublayers.
 
-Nothing is held twice: weights, head, cross keys and values and the self cache are the target's. What a draft writes into
-that cache the target's next pass overwrites before it reads it (kernels/drafting/layer_skip_drafting.py), and committed positions hold the full
-model's keys, whoever drafted them, so that there is never anything to catch up with.
+Weights, head and caches are the target's. The target's next pass overwrites what a draft has written into the self-attention
+cache (kernels/drafting/layer_skip_drafting.py), so committed positions always hold the full model's keys and values.
 """
 
 from __future__ import annotations
@@ -24,28 +23,36 @@ from foredraft.kernels.drafting.layer_skip_drafting import DRAFT_LAYER_SKIP, Dec
 
 
 class SelfDrafter(Drafter):
-    """Greedy rows as point masses, others with their distributions; stops a draft early where its own confidence is low."""
+    """Point masses in greedy sequences, distributions in sampled ones. A draft ends where its confidence is low.
+
+    Parameters
+    ----------
+    target : T5
+    kept : ndarray [L, 3] bool
+        The sublayers that run (skip_mask.py).
+    goal, threshold : float
+        The acceptance rate that the exit threshold is tuned to, and the threshold's start; goal 0 drafts K tokens always.
+    tokens : ndarray [F] int64 or None
+        The draft vocabulary besides the tokens of the source; None is all.
+    """
 
     name = "self"
 
     def __init__(self, target: T5, kept: np.ndarray, goal: float = GOAL, threshold: float = THRESHOLD,
-                 ids: np.ndarray | None = None):
-        """kept [L, 3] bool: the sublayers that run (skip.py). goal: the acceptance that the exit threshold is tuned to,
-        from `threshold` on; 0 drafts K ids always. ids: all it may draft beside those of the source; none: all."""
+                 tokens: np.ndarray | None = None):
         if not 0 <= goal <= 1 or not 0 <= threshold <= 1:
             raise UserError(f"the exit's goal {goal} and threshold {threshold} are probabilities; give numbers from 0 to 1")
         self.target, self.kept, self.start = target, kept, threshold
         self.backend = target.backend
-        self.vocabulary = DraftVocabulary(target.weights.head, target.config.vocab_size, ids, copies=False)
+        self.vocabulary = DraftVocabulary(target.weights.head, target.config.vocab_size, tokens, copies=False)
         self.exit = Exit(float(goal), np.full(1, float(threshold)), np.full(1, float(goal)), np.zeros(0, np.int64),
                          np.zeros(0, np.int64))
 
     @classmethod
     def open(cls, spec: str, target: T5, target_folder: Path) -> SelfDrafter:
-        """A skip file, or the skipped sublayers themselves (skip.py)."""
+        """`spec`: a skip file, or the skipped sublayers as text (skip_mask.py)."""
         if not isinstance(target, T5):
-            raise UserError(f"drafter 'self:{spec}': self-speculative drafts run on the CPU only so far; on a device use "
-                            "lookup, ngram or none")
+            raise UserError(f"drafter 'self:{spec}' runs on the CPU only so far; on CUDA give lookup, ngram or none")
         layers = target.config.num_decoder_layers
         if not spec.endswith(".json"):
             return cls(target, parse_skip(spec, layers))
@@ -58,33 +65,33 @@ class SelfDrafter(Drafter):
 
     @property
     def skip(self) -> str:
-        """What is skipped, as text."""
+        """The skipped sublayers, as text."""
         return format_skip(self.kept)
 
     @property
     def threshold(self) -> float:
-        """Where greedy requests have tuned the exit's threshold to so far."""
+        """The exit threshold of greedy sequences, as tuned so far."""
         return float(self.exit.thresholds[0])
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        """The target has admitted the rows; only a shortlist needs their ids."""
-        most = max(rows) + 1
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        """Only a draft vocabulary needs the sources; the target has cached the rest."""
+        most = max(sequences) + 1
         self.vocabulary.reserve(most, max(len(source) for source in sources))
         self._grow(most)
-        for row, source in zip(rows, sources, strict=True):
+        for sequence, source in zip(sequences, sources, strict=True):
             if not self.vocabulary.is_full:
-                self.vocabulary.admit(row, source)
-            self.exit.thresholds[row + 1], self.exit.rates[row + 1], self.exit.asked[row] = self.start, self.exit.goal, -1
+                self.vocabulary.admit(sequence, source)
+            self.exit.thresholds[sequence + 1], self.exit.rates[sequence + 1] = self.start, self.exit.goal
+            self.exit.asked[sequence] = -1
 
-    def _grow(self, rows: int) -> None:
-        if (more := rows - len(self.exit.asked)) > 0:
+    def _grow(self, batch_size: int) -> None:
+        if (more := batch_size - len(self.exit.asked)) > 0:
             self.exit = Exit(self.exit.goal, *(np.pad(known, (0, more)) for known in self.exit[1:]))
 
-    def release(self, rows: Sequence[int]) -> None:
-        """Nothing of its own to give back."""
+    def release(self, sequences: Sequence[int]) -> None:
+        """Nothing to release: the caches are the target's."""
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
-        """One compiled call for the whole batch, on the target's caches and the state's own memory."""
         draft = self.vocabulary.empty_draft(state, PROPOSERS.index(self.name))
         self._grow(state.batch_size)
         w, cache, c = self.target.weights, self.target.cache, self.target.config
@@ -94,7 +101,7 @@ class SelfDrafter(Drafter):
             c.gated, c.epsilon, self.kept)
         host = state.host
         DRAFT_LAYER_SKIP[self.backend](
-            host.tokens, host.lengths, state.allowed(budget).numpy(), decoder, self.vocabulary.heads, c.head_scale, self.exit,
-            host.num_steps, host.last_accepted, host.temperature, host.top_k, host.top_p, host.seeds, state.end_token,
-            draft.tokens.numpy(), draft.lengths.numpy(), *distributions_of(draft))
+            host.tokens, host.lengths, state.allowed(budget).numpy(), decoder, self.vocabulary.heads, c.head_scale,
+            self.exit, host.num_steps, host.last_accepted, host.temperature, host.top_k, host.top_p, host.seeds,
+            state.end_token, draft.tokens.numpy(), draft.lengths.numpy(), *distributions_of(draft))
         return draft

@@ -1,9 +1,8 @@
-"""The lookup drafter: copies what followed the same ids in the source text or in the output so far.
+"""Prompt lookup (Saxena 2023): copy the tokens that followed the same n-gram in the source or in the output so far.
 
-Needs no training and no model; its acceptance is how much a target copies. Given an n-gram table it is the combined drafter:
-id by id it takes whichever promises more, the copy or the table's likeliest id. Given a history it also copies from the
-outputs of earlier requests. The rules are in foredraft.ngram_native.prompt_lookup.copy_rules, the index that
-applies them without a rescan in foredraft.ngram_native.prompt_lookup.source_index.
+It needs no training and no model. With an n-gram table each token is the one with the higher acceptance probability, of the
+copy and of the table. With a history it also copies from the outputs of earlier requests. The rules are in
+ngram_native/prompt_lookup/copy_rules.py, the index in ngram_native/prompt_lookup/source_index.py.
 """
 
 from __future__ import annotations
@@ -25,18 +24,24 @@ from foredraft.ngram_native.prompt_lookup.source_index import LOOKUP, NGRAM, Pro
 from foredraft.ngram_native.stopping import COST
 from foredraft.ngram_native.table import Table
 
-# Ids of earlier outputs that stay findable: about a thousand summaries, 3 MB.
+# Tokens of earlier outputs that the history keeps: about a thousand summaries, 3 MB.
 HISTORY = 1 << 16
 
 
 class LookupDrafter(Drafter):
-    """Proposes the continuation of the longest match, min_match to max_match ids, of a row's last ids.
+    """Proposes the continuation of the longest match of a sequence's last tokens.
 
-    A match of a single id is worth a draft: a refused one costs little where verification is nearly free. Beyond four
-    ids a longer match has not drafted better on a trained target's summaries. table: an n-gram table that drafts where it
-    is surer than a copy. history: ids of earlier outputs to copy from as well (0: none), shared by all requests of this
-    drafter and of every thread that uses it. cost: of a further drafted id, as a share of a step, where the state does not
-    know it; it decides where a draft ends.
+    Parameters
+    ----------
+    min_match, max_match : int
+        Tokens that must match, and that are compared at most.
+    table : Table or None
+        An n-gram table, for tokens where its acceptance probability is the higher one.
+    history : int
+        Tokens of earlier outputs to copy from, shared by all requests of this drafter; 0 is off.
+    cost : float
+        Of one more drafted token, as a share of a step; a draft ends where its expected gain is lower. A budget's costs take
+        precedence.
     """
 
     capabilities = Capabilities(point_masses=True, trees=True, stops_early=True)
@@ -58,23 +63,25 @@ class LookupDrafter(Drafter):
             table = open_table(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
         return cls(table=table, history=HISTORY if "history" in name else 0)
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        """Index the sources, n of [S_i] int64, for the given rows; what a row held before is forgotten."""
-        for row, source in zip(rows, sources, strict=True):
-            self.index.admit(row, source.numpy())
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        """Index the sources, n of [S_i] int64; a sequence's former source is forgotten."""
+        for sequence, source in zip(sequences, sources, strict=True):
+            self.index.admit(sequence, source.numpy())
 
-    def release(self, rows: Sequence[int]) -> None:
-        for row in rows:
+    def release(self, sequences: Sequence[int]) -> None:
+        for sequence in sequences:
             if self._state is not None:
-                self.index.remember(self._state.tokens[row, 1 : int(self._state.lengths[row])].numpy())
-            self.index.release(row)
+                self.index.remember(self._state.tokens[sequence, 1 : int(self._state.lengths[sequence])].numpy())
+            self.index.release(sequence)
         self._state = None
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None, tree: Tree | None = None) -> Draft:
-        """One compiled call for the whole batch, on the state's own memory: point masses, a length per row. A `tree` takes
-        a second one, for the branches; the copy itself then goes no deeper than the tree's first branch."""
+        """Copies as point masses, in one compiled call for the batch.
+
+        A tree takes a second call for its other branches; the longest match then fills the branch of first children.
+        """
         if len(self.index.history):
-            # its rows' last ids are read when they are released
+            # the outputs are read when their sequences are released
             self._state = state
         draft, allowed = Draft.empty(state.batch_size, state.max_draft), state.allowed(budget).numpy()
         text, drafted = (state.host.tokens, state.host.lengths), (draft.tokens.numpy(), draft.lengths.numpy())
@@ -88,15 +95,14 @@ class LookupDrafter(Drafter):
         return draft
 
     def long_copies(self, state: DecodeState, budget: DraftBudget, min_match: int) -> Draft:
-        """Whatever follows a match of so many ids, as far as a row may draft: by the request alone, with no confidence that
-        others have taught."""
+        """All that follows a match of `min_match` tokens. It depends on the request alone, not on learned confidences."""
         draft = Draft.empty(state.batch_size, state.max_draft)
         self.index.propose(state.host.tokens, state.host.lengths, state.allowed(budget).numpy(), state.end_token,
                            draft.tokens.numpy(), draft.lengths.numpy(), draft.proposer.numpy(), min_match=min_match)
         return draft
 
     def _warm_up(self) -> None:
-        """Compile, or read the compiled code, before the first request."""
+        """Compile, or load the compiled code, before the first request."""
         assert (PROPOSERS[LOOKUP], PROPOSERS[NGRAM]) == ("lookup", "ngram")
         index = PromptLookupIndex(1, 1, min(len(self.index.history), 1))
         index.admit(0, np.zeros(2, np.int64))
@@ -110,9 +116,9 @@ class LookupDrafter(Drafter):
 
 
 def first_branch(tree: Tree) -> int:
-    """Nodes of the branch of first children."""
-    count, row = 0, 0
+    """The number of nodes of the branch of first children."""
+    count, last = 0, 0
     for node, parent in enumerate(tree.parents):
-        if parent == row:
-            count, row = count + 1, node + 1
+        if parent == last:
+            count, last = count + 1, node + 1
     return count

@@ -1,10 +1,8 @@
-"""The n-gram drafter: argmax chains of a trained table, or draws from it.
+"""The n-gram drafter: the most probable continuations of a trained table, or samples from it.
 
-By default drafts are point masses at every temperature: they are verified without the drafter's probabilities
-(foredraft.engine.verify), so seeded output equals plain sampling. With `sampled`, rows above temperature 0 draw from the
-table's distribution and report it, which keeps the target's distribution exactly, with noise of its own. The table and its file are described
-in foredraft.ngram_native.table, the chains in
-foredraft.ngram_native.query.
+Drafts are point masses at every temperature, so that seeded output equals plain sampling. With `sampled`, sequences above
+temperature 0 sample from the table's distribution and report it. The table's file is described in ngram_native/table.py,
+queries in ngram_native/query.py.
 """
 
 from __future__ import annotations
@@ -29,23 +27,35 @@ from foredraft.ngram_native.table import Table, vocabulary_fingerprint
 
 
 def open_table(path: str | Path, vocab_size: int | None = None, tokenizer: Any = None) -> Table:
-    """Map a table file and check that it speaks the target's ids.
+    """Map a table file and check that it has the target's vocabulary.
 
-    vocab_size: the target's V. tokenizer: anything with get_vocab(); None leaves that check out.
+    Parameters
+    ----------
+    path : str or Path
+    vocab_size : int or None
+        V of the target; None skips the check.
+    tokenizer
+        The target's, with get_vocab(); None skips the check.
     """
     table = Table.open(path)
     if vocab_size is not None and table.vocab_size != vocab_size:
-        raise UserError(f"{path}: the table has {table.vocab_size} ids, the target {vocab_size}; fit one for it")
+        raise UserError(f"{path}: the table has {table.vocab_size} tokens, the target {vocab_size}; fit one for the target")
     if tokenizer is not None and table.tokenizer not in (None, vocabulary_fingerprint(tokenizer.get_vocab())):
         raise UserError(f"{path}: the table was fitted with another tokenizer; fit one with the target's")
     return table
 
 
 class NgramDrafter(Drafter):
-    """Proposes, for each row, the likeliest chain after its last N - 1 ids, until the next id would not pay.
+    """Proposes the most probable continuation of each sequence's last N - 1 tokens; it keeps nothing per request.
 
-    cost: what a further drafted token costs the target, as a share of a step, where the state does not know it; it decides
-    where a chain ends (foredraft.ngram_native.query). The drafter keeps nothing per request.
+    Parameters
+    ----------
+    table : Table
+    cost : float
+        Of one more drafted token, as a share of a step; a draft ends where its expected gain is lower. A budget's costs take
+        precedence.
+    sampled : bool
+        Sample the drafts of sequences above temperature 0.
     """
 
     name = "ngram"
@@ -60,21 +70,20 @@ class NgramDrafter(Drafter):
     @classmethod
     def open(cls, path: str | Path, vocab_size: int | None = None, tokenizer: Any = None,
              cost: float = COST, sampled: bool = False) -> NgramDrafter:
-        """Map a table file that speaks the target's ids (open_table)."""
+        """The drafter of a table file (open_table)."""
         return cls(open_table(path, vocab_size, tokenizer), cost, sampled)
 
     @classmethod
     def create(cls, name: str, argument: str, setup: DrafterSetup) -> NgramDrafter:
         return cls.open(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         pass
 
-    def release(self, rows: Sequence[int]) -> None:
+    def release(self, sequences: Sequence[int]) -> None:
         pass
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
-        """One compiled call for the whole batch, on the state's own memory; point masses unless `sampled`."""
         if self.sampled and not state.greedy:
             return self._sample(state, budget)
         draft = Draft.empty(state.batch_size, state.max_draft)
@@ -86,26 +95,26 @@ class NgramDrafter(Drafter):
         return draft
 
     def _sample(self, state: DecodeState, budget: DraftBudget | None) -> Draft:
-        """Draws from the table's distribution. Whether to draw the next id is settled by its distribution, never by the id drawn."""
+        """Sample. Whether a draft goes on depends on the next distribution, never on the sampled token."""
         draft, cost = dense_draft(state, self.table.vocab_size), self._cost(budget)
         draft.proposer.fill_(PROPOSERS.index("ngram"))
         B, K, known = state.batch_size, state.max_draft, self.table.order - 1
         lengths = torch.clamp(state.lengths, max=known)
-        # the last N - 1 ids of every row, and room behind them
-        places = (state.lengths - lengths)[:, None] + torch.arange(known)
+        # the last N - 1 tokens of every sequence, then room for the draft
+        positions = (state.lengths - lengths)[:, None] + torch.arange(known)
         texts = torch.zeros(B, known + K, dtype=torch.int64)
-        texts[:, :known] = state.tokens.gather(1, places.clamp(max=state.tokens.shape[1] - 1))
+        texts[:, :known] = state.tokens.gather(1, positions.clamp(max=state.tokens.shape[1] - 1))
         logits, largest = torch.zeros(B, self.table.vocab_size), torch.zeros(B, dtype=torch.float64)
         allowed, reach = state.allowed(budget), torch.ones(B, dtype=torch.float64)
         expected, running = torch.ones(B, dtype=torch.float64), torch.ones(B, dtype=torch.bool)
-        for place in range(K):
+        for i in range(K):
             query.log_distributions(self.table, texts.numpy(), lengths.numpy(), logits.numpy(), largest.numpy())
             reach *= largest
-            running &= (place < allowed) & is_worth_drafting(reach, place, expected, cost)
+            running &= (i < allowed) & is_worth_drafting(reach, i, expected, cost)
             if not bool(running.any()):
                 break
             expected += reach
-            tokens = sample_into(draft, place, logits, state)
+            tokens = sample_into(draft, i, logits, state)
             draft.lengths += running
             texts.scatter_(1, lengths[:, None], tokens[:, None])
             lengths += 1
@@ -116,7 +125,7 @@ class NgramDrafter(Drafter):
         return self.cost if budget is None or budget.costs is None else budget.costs[0]
 
     def _warm_up(self) -> None:
-        """Compile, or read the compiled code, for this table's integer types before the first request."""
+        """Compile, or load the compiled code, for this table's integer types before the first request."""
         one = np.ones(1, np.int64)
         query.draft(
             self.table, np.zeros((1, 2), np.int64), one, one, 1, self.cost,

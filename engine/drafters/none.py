@@ -12,7 +12,7 @@ from foredraft.engine.state import DecodeState, Draft, DraftBudget
 
 
 class NoDrafter(Drafter):
-    """Keeps one empty Draft for every state: a round makes nothing."""
+    """Keeps one empty Draft for every state, so that a step allocates nothing."""
 
     name = "none"
     capabilities = Capabilities(point_masses=True)
@@ -20,10 +20,10 @@ class NoDrafter(Drafter):
     def __init__(self):
         self.drafts: WeakKeyDictionary[DecodeState, Draft] = WeakKeyDictionary()
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         pass
 
-    def release(self, rows: Sequence[int]) -> None:
+    def release(self, sequences: Sequence[int]) -> None:
         pass
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:

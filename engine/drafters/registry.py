@@ -213,10 +213,11 @@ def check_settings(drafter: Drafter, params: SamplingParams, config: BatchConfig
     if on_cuda and (adapts or config.big_little is not None or config.kv_memory is not None):
         raise UserError("draft_tokens 'auto', big_little and kv_memory run on the CPU only so far; on CUDA leave them out")
     if can.tree_drafts and (adapts or config.verification == "block"):
-        raise UserError(f"drafter {drafter.name!r} drafts trees, for which there is no draft_tokens 'auto' and no verification "
-                        "'block'; give draft_tokens a number of nodes, and leave verification out")
+        raise UserError(f"drafter {drafter.name!r} drafts trees, for which there is no draft_tokens 'auto' and no "
+                        "verification 'block'; give draft_tokens a number of nodes, and leave verification out")
     if config.big_little is not None and not can.big_little:
-        raise UserError(f"big_little needs a neural drafter, not {drafter.name!r}; give lstm, or the folder of a trained drafter")
+        raise UserError(f"big_little needs a neural drafter, not {drafter.name!r}; give lstm, or the folder of a trained "
+                        "drafter")
 
 
 def _refuse_cuda(what: str, device: str) -> None:

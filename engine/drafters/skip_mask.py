@@ -1,7 +1,7 @@
-"""Which sublayers of the target's decoder its own drafts skip: written as text, kept as a mask, saved with its figures.
+"""Which sublayers of the target's decoder a self-speculative draft skips: as text, as a mask, and in a file.
 
-"3,5sc,7f" skips layer 3 whole, self- and cross-attention of layer 5 and the feed-forward of layer 7; layers count from 0.
-A skip file is what `foredraft tune-skip` writes.
+"3,5sc,7f" skips layer 3, self- and cross-attention of layer 5, and the feed-forward of layer 7; layers count from 0. A skip
+file is what `foredraft tune-skip` writes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from foredraft.errors import UserError
 
 # The sublayers of a decoder layer, in their order: self-attention, cross-attention, feed-forward.
 SUBLAYERS = "scf"
-# Acceptance that the exit threshold is tuned to, and where the threshold starts (Zhang et al. 2023, section 3.3).
+# The acceptance rate that the exit threshold is tuned to, and where the threshold starts (Zhang et al. 2023, section 3.3).
 GOAL, THRESHOLD = 0.9, 0.6
 
 
 def parse_skip(text: str, layers: int) -> np.ndarray:
-    """kept [L, 3] bool of a decoder of L layers. UserError: no such text, no such layer."""
+    """kept [L, 3] bool of a decoder of L layers. UserError: not a list of layers, or no such layer."""
     kept = np.ones((layers, len(SUBLAYERS)), np.bool_)
     for part in filter(None, text.replace(" ", "").split(",")):
         match = re.fullmatch(f"([0-9]+)([{SUBLAYERS}]*)", part)
@@ -40,10 +40,10 @@ def parse_skip(text: str, layers: int) -> np.ndarray:
 
 
 def format_skip(kept: np.ndarray) -> str:
-    """The text of a mask, its inverse."""
+    """The text of a mask; the inverse of parse_skip."""
     parts = []
-    for layer, row in enumerate(kept):
-        letters = "".join(letter for letter, runs in zip(SUBLAYERS, row, strict=True) if not runs)
+    for layer, sublayers in enumerate(kept):
+        letters = "".join(letter for letter, runs in zip(SUBLAYERS, sublayers, strict=True) if not runs)
         if letters:
             parts.append(f"{layer}{'' if letters == SUBLAYERS else letters}")
     return ",".join(parts)
@@ -51,9 +51,23 @@ def format_skip(kept: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class SkipSet:
-    """What a skip file holds: skip, as parse_skip reads it; goal and threshold of the adaptive exit (goal 0: none);
-    draft_ids: the only ids it drafts beside those of the source, most frequent first, () is all; target_hash:
-    weights_hash of the target it was tuned for; draft_tokens: the K it was fastest at; figures: of the search."""
+    """A skip file.
+
+    Attributes
+    ----------
+    skip : str
+        For parse_skip.
+    target_hash : str
+        weights_hash of the target that it was tuned for.
+    goal, threshold : float
+        Of the adaptive exit; goal 0 is off.
+    draft_tokens : int
+        The fastest K.
+    draft_ids : tuple of int
+        The draft vocabulary besides the tokens of the source, most frequent first; () is all.
+    figures : dict or None
+        Of the search.
+    """
 
     skip: str
     target_hash: str
@@ -65,7 +79,7 @@ class SkipSet:
 
     @classmethod
     def load(cls, path: str | Path, target: str | Path) -> SkipSet:
-        """Read a skip file for a target's folder. UserError: no such file, another target's."""
+        """Read a skip file for the target in a folder. UserError: no such file, or tuned for another target."""
         path = Path(path)
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
@@ -77,8 +91,8 @@ class SkipSet:
             raise UserError(f"{path}: not a skip file ({type(error).__name__}: {error}); write it again with foredraft "
                             "tune-skip") from None
         if (known := weights_hash(target)) != found.target_hash:
-            raise UserError(f"{path}: was tuned for the target {found.target_hash}, {target} is {known}; tune one for this "
-                            "target")
+            raise UserError(f"{path}: was tuned for the target {found.target_hash}, but {target} is {known}; run foredraft "
+                            "tune-skip for this target")
         return found
 
     def save(self, path: str | Path) -> None:

@@ -1,7 +1,7 @@
-"""Staged drafts (Spector and Re 2023): a T5 drafter whose own drafts are sped up by another drafter.
+"""Staged drafts (Spector and Re 2023): another drafter proposes for a T5 drafter.
 
-The T5 is the target of a loop inside a round: any drafter proposes, the T5 reads several ids in one pass, and what its
-verification lets stand follows its distribution exactly, so that it drafts for the real target as if it had drafted alone.
+Inside one step the T5 drafter is the target of an inner loop: the other drafter proposes, the T5 reads several tokens in one
+pass and verifies them. The accepted tokens follow the T5's distribution, as if the T5 had drafted alone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from foredraft.kernels.sampling.sample import SAMPLE
 
 
 class StagedDrafter(T5Drafter):
-    """Drafts of the T5 of `middle`, with `drafter` drafting for it.
+    """Drafts of the T5 `middle`, for which `drafter` proposes.
 
-    An id's proposer is the inner drafter's where the T5 took it over, else the T5's. The inner loop draws from a seed of its
-    own for every round: ids that a round refused are drafted again, with other noise. passes: those of the T5 so far.
+    The inner drafter is the proposer of the tokens that the T5 accepted from it. Each step of the outer loop has its own
+    inner seed, so that tokens rejected before are sampled again with other noise.
+
+    Attributes
+    ----------
+    passes : int
+        Passes of the T5 so far.
     """
 
     capabilities = Capabilities()
@@ -43,17 +48,17 @@ class StagedDrafter(T5Drafter):
     def create(cls, name: str, argument: str, setup: DrafterSetup) -> StagedDrafter:
         drafters = make_parts(name, argument, setup)
         if len(drafters) > 2 or not isinstance(drafters[1], T5Drafter):
-            raise UserError(f"drafter '{name}:{argument}': name a drafter and the folder of the T5 that it drafts for; other "
-                            "drafters read their tokens one by one and gain nothing")
+            raise UserError(f"drafter '{name}:{argument}': name a drafter and the folder of the T5 that it drafts for; "
+                            "other drafters read their tokens one by one and gain nothing")
         return cls(drafters[1], drafters[0])
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        super().admit(rows, sources, encoded)
-        self.drafter.admit(rows, sources, encoded)
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        super().admit(sequences, sources, encoded)
+        self.drafter.admit(sequences, sources, encoded)
 
-    def release(self, rows: Sequence[int]) -> None:
-        super().release(rows)
-        self.drafter.release(rows)
+    def release(self, sequences: Sequence[int]) -> None:
+        super().release(sequences)
+        self.drafter.release(sequences)
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         draft = self.vocabulary.empty_draft(state, PROPOSERS.index("t5"))
@@ -72,20 +77,20 @@ class StagedDrafter(T5Drafter):
             if not state.greedy:
                 self._distributions(state, middle.scores, before - starts, inner.lengths - before, draft)
         lengths = inner.lengths - starts
-        places = starts[:, None] + torch.arange(K)
+        positions = starts[:, None] + torch.arange(K)
         drafted = torch.arange(K) < lengths[:, None]
-        places = places.clamp(max=inner.tokens.shape[1] - 1)
-        draft.tokens[drafted] = inner.tokens.gather(1, places)[drafted]
-        proposer = inner.proposer.gather(1, places)
+        positions = positions.clamp(max=inner.tokens.shape[1] - 1)
+        draft.tokens[drafted] = inner.tokens.gather(1, positions)[drafted]
+        proposer = inner.proposer.gather(1, positions)
         draft.proposer[drafted & (proposer > 0)] = proposer[drafted & (proposer > 0)]
         draft.lengths = lengths
-        for row in np.flatnonzero(lengths.numpy()):
-            read = int(inner.lengths[row]) - 1
-            self._cached_tokens[row, :read], self._num_cached[row] = inner.tokens[row, :read].numpy(), read
+        for b in np.flatnonzero(lengths.numpy()):
+            read = int(inner.lengths[b]) - 1
+            self._cached_tokens[b, :read], self._num_cached[b] = inner.tokens[b, :read].numpy(), read
         return draft
 
     def _state(self, state: DecodeState, allowed: Tensor) -> DecodeState:
-        """The inner loop's state: what is committed, to be continued by `allowed` ids."""
+        """The inner loop's state: the committed tokens, to be continued by `allowed` [B] tokens."""
         if state not in self._inner:
             self._inner[state] = DecodeState(
                 limits=state.limits.clone(), draft_tokens=torch.full_like(state.draft_tokens, state.max_draft),
@@ -98,23 +103,23 @@ class StagedDrafter(T5Drafter):
         inner.lengths.copy_(state.lengths)
         inner.limits.copy_(state.lengths + allowed)
         inner.finished.copy_(allowed == 0)
-        inner.seeds.copy_(torch.from_numpy(round_seeds(state.host.seeds, state.host.lengths)))
+        inner.seeds.copy_(torch.from_numpy(step_seeds(state.host.seeds, state.host.lengths)))
         return inner
 
     def _distributions(self, state: DecodeState, logits: Tensor, offsets: Tensor, counts: Tensor, draft: Draft) -> None:
-        """Write the distributions of the ids that an inner round emitted, rows 0.. of logits [B, R, V], to their places."""
-        nobody = np.zeros(1, np.int64)
+        """Copy the distributions of the tokens that an inner step emitted, query positions 0.. of logits [B, R, V]."""
+        unused = np.zeros(1, np.int64)
         for b in np.flatnonzero(counts.numpy()):
-            for row in range(int(counts[b])):
-                place, one = int(offsets[b]) + row, slice(b, b + 1)
+            for r in range(int(counts[b])):
+                position, one = int(offsets[b]) + r, slice(b, b + 1)
                 SAMPLE[self.backend](
-                    logits[one, row].numpy(), state.temperature[one].numpy(), state.top_k[one].numpy(),
-                    state.top_p[one].numpy(), nobody, nobody, 0, nobody.copy(), draft.logits[one, place].numpy(),
-                    draft.lse[one, place].numpy())
+                    logits[one, r].numpy(), state.temperature[one].numpy(), state.top_k[one].numpy(),
+                    state.top_p[one].numpy(), unused, unused, 0, unused.copy(), draft.logits[one, position].numpy(),
+                    draft.lse[one, position].numpy())
 
 
 class _Middle:
-    """The T5 of a drafter as a Target, with the ids that it may draft."""
+    """The T5 of a drafter as a Target, over its draft vocabulary."""
 
     def __init__(self, drafter: T5Drafter):
         self.drafter, self.scores = drafter, torch.zeros(0)
@@ -127,19 +132,20 @@ class _Middle:
         self.drafter.t5.keep(path)
 
     def choose(self, hidden: Tensor) -> Tensor:
-        """[B, R]: the likeliest id after each row that was read."""
+        """The argmax [B, R]."""
         return self.logits(hidden).argmax(-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[B, R, V]: -inf for ids that the row may not draft; rows that were not read hold no meaning."""
+        """Logits [B, R, V], -inf outside of the draft vocabulary; undefined where nothing was read."""
         vocabulary, config = self.drafter.vocabulary, self.drafter.t5.config
-        rows, columns = np.nonzero(self.read)
-        x = hidden.numpy()[rows, columns] * np.float32(config.head_scale)
-        scores = vocabulary.empty_scores(len(rows))
-        VOCABULARY_HEAD[self.drafter.backend](x, rows, vocabulary.heads, np.zeros((len(rows), 0), np.float32), scores)
+        sequences, columns = np.nonzero(self.read)
+        x = hidden.numpy()[sequences, columns] * np.float32(config.head_scale)
+        scores = vocabulary.empty_scores(len(sequences))
+        no_copies = np.zeros((len(sequences), 0), np.float32)
+        VOCABULARY_HEAD[self.drafter.backend](x, sequences, vocabulary.heads, no_copies, scores)
         out = np.full((*self.read.shape, config.vocab_size), -np.inf, np.float32)
         F = len(vocabulary.tokens)
-        for i, (b, r) in enumerate(zip(rows, columns, strict=True)):
+        for i, (b, r) in enumerate(zip(sequences, columns, strict=True)):
             own = int(vocabulary.heads.own_counts[b])
             out[b, r, vocabulary.tokens] = scores[i, :F]
             out[b, r, vocabulary.heads.own_tokens[b, :own]] = scores[i, F : F + own]
@@ -147,8 +153,8 @@ class _Middle:
         return self.scores
 
 
-def round_seeds(seeds: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """A seed for each round of each row, of seeds, starts [B] int64: splitmix64's finaliser of their sum."""
+def step_seeds(seeds: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """A seed [B] for the step that starts at length `starts` [B]: splitmix64's finaliser of seed and start."""
     with np.errstate(over="ignore"):
         value = seeds.view(np.uint64) + (starts.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,8 +1,7 @@
-"""Trees of drafts: one pass of the target verifies several continuations (SpecInfer, Miao et al. 2023; staged trees, Spector
-and Re 2023).
+"""Tree drafts: one pass of the target verifies several continuations (SpecInfer, Miao et al. 2023; Spector and Re 2023).
 
-Each node's distribution is the target's after its own ancestors (kernels/model/attention.py), the verification walks down from child to child
-(kernels/verify/accept.py), and the accepted path's cache rows are moved together (kernels/step/compact_tree_kv.py).
+Each node attends to its own ancestors (kernels/model/attention.py), the verification goes down from child to child
+(kernels/verify/accept.py), and the accepted path becomes contiguous in the cache (kernels/step/compact_tree_kv.py).
 """
 
 from __future__ import annotations
@@ -18,10 +17,18 @@ from foredraft.errors import UserError
 
 
 class TreeDrafter(Drafter):
-    """Has `drafter`, one with `branches`, draft the nodes of `shape`, as many of the first as a row may draft.
+    """Drafts the first nodes of a tree shape, as many as a sequence may draft.
 
-    A neural drafter's children are its likeliest ids in greedy rows, else drawn: without replacement, or with `replaced`
-    independently of each other. A lookup's are the places it could copy from, which branch where they first differ.
+    The children of a node are a neural drafter's most probable tokens in greedy sequences, otherwise samples; or lookup's
+    other matches, which branch where their continuations first differ.
+
+    Parameters
+    ----------
+    drafter : Drafter
+        With the capability `trees`.
+    shape : Shape
+    replaced : bool
+        Sample children independently; otherwise without replacement.
     """
 
     def __init__(self, drafter: Drafter, shape: Shape, replaced: bool = False):
@@ -41,14 +48,14 @@ class TreeDrafter(Drafter):
 
     @classmethod
     def parse_shape(cls, text: str) -> tuple[Shape, bool]:
-        """The shape, and whether children are drawn independently."""
+        """The shape, and whether children are sampled independently."""
         return Shape.parse(text.removesuffix(INDEPENDENT)), text.endswith(INDEPENDENT)
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        self.drafter.admit(rows, sources, encoded)
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        self.drafter.admit(sequences, sources, encoded)
 
-    def release(self, rows: Sequence[int]) -> None:
-        self.drafter.release(rows)
+    def release(self, sequences: Sequence[int]) -> None:
+        self.drafter.release(sequences)
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         return self.drafter.draft(state, budget, self.tree)

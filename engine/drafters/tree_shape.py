@@ -1,8 +1,7 @@
-"""The shape of a draft tree: written as text, kept as parents, saved by `foredraft tune-tree`.
+"""The shape of a draft tree: as text, as parents, and in a file of `foredraft tune-tree`.
 
-"3x2x1" gives the last committed id 3 children, each of them 2, and each of those 1: SpecInfer's expansion configuration
-(Miao et al. 2023). "+iid" behind it draws sampled children independently; else they are drawn without replacement. A shape
-file is JSON with `parents`.
+"3x2x1" gives the last committed token 3 children, each of them 2, and each of those 1: SpecInfer's expansion configuration
+(Miao et al. 2023). With "+iid" children are sampled independently, otherwise without replacement.
 """
 
 from __future__ import annotations
@@ -25,15 +24,23 @@ INDEPENDENT = "+iid"
 
 @dataclass(frozen=True)
 class Shape:
-    """parents: the row that each node follows, 0 the last committed id, j + 1 node j; a node after its parent and the
-    siblings before it, the best first, so that its first n nodes are the shape's best tree of n. figures: of the search."""
+    """A tree of draft tokens.
+
+    Attributes
+    ----------
+    parents : tuple of int
+        The query position that each node follows: 0 is the last committed token, j + 1 node j. A node comes after its parent
+        and better siblings, so the first n nodes are the shape's best tree of n nodes.
+    figures : dict or None
+        Of the search.
+    """
 
     parents: tuple[int, ...]
     figures: dict[str, Any] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """Of children by level, or of a .json file. UserError: neither, or too many nodes."""
+        """Read "3x2x1" or a .json file. UserError: neither, or too many nodes."""
         if text.endswith(".json"):
             return cls.load(text)
         if re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)*", text) is None:
@@ -49,13 +56,13 @@ class Shape:
 
     @classmethod
     def of_paths(cls, paths: list[tuple[int, ...]]) -> Shape:
-        """Of nodes named by the ranks that lead to them, (0, 1) the second child of the first; parents come first."""
-        rows = {(): 0} | {path: number + 1 for number, path in enumerate(paths)}
-        return cls(tuple(rows[path[:-1]] for path in paths))
+        """From nodes as paths of ranks, parents first; (0, 1) is the second child of the first child."""
+        positions = {(): 0} | {path: number + 1 for number, path in enumerate(paths)}
+        return cls(tuple(positions[path[:-1]] for path in paths))
 
     @classmethod
     def load(cls, path: str | Path) -> Shape:
-        """UserError: no such file, no shape in it."""
+        """Read a shape file. UserError: no such file, or no shape in it."""
         try:
             entries = json.loads(Path(path).read_text(encoding="utf-8"))
             parents = tuple(int(parent) for parent in entries["parents"])
@@ -64,8 +71,8 @@ class Shape:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a shape ({type(error).__name__}: {error}); write it again with foredraft "
                             "tune-tree") from None
-        if not 0 < len(parents) <= MAX_DRAFT_TOKENS or not all(0 <= row <= node for node, row in enumerate(parents)):
-            raise UserError(f"{path}: not a shape; `parents` must be 1 to {MAX_DRAFT_TOKENS} rows, each node's before it")
+        if not 0 < len(parents) <= MAX_DRAFT_TOKENS or not all(0 <= parent <= node for node, parent in enumerate(parents)):
+            raise UserError(f"{path}: not a shape; `parents` holds 1 to {MAX_DRAFT_TOKENS} earlier query positions")
         return cls(parents, entries.get("figures"))
 
     def save(self, path: str | Path) -> None:
@@ -73,7 +80,7 @@ class Shape:
 
     @property
     def paths(self) -> list[tuple[int, ...]]:
-        """The ranks that lead to each node."""
+        """Each node as a path of ranks from the root."""
         found, born = [()], [0] * (len(self.parents) + 1)
         for parent in self.parents:
             found.append((*found[parent], born[parent]))
@@ -81,5 +88,5 @@ class Shape:
         return found[1:]
 
     def tree(self, replaced: bool = False) -> Tree:
-        """For kernels/drafting/tree_children.py."""
+        """The arrays that kernels/drafting/tree_children.py takes."""
         return Tree(np.array(self.parents, np.int64), np.array([len(path) for path in self.paths], np.int64), replaced)

@@ -97,8 +97,8 @@ class ContinuousBatches(Scheduler):
         for name, wanted, most in (("max_new_tokens", job.params.max_new_tokens, self.state.capacity - 1),
                                    ("draft_tokens", job.draft_tokens, self.state.max_draft)):
             if wanted > most:
-                raise UserError(f"{name} is {wanted}, the stream's is {most}; open the stream with the largest {name} of its "
-                                "requests")
+                raise UserError(f"{name} is {wanted}, the stream's is {most}; open the stream with the largest {name} of "
+                                "its requests")
         self.cache.check_source(len(job.source))
         super().submit(job)
 

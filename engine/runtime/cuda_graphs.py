@@ -140,8 +140,8 @@ class CapturedSteps:
         """The shape's entry, its state loaded with `fresh`."""
         # what a capture fixes: sizes, the state's host values, and the buffers of target and drafter
         buffers = (target.generation, drafter.generation)
-        key = (fresh.batch_size, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.has_top_k_top_p, fresh.block, fresh.end_token,
-               buffers)
+        key = (fresh.batch_size, fresh.max_draft, fresh.capacity, fresh.greedy, fresh.has_top_k_top_p, fresh.block,
+               fresh.end_token, buffers)
         if any(known[-1] != buffers for known in self.shapes):
             self.shapes.clear()
         if key not in self.shapes:

@@ -62,9 +62,10 @@ def sample_into(draft: Draft, position: int, logits: Tensor, state: DecodeState)
             thresholds = space.floors, space.ties
             top_k_top_p_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p,
                                *thresholds)
-        sample_triton(logits, state.temperature, *thresholds, state.seeds, state.lengths, position, draft.tokens[:, position],
+        tokens = draft.tokens[:, position]
+        sample_triton(logits, state.temperature, *thresholds, state.seeds, state.lengths, position, tokens,
                       draft.logits[:, position], draft.lse[:, position], space.scratch)
-        return draft.tokens[:, position]
+        return tokens
     tokens, host = torch.zeros(state.batch_size, dtype=torch.int64), state.host
     SAMPLE[state.backend](
         logits.numpy(), host.temperature, host.top_k, host.top_p, host.seeds, host.lengths, position, tokens.numpy(),

@@ -101,7 +101,7 @@ def test_compiled_drafts_equal_the_references(target, goal):
     """Tokens, lengths, distributions, thresholds, round after round; greedy and sampled rows together."""
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 0.0]), top_k=[0, 0, 30, 0], seeds=[3, 4, 5, 6], end_token=-1)
     state = make_state(4, NEW, 3, 32, **options)
-    ours, plain = (make(target, "1,2s", goal=goal, threshold=0.05, ids=np.arange(30)) for _ in range(2))
+    ours, plain = (make(target, "1,2s", goal=goal, threshold=0.05, tokens=np.arange(30)) for _ in range(2))
     plain.backend = "reference"
     admit(target, ours, state)
     plain.admit(range(4), SOURCES, [None] * 4)
@@ -131,7 +131,7 @@ def test_drafts_stop_where_the_confidence_is_low_and_the_threshold_follows_the_a
     right = make(target, "", threshold=0.5)
     run(target, right, make_state(4, NEW, 2, 32, end_token=-1))
     assert right.threshold < 0.5
-    wrong = make(target, "0,1,2", threshold=0.0, ids=np.array([2]))
+    wrong = make(target, "0,1,2", threshold=0.0, tokens=np.array([2]))
     run(target, wrong, make_state(4, NEW, 2, 32, end_token=-1))
     assert wrong.threshold > 0
 
@@ -180,7 +180,7 @@ class Dropping:
 def test_sampled_tokens_follow_the_target_when_drafts_stop_early(target, mutant):
     """The joint distribution of three tokens: whether the third is drafted hangs on the first, through the second's distribution."""
     rows, times = 100, 40
-    drafter, source = make(target, "1,2c", threshold=0.35, ids=np.arange(60)), SOURCES[2]
+    drafter, source = make(target, "1,2c", threshold=0.35, tokens=np.arange(60)), SOURCES[2]
     state = make_state(rows, 3, 3, 32, end_token=-1, **WARP)
     admit(target, drafter, state, [source] * rows)
     joint = distribution_of_three(target)
