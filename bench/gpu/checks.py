@@ -1,4 +1,4 @@
-"""Is it right on this GPU? Kernels against their references at full size, and bf16 greedy decoding bit for bit."""
+"""Correctness on this GPU: kernels against their references at full size, and bf16 decoding bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
 from foredraft.kernels.model.lm_head_triton import FUSED_CHOOSE, FUSED_LOGITS, WIDTH
 from foredraft.kernels.model.self_attention_triton import FUSED_SELF_ATTENTION
 
-# Of a value of size 1 that gates made of such sums in float32: a gate is off by no more than its sum, of thousands of terms.
+# bound of a value of size 1 behind gates in float32: the error of a gate is at most that of its sum of thousands of terms
 GATED = 2.0**-10
 
 
@@ -44,9 +44,11 @@ class _Case:
 
     def compare(self, name: str, kernels: dict, arguments: tuple, outputs: tuple, work: tuple = (), *, terms: int = 0,
                 keys: int = 0) -> dict:
-        """`worst`: the largest error over what is allowed (bounds.py): the rounding of sums of so many `terms`; of weights
-        of so many `keys`, where arguments are queries, keys, values and so on; else of what passed gates, GATED, or a
-        bfloat16's neighbour."""
+        """`worst`: the largest error over its bound (rounding_bounds.py).
+
+        The bound is the rounding of sums of `terms` products; of attention over `keys` keys, where the arguments are
+        queries, keys, values and so on; else GATED, or the distance to a bfloat16's neighbour.
+        """
         host = [_on_cpu(a) for a in arguments]
         wanted = [output.cpu().clone() for output in outputs]
         magnitudes = [unsigned(want) for want in wanted]
@@ -63,7 +65,7 @@ class _Case:
         else:
             bounds = [(BFLOAT16 if want.dtype == torch.bfloat16 else GATED) * (1 + want.float().abs()) for want in wanted]
         found = [output.cpu() for output in outputs]
-        # 0 of 0 is no number, and no error
+        # 0 / 0 is no error
         worst = max(float(((a.float() - b.float()).abs() / bound).nan_to_num(0).max())
                     for a, b, bound in zip(found, wanted, bounds, strict=True))
         same_holes = all(torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf())
@@ -72,15 +74,15 @@ class _Case:
 
 
 def _on_cpu(value: object) -> object:
-    """A tensor there, and a tuple of them, by the same name; all else as it is."""
+    """Tensors, and named tuples of them, copied to the CPU; other values unchanged."""
     if isinstance(value, tuple):
         return type(value)(*map(_on_cpu, value))
     return value.cpu() if isinstance(value, Tensor) else value
 
 
 def check_kernels(sizes: Sizes) -> Iterator[dict]:
-    """Every kernel of a target's pass at the width of `sizes.checked`, six rows of each of three requests, one of them
-    unread."""
+    """Every kernel of a target's pass at the width of `sizes.checked`: six query positions of three requests, one of which
+    is not decoded."""
     c, case = random_target(sizes, sizes.checked, layers=1).config, _Case(sizes)
     C, H, D, F, V, B, R = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size, 3, 6
     M = B * R
@@ -102,9 +104,9 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
                        (added, case.empty(M, C), sums), terms=F)
     exact = added.double().square().unflatten(1, (-1, 16)).sum(2)
     apart = (sums - exact).abs() / rounding(16, sums, exact)
-    yield {"check": "add: its squares are those of what it wrote", "worst": float(apart.max()),
+    yield {"check": "add: its squares are those of its output", "worst": float(apart.max()),
            "passed": bool((apart <= 1).all())}
-    # the attentions' references are loops: few heads
+    # references of attention are plain loops: few heads
     few = min(H, 2)
     visible = torch.ones(R, R, dtype=torch.int8, device=case.device).tril().repeat(B, 1, 1)
     q = case.draw(M, few, D)
@@ -134,19 +136,20 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     arrived = torch.zeros(-(-M // 16), dtype=torch.int32, device=case.device)
     FUSED_CHOOSE["triton"](y, head, chosen, case.empty(M, parts, dtype=torch.float32),
                            torch.zeros(M, parts, dtype=torch.int32, device=case.device), arrived)
-    yield {"check": "choice is the logits' argmax", "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
+    yield {"check": "the choice is the argmax of the logits",
+           "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
 
 
 def check_drafters(sizes: Sizes) -> Iterator[dict]:
-    """The kernels of neural drafters at the width of `sizes.checked` and the sizes that they have by default, three requests
-    of which one is not read."""
+    """Kernels of neural drafters at the width of `sizes.checked` and their default sizes: three requests, one of which is
+    not decoded."""
     c, d, case = ModelConfig.from_dict(sizes.geometries[sizes.checked], sizes.checked), LSTMConfig, _Case(sizes)
     C, V, U, F, B, T = c.d_model, c.vocab_size, d.hidden_size, d.d_ff, 3, POSITION + 1
     at = torch.tensor([POSITION, 1, -1], device=case.device)
     tokens = torch.randint(V, (B, T), device=case.device, generator=case.generator)
     embedding, lengths = case.draw(V, C), torch.full_like(at, POSITION - 1)
     cell = case.draw(4 * U, C, scale=C**-0.5), case.draw(4 * U, U, scale=U**-0.5), case.draw(4 * U, dtype=torch.float32)
-    # states before the place that is read are given, and the one there is written
+    # states before the position are given; the state at the position is written
     h, states = case.draw(B, T, U, scale=0.5), case.draw(B, T, U, dtype=torch.float32)
     yield case.compare("recurrent cell", CELL, (tokens[:, 0], at, embedding, *cell), (h, states))
     yield case.compare("mixed inputs", MIX, (
@@ -156,7 +159,7 @@ def check_drafters(sizes: Sizes) -> Iterator[dict]:
     below, above = case.draw(B, T, U).float(), case.empty(B, T, U, dtype=torch.float32)
     yield case.compare("convolution", CONVOLUTION, (
         at, below, case.draw(3, 2 * U, U, scale=U**-0.5), case.draw(2 * U, dtype=torch.float32), 4), (above,))
-    # ids that the source holds are its own, each at one of its places
+    # tokens of the source are distinct, each at one position
     S, few = min(sizes.source, V // 4), min(1024, V // 2)
     ids = torch.randperm(V, device=case.device, generator=case.generator)
     source, counts = ids[:S].sort().values.repeat(B, 1), torch.full_like(at, S)
@@ -170,11 +173,12 @@ def check_drafters(sizes: Sizes) -> Iterator[dict]:
     chosen = torch.zeros(B, dtype=torch.int64, device=case.device)
     VOCABULARY_CHOOSE["triton"](y, embedding, listed, pointed, chosen, case.empty(B * parts, dtype=torch.float32),
                           torch.zeros(B * parts, dtype=torch.int32, device=case.device), chosen.new_zeros(1).int())
-    yield {"check": "choice is the listed logits' argmax", "passed": bool((chosen == logits.argmax(1)).all())}
+    yield {"check": "the choice is the argmax of the vocabulary's logits",
+           "passed": bool((chosen == logits.argmax(1)).all())}
 
 
 def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
-    """One token at a time and all alone, or K + 1 at a time and among other requests: the same bits in bf16."""
+    """The same bits in bf16 for one token a pass and one request, and for K + 1 tokens a pass in a batch."""
     target = random_target(sizes, sizes.checked, layers)
     R, largest = sizes.draft_tokens + 1, sizes.batches[-1]
     tokens = torch.randint(3, target.config.vocab_size, (largest, 2 * R), device=target.device)
@@ -182,7 +186,7 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
 
     def run(rows: int, reads: int) -> tuple[Tensor, Tensor]:
         fill_caches(target, largest, source, 2 * R)
-        # the same caches for every run: filled for the largest batch, of which the first rows are used
+        # caches are filled for the largest batch in every run; the first sequences are used
         hidden, chosen = [], []
         for start in range(0, 2 * R, reads):
             places = torch.arange(POSITION + start, POSITION + start + reads, device=target.device).repeat(rows, 1)
@@ -194,7 +198,7 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
     plain = run(1, 1)
     for rows, reads in ((1, R), (1, 2), (largest, 1), (largest, R)):
         found = run(rows, reads)
-        yield {"check": f"bf16 bits: {reads} rows a pass, batch {rows}, against one row alone",
+        yield {"check": f"bf16 bits: {reads} tokens a pass, batch {rows}, against one token of one request",
                "passed": all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))}
     fill_caches(target, largest, source, 2 * R)
     short, places = min(50, source), torch.arange(POSITION, POSITION + R, device=target.device).repeat(largest, 1)
@@ -203,17 +207,20 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
     for longest in (short, source):
         target.reserve(largest, POSITION + 2 * R, 2 * R - 1, longest)
         found.append(target.decode(tokens[:, :R].contiguous(), places).clone())
-    yield {"check": "bf16 bits of a short source, launched for its own pages and for a long one's",
+    yield {"check": "bf16 bits of a short source, with a launch for its own pages and for a long source's",
            "passed": torch.equal(*found)}
     if can_overlap(sizes):
         target.launch = PDL_LAUNCH
-        yield {"check": "bf16 bits with launches that overlap",
+        yield {"check": "bf16 bits with programmatic dependent launches",
                "passed": all(torch.equal(a, b) for a, b in zip(plain, run(largest, R), strict=True))}
 
 
 def check_model(sizes: Sizes) -> Iterator[dict]:
-    """The embedded model on this device: fp32 tokens are the CPU's, and so is what its LSTM drafts, by how much of it stands
-    (a wrong draft changes no token); bf16 tokens with drafts are those without."""
+    """The embedded model on this device.
+
+    fp32 tokens equal the CPU's; the LSTM's acceptance equals the CPU's (a wrong draft changes no token); bf16 tokens with
+    drafts equal those without.
+    """
     from foredraft.bench.harness.cases import sample_texts
     from foredraft.engine.generate import load
 
@@ -227,19 +234,21 @@ def check_model(sizes: Sizes) -> Iterator[dict]:
     there, here = (load(drafter="lstm", device=device, weights="fp32").generate(texts, **options).stats
                    for device in (sizes.device, "cpu"))
     apart = abs(there.acceptance_rate - here.acceptance_rate)
-    yield {"check": "fp32 drafts of the LSTM: share accepted here and on the CPU", "worst": apart,
+    yield {"check": "fp32 drafts of the LSTM: acceptance here and on the CPU", "worst": apart,
            "passed": apart < 0.02 and here.acceptance_rate > 0}
     model = load(drafter="lookup", device=sizes.device, dtype=sizes.dtype, weights="bf16")
     for sampled in (False, True):
         outputs = [(model if K else model.with_drafter(None)).generate(
             texts, draft_tokens=K, do_sample=sampled, seed=3, batch_size=batch, max_new_tokens=sizes.new_tokens).token_ids
             for K, batch in ((0, 1), (0, 4), (1, 4), (sizes.draft_tokens, 1), (sizes.draft_tokens, 4))]
-        yield {"check": f"bf16 {'seeded sampling' if sampled else 'greedy'} with drafts and in batches equals plain, alone",
+        yield {"check": f"bf16 {'seeded sampling' if sampled else 'greedy'} with drafts and in batches equals plain "
+                        f"decoding of one request",
                "passed": all(ids == outputs[0] for ids in outputs)}
 
 
 def compare_library(sizes: Sizes) -> Iterator[dict]:
-    """The library's product against ours: may one row and six rows share their bits there, and which is faster?"""
+    """The library's product and the project kernel: does the library give the same bits for 1 and 6 rows, and which is
+    faster?"""
     for geometry, config in sizes.geometries.items():
         C, F = config["d_model"], config["d_ff"]
         case = _Case(sizes)

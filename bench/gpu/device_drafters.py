@@ -1,4 +1,4 @@
-"""The device's drafters on the embedded target, from end to end: trained ones where there are some, else untrained."""
+"""End-to-end timing of the device's drafters on the embedded target: trained ones if there are any, else untrained."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from foredraft.errors import UserError
 
 
 def measure_drafters(sizes: Sizes) -> Iterator[dict]:
-    """Tokens a second and a round at temperature 0 and 1, by drafter and batch; the methods take turns.
+    """Tokens a second and per step at temperature 0 and 1, by drafter and batch size, interleaved.
 
-    Tokens must be plain decoding's, but where a drafter samples from a distribution of its own: then they follow the same
-    distribution.
+    Tokens must equal plain decoding's, except for drafters that sample from their own distribution, whose tokens follow the
+    same distribution.
     """
     from foredraft.bench.harness.cases import sample_texts
     from foredraft.engine.generate import load
@@ -39,12 +39,12 @@ def measure_drafters(sizes: Sizes) -> Iterator[dict]:
         for temperature in (0.0, 1.0):
             distribution = dict(do_sample=True, temperature=temperature, seed=5) if temperature else {}
             outputs, rates = {}, {name: [] for name in methods}
-            for turn in range(1 + min(3, sizes.repeats)):
+            for repeat in range(1 + min(3, sizes.repeats)):
                 for name, (model, K) in methods.items():
                     out = outputs[name] = model.generate(
                         inputs, max_new_tokens=2 * sizes.new_tokens, draft_tokens=K, batch_size=batch, **distribution)
-                    # the first turn compiles and captures
-                    if turn:
+                    # the first pass compiles and captures
+                    if repeat:
                         rates[name].append(out.stats.tokens_per_second)
             for name, out in outputs.items():
                 same = out.token_ids == outputs["plain"].token_ids
@@ -60,8 +60,8 @@ def measure_drafters(sizes: Sizes) -> Iterator[dict]:
 
 
 def _folders(sizes: Sizes, target: Path, scratch: Path) -> dict[str, Path]:
-    """The trained drafters of `sizes.drafters`, by the names of their folders; where there are none, what they start from:
-    the target's first two decoder layers, and an LSTM that copies."""
+    """Trained drafters of `sizes.drafters` by folder name; without any, untrained ones: the target's first two decoder
+    layers, and an LSTM that copies."""
     from foredraft.engine.drafters.registry import model_class
 
     found = sorted(path.parent for path in Path(sizes.drafters).glob("*/config.json")) if sizes.drafters else []

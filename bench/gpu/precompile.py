@@ -1,6 +1,6 @@
-"""Compiles what gpu.py's sections will launch, many kernels at a time: one by one they would take the sections' minutes.
+"""Compiles the kernels of the sections in parallel: one by one they would use up the sections' time.
 
-Triton keeps machine code on the disk, where the sections find it.
+Triton caches machine code on disk, where the sections find it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 
 
 def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
-    """By name, what a process launches once: the passes of a geometry, its rounds, the verifications of a draft's length."""
+    """Jobs by name, a process each: the passes of a geometry, its steps, the verifications of a draft length."""
     return {f"passes of {geometry}": lambda geometry=geometry: _passes(sizes, geometry) for geometry in sizes.geometries} | {
         f"rounds of {geometry}": lambda geometry=geometry: _rounds(sizes, geometry) for geometry in sizes.large} | {
         f"verifications of {K}": lambda K=K: _verifications(sizes, K, V) for K in sorted({K for _, K in CASES})}
@@ -28,7 +28,7 @@ def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
 
 @torch.inference_mode()
 def _passes(sizes: Sizes, geometry: str) -> None:
-    # the layers launch the same kernels
+    # all layers launch the same kernels
     target = random_target(sizes, geometry, layers=1)
     for rows, reads in passes(sizes, geometry):
         fill_caches(target, rows, sizes.source, max(*sizes.reads, sizes.draft_tokens + 1))
@@ -47,14 +47,14 @@ def _rounds(sizes: Sizes, geometry: str) -> None:
 
 
 def _verifications(sizes: Sizes, K: int, V: int) -> None:
-    # one row, an even number of rows, and a multiple of 16 are compiled apart
+    # 1, even numbers and multiples of 16 are compiled separately
     for B in (1, 2, 16):
         for dense in (False, True):
             Case(sizes.device, B, K, V, dense, 2).ours()
 
 
 def compile_all(sizes: Sizes, seconds: float) -> Iterator[dict]:
-    """A process a job, all at once, cut off after `seconds`; what is left is compiled where it is needed."""
+    """Run all jobs at once, each in a process, for `seconds` at most; the rest is compiled by the sections."""
     began = time.monotonic()
     running = {name: subprocess.Popen([sys.executable, "-m", "foredraft.bench.gpu.precompile", name])
                for name in jobs(sizes)}
@@ -64,7 +64,7 @@ def compile_all(sizes: Sizes, seconds: float) -> Iterator[dict]:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-            ended = "cut off"
+            ended = "stopped"
         yield {"job": name, "ended": ended, "seconds": round(time.monotonic() - began, 1)}
 
 

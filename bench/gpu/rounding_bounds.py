@@ -1,37 +1,36 @@
-"""How far a kernel's outputs may lie from its reference's by rounding alone."""
+"""Bounds on the distance between a kernel's outputs and its reference's by rounding alone."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# What a float32 of size 1 is rounded by at most, and how far a bfloat16 of that size is from the next.
+# largest rounding of a float32 of size 1, and the distance of a bfloat16 of size 1 to the next
 FLOAT32, BFLOAT16 = 2.0**-24, 2.0**-7
 
 
 def unsigned(value: object) -> object:
-    """A tensor of numbers without their signs; ids, places and all else as they are."""
+    """Absolute values of a floating-point tensor; other values unchanged."""
     return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def rounding(terms: int, wanted: Tensor, magnitude: Tensor) -> Tensor:
-    """The bound of |found - wanted| for sums of so many products, made and added in float32 in any order.
+    """Bound of |found - wanted| for sums of `terms` products in float32, in any order.
 
-    wanted: the exact sums, in the type of the output; magnitude: the sums of the terms without their signs, as a reference
-    makes them of `unsigned` arguments. Roundings go either way, so that they grow by the root of their number: four times
-    that is not met, and a term left out is far more. What is kept in bfloat16 may also fall to the wanted one's neighbour.
+    wanted: the sums in the type of the output. magnitude: the sums of absolute terms, from a reference of `unsigned`
+    arguments. Roundings have random signs, so their sum grows with the root of their number; four times that is never
+    reached, and a missing term is far larger. A bfloat16 output may also be the neighbour of the wanted one.
     """
     bound = 4 * terms**0.5 * FLOAT32 * magnitude.float()
     return bound + BFLOAT16 * wanted.float().abs() if wanted.dtype == torch.bfloat16 else bound
 
 
 def attended(q: Tensor, k: Tensor, keys: int, wanted: Tensor, magnitude: Tensor) -> Tensor:
-    """The bound of |found - wanted| for outputs [M, H D] of an attention of queries q [M, H, D] over up to so many `keys`,
-    rows of k [..., D].
+    """Bound of |found - wanted| for attention outputs [M, H D] of queries q [M, H, D] over up to `keys` keys k [..., D].
 
-    wanted: as for `rounding`; magnitude: the outputs for values without their signs. A weight exp(score) is off by its share
-    of what the score is off, a sum of D products; in bfloat16 it is rounded again before it weighs its value, by Triton's
-    interpreter always downwards.
+    wanted: as in `rounding`. magnitude: the outputs for absolute values. The relative error of a weight exp(score) is the
+    error of the score, a sum of D products. In bfloat16 a weight is rounded again before it multiplies its value; Triton's
+    interpreter always rounds down.
     """
     D = q.shape[-1]
     sizes = k.reshape(-1, D).float().nan_to_num(0).abs()

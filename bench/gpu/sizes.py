@@ -1,4 +1,4 @@
-"""How large the sections of gpu.py run: at full size on a GPU, tiny on the CPU in the tests; and how they take time."""
+"""Sizes of the sections (full on a GPU, tiny on the CPU in tests), and how they are timed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from foredraft.bench.harness.measure import spread
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import random_cuda_weights
 
-# The decoder position at which passes are timed: the middle of a summary.
+# decoder position at which passes are timed: the middle of a summary
 POSITION = 64
 
 
 @dataclass
 class Sizes:
-    """geometries: name -> entries of a config.json; large: the ones also timed at every batch size; dtype: of the
-    embedded model's encoder; drafters: a folder of trained drafters' folders."""
+    """`geometries`: entries of a config.json by name. `large`: those timed at every batch size. `dtype`: of the embedded
+    model's encoder. `drafters`: a folder of trained drafters' folders."""
 
     device: str = "cuda"
     dtype: str = "bfloat16"
@@ -40,7 +40,7 @@ class Sizes:
 
 
 def random_target(sizes: Sizes, geometry: str, layers: int | None = None) -> T5Cuda:
-    """Random weights of a geometry in bf16, made on the device; `layers`: of its decoder, all by default."""
+    """Random weights of a geometry in bf16, created on the device; `layers` of its decoder, all by default."""
     config = sizes.geometries[geometry]
     if layers is not None:
         config = config | {"num_decoder_layers": layers, "num_layers": 1}
@@ -48,12 +48,12 @@ def random_target(sizes: Sizes, geometry: str, layers: int | None = None) -> T5C
 
 
 def can_overlap(sizes: Sizes) -> bool:
-    """Whether the device knows kernels/core/pdl_triton.py's launches."""
+    """Whether the device supports programmatic dependent launches (kernels/core/pdl_triton.py)."""
     return sizes.device != "cpu" and torch.version.hip is None and torch.cuda.get_device_capability(sizes.device) >= (9, 0)
 
 
 def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
-    """Keys and values as if `rows` requests had been encoded and decoded up to POSITION; all of them different."""
+    """Different random keys and values, as if `rows` requests had been encoded and decoded up to POSITION."""
     target.reserve(rows, POSITION + reads, reads - 1, source)
     generator = torch.Generator(target.device).manual_seed(rows)
     for name in ("k", "v", "pages_k", "pages_v"):
@@ -63,20 +63,21 @@ def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
 
 
 def passes(sizes: Sizes, geometry: str) -> list[tuple[int, int]]:
-    """(rows, tokens read of each) of the passes timed at a geometry: of one request, then, at the large ones, by batch."""
+    """(batch size, tokens of each request) of the passes timed at a geometry: of one request, then for large ones by
+    batch."""
     by_batch = [(rows, reads) for rows in sizes.batches if rows > 1 for reads in (1, sizes.draft_tokens + 1)]
     return [(1, reads) for reads in sizes.reads] + (by_batch if geometry in sizes.large else [])
 
 
 def one_pass(target: T5Cuda, rows: int, reads: int) -> Callable[[], torch.Tensor]:
-    """A function that reads `reads` tokens of each of `rows` requests and chooses what follows."""
+    """A function that decodes `reads` tokens of each of `rows` requests and chooses the next tokens."""
     tokens = torch.randint(3, target.config.vocab_size, (rows, reads), device=target.device)
     positions = torch.arange(POSITION, POSITION + reads, device=target.device).repeat(rows, 1)
     return lambda: target.choose(target.decode(tokens, positions))
 
 
 def captured(sizes: Sizes, run: Callable[[], object]) -> Callable[[], object]:
-    """`run` as a graph, after a warm-up; on the CPU as it is."""
+    """`run` as a captured graph, after a warm-up; on the CPU `run` itself."""
     run()
     if sizes.device == "cpu":
         return run
@@ -92,7 +93,7 @@ def microseconds(values: list[float]) -> dict[str, float]:
 
 
 def seconds(sizes: Sizes, run: Callable[[], object], inner: int = 5) -> list[float]:
-    """`sizes.repeats` times the mean of `inner` calls, after one call untimed."""
+    """`sizes.repeats` means of `inner` calls, after a warm-up call."""
     run()
     taken = []
     for _ in range(sizes.repeats):

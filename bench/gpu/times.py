@@ -1,4 +1,4 @@
-"""How fast is it on this GPU: bandwidth, plain passes, rounds, the embedded family from end to end, and transformers."""
+"""Speed on this GPU: bandwidth, plain passes, steps, and the embedded family from end to end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 
 
 def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
-    """GB/s read plus written by a copy far larger than the caches."""
+    """GB/s read plus written by a copy larger than the caches."""
     a = torch.ones(sizes.megabytes * 250_000, device=sizes.device)
     b = torch.empty_like(a)
     taken = spread(seconds(sizes, lambda: b.copy_(a)))["median"]
@@ -41,7 +41,7 @@ def measure_bandwidth(sizes: Sizes) -> Iterator[dict]:
 
 
 def modelled_on(bandwidth: Sequence[dict]) -> tuple[str, Machine]:
-    """What passes are modelled on, and its name, from measure_bandwidth's rows: without any, an H200 as its maker says."""
+    """The machine of the roofline model, and its name: the measured one, or else an H200 with the maker's figures."""
     if not bandwidth:
         return "H200, the maker's figures", MACHINES["h200"]
     machine = machine_of(bandwidth[0]["device"], bandwidth[0]["copy_gb_s"])
@@ -49,9 +49,11 @@ def modelled_on(bandwidth: Sequence[dict]) -> tuple[str, Machine]:
 
 
 def measure_steps(sizes: Sizes, bandwidth: Sequence[dict]) -> Iterator[dict]:
-    """A pass and the choice after it, captured: by rows read for one request, then by batch. Plain decoding, no drafts:
-    acceptance on random weights means nothing. `bandwidth`: measure_bandwidth's rows; `share`: the bytes' time at it over
-    the pass's, None without one."""
+    """A captured pass with the choice of the next tokens, by tokens a pass for one request, then by batch size.
+
+    No drafts: acceptance on random weights means nothing. `bandwidth`: measure_bandwidth's records. `share`: the time of the
+    bytes at that bandwidth over the time of the pass (None without it).
+    """
     R, (name, machine) = sizes.draft_tokens + 1, modelled_on(bandwidth)
     for geometry in sizes.geometries:
         target = random_target(sizes, geometry)
@@ -88,8 +90,8 @@ def _state(sizes: Sizes, rows: int, K: int, width: int) -> DecodeState:
 
 
 def measure_rounds(sizes: Sizes) -> Iterator[dict]:
-    """Whole rounds by the engine's own loops, plain and with drafts of lookup, captured and eager, and what they add to the
-    passes of target and drafter alone. Texts of random weights loop, so that there are drafts: `drafted` in a round."""
+    """Steps of the engine's loops, plain and with lookup drafts, captured and eager, and their overhead over the passes of
+    target and drafter. Random weights write loops, so that lookup drafts `drafted` tokens a step."""
     for geometry in sizes.large:
         target = random_target(sizes, geometry)
         for rows in sizes.batches:
@@ -100,7 +102,7 @@ def measure_rounds(sizes: Sizes) -> Iterator[dict]:
 
 
 def start_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> tuple[Drafter, Callable[[], DecodeState]]:
-    """A drafter, and what makes a fresh state that it has admitted the requests of."""
+    """A drafter, and a function that admits the requests to it and returns a new state."""
     fill_caches(target, rows, sizes.source, max(K + 1, sizes.new_tokens - POSITION + 2))
     drafter = LookupDrafterCuda(sizes.device) if K else NoDrafter()
     sources = list(torch.randint(3, target.config.vocab_size, (rows, sizes.source)))
@@ -121,22 +123,22 @@ def _time_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> dict:
     halfway = fresh()
     halfway.lengths.fill_(sizes.new_tokens // 2 + 1)
     one, many = alone(one_pass(target, rows, K + 1)), 10
-    # many in a graph, whose own launch would cost more than one of them
+    # many in one graph, because the graph's launch costs more than one draft
     drafting = alone(lambda: [drafter.draft(halfway) for _ in range(many)]) / many if K else 0.0
     for name in ("captured", "eager") if sizes.device != "cpu" else ("eager",):
         times = []
         for _ in range(4):
             state = fresh()
-            # the device is done with what was admitted
+            # wait until the device has admitted the requests
             state.lengths.tolist()
             start = time.perf_counter()
             if name == "captured":
                 state = graphs.decode(state, target, drafter)
             else:
                 decode(state, target, drafter)
-            rounds = int(state.num_steps.max())
-            # of captured ones another is queued before the host sees the end
-            times.append((time.perf_counter() - start) / (rounds + (name == "captured")))
+            steps = int(state.num_steps.max())
+            # one more captured step is queued before the host sees the end
+            times.append((time.perf_counter() - start) / (steps + (name == "captured")))
         # the first decode compiles and captures
         taken[name] = spread(times[1:])["median"]
     whole = taken.get("captured", taken["eager"])
@@ -146,9 +148,10 @@ def _time_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> dict:
 
 
 def measure_family(sizes: Sizes) -> Iterator[dict]:
-    """The embedded target with its real acceptance: decoding tokens a second and tokens a round, by drafter and batch.
+    """The embedded target with its real acceptance: tokens a second of decoding and tokens per step, by drafter and batch
+    size.
 
-    The methods take turns; a method whose tokens differ from plain decoding's has no speed-up.
+    Methods are interleaved; a method whose tokens differ from plain decoding's has no speed-up.
     """
     from foredraft.bench.harness.cases import sample_texts
     from foredraft.engine.generate import load
@@ -160,11 +163,11 @@ def measure_family(sizes: Sizes) -> Iterator[dict]:
     for batch in sizes.batches:
         inputs = (texts * -(-batch // len(texts)))[: max(batch, len(texts))]
         outputs, rates = {}, {name: [] for name in methods}
-        for turn in range(1 + min(3, sizes.repeats)):
+        for repeat in range(1 + min(3, sizes.repeats)):
             for name, (engine, K) in methods.items():
                 out = engine.generate(inputs, max_new_tokens=2 * sizes.new_tokens, draft_tokens=K, batch_size=batch)
                 outputs[name] = out
-                if turn:
+                if repeat:
                     rates[name].append(out.stats.tokens_per_second)
         for name, out in outputs.items():
             same = out.token_ids == outputs["plain"].token_ids
@@ -176,11 +179,11 @@ def measure_family(sizes: Sizes) -> Iterator[dict]:
 
 def model_xl(sizes: Sizes, bandwidth: Sequence[dict], tokens_per_step: float, steps: Sequence[dict] = (),
              rounds: Sequence[dict] = (), geometry: str = "flan-t5-xl") -> Iterator[dict]:
-    """FLAN-T5-XL's tokens a second MODELLED from the embedded family's acceptance, by two costs of a round.
+    """FLAN-T5-XL's tokens a second, MODELLED from the embedded family's acceptance and two costs of a step.
 
-    measured_us: the pass of K + 1 tokens that measure_steps took (`steps`), and what measure_rounds found that a draft takes
-    and a round of such adds (`rounds`); None where one of the two is missing. us: all of it counted, of bytes, arithmetic
-    and launches, on the machine that `bandwidth` tells of.
+    measured_us: the pass of K + 1 tokens (`steps`, from measure_steps) and the time of a draft and overhead of a step
+    (`rounds`, from measure_rounds); None if either is missing. us: bytes, arithmetic and launches on the machine of
+    `bandwidth`.
     """
     config_of(geometry)
     (name, machine), K = modelled_on(bandwidth), sizes.draft_tokens

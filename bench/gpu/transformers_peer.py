@@ -10,13 +10,16 @@ import torch
 from foredraft.bench.gpu.sizes import Sizes, microseconds
 from foredraft.bench.harness.steps import random_source
 
-# The arguments of `generate` that choose one.
+# arguments of `generate` for each engine
 ENGINES = {"eager": {}, "static + compile": {"cache_implementation": "static"}}
 
 
 def measure_peers(sizes: Sizes) -> Iterator[dict]:
-    """transformers on the same sizes in bf16, microseconds a token: of one request, eager and with a static cache and
-    torch.compile; then, at the large sizes, of larger batches, eager alone, for each batch would compile for long."""
+    """Microseconds a token of transformers on the same sizes in bf16.
+
+    One request: eager, and with a static cache and torch.compile. Larger batches, at the large sizes: eager only, because
+    each batch size would compile for long.
+    """
     one = [(geometry, sizes.batches[:1], ENGINES) for geometry in sizes.geometries]
     for geometry, batches, engines in one + [(geometry, sizes.batches[1:], ("eager",)) for geometry in sizes.large]:
         model = _model(sizes, geometry)
@@ -52,6 +55,6 @@ def _peer(sizes: Sizes, model, rows: int, options: dict) -> dict:
     try:
         run(long), run(short)
         taken = [(run(long) - run(short)) / (long - short) for _ in range(3)]
-    except Exception as error:  # whatever another library raises is the reason to report
+    except Exception as error:  # another library may raise anything; it is reported
         return {"absent": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
     return {"us": microseconds(taken)}

@@ -1,12 +1,11 @@
-"""The verification alone, inside a CUDA graph, beside what transformers and vLLM do with torch operations for the same
-answer.
+"""The verification in a CUDA graph, beside the torch operations of transformers and vLLM for the same result.
 
-Every call reads other logits: the inputs rotate through more memory than the second-level cache holds. All three give one
-token id more than was accepted, written on the device, without the host. The chains draw by an exponential race (argmax of
-p / e), as vLLM does, for torch.multinomial reads back to the host; ours also commits into the state.
+Inputs rotate through more memory than the second-level cache holds. All three write the accepted tokens and one more on the
+device, without the host. The torch versions sample by an exponential race (argmax of p / e), as vLLM does, because
+torch.multinomial reads back to the host. The project's kernel also commits into the state.
 
-`python -m foredraft.bench.gpu.verification_peers` prints a table, then one line of JSON; --dry-run runs everything tiny on
-the CPU, under Triton's interpreter (TRITON_INTERPRET=1): its times say nothing.
+`python -m foredraft.bench.gpu.verification_peers` prints a table, then one line of JSON; --dry-run runs tiny sizes on
+the CPU under Triton's interpreter (TRITON_INTERPRET=1), whose times mean nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from foredraft.kernels.verify.accept import ACCEPT_SAMPLED
 from foredraft.kernels.verify.accept_triton import CommitTensors, accept_sampled_triton
 
 VOCABULARY = 32128
-# (B, K); the ones that the goals speak of come first, for a section may run out of time
+# (B, K), those of the goals first, because a section may run out of time
 CASES = [(B, K) for K in (4, 1, 8, 2) for B in (1, 8, 32, 128, 2, 4, 16, 64)]
 
 
 class Case:
-    """Inputs of `copies` calls: B rows, K drafts each, half of them the target's own choice."""
+    """Inputs of `copies` calls: B sequences with K drafts each, half of them the target's choice."""
 
     def __init__(self, device: str, B: int, K: int, V: int, dense: bool, copies: int, C: int = 2048):
         generator = torch.Generator(device).manual_seed(B * 100 + K)
@@ -39,7 +38,7 @@ class Case:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        # T + 1 is odd: as a multiple of 16 it would be compiled apart
+        # T + 1 is odd: a multiple of 16 would be compiled separately
         R, self.copies, T = K + 1, copies, 2 + 2 * copies * (K + 1)
         self.logits = torch.empty(copies, B, R, V, dtype=torch.bfloat16, device=device).normal_(generator=generator).mul_(3)
         self.dense = torch.full((B,), dense, device=device)
@@ -54,7 +53,7 @@ class Case:
         self.lengths = zeros(B) + K
         self.temperature = torch.ones(B, device=device)
         self.seeds = torch.arange(B, device=device)
-        self.rows = CommitTensors(
+        self.commit = CommitTensors(
             zeros(B, K, dtype=torch.uint8), torch.ones(B, R, C, dtype=torch.bfloat16, device=device), zeros(B) + T, -1,
             zeros(B, T + 1), zeros(B, T + 1, dtype=torch.uint8), zeros(B) + 1, zeros(B, dtype=torch.bool),
             zeros(B, C, dtype=torch.float32), zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B),
@@ -66,23 +65,23 @@ class Case:
         return (None, None) if self.draft_logits is None else (self.draft_logits[i], self.draft_lse[i])
 
     def ours(self) -> None:
-        """Verification and commit, one launch a call; lengths start anew, so that the state has room for all calls."""
-        self.rows.lengths.fill_(1)
+        """Verification and commit, one launch a call; lengths are reset, so that the state has room for all calls."""
+        self.commit.lengths.fill_(1)
         for i in range(self.copies):
             accept_sampled_triton(
                 self.logits[i], self.drafts[i], self.lengths, None, self.dense, *self.distributions(i), self.temperature,
                 None, None,
-                self.seeds, self.rows, self.tokens, self.counts, self.path, self.scratch, True)
+                self.seeds, self.commit, self.tokens, self.counts, self.path, self.scratch, True)
 
     def transformers(self) -> None:
-        """The operations of _speculative_sampling in generation/utils.py, for all rows at once."""
+        """The operations of _speculative_sampling in transformers' generation/utils.py, for all sequences at once."""
         for i in range(self.copies):
             p = torch.softmax(self.logits[i].float(), -1)
             q = self._distribution(i)
             drafts, K = self.drafts[i][..., None], self.drafts.shape[2]
             ratio = p[:, :K].gather(-1, drafts)[..., 0] / q.gather(-1, drafts)[..., 0]
-            stands = torch.rand_like(ratio) <= ratio
-            accepted = ((~stands).cumsum(-1) < 1).sum(-1)
+            is_accepted = torch.rand_like(ratio) <= ratio
+            accepted = ((~is_accepted).cumsum(-1) < 1).sum(-1)
             here = accepted[:, None, None].expand(-1, 1, p.shape[2])
             q = torch.cat((q, torch.zeros_like(q[:, :1])), 1)
             rest = (p.gather(1, here) - q.gather(1, here)).clamp(min=0)[:, 0]
@@ -90,7 +89,7 @@ class Case:
             self._write(i, accepted, race(rest))
 
     def vllm(self) -> None:
-        """The operations of V1's rejection sampler: every row's softmax and recovered token, then the scan."""
+        """The operations of vLLM V1's rejection sampler: softmax and recovered token of every position, then the scan."""
         for i in range(self.copies):
             logits, K = self.logits[i].float(), self.drafts.shape[2]
             bonus = race(torch.softmax(logits[:, K], -1))
@@ -104,12 +103,12 @@ class Case:
                 chance = p.gather(-1, drafts)[..., 0] / q.gather(-1, drafts)[..., 0]
                 rest = (p - q).clamp(min=0)
             recovered = race(rest)
-            stands = torch.rand_like(chance) <= chance
-            accepted = ((~stands).cumsum(-1) < 1).sum(-1)
+            is_accepted = torch.rand_like(chance) <= chance
+            accepted = ((~is_accepted).cumsum(-1) < 1).sum(-1)
             self._write(i, accepted, torch.cat((recovered, bonus[:, None]), 1).gather(1, accepted[:, None])[:, 0])
 
     def _distribution(self, i: int) -> Tensor:
-        """q [B, K, V]; a point mass is written out, as transformers does for prompt lookup."""
+        """q [B, K, V]; point masses are materialised, as transformers does for prompt lookup."""
         if self.draft_logits is not None:
             return torch.softmax(self.draft_logits[i], -1)
         B, K = self.drafts.shape[1:]
@@ -123,12 +122,12 @@ class Case:
 
 
 def race(weights: Tensor) -> Tensor:
-    """An id drawn from weights [..., V]: the first to arrive of exponential clocks."""
+    """A token sampled from weights [..., V] by an exponential race."""
     return (weights / torch.empty_like(weights).exponential_()).argmax(-1)
 
 
 def check_verification(device: str, V: int = VOCABULARY) -> Iterator[dict]:
-    """Ours against the CPU's verification, draw for draw, at full size."""
+    """The kernel against the CPU's verification, sample by sample, at full size."""
     for dense in (False, True):
         case = Case(device, 6, 4, V, dense, 1, C=8)
         case.ours()
@@ -148,8 +147,11 @@ def check_verification(device: str, V: int = VOCABULARY) -> Iterator[dict]:
 
 def measure_verification(sizes: Sizes, bandwidth: float | None = None, cases: Sequence[tuple[int, int]] = tuple(CASES),
                     V: int = VOCABULARY, megabytes: int = 128) -> Iterator[dict]:
-    """Microseconds a verification, each method captured; `bytes`: the logits once, and p and q of one row where drafts are
-    dense; `over_floor`: ours over the time of these bytes at `bandwidth` GB/s."""
+    """Microseconds of a verification by each method, captured.
+
+    `bytes`: the logits once, plus p and q of one position for dense drafts. `over_floor`: the kernel's time over the time of
+    these bytes at `bandwidth` GB/s.
+    """
     for B, K in cases:
         for dense in (False, True):
             logits = B * (K + 1) * V * 2

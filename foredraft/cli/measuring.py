@@ -59,7 +59,7 @@ def show(tables: Iterable, wide: bool = False) -> None:
 
 def stop_if_interrupted(complete: bool, out: Path) -> None:
     if not complete:
-        notice(f"interrupted; {out} holds what was measured")
+        notice(f"interrupted; {out} holds what was complete")
         raise typer.Exit(1)
 
 

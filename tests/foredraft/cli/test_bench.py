@@ -12,7 +12,7 @@ def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkey
     from foredraft.bench.harness import bench_run as compare
     from foredraft.bench.harness import record
 
-    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
+    monkeypatch.setattr(record.machine, "read_bandwidth", lambda device: 1.0)
     monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
     data = tmp_path / "articles.jsonl"
     data.write_text('{"article": "w1 w2 w3", "highlights": "w1"}\n' * 3)
@@ -35,14 +35,14 @@ def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkey
     assert plain["spec_bench"]["mean_accepted_tokens"] == 1 and lookup["spec_bench"]["speed_up"] > 0
     answers = tmp_path / "answers"
     assert len(list((answers / "K3").rglob("*.jsonl"))) == len(list((answers / "K5").rglob("*.jsonl"))) == 6
-    assert "Spec-Bench's way" in out
+    assert "Spec-Bench, lookup: " in out
 
 
 def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, monkeypatch):
     from foredraft.bench.harness import bench_run as compare
     from foredraft.bench.harness import record
 
-    monkeypatch.setattr(compare.machine, "read_bandwidth", lambda device: 1.0)
+    monkeypatch.setattr(record.machine, "read_bandwidth", lambda device: 1.0)
     monkeypatch.setattr(compare, "alpha_tv", lambda *arguments: 0.5)
     whole = compare.measure.measure
     monkeypatch.setattr(compare.measure, "measure",
