@@ -130,7 +130,7 @@ def test_the_version_has_one_place():
     assert 'attr = "foredraft.__version__"' in project and f'"{foredraft.__version__}"' not in project
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_editable_install(checkout, environment, tmp_path):
     install(environment, "-e", checkout, cwd=tmp_path)
     version, file, _ = probe(environment, tmp_path)
@@ -143,7 +143,7 @@ def test_an_editable_install(checkout, environment, tmp_path):
     shutil.rmtree(checkout / "engine" / "later")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_wheel_from_a_source_distribution(checkout, environment, tmp_path):
     """sdist -> wheel -> install; a wheel from the checkout has the same files."""
     built = tmp_path / "built"
