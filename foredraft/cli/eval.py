@@ -72,15 +72,15 @@ def evaluate(
         print(json.dumps(evaluated))
 
 
-def show_table(row: dict, wide: bool = False) -> None:
+def show_table(record: dict, wide: bool = False) -> None:
     """Print the record of an evaluation; `wide` adds the acceptance by position, the coverage and the interval of alpha."""
     from rich import box
     from rich.table import Table
 
-    target, data = row["target"], row["data"]
+    target, data = record["target"], record["data"]
     table = Table(
-        title=f"{row['drafter']['kind']} for {target['model']} ({target['hash'][:12]}) on {data['articles']} x "
-              f"{data['name']}, batch {row['batch_size']}",
+        title=f"{record['drafter']['kind']} for {target['model']} ({target['hash'][:12]}) on {data['articles']} x "
+              f"{data['name']}, batch {record['batch_size']}",
         caption="alpha: acceptance rate over all prefixes of the target's output. accepted: of verified draft tokens. "
                 "c, v: cost of a drafted token and of a target pass over K+1 positions, in plain steps.",
         title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
@@ -88,7 +88,7 @@ def show_table(row: dict, wide: bool = False) -> None:
         table.add_column(name, justify="right")
     for name in ("accepted/drafted", "by position", "coverage", "95 % of alpha") if wide else ():
         table.add_column(name, justify="right")
-    for figures in row["figures"]:
+    for figures in record["figures"]:
         alpha = figures["alpha"]
         for one in figures["rows"]:
             found = one["acceptance"]
@@ -105,11 +105,11 @@ def show_table(row: dict, wide: bool = False) -> None:
     console(wide).print(table)
 
 
-def _speed_up(row: dict, field: str) -> str:
+def _speed_up(one: dict, field: str) -> str:
     """A measured speed-up; where the tokens differ from plain decoding's there is none."""
-    if field in row:
-        return f"{row[field]['median']:.2f}x"
-    return f"{'LOSSY, ' if 'lossy' in row else ''}{row['differing']} differ"
+    if field in one:
+        return f"{one[field]['median']:.2f}x"
+    return f"{'LOSSY, ' if 'lossy' in one else ''}{one['differing']} differ"
 
 
 def _cell(value: float | None, form: str, unit: str = "") -> str:

@@ -83,8 +83,8 @@ def _run(
         from foredraft.cli.coloured_text import proposer_names
 
         results = [
-            {"file": name, key: found, "token_ids": ids, "proposers": proposers}
-            for name, found, ids, proposers in zip(names, out.texts, out.token_ids, proposer_names(out), strict=True)
+            {"file": name, key: found, "token_ids": tokens, "proposers": proposers}
+            for name, found, tokens, proposers in zip(names, out.texts, out.token_ids, proposer_names(out), strict=True)
         ]
         known = {"model": model.describe(), "prefix": prefix, "stats": out.stats.as_dict(), "warnings": out.warnings}
         print(json.dumps(known | {"summaries" if key == "summary" else "outputs": results}))

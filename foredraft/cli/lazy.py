@@ -18,7 +18,7 @@ class LazyCommands(Mapping):
     Parameters
     ----------
     sources : Mapping[str, tuple[str, str]]
-        For each command its place, `"module:function"` or `"module:typer application"`, and its one-line help.
+        For each command its location, `"module:function"` or `"module:typer application"`, and its one-line help.
     """
 
     def __init__(self, sources: Mapping[str, tuple[str, str]]):

@@ -51,8 +51,8 @@ def written(tmp_path):
 
 def expected(model, **options):
     out = model.generate(texts(), max_new_tokens=7, **options)
-    return [{"id": f"a{i}", "index": i, "summary": text, "tokens": len(ids)}
-            for i, (text, ids) in enumerate(zip(out.texts, out.token_ids, strict=True))]
+    return [{"id": f"a{i}", "index": i, "summary": text, "tokens": len(tokens)}
+            for i, (text, tokens) in enumerate(zip(out.texts, out.token_ids, strict=True))]
 
 
 def test_each_article_once_in_order_or_as_they_end(summarize, articles, model, tmp_path):
@@ -67,21 +67,21 @@ def test_each_article_once_in_order_or_as_they_end(summarize, articles, model, t
     with gzip.open(tmp_path / "articles.jsonl.gz", "wb") as file:
         file.write(articles.read_bytes())
     assert summarize(source="articles.jsonl.gz")[0] == 0
-    assert sorted(written(tmp_path), key=lambda row: row["index"]) == expected(model)
+    assert sorted(written(tmp_path), key=lambda line: line["index"]) == expected(model)
 
 
 def test_an_interrupted_run_resumes_without_loss_or_repeat(summarize, articles, model, tmp_path, monkeypatch):
     sampling = ("--temperature", "0.8", "--seed", "4")
     assert summarize(*sampling)[0] == 0
-    truth = sorted(written(tmp_path), key=lambda row: row["index"])
+    truth = sorted(written(tmp_path), key=lambda line: line["index"])
     (tmp_path / "out.jsonl").unlink()
     append, times = Journal.append, []
 
-    def stopping(journal, row):
+    def stopping(journal, line):
         if len(times) == 5:
             raise KeyboardInterrupt
-        times.append(row)
-        append(journal, row)
+        times.append(line)
+        append(journal, line)
 
     monkeypatch.setattr(Journal, "append", stopping)
     code, _, err = summarize(*sampling)
@@ -91,7 +91,7 @@ def test_an_interrupted_run_resumes_without_loss_or_repeat(summarize, articles, 
         file.write('{"id": "a16", "index": 16, "summ')
     code, _, err = summarize(*sampling)
     assert code == 0 and "12 texts done, 5 were done before" in err
-    assert sorted(written(tmp_path), key=lambda row: row["index"]) == truth
+    assert sorted(written(tmp_path), key=lambda line: line["index"]) == truth
     before = (tmp_path / "out.jsonl").read_bytes()
     assert summarize(*sampling)[0] == 0 and (tmp_path / "out.jsonl").read_bytes() == before
 
@@ -108,7 +108,7 @@ def test_bad_articles_are_named_and_the_others_go_on(summarize, model, tmp_path)
                             (8, 7, "not a JSON object")):
         assert f"articles.jsonl, line {line}, id {name}: {why}" in err
     assert "2 texts done, 0 were done before, 6 failed" in err
-    assert sorted((row["id"], row["index"]) for row in written(tmp_path) if row["id"] != "ok") == [(8, 8)]
+    assert sorted((line["id"], line["index"]) for line in written(tmp_path) if line["id"] != "ok") == [(8, 8)]
     code, _, err = summarize("--max-source", "20")
     assert code == 1 and "1 texts done, 2 were done before, 5 failed, 1 were cut" in err
 
@@ -181,7 +181,7 @@ def test_another_task(command, articles, model, monkeypatch, tmp_path):
             "--field", "article", "--in-order"]
     assert command(*line, "--prefix", "w9 w9 ")[0] == 0
     truth = model.generate([f"w9 w9 {text}" for text in texts()], max_new_tokens=7)
-    assert [row["output"] for row in written(tmp_path)] == truth.texts and set(written(tmp_path)[0]) == {
+    assert [line["output"] for line in written(tmp_path)] == truth.texts and set(written(tmp_path)[0]) == {
         "id", "index", "output", "tokens"}
     code, _, err = command(*line)
     assert code == 2 and "was begun with --prefix 'w9 w9 ', this run is without --prefix" in err

@@ -176,9 +176,9 @@ def test_no_tokenizer(command, article, tiny_checkpoints):
 def test_colours_cover_the_text(word_tokenizer):
     from foredraft.cli import coloured_text as show
 
-    ids = [4, 5, 6, 7, 1]
-    text = show.coloured(ids, ["lookup", "lookup", "target", "ngram", "target"], word_tokenizer)
-    assert text.plain == word_tokenizer.decode(ids) == "w1 w2 w3 w4"
+    tokens = [4, 5, 6, 7, 1]
+    text = show.coloured(tokens, ["lookup", "lookup", "target", "ngram", "target"], word_tokenizer)
+    assert text.plain == word_tokenizer.decode(tokens) == "w1 w2 w3 w4"
     assert [(span.start, span.end) for span in text.spans] == [(0, 5), (8, 11)]
     meaning = show.legend([["target", "lookup"]]).plain
     assert "lookup" in meaning and "ngram" not in meaning

@@ -53,8 +53,8 @@ def test_shards_and_updates_are_the_whole(folder):
 def test_parquet_and_ids_count_the_same(folder):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"highlights": TEXTS}), folder / "p.parquet")
-    ids = [WORDS.index(word) for text in TEXTS for word in [*text.split(), "</s>"]]
-    np.save(folder / "i.npy", np.array(ids, np.uint16))
+    tokens = [WORDS.index(word) for text in TEXTS for word in [*text.split(), "</s>"]]
+    np.save(folder / "i.npy", np.array(tokens, np.uint16))
     counted("all")
     for name in ("p.parquet", "i.npy"):
         run("count", name, "--tokenizer", ".", "--order", "3", "--out", "other.counts")
@@ -75,8 +75,9 @@ def test_from_counts_to_every_format_and_back(folder):
     assert (scored["texts"], scored["tokens"]) == (4, 20)
     expected = 0.0
     for text in TEXTS:
-        ids = [0, *map(WORDS.index, text.split()), 1]
-        expected += sum(np.log(distribution(Table.open("t.ngram"), np.array(ids[:i]))[ids[i]]) for i in range(1, len(ids)))
+        tokens = [0, *map(WORDS.index, text.split()), 1]
+        expected += sum(np.log(distribution(Table.open("t.ngram"), np.array(tokens[:i]))[tokens[i]])
+                        for i in range(1, len(tokens)))
     assert scored["log_likelihood"] == pytest.approx(expected, rel=1e-5)
     run("export", "t.ngram", "--arpa", "t.arpa", "--device", "t.npz", "--tokenizer", ".")
     assert "a b c" in (folder / "t.arpa").read_text()
