@@ -1,4 +1,4 @@
-"""Charts of records, drawn once with matplotlib and saved twice: as PNG, and as SVG whose colours a page's theme sets."""
+"""Charts of records, drawn with matplotlib and saved as PNG, and as SVG whose colours follow the page's theme."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from pathlib import Path
 from foredraft.bench.harness.machine import file_name
 from foredraft.bench.harness.methods import REFERENCE
 from foredraft.bench.report.collection import machine_name
+from foredraft.bench.report.tables import ran
 
-# Roles and their colours on a light ground; in SVG each becomes the CSS variable of its name.
+# colours by role on a light background; in SVG each becomes the CSS variable of its name
 PALETTE = {
     "ink": "#1d2329", "muted": "#69737f", "rule": "#d8dde3", "accent": "#0d7a6f", "soft": "#8fc7bf", "bar": "#93a0ad",
     "pale": "#c9d1d9", "ground": "#fdfdfb",
 }
 INK, MUTED, RULE, ACCENT, SOFT, BAR, PALE, GROUND = PALETTE.values()
-# CSS pixels: about a phone's column, so that type keeps its size there; two beside each other on a desktop
+# CSS pixels: about a phone's width; two charts side by side on a desktop
 WIDTH = 390
 PHASES = {"encode": PALE, "draft": ACCENT, "verify": BAR, "other": RULE}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`name`: the file's stem; `title` and `note` stand beside the drawing; `rows`: the records it shows."""
+    """`name`: stem of the file. `title` and `note`: text beside the drawing. `rows`: the records it shows."""
 
     name: str
     title: str
@@ -36,7 +37,7 @@ class Chart:
 
 
 def blank(height: int, across: int = 1, down: int = 1, **options):
-    """A figure of WIDTH x height CSS pixels and its axes [down, across], set in our own type."""
+    """A figure of WIDTH x height CSS pixels and its axes [down, across], in the charts' style."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -63,7 +64,7 @@ def save_png(chart: Chart, path: Path, facts: dict[str, str] | None = None) -> N
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an <svg> element: real text in the page's type, colours by role, ids of its own."""
+    """The chart as an <svg> element: text in the page's font, colours by role, unique ids."""
     import matplotlib
 
     text = io.StringIO()
@@ -96,16 +97,12 @@ def _where(run: Sequence[dict]) -> str:
     return f"{row['data']['articles']} articles of {row['data']['name']}, {machine_name(row)}."
 
 
-def ran(run: Sequence[dict]) -> list[dict]:
-    return [row for row in run if row["absent"] is None]
-
-
 def speeds(run: Sequence[dict]) -> Chart:
-    """Decoding speed of every method of one comparison, with the speed-up over plain decoding where tokens are equal."""
+    """Decoding speed of each method of a comparison, with the speed-up over plain decoding where tokens are equal."""
     rows = ran(run)
     figure, ((axes,),) = blank(46 + 24 * len(rows))
     values = [row["tokens_per_second"]["median"] for row in rows]
-    # pale: another's engine, which tells no DecodeStats
+    # pale: other engines, which have no DecodeStats
     colours = [PALE if row["acceptance"] is None else BAR if row["method"] == REFERENCE else ACCENT for row in rows]
     bars = axes.barh([row["method"] for row in rows], values, color=colours, height=0.66)
     for row, bar in zip(rows, bars, strict=True):
@@ -126,7 +123,7 @@ def speeds(run: Sequence[dict]) -> Chart:
 
 
 def time_split(run: Sequence[dict]) -> Chart | None:
-    """Milliseconds an article by phase, of the methods that tell them."""
+    """Milliseconds an article by phase, of the methods that report phases."""
     rows = [row for row in ran(run) if row["seconds"]["other"] is not None]
     if not rows:
         return None
@@ -153,7 +150,7 @@ def time_split(run: Sequence[dict]) -> Chart | None:
 
 
 def batches(runs: Sequence[Sequence[dict]]) -> list[Chart]:
-    """A chart for each machine and K of which there are several batch sizes."""
+    """A chart for each machine and K with several batch sizes."""
     groups: dict[tuple[str, int], list[Sequence[dict]]] = {}
     for run in runs:
         groups.setdefault((file_name(run[0]["machine"]), run[0]["draft_tokens"]), []).append(run)
@@ -162,7 +159,7 @@ def batches(runs: Sequence[Sequence[dict]]) -> list[Chart]:
 
 
 def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
-    """Tokens a second by batch size, plain and with drafts, at each temperature; None with one batch size only."""
+    """Tokens a second by batch size, plain and with drafts, at each temperature; None for one batch size."""
     lines: dict[tuple[float, str], list[tuple[int, float]]] = {}
     for run in runs:
         for row in ran(run):
@@ -173,7 +170,7 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
     if not temperatures:
         return None
     figure, (panels,) = blank(230, across=len(temperatures), sharey=True)
-    # one scale for all panels, known before the first name is placed
+    # one scale for all panels, set before lines are labelled
     panels[0].set_ylim(0, max(value for points in lines.values() for _, value in points) * 1.08)
     for axes, temperature in zip(panels, temperatures, strict=True):
         known = {method: sorted(points) for (at, method), points in lines.items() if at == temperature and len(points) > 1}
@@ -190,12 +187,12 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
         axes.margins(x=0.4)
         axes.yaxis.set_major_locator(_few())
     panels[0].set_ylabel("tokens a second")
-    return Chart(name, "By batch size", "Decoding speed; drafts gain less where a batch already shares each read.",
+    return Chart(name, "By batch size", "Decoding speed; drafts gain less in batches, which already share each weight read.",
                  figure, [row for run in runs for row in run])
 
 
 def token_time(steps: Sequence[dict]) -> Chart | None:
-    """A plain step by part, over the time that reading its bytes would take at the bandwidth measured beside it."""
+    """A plain step by part, relative to its bytes over the measured bandwidth."""
     bars = [(f"{row['geometry']}, {stored}", figures) for row in steps for stored, figures in row["weights"].items()]
     if not bars:
         return None
@@ -218,12 +215,12 @@ def token_time(steps: Sequence[dict]) -> Chart | None:
     axes.set_xlabel("times its floor (dashed): bytes over measured bandwidth")
     axes.spines["left"].set_visible(False)
     return Chart("token-time", "Where a token's time goes",
-                 "One plain step at real models' sizes, random weights; each part timed alone, the rest is what joins them.",
+                 "One plain step at real models' sizes, random weights; each part timed alone.",
                  figure, steps)
 
 
 def encoding(steps: Sequence[dict]) -> Chart | None:
-    """The encoder's time over the time that its arithmetic would take at the rate of a large product measured beside it."""
+    """The encoder's time, relative to its FLOPs over the measured rate of a large product."""
     bars = {row["geometry"]: next(iter(row["weights"].values()))["encoder"] for row in steps}
     if not bars:
         return None
@@ -243,8 +240,7 @@ def encoding(steps: Sequence[dict]) -> Chart | None:
 
 
 def scale(row: dict, number: int) -> list[Chart]:
-    """Milliseconds and memory an article against articles, source length and output length; resident memory against
-    articles."""
+    """Milliseconds and memory an article by articles, source length and output length; resident memory by articles."""
     charts = []
     said = f"{machine_name(row)}, batch size {row['batch_size']}, drafter {row['drafter']['name']}"
     for axis, what in (("articles", "articles decoded"), ("source", "source tokens"), ("output", "output tokens")):
@@ -271,7 +267,7 @@ def scale(row: dict, number: int) -> list[Chart]:
             panel.grid(axis="y", color=RULE, linewidth=0.7)
             panel.set_axisbelow(True)
         charts.append(Chart(f"scale-{number}-{axis}", f"Time and memory by {what}",
-                            f"{said}. Memory: the peak over the loaded model, shared among the articles.", figure, [row]))
+                            f"{said}. Memory: the peak over the loaded model, divided by the articles.", figure, [row]))
     if memory := row.get("memory"):
         figure, ((axes,),) = blank(210)
         axes.plot(memory["articles"], [value / 1e6 for value in memory["rss"]], color=ACCENT)
@@ -304,7 +300,7 @@ def alarm(row: dict, number: int) -> Chart:
 
 
 def throughput(row: dict, number: int) -> Chart | None:
-    """Articles a second by batch size, of every engine that gave plain decoding's tokens; None without two sizes."""
+    """Articles a second by batch size, of each engine with plain decoding's tokens; None for one batch size."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for one in row["rows"]:
         if one["differ"] == 0:
@@ -320,7 +316,7 @@ def throughput(row: dict, number: int) -> Chart | None:
     axes.set_xticks(sorted({size for points in lines.values() for size, _ in points}))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(0)
-    # room for the names at the lines' ends
+    # room for the labels at the ends of the lines
     axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
     labels(axes, {engine: max(points) for engine, points in lines.items()}, colours)
     axes.set_xlabel("batch size")
@@ -332,7 +328,7 @@ def throughput(row: dict, number: int) -> Chart | None:
 
 
 def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
-    """Name lines at their ends, moved apart where they would cover each other."""
+    """Label lines at their ends, moved apart where labels would overlap."""
     if not ends:
         return
     gap, last = 0.075 * axes.get_ylim()[1], float("-inf")
@@ -348,6 +344,6 @@ def _few():
 
 
 def sources(charts: Sequence[Chart]) -> list[tuple[str, str, str]]:
-    """(command, machine, time) behind charts, each once."""
+    """(command, machine, day) of the records of charts, each once."""
     return list(dict.fromkeys((row["command"], machine_name(row), row["time"][:10]) for chart in charts
                               for row in chart.rows))

@@ -1,4 +1,4 @@
-"""All records of a folder, sorted by what they measure: what pages, tables and pictures are made from."""
+"""The records of a folder by kind: the source of pages, tables and pictures."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from foredraft.bench.harness.cases import SAMPLE_TEXTS
 from foredraft.errors import UserError
 
 BASELINE = "baseline"
-# A comparison's rows bear no kind; `foredraft eval` writes eval, `foredraft matrix` the same and how it was trained.
+# lines of a comparison have no kind; `eval` is of `foredraft eval`, `matrix` also states how the drafter was trained
 RUN, DRAFTERS = "run", ("eval", "matrix")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The newest record of everything.
+    """The newest record of each measurement.
 
-    runs: a comparison each, its rows in order, by machine, temperature, batch size and K, on real articles only. methods:
-    the same of `foredraft bench methods`, by machine, temperature and batch size.
-    drafters: rows of `foredraft eval` and `foredraft matrix` by drafter, method and seed. steps: rows of `foredraft bench
-    steps` by geometry. theory, scale, throughput, regression: rows of these commands. spec_bench: of the suite of that name.
-    all: every row that says which command made it.
+    `runs`: comparisons by machine, temperature, batch size and K, on real articles only. `methods`: of methods_comparison,
+    by machine, temperature and batch size. `drafters`: of `foredraft eval` and `foredraft matrix`, by drafter, method and
+    seed. `steps`: by geometry. `theory`, `scale`, `throughput`, `regression`: of the commands and studies of that name.
+    `spec_bench`: of the suite. `all`: every record that states its command.
     """
 
     runs: list[list[dict]] = field(default_factory=list)
@@ -39,10 +38,7 @@ class Collection:
 
 
 def collect(path: Path) -> Collection:
-    """Read a record file, or every .jsonl file in a folder.
-
-    UserError: nothing there, a line that is no JSON object.
-    """
+    """Read a record file, or all .jsonl files of a folder. UserError: no file, or a line that is not a JSON object."""
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: holds no .jsonl record; run foredraft bench run --data FILE.jsonl first")
@@ -78,26 +74,26 @@ def read_objects(path: Path) -> list[dict]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: no JSON object; restore it or delete the line")
+            raise UserError(f"{path}, line {number}: not a JSON object; restore it or delete the line")
         rows.append(row)
     return rows
 
 
 def machine_name(row: dict) -> str:
-    """The machine of a row, in words."""
+    """The machine of a record: its GPU, or processor and threads."""
     machine = row["machine"]
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return machine.get("gpu") or f"{machine['cpu']}, {threads}"
 
 
 def trained(row: dict) -> tuple[str, str | None, int]:
-    """(drafter, training method or None, seed) of a row of `foredraft eval` or `foredraft matrix`."""
+    """(drafter, training method or None, seed) of a record of `foredraft eval` or `foredraft matrix`."""
     training = row.get("training") or {}
     return training.get("drafter", row["drafter"]["kind"]), training.get("method"), training.get("seed", 0)
 
 
 def latest(rows: Sequence[dict], key: Callable[[dict], tuple]) -> dict[tuple, dict]:
-    """The newest row of every key, keys in order of their first row."""
+    """The newest record of each key, keys in order of their first record."""
     found: dict[tuple, dict] = {}
     for row in rows:
         if key(row) not in found or row["time"] >= found[key(row)]["time"]:
@@ -106,7 +102,7 @@ def latest(rows: Sequence[dict], key: Callable[[dict], tuple]) -> dict[tuple, di
 
 
 def latest_groups(rows: Sequence[dict], *setting: str) -> list[list[dict]]:
-    """The newest comparison of every machine and setting on real articles, in that order."""
+    """The newest comparison of each machine and setting on real articles, sorted by them."""
     newest: dict[tuple, list[dict]] = {}
     for row in rows:
         key = (machine_name(row), *(row[name] for name in setting))
@@ -121,12 +117,12 @@ def latest_groups(rows: Sequence[dict], *setting: str) -> list[list[dict]]:
 
 
 def untrained(rows: Sequence[dict]) -> dict[str, dict]:
-    """Rows of drafters that were not trained here, by what they are called: lookup, a checkpoint's name."""
+    """Records of untrained drafters and of checkpoints without training information, by name."""
     return {row["drafter"].get("path") or row["drafter"]["kind"]: row for row in rows if trained(row)[1] is None}
 
 
 def by_method(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
-    """Rows by drafter and training method (BASELINE first), one for every seed; those of no training are left out."""
+    """Records by drafter and training method (BASELINE first), one for each seed; untrained ones are left out."""
     found: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         drafter, method, _ = trained(row)
@@ -137,8 +133,7 @@ def by_method(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
 
 
 def side_by_side(methods: dict[str, list[dict]], *names: str) -> list[list[dict]]:
-    """The rows of these methods, those of them that there are, of the seeds that all of them have: only then do their means
-    differ by the method alone."""
+    """Records of those of the methods that exist, restricted to the seeds that all have, so that means are comparable."""
     known = [methods[name] for name in names if name in methods]
     shared = set.intersection(*({trained(row)[2] for row in rows} for rows in known)) if known else set()
     return [[row for row in rows if trained(row)[2] in shared] for rows in known]
@@ -153,7 +148,7 @@ def alpha(figures: dict) -> float | None:
 
 
 def tokens_per_step(figures: dict) -> float | None:
-    """Of the K with the highest measured speed-up."""
+    """Tokens per step at the K with the highest measured speed-up."""
     best = fastest(figures)
     return best["acceptance"]["tokens_per_step"] if best else None
 
@@ -165,13 +160,13 @@ def speed_up(figures: dict) -> float | None:
 
 
 def fastest(figures: dict) -> dict | None:
-    """The row of the K with the highest measured speed-up; None where no tokens were equal."""
+    """The K with the highest measured speed-up; None if no K has plain decoding's tokens."""
     known = [one for one in figures["rows"] if "speed_up" in one]
     return max(known, key=lambda one: one["speed_up"]["median"], default=None)
 
 
 def values(rows: Sequence[dict], temperature: float, value: Callable[[dict], float | None]) -> list[float]:
-    """A value of the figures at a temperature, of every seed that has it."""
+    """A value of the figures at a temperature, of each seed that has it."""
     found = [figures_at(row, temperature) for row in rows]
     return [number for figures in found if figures is not None and (number := value(figures)) is not None]
 

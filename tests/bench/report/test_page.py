@@ -109,7 +109,7 @@ def test_a_page_without_records_of_a_kind(tmp_path):
     built = page.build(collection.collect(file), None)
     assert [section.title for section in built.sections] == ["Who is faster", "Where the time goes"]
     file.write_text("[1]\n")
-    with pytest.raises(UserError, match="line 1: no JSON object"):
+    with pytest.raises(UserError, match="line 1: not a JSON object"):
         collection.collect(file)
 
 
