@@ -124,7 +124,10 @@ class FakeModel:
     def __init__(self, tokenizer, drafter: str | None = "lookup"):
         from types import SimpleNamespace
 
-        self.tokenizer, self.drafter = tokenizer, SimpleNamespace(name=drafter or "none")
+        from foredraft.engine.protocols import Capabilities
+
+        self.tokenizer = tokenizer
+        self.drafter = SimpleNamespace(name=drafter or "none", capabilities=Capabilities())
         self.target = SimpleNamespace(end_token=1)
 
     def with_drafter(self, drafter):

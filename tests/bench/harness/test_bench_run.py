@@ -12,6 +12,7 @@ from foredraft.bench.harness import methods, record
 from foredraft.bench.harness.cases import Case, describe
 from foredraft.bench.harness.settings import Settings
 from foredraft.bench.report import runs_table as report
+from foredraft.engine.protocols import Capabilities
 from foredraft.errors import UserError
 
 CASES = [Case(str(i), (*range(3, 8 + i), 1), 0, None) for i in range(4)]
@@ -67,7 +68,7 @@ def test_no_speed_up_for_other_tokens(run):
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-def test_noise_of_its_own_is_not_compared_and_a_speed_up_wants_the_same_distribution(run, monkeypatch, lossless):
+def test_other_random_numbers_are_not_compared_and_a_speed_up_needs_the_same_distribution(run, monkeypatch, lossless):
     def factory(model, settings, argument):
         built = methods._foredraft("lookup")(model, settings, argument)
         return methods.Method(built.run, comparable=False, lossless=lossless, model=built.model)
@@ -77,9 +78,10 @@ def test_noise_of_its_own_is_not_compared_and_a_speed_up_wants_the_same_distribu
     assert noisy["differ"] is None and (noisy["speed_up"] is not None) == lossless
 
 
-def test_drafts_that_are_drawn_have_noise_of_their_own():
-    dense, sampled = types.SimpleNamespace(drafter=types.SimpleNamespace()), Settings(temperature=1.0)
-    points = types.SimpleNamespace(drafter=types.SimpleNamespace(point_masses=True))
+def test_sampled_drafts_are_not_comparable():
+    dense, points = (types.SimpleNamespace(drafter=types.SimpleNamespace(capabilities=Capabilities(point_masses=one)))
+                     for one in (False, True))
+    sampled = Settings(temperature=1.0)
     assert not methods.drafting_method(dense, sampled, 2).comparable
     for model, settings, K in ((points, sampled, 2), (dense, sampled, 0), (dense, Settings(), 2)):
         assert methods.drafting_method(model, settings, K).comparable
