@@ -113,8 +113,8 @@ def real_data() -> Path:
 class FakeModel:
     """Stands in for engine.generate.Model where only its door matters: it copies the source, as fast as a list can be.
 
-    Its drafter's name decides the distribution: "wrong" changes one token of each long output, "none" drafts nothing, any other
-    drafts two tokens a round, the second of which is accepted every other time.
+    Its drafter's name decides the distribution: "wrong" changes one token of each long output, "none" drafts nothing, any
+    other drafts two tokens a round, the second of which is accepted every other time.
     """
 
     path = "fake"
