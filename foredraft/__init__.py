@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from foredraft.errors import UserError as UserError
     from foredraft.ngram_native.model import NgramModel as NgramModel
 
-# the only place of the version: setuptools and the command read it here
+# the version is defined only here; setuptools and the command line read it
 __version__ = "0.1.0"
 
 _HOME = {
