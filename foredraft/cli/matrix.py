@@ -1,65 +1,67 @@
-"""`foredraft matrix`: every drafter, by itself and distilled, trained and evaluated by one command."""
+"""`foredraft matrix`: train and evaluate every drafter, without the target (the baseline) and distilled."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from foredraft.atomic_write import write_atomic
+from foredraft.cli import options
+from foredraft.cli.output import notice
 from foredraft.errors import UserError
 
 
 def matrix(
     data: Annotated[Path, typer.Option(help="Folder with the splits train, validation and test, .jsonl(.gz).")],
-    out: Annotated[Path, typer.Option(help="Folder of the runs; the same command goes on where it was stopped.")],
-    target: Annotated[Path | None, typer.Option(help="Folder of the target; default: embedded.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs. The same command resumes an interrupted one.")],
+    target: options.Target = None,
     drafters: Annotated[
-        str, typer.Option(help="With commas between; head is one more.")
+        str, typer.Option(help="Separated by commas; head is one more.")
     ] = "ngram,cnn,lstm,t5small,t5shallow",
     methods: Annotated[
-        str, typer.Option(help="With commas between; baseline is training without the target.")
+        str, typer.Option(help="Separated by commas; baseline is training without the target.")
     ] = "baseline,Seq_KD,Supervised_KD,Imit_KD,f_Distill,on_policy_GKD,MiniLLM",
-    seeds: Annotated[str, typer.Option(help="With commas between.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     articles: Annotated[int, typer.Option(min=1, help="Training articles.")] = 8000,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of every run.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of each run.")] = 200,
     steps_of: Annotated[
-        list[str] | None, typer.Option(help="DRAFTER=N: other updates for all runs of one drafter; repeatable.")
+        list[str] | None, typer.Option(help="DRAFTER=N: updates of all runs of one drafter; repeatable.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Articles an update.")] = 16,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of all; default: each drafter's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Articles of an update.")] = 16,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. Default: each drafter's own.")] = None,
     kd_temp: Annotated[float, typer.Option(help="Temperature of both distributions in a divergence.")] = 1.0,
-    divergence: Annotated[str, typer.Option(help="Of Supervised_KD and f_Distill.")] = "tvd",
-    sample_tokens: Annotated[int, typer.Option(min=2, help="Longest sample of a drafter.")] = 64,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16.")] = False,
+    divergence: Annotated[str, typer.Option(help="Divergence of Supervised_KD and f_Distill.")] = "tvd",
+    sample_tokens: Annotated[int, typer.Option(min=2, help="Longest sample of a drafter, in tokens.")] = 64,
+    bf16: options.Bf16 = False,
     size: Annotated[
-        list[str] | None, typer.Option(help="DRAFTER:NAME=VALUE of a drafter's config; repeatable.")
+        list[str] | None, typer.Option(help="DRAFTER:NAME=VALUE: an entry of a drafter's config; repeatable.")
     ] = None,
     pseudo: Annotated[
-        list[Path] | None, typer.Option(help="Pseudo-datasets; default: greedy and sampled ones, made in --out.")
+        list[Path] | None, typer.Option(help="Pseudo-datasets; repeatable. Default: a greedy and a sampled one, made in "
+                                             "--out.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that make them.")] = 1,
-    eval_articles: Annotated[int, typer.Option(min=1, help="Validation articles that choose the checkpoint.")] = 48,
-    eval_every: Annotated[int, typer.Option(min=1, help="Updates between two looks at them.")] = 50,
-    test_articles: Annotated[int, typer.Option(min=0, help="Test articles of the evaluation; 0: train only.")] = 300,
-    draft_tokens: Annotated[str, typer.Option(help="Tokens drafted a round (K), with commas between.")] = "1,2,3,5",
+    workers: options.Workers = 1,
+    eval_articles: Annotated[int, typer.Option(min=1, help="Validation articles that select the checkpoint.")] = 48,
+    eval_every: Annotated[int, typer.Option(min=1, help="Updates between two validations.")] = 50,
+    test_articles: Annotated[int, typer.Option(min=0, help="Test articles of the evaluation; 0 only trains.")] = 300,
+    draft_tokens: options.DraftTokensList = "1,2,3,5",
     tuning_articles: Annotated[
-        int, typer.Option(min=0, help="Validation articles on which each run's K is chosen; 0: every K on the test.")
+        int, typer.Option(min=0, help="Validation articles on which each run's K is chosen; 0 measures every K.")
     ] = 16,
     draft_vocab: Annotated[
-        int, typer.Option(min=0, help="Evaluate them compacted to so many ids, in bfloat16; 0: as trained.")
+        int, typer.Option(min=0, help="Evaluate drafters compacted to this draft vocabulary, in bfloat16; 0 is as trained.")
     ] = 1024,
-    cache: Annotated[Path | None, typer.Option(help="Encoder outputs and validation; default: in --out.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    record: Annotated[Path | None, typer.Option(help="Where the rows go; default: bench/results/drafters.jsonl.")] = None,
+    cache: Annotated[Path | None,
+                     typer.Option(help="Folder of encoder outputs and validation outputs. Default: in --out.")] = None,
+    device: options.Device = "cpu",
+    record: Annotated[Path | None, typer.Option(help="Record file. Default: bench/results/drafters.jsonl.")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Train {drafters} x {baseline, methods} x {seeds} on the same articles and steps, and evaluate each."""
+    """Train every drafter with every method and seed on the same articles and steps, and evaluate each."""
     from foredraft import embedded
-    from foredraft.cli.options import parse_numbers
     from foredraft.cli.train import parse_sizes
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data
@@ -71,11 +73,11 @@ def matrix(
     from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
     from foredraft.train.drafter.training_context import TrainingContext
 
-    Ks = parse_numbers("--draft-tokens", draft_tokens, int, 1)
+    Ks = options.parse_numbers("--draft-tokens", draft_tokens, int, 1)
     try:
         numbers = tuple(int(part) for part in seeds.split(","))
     except ValueError:
-        raise UserError(f"--seeds is {seeds!r}; give whole numbers with commas between") from None
+        raise UserError(f"--seeds is {seeds!r}; give whole numbers separated by commas") from None
     own_sizes: dict[str, list[str]] = {}
     for item in size or []:
         name, _, rest = item.partition(":")
@@ -89,17 +91,17 @@ def matrix(
         tuple((name, parse_sizes(items)) for name, items in own_sizes.items()), own_steps, lr, eval_every)
     train_split, validation, test = (find_split(data, split) for split in ("train", "validation", "test"))
     folder = find_checkpoint(target or embedded.TARGET)
-    kit = TrainingContext(folder, cache or out / "cache", device)
+    context = TrainingContext(folder, cache or out / "cache", device)
     sets = pseudo or make_pseudo(train_split, folder, out, articles, workers)
-    found = read_drafter_data(train_split, sets, kit.tokenizer, kit.source_limit, recipe.max_target, articles)
-    held = heldout_articles(kit, validation, eval_articles, kit.source_limit, recipe.max_target)
+    found = read_drafter_data(train_split, sets, context.tokenizer, context.source_limit, recipe.max_target, articles)
+    heldout = heldout_articles(context, validation, eval_articles, context.source_limit, recipe.max_target)
     try:
-        results, failures = runs.train_grid(plan, kit, found, held, out, lambda line: print(line, flush=True))
+        results, failures = runs.train_grid(plan, context, found, heldout, out, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        typer.echo(f"foredraft: interrupted; the same command goes on in {out}", err=True)
+        notice(f"interrupted; the same command resumes in {out}")
         raise typer.Exit(1) from None
     path = record or Path("bench/results/drafters.jsonl")
-    write_curves(runs.learning_curves(out), kit.hash, path)
+    write_curves(runs.learning_curves(out), context.hash, path)
     if test_articles:
         for drafter in plan.drafters:
             group, checkpoints = [result for result in results if result["drafter"] == drafter], []
@@ -112,8 +114,9 @@ def matrix(
                 checkpoints.append(checkpoint)
             evaluate_group(group, checkpoints, folder, test, test_articles, validation, tuning_articles, Ks, path)
     for failure in failures:
-        typer.echo(f"foredraft: failed: {failure}", err=True)
-    print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
+        notice(f"failed: {failure}")
+    if as_json:
+        print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
     if failures:
         raise typer.Exit(1)
 
@@ -127,7 +130,7 @@ def parse_steps(item: str) -> tuple[str, int]:
 
 
 def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int) -> list[Path]:
-    """Greedy and sampled summaries of the training articles, each in a folder of its own."""
+    """Pseudo-datasets of the training articles, greedy and sampled, each in its folder."""
     from foredraft.train.data.pseudo import EngineConfig, PseudoConfig, pseudo
 
     folders = []
@@ -138,18 +141,20 @@ def make_pseudo(data: Path, target: Path, out: Path, articles: int, workers: int
 
 
 def write_curves(curves: dict[str, list[dict]], target: str, record: Path) -> None:
-    """alpha by step of all runs beside the record, in NAME-curves.json; the file appears whole."""
-    found = {"kind": "curves", "command": shlex.join(["foredraft", *sys.argv[1:]]), "target_hash": target, "runs": curves}
+    """Write alpha by training step of all runs to NAME-curves.json beside the record."""
+    from foredraft.bench.harness.record import command_line
+
+    found = {"kind": "curves", "command": command_line(), "target_hash": target, "runs": curves}
     path = record.with_name(f"{record.stem}-curves.json")
     write_atomic(path, json.dumps(found, indent=1) + "\n")
 
 
 def evaluate_group(results: list[dict], checkpoints: list[Path], target: Path, test: Path, articles: int,
                    validation: Path, tuning: int, draft_tokens: list[int], record: Path) -> None:
-    """Rows of the runs of one drafter that have none yet; a row is the run, its training and its figures."""
+    """Evaluate the runs of one drafter that have no evaluation yet, and append their records."""
     import foredraft
     from foredraft.bench.harness.grid_evaluation import evaluate_runs
-    from foredraft.bench.harness.record import append_lines
+    from foredraft.bench.harness.record import append_lines, command_line
 
     waiting = [(result, checkpoint) for result, checkpoint in zip(results, checkpoints, strict=True)
                if not evaluation_of(checkpoint).is_file()]
@@ -157,7 +162,7 @@ def evaluate_group(results: list[dict], checkpoints: list[Path], target: Path, t
         return
     rows = evaluate_runs(foredraft.load(target, None), [checkpoint for _, checkpoint in waiting], test, articles, validation,
                          tuning, draft_tokens, (0.0, 1.0))
-    command = shlex.join(["foredraft", *sys.argv[1:]])
+    command = command_line()
     for (result, checkpoint), figures in zip(waiting, rows, strict=True):
         row = {"kind": "matrix", "foredraft": foredraft.__version__, "command": command} | figures | {"training": result}
         append_lines(record, [row])
@@ -170,10 +175,10 @@ def evaluation_of(checkpoint: Path) -> Path:
 
 
 def show_row(row: dict) -> None:
-    """One line a temperature."""
+    """One line for each temperature."""
     for figures in row["figures"]:
         alpha, best = figures["alpha"], max(figures["rows"], key=lambda one: one.get("speed_up", {}).get("median", 0))
-        told = f"{best['speed_up']['median']:.2f}x" if "speed_up" in best else f"{best['differing']} articles differ"
+        speed = f"{best['speed_up']['median']:.2f}x" if "speed_up" in best else f"{best['differing']} articles differ"
         print(f"{row['drafter']['path']:30} T={figures['temperature']:g} alpha {alpha['value']:.3f} "
               f"({alpha['low']:.3f}-{alpha['high']:.3f}) K={best['draft_tokens']} "
-              f"{best['acceptance']['tokens_per_step']:.2f} tokens a round, {told}", flush=True)
+              f"{best['acceptance']['tokens_per_step']:.2f} tokens/step, {speed}", flush=True)
