@@ -9,10 +9,10 @@ import numba
 import numpy as np
 import torch
 
+from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.loop import decode
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
-from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.kernels.drafting.tree_children import children_loop
 from foredraft.kernels.drafting.vocabulary_head import VocabularyHead
@@ -30,9 +30,9 @@ SIZES = {
 
 
 class TableTarget:
-    """p(next | last id, position) from a table [positions, V, V] of logits; hidden IS the logits.
+    """p(next | last token, position) from a table [positions, V, V] of logits; hidden IS the logits.
 
-    Position-dependent, so that an answer from the wrong row shows.
+    Position-dependent, so that logits of the wrong query position show.
     """
 
     start_token = 0
@@ -62,9 +62,9 @@ class TableTarget:
 
 
 class ScriptedDrafter(Drafter):
-    """Point masses that follow `truth[row]` (the ids after the start token), wrong wherever `wrong(row, position)` says.
+    """Point masses that follow `truth[sequence]` (after the start token), wrong wherever `wrong(sequence, position)` says.
 
-    lengths(row, round) ids are proposed; so acceptances and rejections are forced where a test wants them.
+    lengths(sequence, step) tokens are proposed; so acceptances and rejections are forced where a test wants them.
     """
 
     name = "scripted"
@@ -118,7 +118,7 @@ class TableDrafter(Drafter):
 
 @functools.cache
 def tree_loop(children):
-    """A compiled loop that drafts trees for all rows of a TreeTableDrafter, with `children` of kernels/drafting/tree_children.py."""
+    """A compiled loop that drafts the trees of a TreeTableDrafter, with `children` of kernels/drafting/tree_children.py."""
 
     @numba.njit
     def loop(table, tokens, lengths, allowed, ids, tree, temperature, top_k, seeds, drafted, parents, counts, logits, lse):
@@ -162,7 +162,8 @@ class TreeTableDrafter(Drafter):
         draft = Draft.empty(B, K)
         draft.logits, draft.lse = torch.full((B, K, V), torch.nan), torch.zeros(B, K, dtype=torch.float64)
         draft.dense, draft.parents = state.temperature > 0, torch.zeros_like(draft.tokens)
-        self.loop(self.table, state.tokens.numpy(), state.lengths.numpy(), state.allowed(budget).numpy(), self.ids, self.tree,
+        allowed = state.allowed(budget).numpy()
+        self.loop(self.table, state.tokens.numpy(), state.lengths.numpy(), allowed, self.ids, self.tree,
                   state.temperature.numpy(), state.top_k.numpy(), state.seeds.numpy(), draft.tokens.numpy(),
                   draft.parents.numpy(), draft.lengths.numpy(), draft.logits.numpy(), draft.lse.numpy())
         return draft
@@ -170,7 +171,7 @@ class TreeTableDrafter(Drafter):
 
 def make_state(rows: int, new_tokens: int | list[int], draft_tokens: int | list[int], width: int, *, temperature=0.0,
                top_k=0, top_p=1.0, seeds=None, end_token=1, backend=None, device="cpu") -> DecodeState:
-    """A fresh state; scalars stand for every row. backend "triton" on the CPU is Triton's interpreter."""
+    """A fresh state; scalars are accepted for every sequence. backend "triton" on the CPU is Triton's interpreter."""
 
     def column(value, dtype):
         return torch.as_tensor(value, dtype=dtype, device=device).expand(rows).clone()
@@ -186,7 +187,7 @@ def make_state(rows: int, new_tokens: int | list[int], draft_tokens: int | list[
 
 
 def admit(target, drafter, state, sources) -> list[torch.Tensor]:
-    """A source for every row of the state; the encoder's outputs."""
+    """A source for every sequence of the state; the encoder's outputs."""
     target.reserve(state.batch_size, state.capacity, state.max_draft, max(len(source) for source in sources))
     encoded = target.admit(range(state.batch_size), sources)
     drafter.admit(range(state.batch_size), sources, encoded)
@@ -195,7 +196,7 @@ def admit(target, drafter, state, sources) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def decoded(target, drafter, state, sources) -> list[list[int]]:
-    """The ids of every row, without the start token."""
+    """The tokens of every sequence, without the start token."""
     admit(target, drafter, state, sources)
     decode(state, target, drafter)
     return [state.tokens[row, 1 : int(state.lengths[row])].tolist() for row in range(state.batch_size)]
@@ -209,7 +210,7 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float
 
 def second_id_chi_square(target, counts: torch.Tensor, *, temperature: float, top_k: int = 0,
                          top_p: float = 1.0) -> tuple[float, int]:
-    """Second sampled ids of an admitted source against their distribution by forward passes of the target, the first summed out."""
+    """Second sampled tokens of a source against their distribution by forward passes, the first token summed out."""
     V = len(counts)
 
     def exact(tokens, positions):
@@ -223,7 +224,7 @@ def second_id_chi_square(target, counts: torch.Tensor, *, temperature: float, to
     pairs = torch.stack((torch.zeros(V, dtype=torch.int64), torch.arange(V)), 1)
     second = first @ exact(pairs, torch.tensor([[0, 1]]).repeat(V, 1))
     assert counts[second == 0].sum() == 0
-    # ids too rare for the statistic are one
+    # tokens too rare for the statistic are one
     common = second * counts.sum() >= 5
     pooled, expected, rest = counts[common], second[common], second[~common].sum()
     if rest > 0:
@@ -253,7 +254,7 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
 
 
 class Copier(Drafter):
-    """The host's lookup, each row with an index, and so with confidences, of its own; finished rows learn nothing."""
+    """The CPU's lookup with an index, and so with confidences, for each sequence; finished sequences learn nothing."""
 
     name = "lookup"
 
@@ -281,7 +282,7 @@ class Copier(Drafter):
 
 
 class FakeCapture:
-    """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on a device."""
+    """Captures without running. A replay is queued, and runs when someone waits for a mark behind it, as on CUDA."""
 
     def __init__(self):
         self.captured, self.replayed, self.queue = 0, 0, []

@@ -1,4 +1,4 @@
-"""The door: texts and ids in, order, stats, streams, stop strings, warnings, refusals."""
+"""`generate`: texts and tokens, order, stats, streamers, stop strings, warnings, refusals."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_seeded_sampling_is_reproducible_and_independent_of_batch_and_drafts(mod
     assert unseeded[0] != unseeded[1]
 
 
-def test_ids_and_texts_are_the_same_request(model):
+def test_tokens_and_texts_are_the_same_request(model):
     ids = [model.tokenizer.encode(text).ids for text in TEXTS]
     assert model.generate(ids, max_new_tokens=8).token_ids == model.generate(TEXTS, max_new_tokens=8).token_ids
     assert model.generate(TEXTS[0], max_new_tokens=8).token_ids == model.generate(TEXTS[:1], max_new_tokens=8).token_ids
@@ -55,7 +55,7 @@ class Recorder:
         self.ended = True
 
 
-def test_streamers_see_every_id_once(model):
+def test_streamers_see_every_token_once(model):
     recorder = Recorder()
     out = model.generate(TEXTS[0], max_new_tokens=30, streamer=recorder)
     assert recorder.puts[0] == [0] and recorder.ended
@@ -122,7 +122,7 @@ def test_devices(tiny_model_path):
         foredraft.load(tiny_model_path, device="cuda")
 
 
-def test_a_model_without_tokenizer_takes_ids(tiny_checkpoint):
+def test_a_model_without_tokenizer_takes_tokens(tiny_checkpoint):
     model = foredraft.load(tiny_checkpoint, drafter=None)
     assert model.generate([[5, 9, 1]], max_new_tokens=5).texts == [None]
     with pytest.raises(UserError, match="tokenizer.json is missing"):

@@ -61,7 +61,8 @@ def test_plain_greedy_equals_transformers(tiny_checkpoint):
         assert ids == theirs[0, 1:].tolist()
 
 
-@pytest.mark.parametrize("distribution", [dict(temperature=1.0), dict(temperature=0.7, top_k=7), dict(temperature=1.3, top_p=0.8)])
+@pytest.mark.parametrize("distribution", [
+    dict(temperature=1.0), dict(temperature=0.7, top_k=7), dict(temperature=1.3, top_p=0.8)])
 @pytest.mark.parametrize("K", [1, 4, 7])
 def test_seeded_sampling_with_point_masses_equals_plain_sampling(t5, distribution, K):
     truth = plain(t5, end_token=-1, **distribution)
@@ -72,7 +73,7 @@ def test_seeded_sampling_with_point_masses_equals_plain_sampling(t5, distributio
     assert len({tuple(ids) for ids in truth}) == len(truth)
 
 
-def test_a_row_does_not_depend_on_its_batch(t5):
+def test_a_sequence_does_not_depend_on_its_batch(t5):
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 1.2]), seeds=[3, 4, 5, 6], end_token=-1)
     together = plain(t5, **options)
     for row, source in enumerate(SOURCES):
@@ -85,7 +86,7 @@ def test_a_row_does_not_depend_on_its_batch(t5):
 
 
 @pytest.mark.parametrize("at", range(1, 9))
-def test_the_end_token_at_every_place_of_a_draft(t5, at):
+def test_the_end_token_at_every_position_of_a_draft(t5, at):
     free = plain(t5, end_token=-1)
     end = free[0][at - 1]
     truth = plain(t5, end_token=end)
@@ -101,7 +102,7 @@ def test_the_end_token_at_every_place_of_a_draft(t5, at):
 
 
 @pytest.mark.parametrize("new", range(1, 10))
-def test_the_limit_at_every_place_of_a_draft(t5, new):
+def test_the_limit_at_every_position_of_a_draft(t5, new):
     truth = plain(t5, end_token=-1)
     limits = [new, NEW, 1, new + 1]
     state = make_state(len(SOURCES), limits, 7, t5.config.d_model, end_token=-1)
@@ -116,7 +117,7 @@ def test_draft_equal_to_target_is_accepted_whole(t5):
     assert state.num_steps.tolist() == [4] * len(SOURCES)
 
 
-def test_rows_have_their_own_draft_length(t5):
+def test_sequences_have_their_own_draft_length(t5):
     truth = plain(t5, end_token=-1)
     state = make_state(len(SOURCES), NEW, [0, 1, 3, 7], t5.config.d_model, end_token=-1)
     assert run(t5, ScriptedDrafter(truth), state) == truth
@@ -124,7 +125,7 @@ def test_rows_have_their_own_draft_length(t5):
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
-def test_the_cache_equals_a_recomputed_one_after_every_round(tiny_checkpoint, backend):
+def test_the_cache_equals_a_recomputed_one_after_every_step(tiny_checkpoint, backend):
     t5, fresh = T5(load_weights(tiny_checkpoint), backend), T5(load_weights(tiny_checkpoint), backend)
     truth = plain(t5, end_token=-1, new=10)
     drafter = ScriptedDrafter(truth, wrong=lambda row, position: position % 4 == 3)
@@ -146,14 +147,14 @@ def test_the_cache_equals_a_recomputed_one_after_every_round(tiny_checkpoint, ba
 
 
 def test_a_tree_of_point_masses_keeps_greedy_output(t5):
-    """Two branches a round, the right one second: the cache rows of the accepted path must be moved together."""
+    """Two branches a step, the right one second: the cache entries of the accepted path must become contiguous."""
     truth = plain(t5, end_token=-1)
 
     class Branches(ScriptedDrafter):
         def draft(self, state, budget=None):
             draft = super().draft(state, budget)
             right = draft.tokens.clone()
-            # rows 1, 2: a wrong branch; rows 3..6: the right one
+            # query positions 1, 2: a wrong branch; 3..6: the right one
             draft.tokens[:, :2] = (right[:, :2] + 1) % 100
             draft.tokens[:, 2:] = right[:, : right.shape[1] - 2]
             draft.parents = torch.tensor([0, 1, 0, 3, 4, 5]).expand(state.batch_size, 6).contiguous()
@@ -191,7 +192,7 @@ def test_wide_vocabulary_follows_the_target():
     assert value < freedom + 10 * (2 * freedom) ** 0.5
 
 
-def test_two_unseeded_like_rows_differ_and_equal_seeds_agree():
+def test_two_unseeded_like_sequences_differ_and_equal_seeds_agree():
     table = torch.zeros(4, 50, 50)
     state = make_state(3, 12, 0, 50, temperature=1.0, seeds=[1, 2, 1], end_token=-1)
     decode(state, TableTarget(table), NoDrafter())

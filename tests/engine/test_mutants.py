@@ -12,7 +12,8 @@ from foredraft.engine.loop import decode
 from foredraft.kernels.verify import accept
 
 SAMPLED = {
-    "the residual is the target's distribution": ("rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
+    "the residual is the target's distribution": (
+        "rest = p[i] * scale - exp32(draft_logits[i] - lse)", "rest = p[i] * scale"),
     "the acceptance test ignores q": ("start, i) * q <= p[token]", "start, i) <= p[token]"),
     "draft and acceptance test share their noise": ("uniform(seed, ACCEPT, start, i)", "uniform(seed, 1, start, i)"),
     "the distribution is the previous position's": ("warp_loop(logits[r],", "warp_loop(logits[max(r - 1, 0)],"),

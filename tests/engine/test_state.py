@@ -69,7 +69,7 @@ def test_allowed_leaves_room_for_the_targets_own_token():
     assert state.allowed().tolist() == [0, 2, 0]
 
 
-def test_a_started_row_is_as_good_as_new():
+def test_a_started_sequence_is_as_good_as_new():
     state = make_state(2, 9, 3, 4, temperature=0.5)
     state.commit(draft_of(state, [3, 2]), verification_of(state, [[5, 6], [7, 8, 9]]), torch.ones(2, 4, 4))
     tensors = {name: value for name, value in vars(state).items() if isinstance(value, torch.Tensor)}

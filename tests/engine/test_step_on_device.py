@@ -1,4 +1,4 @@
-"""A round never waits for the device, and does not grow."""
+"""A step never waits for the device, and does not grow."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_the_watch_sees_a_wait():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("make", [NoDrafter, LookupDrafter])
-def test_a_round_neither_waits_nor_grows(tiny_checkpoints, make, temperature):
+def test_a_step_neither_waits_nor_grows(tiny_checkpoints, make, temperature):
     t5, drafter = T5(load_weights(tiny_checkpoints["v1.1"])), make()
     K = 0 if make is NoDrafter else 4
     state = make_state(2, 60, K, t5.config.d_model, temperature=temperature, end_token=-1)
@@ -53,7 +53,7 @@ def test_a_round_neither_waits_nor_grows(tiny_checkpoints, make, temperature):
             with Watch() as watch:
                 step(state, t5, drafter)
             sizes.append(watch.bytes)
-    # the first round may fill buffers that later rounds use again
+    # the first step may fill buffers that later steps use again
     assert len(set(sizes[1:])) == 1, sizes
     assert t5.cache.nbytes() == buffers
     assert int(state.lengths.min()) > 8

@@ -1,4 +1,4 @@
-"""The distributions of sampled rounds on the Triton verification, and broken variants of it that they must catch."""
+"""The distributions of sampled steps on the Triton verification, and broken variants of it that they must catch."""
 
 import importlib.util
 import sys
@@ -47,7 +47,8 @@ GREEDY = {
 @pytest.fixture
 def many_splits(monkeypatch):
     """Splits and sums that a vocabulary of 16 already fills."""
-    for module, name, size in ((split_softmax_triton, "SUB", 4), (split_softmax_triton, "SPLIT", 8), (accept_triton, "CHUNK", 8)):
+    sizes = (split_softmax_triton, "SUB", 4), (split_softmax_triton, "SPLIT", 8), (accept_triton, "CHUNK", 8)
+    for module, name, size in sizes:
         monkeypatch.setattr(module, name, size)
 
 
@@ -112,8 +113,7 @@ class Distributions:
 @pytest.mark.gpu
 @pytest.mark.parametrize("distribution", [dict(), dict(top_k=40, top_p=0.95)])
 def test_wide_vocabulary_follows_the_target(distribution):
-    """The second token, after drafts from the reversed distribution, binned where fewer than five are expected; at full size on a
-    GPU."""
+    """The second token, after drafts from the reversed distribution, binned where fewer than five are expected."""
     V, trials, rows = (32128, 400_000, 1000) if ON_GPU else (500, 2_000, 2000)
     if distribution and not ON_GPU:
         V, trials, rows = 100, 800, 800
@@ -126,7 +126,8 @@ def test_wide_vocabulary_follows_the_target(distribution):
         decode(state, Distributions(target), Distributions(q))
         counts += torch.bincount(state.tokens[:, 2], minlength=V)
     weights = np.empty(V, np.float32)
-    warp_reference(logits.numpy(), 1.0, distribution.get("top_k", 0), float(np.float32(distribution.get("top_p", 1.0))), weights)
+    top_k, top_p = distribution.get("top_k", 0), float(np.float32(distribution.get("top_p", 1.0)))
+    warp_reference(logits.numpy(), 1.0, top_k, top_p, weights)
     counts, p = counts.cpu(), torch.from_numpy(weights).double() / float(weights.sum(dtype=np.float64))
     assert not counts[p == 0].any()
     common = p * trials >= 5

@@ -23,7 +23,7 @@ from foredraft.engine.verify import verify
 from foredraft.errors import UserError
 
 NEW = 16
-# flat enough to see many pairs of tokens, few enough ids to see each often
+# flat enough for many pairs of tokens, few enough to see each pair often
 WARP = dict(temperature=3.0, top_k=6)
 SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 35 + [1], [50, 51, 52, 53, 54, 1], [3, 1])]
 SKIPS = ["", "0s,2", "1", "0sc,1f", "0,1,2"]
@@ -98,7 +98,7 @@ def test_committed_keys_stay_the_full_models(target):
 @torch.inference_mode()
 @pytest.mark.parametrize("goal", [0.0, 0.9])
 def test_compiled_drafts_equal_the_references(target, goal):
-    """Tokens, lengths, distributions, thresholds, round after round; greedy and sampled rows together."""
+    """Tokens, lengths, distributions, thresholds, step after step; greedy and sampled sequences together."""
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 0.0]), top_k=[0, 0, 30, 0], seeds=[3, 4, 5, 6], end_token=-1)
     state = make_state(4, NEW, 3, 32, **options)
     ours, plain = (make(target, "1,2s", goal=goal, threshold=0.05, tokens=np.arange(30)) for _ in range(2))
@@ -178,7 +178,7 @@ class Dropping:
 @torch.inference_mode()
 @pytest.mark.parametrize("mutant", [False, True])
 def test_sampled_tokens_follow_the_target_when_drafts_stop_early(target, mutant):
-    """The joint distribution of three tokens: whether the third is drafted hangs on the first, through the second's distribution."""
+    """The joint distribution of three tokens: whether the third is drafted depends on the second's distribution."""
     rows, times = 100, 40
     drafter, source = make(target, "1,2c", threshold=0.35, tokens=np.arange(60)), SOURCES[2]
     state = make_state(rows, 3, 3, 32, end_token=-1, **WARP)
@@ -201,8 +201,8 @@ def test_sampled_tokens_follow_the_target_when_drafts_stop_early(target, mutant)
 
 
 @pytest.mark.parametrize("kind", ["self", "head"])
-def test_rows_that_requests_take_in_turn(tiny_model_path, tmp_path, kind):
-    """A request's tokens hang neither on who held its row before nor on who shares the batch."""
+def test_requests_that_share_a_sequence_one_after_the_other(tiny_model_path, tmp_path, kind):
+    """A request's tokens depend neither on the sequence's former request nor on the batch."""
     if kind == "head":
         model_class("head").from_target(tiny_model_path, d_kv=12, d_ff=20).save(tmp_path)
     model = foredraft.load(tiny_model_path, drafter="self:1,2s" if kind == "self" else tmp_path)

@@ -1,4 +1,4 @@
-"""The lookup drafter on a DecodeState: ragged rows, rounds, reuse across batches."""
+"""The lookup drafter on a DecodeState: ragged sequences, steps, reuse across batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_state(limits: list[int], draft_tokens: list[int]) -> DecodeState:
 
 
 def follow(state: DecodeState, draft: Draft, outputs: list[list[int]]) -> None:
-    """Commit what a greedy target with fixed outputs would: the drafts that agree with them, and one id more."""
+    """Commit what a greedy target with fixed outputs would: the drafts that agree with them, and one token more."""
     B, K = draft.tokens.shape
     tokens, counts = torch.zeros(B, K + 1, dtype=torch.int64), torch.ones(B, dtype=torch.int64)
     for row, output in enumerate(outputs):
@@ -37,8 +37,8 @@ def follow(state: DecodeState, draft: Draft, outputs: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("K", [0, 1, 4, 7])
-def test_rounds_equal_brute_force(K):
-    """Every round of two batches of different sizes, one drafter: acceptances, rejections, end and limit in a draft."""
+def test_steps_equal_brute_force(K):
+    """Every step of two batches of different sizes, one drafter: acceptances, rejections, end and limit in a draft."""
     draw = torch.Generator().manual_seed(K)
     drafter = LookupDrafter(cost=0.0)
     for B in (4, 2):
@@ -67,7 +67,7 @@ def test_rounds_equal_brute_force(K):
         drafter.release(range(B))
 
 
-def test_a_row_is_admitted_anew_while_others_run():
+def test_a_sequence_is_admitted_anew_while_others_run():
     drafter, state = LookupDrafter(), make_state([20, 20], [3, 3])
     sources = [torch.tensor([5, 6, 7, 8, END]), torch.tensor([9, 5, 4, 3, END])]
     drafter.admit([0, 1], sources, [])
@@ -79,7 +79,7 @@ def test_a_row_is_admitted_anew_while_others_run():
     assert drafter.draft(state).tokens.tolist() == [[2, 2, 2], [4, 3, 0]]
 
 
-def test_a_finished_row_proposes_nothing():
+def test_a_finished_sequence_proposes_nothing():
     drafter, state = LookupDrafter(), make_state([20], [3])
     drafter.admit([0], [torch.tensor([5, 6, 7, END])], [])
     state.tokens[0, 1], state.lengths[0] = 5, 2

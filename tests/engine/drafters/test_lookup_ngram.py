@@ -20,7 +20,7 @@ SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], [7, 8] * 15 + [1], [50, 
 
 
 class Named(ScriptedDrafter):
-    """Proposes `size` ids for the rows it names, and notes which rows it was asked for."""
+    """Proposes `size` tokens for the sequences it names, and notes which sequences it was asked for."""
 
     def __init__(self, token, size, rows, proposer):
         super().__init__([[token] * 50] * 4, lengths=lambda row, round_: size if row in rows else 0)
@@ -33,7 +33,7 @@ class Named(ScriptedDrafter):
         return draft
 
 
-def test_each_row_takes_the_first_draft_that_is_long_enough():
+def test_each_sequence_takes_the_first_draft_that_is_long_enough():
     first, second, third = Named(5, 4, [0], 1), Named(6, 2, [1, 2], 2), Named(7, 3, [2], 3)
     state = make_state(4, 30, 6, 8)
     draft = CascadeDrafter([first, second, third]).draft(state)
@@ -42,7 +42,7 @@ def test_each_row_takes_the_first_draft_that_is_long_enough():
     assert draft.proposer[:, 0].tolist()[:3] == [1, 2, 3]
     assert (first.asked, second.asked, third.asked) == ([[0, 1, 2, 3]], [[1, 2, 3]], [[1, 2, 3]])
     assert state.draft_tokens.tolist() == [6] * 4
-    # all that a row may draft is enough, and who is not needed is not asked
+    # all that a sequence may draft is enough, and who is not needed is not asked
     state.draft_tokens[:] = torch.tensor([2, 1, 0, 0])
     second.lengths = first.lengths = lambda row, round_: 9
     assert CascadeDrafter([first, second]).draft(state).lengths.tolist() == [2, 1, 0, 0]
@@ -57,7 +57,7 @@ def test_a_cascade_goes_by_costs_where_one_of_its_drafters_does():
 
 
 class Short(TableDrafter):
-    """A sampled draft that stops at an even id, as at an end of text."""
+    """A sampled draft that stops at an even token, as at an end of text."""
 
     point_masses = False
 
@@ -69,7 +69,7 @@ class Short(TableDrafter):
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_a_cascade_keeps_the_distribution_where_no_sampled_draft_is_dropped(drops, monkeypatch):
-    """Sampled drafts of one id meet point masses of two; to prefer the longer one, as the mutant does, is a bias."""
+    """Sampled drafts of one token meet point masses of two; to prefer the longer one, as the mutant does, is a bias."""
     V, rows, counts = 6, 4000, torch.zeros(36, dtype=torch.int64)
     generator = torch.Generator().manual_seed(7)
     table = torch.randn(4, V, V, generator=generator)
@@ -102,7 +102,7 @@ def target(tiny_checkpoints):
 
 @pytest.fixture(scope="module", params=[0, 40])
 def middle(request, target, tmp_path_factory):
-    """A shallow T5 over all ids, and over 40 and the source's."""
+    """A shallow T5 over all tokens, and over 40 and the source's."""
     folder = tmp_path_factory.mktemp("shallow")
     model = model_class("t5shallow").from_target(target.folder, layers=[2, 0])
     if request.param:
@@ -155,7 +155,7 @@ def test_the_inner_drafter_saves_passes_of_the_t5(target, middle):
 
 @torch.inference_mode()
 def test_a_sampled_staged_draft_reports_the_distribution_of_the_t5(target, middle):
-    """Its distributions are those that the T5 alone reports after the same ids, wherever they were drawn."""
+    """Its distributions are those that the T5 alone reports after the same tokens, wherever they were sampled."""
     options = dict(temperature=0.9, top_k=30, end_token=-1)
     drafter = staged(target, middle, LookupDrafter())
     alone = open_drafter(middle, target.weights, target.folder, None)
@@ -170,15 +170,16 @@ def test_a_sampled_staged_draft_reports_the_distribution_of_the_t5(target, middl
         led = make_state(4, 20, 1, 32, **options)
         led.tokens[:, 1 : 1 + place], led.lengths[:] = draft.tokens[:, :place], 1 + place
         distribution = alone.draft(led)
-        ours, theirs = ((d.logits[:, at].double() - d.lse[:, at, None]).exp() for d, at in ((draft, place), (distribution, 0)))
+        ours, theirs = ((d.logits[:, at].double() - d.lse[:, at, None]).exp()
+                        for d, at in ((draft, place), (distribution, 0)))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
         assert (ours.gather(1, draft.tokens[:, place : place + 1]) > 0).all()
 
 
 @torch.inference_mode()
-def test_sampled_ids_follow_the_target(target, middle):
-    """The second id of staged speculation against that of plain sampling by exact distributions."""
-    # at this target's own temperature one id has nearly all the mass
+def test_sampled_tokens_follow_the_target(target, middle):
+    """The second token of staged speculation against that of plain sampling by exact distributions."""
+    # at this target's own temperature one token has nearly all the mass
     rows, times, source, temperature = 100, 25, SOURCES[2], 3.0
     drafter = staged(target, middle, LookupDrafter())
     run(target, drafter, make_state(rows, 3, 2, 32, temperature=temperature, end_token=-1), [source] * rows)

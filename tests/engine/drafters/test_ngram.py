@@ -38,7 +38,7 @@ def table():
 
 
 def test_drafts_equal_brute_force(table):
-    """Ragged rows: lengths, each row's own K, its limit, a finished one; the start token is part of the context."""
+    """Ragged: lengths, each sequence's own K and limit, a finished one; the start token is part of the context."""
     B = 6
     state = DecodeState(
         limits=torch.tensor([12, 12, 12, 12, 9, 12]), draft_tokens=torch.tensor([5, 5, 2, 0, 5, 5]),
@@ -96,7 +96,7 @@ def test_draws_keep_the_targets_distribution(cost):
     assert 0 < accepted < drafted < 4 * trials
 
 
-def test_greedy_rows_beside_sampled_ones_are_point_masses(table):
+def test_greedy_sequences_beside_sampled_ones_are_point_masses(table):
     drafter = NgramDrafter(table, cost=0.0, sampled=True)
     state = make_state(2, 8, 3, V, temperature=torch.tensor([0.0, 1.0]))
     draft = drafter.draft(state)

@@ -28,7 +28,8 @@ def test_what_does_not_run_on_cuda_is_refused_with_what_does(name):
     assert "\n" not in str(caught.value) and specs(cuda=True) in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["nothing", "tree", "cnn", "lookup:PATH", "cascade:lookup", "staged:lookup,lookup", "none:x"])
+@pytest.mark.parametrize(
+    "spec", ["nothing", "tree", "cnn", "lookup:PATH", "cascade:lookup", "staged:lookup,lookup", "none:x"])
 def test_unknown_specs_are_refused(tiny_model_path, spec):
     with pytest.raises(UserError) as caught:
         foredraft.load(tiny_model_path, drafter=spec)

@@ -35,7 +35,7 @@ def target(tiny_checkpoints):
 
 @pytest.fixture(scope="module")
 def trained(target, tmp_path_factory):
-    """(torch module, Drafter) of each kind; the CNN drafts 60 ids and those of the source."""
+    """(torch module, Drafter) of each kind; the CNN drafts 60 tokens and those of the source."""
     found = {"lookup": (None, LookupDrafter(cost=0.0))}
     for kind in KINDS[1:]:
         torch.manual_seed(1)
@@ -57,7 +57,7 @@ def run(target, drafter, state, sources=SOURCES):
 
 
 class Bushy(ScriptedDrafter):
-    """The truth hidden in a tree, the right child the last of its siblings, and wrong ids elsewhere."""
+    """The truth hidden in a tree, the right child the last of its siblings, and wrong tokens elsewhere."""
 
     def __init__(self, truth, shape: Shape, vocabulary=100):
         super().__init__(truth, vocabulary=vocabulary)
@@ -86,7 +86,7 @@ class Bushy(ScriptedDrafter):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_the_right_branch_is_taken_and_its_cache_rows_are_what_plain_decoding_writes(target, shape):
+def test_the_right_branch_is_taken_and_its_cache_entries_are_what_plain_decoding_writes(target, shape):
     limits = [NEW, 3, NEW, 7]
     truth = make_state(4, limits, 0, 32, end_token=-1)
     ids = run(target, NoDrafter(), truth)
@@ -109,7 +109,7 @@ def test_the_right_branch_is_taken_and_its_cache_rows_are_what_plain_decoding_wr
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_equals_plain_for_any_shape(target, trained, kind, shape):
-    """Ragged: rows of other limits and other numbers of nodes; an end of text inside a tree."""
+    """Ragged: sequences of other limits and other numbers of nodes; an end of text inside a tree."""
     shape = Shape.parse(shape)
     drafter, N = TreeDrafter(trained[kind][1], shape), len(shape.parents)
     free = run(target, NoDrafter(), make_state(4, NEW, 0, 32, end_token=-1))
@@ -121,7 +121,7 @@ def test_greedy_equals_plain_for_any_shape(target, trained, kind, shape):
 
 
 def wander(state, draft, random) -> Verification:
-    """A verification that walks down at random, side branches too, and ends in an id of its own."""
+    """A verification that walks down at random, side branches too, and ends in a token of its own."""
     tokens, path = (torch.zeros(state.batch_size, state.max_draft + 1, dtype=torch.int64) for _ in range(2))
     counts = torch.ones(state.batch_size, dtype=torch.int64)
     for row in range(state.batch_size):
@@ -142,7 +142,7 @@ def wander(state, draft, random) -> Verification:
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_q_is_the_modules_distribution_of_every_node(target, trained, kind, replaced):
-    """After its own ancestors, without its earlier siblings; round after round, as branches are accepted and given up."""
+    """After its own ancestors, without its earlier siblings; step after step, as branches are accepted and given up."""
     model, drafter = trained[kind]
     drafter = TreeDrafter(drafter, Shape.parse("3x2x1"), replaced)
     state = make_state(3, 60, 15, 32, end_token=-1, temperature=0.9, top_k=12)
@@ -150,7 +150,7 @@ def test_q_is_the_modules_distribution_of_every_node(target, trained, kind, repl
     random, compared, branched = np.random.default_rng(0), 0, 0
     for turn in range(8):
         if turn == 4:
-            # a round of others, which this drafter has to catch up with
+            # a step of others, which this drafter has to catch up with
             state.commit(Draft.empty(3, 15), wander(state, Draft.empty(3, 15), random), torch.zeros(3, 16, 32))
         draft = drafter.draft(state)
         for row in range(3):
@@ -182,7 +182,7 @@ def test_q_is_the_modules_distribution_of_every_node(target, trained, kind, repl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_does_not_depend_on_its_batch(target, trained, kind):
+def test_a_sequence_does_not_depend_on_its_batch(target, trained, kind):
     drafter = TreeDrafter(trained[kind][1], Shape.parse("2x2x1"))
     options = dict(temperature=torch.tensor([0.0, 1.0, 0.8, 1.2]), seeds=[3, 4, 5, 6], end_token=-1)
     together = run(target, drafter, make_state(4, NEW, 6, 32, **options))
@@ -202,9 +202,9 @@ def test_seeded_trees_of_copies_equal_plain_sampling(target, trained):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("replaced", [False, True])
-def test_sampled_ids_follow_the_target(target, trained, replaced):
-    """The second id's distribution, its first summed out, against what forward passes of the target say."""
-    # at this target's own temperature one id has nearly all the mass
+def test_sampled_tokens_follow_the_target(target, trained, replaced):
+    """The second token's distribution, its first summed out, against what forward passes of the target say."""
+    # at this target's own temperature one token has nearly all the mass
     rows, times, source, temperature = 100, 25, SOURCES[2], 3.0
     drafter = TreeDrafter(trained["lstm"][1], Shape.parse("3x2"), replaced)
     state = make_state(rows, 12, 9, 32, temperature=temperature, end_token=-1)
@@ -231,7 +231,7 @@ def test_by_name(tiny_model_path, tmp_path):
                  "tree:3x1x1:lookup+history"):
         model = plain.with_drafter(spec)
         assert model.drafter.name.startswith("tree:")
-        # rows that requests take in turn
+        # requests share sequences one after the other
         assert model.generate(inputs, max_new_tokens=12, draft_tokens=6, batch_size=2).token_ids == truth
     sampled = plain.with_drafter(f"tree:2x2+iid:{tmp_path / 'lstm'}")
     assert sampled.drafter.tree.replaced and not sampled.drafter.capabilities.point_masses

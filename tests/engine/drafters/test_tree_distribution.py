@@ -26,8 +26,8 @@ def tables(drafter: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def generations(drafter: str, shape: str, replaced: bool, new: int, trials: int, children=branch.children_loop,
                 top_k: int = 0) -> tuple[float, int, float]:
-    """chi-square of the joint distribution of the first `new` ids, its degrees of freedom, and ids a round; the outputs are so long
-    that the whole tree has room."""
+    """chi-square of the first `new` tokens' joint distribution, its degrees of freedom, and tokens per step; the outputs are
+    long enough for the whole tree."""
     table, q = tables(drafter)
     tree = Shape.parse(shape).tree(replaced)
     K = len(tree.parents)
@@ -58,21 +58,21 @@ def is_lossless(*arguments, **options) -> bool:
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
-def test_the_first_id_after_one_node(drafter, replaced):
+def test_the_first_token_after_one_node(drafter, replaced):
     assert is_lossless(drafter, "3", replaced, 1, 60_000)
-    # more children than the distribution has ids
+    # more children than the distribution has tokens
     assert is_lossless(drafter, "3", replaced, 1, 20_000, top_k=2)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
-def test_the_joint_distribution_of_two_ids_and_of_whole_generations(drafter, replaced):
+def test_the_joint_distribution_of_two_tokens_and_of_whole_generations(drafter, replaced):
     assert is_lossless(drafter, "2x2", replaced, 2, 60_000)
     assert is_lossless(drafter, "2x1x2", replaced, 3, 60_000)
 
 
-def test_siblings_are_worth_their_rows():
-    """Ids a round: more with two children than with one, more without replacement than with it."""
+def test_siblings_raise_the_tokens_per_step():
+    """Tokens per step: more with two children than with one, more without replacement than with it."""
     chain, independent, without = (generations("close", shape, replaced, 4, 4_000)[2] for shape, replaced in (
         ("1x1", False), ("3x2", True), ("3x2", False)))
     assert without > independent > chain > 1

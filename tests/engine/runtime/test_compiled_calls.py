@@ -20,7 +20,8 @@ from foredraft.kernels.step import step_inputs as inputs
 from foredraft.kernels.verify import accept
 
 pytestmark = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
-FILES = (accept, activate, attention, commit, decoder, features, head, inputs, distribution, linear, norm, recurrent, sample, skipped)
+FILES = (accept, activate, attention, commit, decoder, features, head, inputs, distribution, linear, norm, recurrent,
+         sample, skipped)
 
 
 def count_calls(monkeypatch) -> Counter:
@@ -43,7 +44,7 @@ def count_calls(monkeypatch) -> Counter:
     return counted
 
 
-def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_path, monkeypatch):
+def test_a_greedy_step_is_a_handful_of_calls_however_deep_the_model(tiny_model_path, monkeypatch):
     model = foredraft.load(tiny_model_path, drafter="lookup")
     # all is compiled before anything is replaced: numba would look the replacements up
     model.generate([[5, 6, 7, 5, 6, 7, 1], [9, 8, 1]], max_new_tokens=12, draft_tokens=3)
@@ -62,7 +63,7 @@ def test_a_greedy_round_is_a_handful_of_calls_however_deep_the_model(tiny_model_
 
 @pytest.mark.parametrize(("kind", "sizes"), [
     ("lstm", dict(hidden_size=16)), ("cnn", dict(hidden_size=16)), ("head", {}), ("self", None)])
-def test_all_drafts_of_a_round_are_one_call(tiny_model_path, tmp_path, monkeypatch, kind, sizes):
+def test_all_drafts_of_a_step_are_one_call(tiny_model_path, tmp_path, monkeypatch, kind, sizes):
     if sizes is not None:
         model_class(kind).from_target(tiny_model_path, **sizes).save(tmp_path)
     model = foredraft.load(tiny_model_path, drafter="self:1" if sizes is None else tmp_path)
@@ -78,7 +79,8 @@ def test_inside_them_are_the_kernels_that_the_tests_hold():
     assert {"layers_loop", "embed_loop"} <= set(decoder._decoder_loop.py_func.__code__.co_names)
     drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
                 for name in function.py_func.__code__.co_names}
-    assert {"num_uncached_loop", "lstm_loop", "cnn_loop", "copy_attention_loop", "vocabulary_head_loop", "children_loop"} <= drafting
+    assert {"num_uncached_loop", "lstm_loop", "cnn_loop", "copy_attention_loop", "vocabulary_head_loop",
+            "children_loop"} <= drafting
     assert {"norm_loop", "linear_loop", "self_attention_loop", "cross_attention_loop", "activate_loop"} <= set(layers)
     assert "linear_argmax_loop" in head._choose_loop.py_func.__code__.co_names
     assert "gemm_blocks" in attention._cross_tasks.py_func.__code__.co_names

@@ -1,4 +1,4 @@
-"""Requests that come and go: every row as it would be alone, nothing leaks, memory stays within its limit."""
+"""Requests that come and go: every sequence as it would be alone, nothing leaks, memory stays within its limit."""
 
 import random
 
@@ -47,7 +47,7 @@ def drafter(request, target, tmp_path_factory):
 
 
 def random_job(draw: random.Random, index: int, longest: int = 200) -> Job:
-    """Any length from 1 id to 4 pages, any distribution, any K; half of them repeat themselves, so that copies are accepted."""
+    """Any length from 1 token to 4 pages, any distribution, any K; half of the sources repeat, for copies to be accepted."""
     S = draw.choice((draw.randint(1, 8), draw.randint(1, longest)))
     ids = [draw.randrange(3, 100) for _ in range(S)]
     ids = (ids[: max(1, S // 9)] * S)[:S] if draw.random() < 0.5 else ids
@@ -59,7 +59,7 @@ def random_job(draw: random.Random, index: int, longest: int = 200) -> Job:
 
 @torch.inference_mode()
 def alone(target, drafter, job) -> list[int]:
-    """By the plain loop, one row, with the request's own K."""
+    """By the plain loop, one sequence, with the request's own K."""
     target.reserve(1, job.limit, job.draft_tokens, len(job.source))
     drafter.admit([0], [job.source], target.admit([0], [job.source]))
     state = make_state(1, job.params.max_new_tokens, job.draft_tokens, 32, seeds=[job.seed], **job.distribution)
@@ -70,7 +70,8 @@ def alone(target, drafter, job) -> list[int]:
 
 
 def scheduler(target, drafter, rows, **options):
-    return ContinuousBatches(target, drafter, **dict(batch_size=rows, max_new_tokens=NEW, draft_tokens=K, longest=200) | options)
+    return ContinuousBatches(
+        target, drafter, **dict(batch_size=rows, max_new_tokens=NEW, draft_tokens=K, longest=200) | options)
 
 
 @torch.inference_mode()
@@ -108,7 +109,7 @@ def assert_books_balance(found):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_rows_tokens_do_not_depend_on_who_shares_the_batch(target, drafter, rows):
+def test_a_sequences_tokens_do_not_depend_on_who_shares_the_batch(target, drafter, rows):
     draw = random.Random(rows)
     jobs = [random_job(draw, index) for index in range(24)]
     results = run(scheduler(target, drafter, rows, pages=6), jobs, draw)
@@ -126,19 +127,19 @@ def test_a_rows_tokens_do_not_depend_on_who_shares_the_batch(target, drafter, ro
         assert result.stats.steps == len(ids) - result.stats.accepted
 
 
-def test_requests_enter_rows_that_others_leave(target):
+def test_requests_enter_sequences_that_others_leave(target):
     draw = random.Random(0)
     jobs = [random_job(draw, index) for index in range(40)]
     found = scheduler(target, NoDrafter(), 4)
     results = run(found, jobs)
     steps = sum(result.stats.steps for result in results.values())
     assert steps == sum(len(result.token_ids) for result in results.values())
-    # only the last few rounds have rows to spare
+    # only the last few steps have sequences to spare
     assert steps <= found.passes * 4 < steps + 4 * NEW
 
 
 class PagedTable(TableTarget):
-    """A TableTarget whose rows hold pages of a real cache."""
+    """A TableTarget whose sequences hold pages of a real cache."""
 
     def __init__(self, table):
         super().__init__(table)
@@ -175,7 +176,7 @@ def test_ten_thousand_requests_of_any_length_leave_nothing_behind():
     assert found.cache.pool.most_used <= 900
 
 
-# seconds of encoding, in rounds of a few
+# seconds of encoding; a step takes a few
 SOURCE = 300.0
 
 
@@ -189,7 +190,7 @@ class Clock:
 
 
 class TimedTable(PagedTable):
-    """Costs `seconds(rows read)` a pass, and much for a source."""
+    """Costs `seconds(query positions read)` a pass, and much for a source."""
 
     def __init__(self, table, clock, seconds):
         super().__init__(table)
@@ -211,7 +212,7 @@ class TimedDrafter(ScriptedDrafter):
 
 
 def adaptive_run(rows, seconds, wrong=False):
-    """150 short requests: somebody comes at most passes. Returns seconds over those of plain decoding, and the ids drafted a
+    """150 short requests: one enters at most steps. Returns seconds over those of plain decoding, and the tokens drafted a
     step; a source's seconds are left out."""
     table = torch.randn(40, 20, 20, generator=torch.Generator().manual_seed(1))
     truth = make_state(1, 30, 0, 20, end_token=-1)
@@ -227,7 +228,7 @@ def adaptive_run(rows, seconds, wrong=False):
         configs = [SamplingParams(max_new_tokens=draw.randint(2, 30), draft_tokens=K) for _ in range(150)]
         results = run(found, (Job(i, None, torch.ones(1, dtype=torch.int64), config, K, i, [])
                               for i, config in enumerate(configs)))
-        # greedy ids are the same for all
+        # greedy tokens are the same for all
         for i, config in enumerate(configs):
             assert results[i].token_ids == truth[: config.max_new_tokens]
         taken.append(clock.now - 150 * SOURCE)
@@ -237,14 +238,14 @@ def adaptive_run(rows, seconds, wrong=False):
 
 @pytest.mark.parametrize("rows", [2, 12, 40])
 def test_drafts_answer_to_what_a_pass_costs(rows):
-    # further rows are nearly free
+    # further query positions are nearly free
     assert adaptive_run(rows, lambda read: 1.0 + 0.001 * read)[0] < 0.45
-    # each row costs as much as any other: nothing is gained, even by drafts that are always right
+    # each query position costs the same: nothing is gained, even by drafts that are always right
     assert adaptive_run(rows, lambda read: 0.01 + read)[0] < 1.03
 
 
-def test_drafts_answer_to_how_many_rows_share_a_pass():
-    def seconds(read):  # room for 8 rows
+def test_drafts_answer_to_how_many_sequences_share_a_pass():
+    def seconds(read):  # room for 8 query positions
         return max(8.0, read)
 
     few, many = adaptive_run(2, seconds), adaptive_run(12, seconds)

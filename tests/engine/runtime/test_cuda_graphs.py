@@ -1,4 +1,4 @@
-"""Rounds as graphs: the loop around them by a stand-in for CUDA's capture, and the real thing where there is a GPU."""
+"""Steps as CUDA graphs: the loop around them with a fake capture, and with a real one where there is a GPU."""
 
 import contextlib
 import gc
@@ -41,13 +41,14 @@ def test_replays_give_the_loop_s_tokens_and_one_capture_serves_all_requests():
         state = run(rounds)
         assert torch.equal(state.tokens, wanted.tokens) and torch.equal(state.num_steps, wanted.num_steps)
     assert capture.captured == 1
-    # the flag is seen a round late: each request queues one round more than it needs; the first one's first is eager
+    # the flag is seen a step late: each request queues one step more than it needs; the first one's first is eager
     assert capture.replayed == 3 * (8 + 1) - 1
 
 
 def test_the_host_sees_every_token_once_and_the_last_one_too():
     views = []
-    state = run(CapturedSteps(FakeCapture()), seen=lambda view: views.append((int(view.lengths[0]), view.tokens[0].tolist())))
+    state = run(CapturedSteps(FakeCapture()),
+                seen=lambda view: views.append((int(view.lengths[0]), view.tokens[0].tolist())))
     lengths = [length for length, _ in views]
     assert lengths == sorted(lengths) and lengths[-1] == 9
     assert views[-1][1] == state.tokens[0].tolist()
@@ -135,7 +136,7 @@ def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model_path):
-    """The whole door, with the stand-in for capture; the device's model runs under Triton's interpreter."""
+    """`generate` with the fake capture; the CUDA model runs under Triton's interpreter."""
     cpu = foredraft.load(tiny_model_path)
     device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), cpu.tokenizer, "lookup", tiny_model_path, "float32")
     device.graphs = CapturedSteps(FakeCapture())
@@ -146,7 +147,7 @@ def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model
     wanted, found = (model.generate(texts[:1], max_new_tokens=6, draft_tokens=2, stop_strings=word)
                      for model in (cpu, device))
     assert found.token_ids == wanted.token_ids
-    # limits that are near share a captured round
+    # limits that are near share a captured step
     shapes = len(device.graphs.shapes)
     wanted, found = (model.generate(texts[:1], max_new_tokens=9, draft_tokens=2) for model in (cpu, device))
     assert found.token_ids == wanted.token_ids and len(device.graphs.shapes) == shapes
@@ -154,7 +155,7 @@ def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model
     streamer = SimpleNamespace(put=lambda ids: pieces.append(ids.tolist()), end=lambda: pieces.append([]))
     out = device.generate(texts[:1], max_new_tokens=6, draft_tokens=2, streamer=streamer)
     assert pieces[0] == [0] and pieces[-1] == [] and sum(pieces[1:], []) == out.token_ids[0]
-    # requests with parameters of their own, more of them than rows, one of which fails
+    # requests with parameters of their own, more of them than sequences, one of which fails
     requests = [Request("w5 w9 w5 w9", id="a", draft_tokens=1), Request("w7", id="b", do_sample=True, seed=3, top_k=9),
                 Request("", id="c"), Request("w8 w7", id="d", max_new_tokens=2)]
     wanted, found = (list(model.stream(requests, max_new_tokens=4, draft_tokens=2, batch_size=2, in_order=True))
@@ -171,7 +172,7 @@ def tensor_bytes():
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_what_target_drafter_and_graphs_hold_stays_flat(tiny_model_path):
-    """The parts of the real round, under Triton's interpreter: a second and third time nothing more is held."""
+    """The parts of the real step, under Triton's interpreter: a second and third time nothing more is held."""
     model = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), foredraft.load(tiny_model_path).tokenizer, "lookup",
                   tiny_model_path, "float32")
     model.graphs, held = CapturedSteps(FakeCapture()), []

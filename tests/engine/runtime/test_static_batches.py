@@ -1,4 +1,4 @@
-"""Batches on a device: what they need of its memory is counted before any is taken. The rest: test_graph.py."""
+"""Static batches: the memory that they need is counted before any is allocated. See also test_cuda_graphs.py."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from foredraft.engine.loop import step
 from foredraft.engine.models import device_memory
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
-from foredraft.engine.runtime import static_batches as fixed_batches
+from foredraft.engine.runtime import static_batches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.engine.state import state_bytes
 from foredraft.engine.verify import workspace_bytes
@@ -46,8 +46,8 @@ def test_a_state_that_does_not_fit_is_refused_before_it_is_made(tiny_model_path,
     needed = state_bytes(2, 2, 62, model.target.config.d_model) + workspace_bytes(2, 3, 100)
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: needed - 1)
     with monkeypatch.context() as patch:
-        patch.setattr(fixed_batches, "DecodeState", lambda **_: pytest.fail("memory was taken"))
-        with pytest.raises(UserError, match="the state of 2 rows of 62 positions and 2 drafts need .* lower batch"):
+        patch.setattr(static_batches, "DecodeState", lambda **_: pytest.fail("memory was taken"))
+        with pytest.raises(UserError, match="the state of 2 sequences of 62 positions and 2 drafts need .* lower batch"):
             model.generate(["w5 w9", "w7"], **options)
     monkeypatch.undo()
     assert model.generate(["w5 w9", "w7"], **options).token_ids == wanted

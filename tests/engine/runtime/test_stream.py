@@ -105,9 +105,10 @@ def test_cancelling(model):
 
 @pytest.mark.parametrize("draft_tokens", [4, "auto"])
 def test_any_mix_of_requests_in_any_order_is_what_each_gives_alone(model, draft_tokens):
-    """Distributions, seeds, K, limits and stop strings of their own; arrivals at random, some cancelled while they run or wait."""
+    """Own distributions, seeds, K, limits and stop strings; random arrivals, some cancelled while they run or wait."""
     draw = random.Random(3)
-    distributions = (dict(), dict(do_sample=True, temperature=0.6), dict(do_sample=True, top_k=9), dict(do_sample=True, top_p=0.7))
+    distributions = (dict(), dict(do_sample=True, temperature=0.6), dict(do_sample=True, top_k=9),
+                     dict(do_sample=True, top_p=0.7))
     requests = []
     for i in range(60):
         own = draw.choice(distributions) | dict(seed=draw.randrange(2**40), draft_tokens=draw.randint(0, 4),
