@@ -2,21 +2,33 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 RUN = .venv/bin/python -m
+# each process starts with tests of other kernels, so that few are compiled twice
+PYTEST = $(RUN) pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench docs clean
 
 demo: .venv/.ready
 	$(RUN) foredraft demo
 
+# every room and every law once, at small size
 test: .venv/.ready
-	$(RUN) pytest -q -n 2
+	$(PYTEST) -m "not slow and not full"
+
+# everything but minutes-long single tests; tests on real articles where FOREDRAFT_DATA names them
+test-all: .venv/.ready check
+	$(PYTEST) -rs -m "not slow"
 
 check: .venv/.ready
 	$(RUN) ruff check .
+	.venv/bin/codespell
+	$(RUN) mypy
 
 # one thread, so that a run means something on a machine that others use too; foredraft bench compare A B tells two apart
 bench: .venv/.ready
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) pytest -q bench --benchmark-enable --benchmark-min-rounds=20 --benchmark-autosave --benchmark-columns=median,iqr,rounds
+
+docs: .venv/.docs
+	$(RUN) mkdocs build --strict
 
 # torch comes first and pinned: left to resolve on its own, the newest build for a GPU may be fetched instead
 .venv/.ready: setup.py pyproject.toml
@@ -25,5 +37,9 @@ bench: .venv/.ready
 	$(RUN) pip install --quiet -e '.[dev]'
 	touch $@
 
+.venv/.docs: .venv/.ready
+	$(RUN) pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
