@@ -84,6 +84,8 @@ def student_samples(drafter: Drafter, target: T5, sources: list[Tensor], encoded
     list of numpy.ndarray
         B samples [T_i] uint16, with `</s>` where it was sampled.
     """
+    from foredraft.engine.drafters.neural.eagle_head import EagleDrafter
+
     sequences = range(len(sources))
     state = _state(target, len(sources), longest, AHEAD, temperature, [request_seed(seed, b) for b in sequences])
     drafter.admit(sequences, sources, encoded)
@@ -92,7 +94,8 @@ def student_samples(drafter: Drafter, target: T5, sources: list[Tensor], encoded
         draft = drafter.draft(state)
         tokens = torch.cat((draft.tokens, draft.tokens[:, -1:]), 1)
         # an EAGLE-style head continues from its own features
-        state.commit(draft, Verification(tokens, draft.lengths.clamp_min(1)), getattr(drafter, "features", hidden))
+        features = drafter.features if isinstance(drafter, EagleDrafter) else hidden
+        state.commit(draft, Verification(tokens, draft.lengths.clamp_min(1)), features)
     drafter.release(sequences)
     return _samples(state, longest)
 
