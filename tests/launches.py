@@ -13,8 +13,9 @@ WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.
 class Launches(TorchDispatchMode):
     """Records what runs inside the context.
 
-    kernels, grids, variants: of each Triton launch its name, its grid and what the compiler specialises on. operations: names
-    of torch operations, without views. waits: those that synchronise with the device. bytes: memory that operations allocated.
+    kernels, grids, variants: of each Triton launch its name, its grid and what the compiler specialises on.
+    operations: names of torch operations, without views. waits: those that synchronise with the device.
+    bytes: memory that operations allocated.
     """
 
     def __init__(self):
