@@ -47,7 +47,7 @@ def test_from_articles_to_a_drafter(command, data, tiny_model_path, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--drafter", "lstm", "--data", "data/train.jsonl"], "give --validation"),
-    (["--drafter", "lstm", "--data", "data", "--distill_method", "Magic"], "--distill-method Magic"),
+    (["--drafter", "lstm", "--data", "data", "--distill_method", "Magic"], "--distill-method is Magic"),
     (["--drafter", "lstm", "--data", "data", "--size", "hidden=x"], "--size hidden=x"),
     (["--drafter", "lstm", "--data", "data", "--steps", "1", "--batch_size", "2"], "give --pseudo-dataset-path"),
     (["--drafter", "ngram"], "no data"),
