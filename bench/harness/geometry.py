@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from foredraft.engine.models.spec import ModelConfig, tensor_parts
 from foredraft.errors import UserError
 
 _COMMON = dict(model_type="t5", is_encoder_decoder=True, vocab_size=32128, d_kv=64, decoder_start_token_id=0, eos_token_id=1,
@@ -27,25 +28,8 @@ SHARD_BYTES = 10**9
 
 def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a T5ForConditionalGeneration of these sizes."""
-    C, F, H = config["d_model"], config["d_ff"], config["num_heads"]
-    inner = H * config["d_kv"]
-    shapes = {"shared.weight": (config["vocab_size"], C)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (config["vocab_size"], C)
-    ff_in = ("wi_0", "wi_1") if config["feed_forward_proj"].startswith("gated") else ("wi",)
-    for side, layers in (("encoder", config["num_layers"]), ("decoder", config["num_decoder_layers"])):
-        shapes[f"{side}.final_layer_norm.weight"] = (C,)
-        shapes[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, H)
-        kinds = ("SelfAttention",) if side == "encoder" else ("SelfAttention", "EncDecAttention")
-        for i in range(layers):
-            for j, kind in enumerate(kinds):
-                p = f"{side}.block.{i}.layer.{j}"
-                shapes |= {f"{p}.{kind}.{name}.weight": (inner, C) for name in "qkv"}
-                shapes |= {f"{p}.{kind}.o.weight": (C, inner), f"{p}.layer_norm.weight": (C,)}
-            p = f"{side}.block.{i}.layer.{len(kinds)}"
-            shapes |= {f"{p}.DenseReluDense.{name}.weight": (F, C) for name in ff_in}
-            shapes |= {f"{p}.DenseReluDense.wo.weight": (C, F), f"{p}.layer_norm.weight": (C,)}
-    return shapes
+    parts = tensor_parts(ModelConfig.from_dict(config, "a geometry"), config["tie_word_embeddings"])
+    return {name: part.shape for part in parts.values() for layer in part.names for name in layer}
 
 
 def write_checkpoint(name: str, folder: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
