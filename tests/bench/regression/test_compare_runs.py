@@ -86,7 +86,7 @@ def test_folders_cases_of_one_side_and_other_files(tmp_path, command):
     assert command("bench", "compare", file, file)[0] == 0
     write_run(tmp_path / "uncalibrated.json", draw, calibrated=False)
     code, _, err = command("bench", "compare", file, tmp_path / "uncalibrated.json")
-    assert code == 2 and "uncalibrated.json: no run of `make bench`" in err
+    assert code == 2 and "uncalibrated.json: not a run of `make bench`" in err
     part = next(iter(CASES))
     code, out, _ = command("bench", "compare", file, write_run(tmp_path / "slow.json", draw, part), "--json")
     assert code == 1 and json.loads(out.splitlines()[-1])["slower"] == [part]

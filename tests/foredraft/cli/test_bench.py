@@ -63,11 +63,11 @@ def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, mo
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--methods", "magic"], "no method called 'magic'"),
+    (["--methods", "magic"], "no method named 'magic'"),
     (["--batch-size", "0"], "--batch-sizes is '0'"),
     (["--draft-tokens", "-1"], "--draft-tokens is '-1'"),
-    (["--suite", "fast"], "no suite called 'fast'"),
-    (["--spec-bench", "x", "--batch-sizes", "2"], "--spec-bench: its answers are greedy"),
+    (["--suite", "fast"], "no suite named 'fast'"),
+    (["--spec-bench", "x", "--batch-sizes", "2"], "--spec-bench: Spec-Bench decodes greedily"),
     (["--data", "gone.jsonl"], "gone.jsonl"),
 ])
 def test_bench_errors(command, fake_load, tmp_path, arguments, message):
