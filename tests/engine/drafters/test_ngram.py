@@ -68,7 +68,7 @@ def test_open_checks_the_target(table, tmp_path):
     drafter = NgramDrafter.open(path, vocab_size=V, tokenizer=Vocabulary("abc"))
     assert drafter.name == "ngram" and drafter.table.tokenizer == table.tokenizer
     NgramDrafter.open(path)
-    with pytest.raises(UserError, match=r"30 ids, the target 32"):
+    with pytest.raises(UserError, match=r"30 tokens, the target 32"):
         NgramDrafter.open(path, vocab_size=32)
     with pytest.raises(UserError, match="another tokenizer"):
         NgramDrafter.open(path, vocab_size=V, tokenizer=Vocabulary("acb"))
