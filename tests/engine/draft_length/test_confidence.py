@@ -154,7 +154,7 @@ def test_what_it_refuses(model, options, message):
 
 
 def test_it_needs_a_small_model_and_no_request_samples_beside_it(model):
-    with pytest.raises(UserError, match="its small model is a neural one"):
+    with pytest.raises(UserError, match="needs a neural drafter"):
         model.with_drafter("lookup").generate(SOURCES, big_little=(0.5, 2))
     results = list(model.stream([Request([5, 1], do_sample=True), [9, 1]], big_little=(0.5, 2), max_new_tokens=4))
     assert "greedy only" in str(results[0].error) and results[1].error is None

@@ -239,10 +239,10 @@ def test_by_name(tiny_model_path, tmp_path):
     together = sampled.generate(inputs, batch_size=3, **options).token_ids
     assert sampled.generate(inputs, batch_size=2, **options).token_ids == together
     for options in (dict(draft_tokens="auto"), dict(verification="block")):
-        with pytest.raises(UserError, match="are for chains"):
+        with pytest.raises(UserError, match="drafts trees"):
             sampled.generate(inputs, **options)
     for spec, message in (("tree:2x1", "name a shape and a drafter"), ("tree:2y:lookup", "is no shape"),
-                          ("tree:2:none", "drafts no trees"), ("cascade:lookup,tree:2:lookup", "made of chains")):
+                          ("tree:2:none", "drafts no trees"), ("cascade:lookup,tree:2:lookup", "cannot be combined")):
         with pytest.raises(UserError, match=message) as caught:
             plain.with_drafter(spec)
         assert "\n" not in str(caught.value)
