@@ -187,7 +187,7 @@ def test_inputs_and_allowed_lengths_equal_the_cpus(parents):
 
 
 def test_a_history_is_refused_in_a_line():
-    with pytest.raises(UserError, match="history.ngram' runs on the CPU only so far; on device 'cuda' give none, lookup") as caught:
+    with pytest.raises(UserError, match="history.ngram' runs on the CPU only .* device 'cuda' give .*lookup") as caught:
         make_drafter("lookup+history+ngram", None, None, None, "cuda")
     assert "\n" not in str(caught.value)
 
