@@ -51,7 +51,7 @@ def test_the_script(script, tiny_model_path, drafter, data, tmp_path):
 
 def test_eval_names_it(tiny_model_path, drafter, data):
     found, shown = invoke("eval", "--ckpt_path", drafter, "--target", tiny_model_path, "--data", data, "--draft-tokens", "3",
-                          "--temperature", "0", "--gen_length", 8, "--big-little", "0,50")
+                          "--temperature", "0", "--gen_length", 8, "--big-little", "0,50", "--json")
     (row,) = found["figures"][0]["rows"]
     assert row["lossy"] == "big-little fallback 0 rollback 50" and row["differing"] > 0
     assert "speed_up" not in row and row["predicted"] is None
