@@ -121,7 +121,8 @@ def summarization_prefix(checkpoint: Path) -> str:
 def stats_line(stats) -> str:
     """The figures of a call in one line."""
     seconds = ", ".join(f"{part} {value:.2f} s" for part, value in stats.seconds.items())
-    return (
+    lossy = f"LOSSY ({stats.lossy}): " if stats.lossy else ""
+    return lossy + (
         f"{stats.emitted} tokens in {stats.steps} steps ({stats.tokens_per_step:.2f} a step); accepted "
         f"{stats.accepted} of {stats.tested} verified draft tokens ({stats.acceptance_rate:.0%}), "
         f"drafts in {stats.coverage:.0%} of steps; {stats.tokens_per_second:.0f} tokens a second of decoding; {seconds}"
