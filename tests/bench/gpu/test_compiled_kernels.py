@@ -57,6 +57,7 @@ def recorded(name):
 greedy, sampled, recurrent, convolution, table, plain, trees, wide, longest, longest_trees = map(recorded, STEPS)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_every_launch_of_a_step_compiles_and_fits(name):

@@ -14,6 +14,7 @@ def overlapping():
     PROJECT["triton"](y, squares, weight, 1e-6, torch.empty(6, 384), **PDL_LAUNCH)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_launches_with_pdl_compile_for_hopper_and_not_before():
     (cost,) = costs(f"{__file__}:overlapping", ["sm_90"])

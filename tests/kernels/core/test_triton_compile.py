@@ -20,6 +20,7 @@ def double_at_real_size():
     _double_kernel[(-(-n // 1024),)](torch.empty(n, dtype=torch.bfloat16), torch.empty(n), n, 1, BLOCK=1024, num_warps=8)
 
 
+@pytest.mark.full
 def test_costs_of_a_launch_on_every_target():
     found = costs(f"{__file__}:double_at_real_size")
     assert [cost.target for cost in found] == list(TARGETS)
@@ -33,6 +34,7 @@ def spoiled():
     _double_kernel[(1,)](torch.empty(8), torch.empty(8), 8, 1, BLOCK=7)
 
 
+@pytest.mark.full
 def test_a_kernel_that_does_not_compile_is_an_error():
     with pytest.raises(RuntimeError, match="does not compile"):
         costs(f"{__file__}:spoiled", ["sm_90"])

@@ -36,6 +36,7 @@ def at_real_size():
         CONVOLUTION["triton"](at, y, torch.empty(3, 2 * U, U, dtype=dtype), torch.empty(2 * U), 4, y)
 
 
+@pytest.mark.full
 def test_the_machine_code_fits_and_does_not_spill():
     found = costs(f"{__file__}:at_real_size")
     assert [cost.kernel for cost in found[::3]] == ["_convolution_kernel"] * 2

@@ -62,7 +62,7 @@ class World:
         return self.run(lambda: None, lambda _views, most: most.fill(width), lambda *_: None, requests, length, 0)[0]
 
     def policy(self, requests=30, length=60, skip=3, memory=None, alone=False):
-        B, choice, records = len(self.right), 0, None
+        B, choice, explored, records = len(self.right), 0, False, None
         memory = new_memory(1, B, K) if memory is None else memory
 
         def begin():
@@ -70,14 +70,14 @@ class World:
             records = np.zeros((B, 2))
 
         def chosen(views, max_tokens):
-            nonlocal choice
+            nonlocal choice, explored
             if alone:
                 choice = choose_alone(*views, records, K, max_tokens)[0]
             else:
-                choice = choose(*views, records, *memory, 0, max_tokens)[0]
+                choice, explored = choose(*views, records, *memory, 0, max_tokens)[:2]
 
         def learned(drafted, accepted, max_tokens, running, seconds):
-            learn(drafted, accepted, max_tokens, choice, running, *seconds, 0.0, records, *memory, alone)
+            learn(drafted, accepted, max_tokens, choice, explored, running, *seconds, 0.0, records, *memory, alone)
 
         return self.run(begin, chosen, learned, requests, length, skip)
 
@@ -161,7 +161,7 @@ def test_repeatable_lengths_depend_on_the_request_alone():
             views = np.array([1 + 3 * step, 5]), np.array([500, 500]), np.array([False, trial and step > 9]), np.full(2, K)
             choice = choose_alone(*views, records, K, max_tokens)[0]
             accepted = np.minimum([count, 2 * trial], max_tokens)
-            learn(max_tokens, accepted, max_tokens, choice, 2, random.random(), random.random(), 0.0, records, *memory, True)
+            learn(max_tokens, accepted, max_tokens, choice, False, 2, *random.random(2), 0.0, records, *memory, True)
             seen.append(int(max_tokens[0]))
         chosen.append(seen)
     assert chosen[0] == chosen[1]

@@ -52,6 +52,7 @@ def at_real_size():
     draft_lengths_triton(torch.zeros(B, 5, dtype=torch.int64), *rows, END, column)
 
 
+@pytest.mark.full
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_size")
     assert [cost.kernel for cost in found[::3]] == ["_drafter_inputs_kernel", "_draft_lengths_kernel"]

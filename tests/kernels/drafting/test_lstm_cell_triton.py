@@ -105,6 +105,7 @@ def at_real_size():
                       None)
 
 
+@pytest.mark.full
 def test_the_machine_code_fits_and_does_not_spill():
     found = costs(f"{__file__}:at_real_size")
     assert [cost.kernel for cost in found[::3]] == 2 * (2 * ["_cell_kernel"] + 3 * ["_mix_kernel"])

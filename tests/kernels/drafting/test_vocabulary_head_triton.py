@@ -70,6 +70,7 @@ def at_real_size():
         VOCABULARY_CHOOSE["triton"](y, head, list, points, torch.zeros(B, 5, dtype=torch.int64)[:, 1], *work)
 
 
+@pytest.mark.full
 def test_the_machine_code_fits_and_does_not_spill():
     found = costs(f"{__file__}:at_real_size")
     assert [cost.kernel for cost in found[::3]] == ["_vocabulary_kernel"] * 4

@@ -153,6 +153,7 @@ def attentions_at_real_size():
                                     torch.zeros(B, dtype=torch.int64), out, work, arrived)
 
 
+@pytest.mark.full
 def test_the_machine_code_fits_and_does_not_spill():
     found = costs(f"{__file__}:attentions_at_real_size")
     assert [cost.kernel for cost in found[::3]] == ["_self_attention_kernel", "_cross_attention_kernel"]

@@ -110,6 +110,7 @@ def ends_at_real_size():
                            torch.empty(M, 1004, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
 
 
+@pytest.mark.full
 def test_the_machine_code_fits_and_does_not_spill():
     found = costs(f"{__file__}:ends_at_real_size")
     assert [cost.kernel for cost in found[::3]] == ["_embed_kernel", "_final_norm_kernel", "_logits_kernel",

@@ -113,6 +113,7 @@ def small_base_large():
         launches_of(*sizes)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("sizes", "models"), [("xl", 1), pytest.param("small_base_large", 3, marks=pytest.mark.slow)])
 def test_the_machine_code_fits_and_does_not_spill(sizes, models):
     found = costs(f"{__file__}:{sizes}")

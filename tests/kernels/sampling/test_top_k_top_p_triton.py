@@ -62,6 +62,7 @@ def at_real_sizes():
                            torch.empty(B, R), torch.zeros(B, R, dtype=torch.int32))
 
 
+@pytest.mark.full
 def test_compiled_for_three_machines():
     found = costs(f"{__file__}:at_real_sizes")
     assert [cost.kernel for cost in found[::3]] == ["_top_k_top_p_kernel"] * 2

@@ -124,6 +124,7 @@ def at_real_sizes():
     sample_into(dense_draft(state, 32128), 0, torch.empty(8, 32128), state)
 
 
+@pytest.mark.full
 @pytest.mark.gpu
 @pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 def test_compiled_for_three_machines():

@@ -284,6 +284,7 @@ COMPILED = {"point_masses": 128, "bfloat16": 128, "trees": 128, "dense_drafts": 
             "longest_drafts": 255, "longest_blocks": 255, "longest_trees": 255}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_for_three_machines(name):
     found, most = costs(f"{__file__}:{name}"), COMPILED[name]

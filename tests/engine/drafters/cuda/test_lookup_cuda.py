@@ -232,6 +232,7 @@ def at_real_sizes(K=8):
 longest = partial(at_real_sizes, MAX_DRAFT_TOKENS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("drafts", ["at_real_sizes", "longest"])
 def test_compiles_for_three_devices(drafts):
     found = costs(f"{__file__}:{drafts}")
