@@ -23,19 +23,20 @@ ALLOWED = {
     "kernels/verify": ["kernels.core", "kernels.step", "kernels.sampling", "kernels.verify"],
     "kernels/drafting": ["kernels.core", "kernels.step", "kernels.sampling", "kernels.model", "kernels.drafting"],
     "ngram_native": ["ngram_native"],
-    "engine": ["engine.params", "engine.protocols", "engine.loop", "engine.state", "engine.verify", "engine.stats", "kernels"],
+    "engine": ["engine.params", "engine.protocols", "engine.loop", "engine.state", "engine.verify", "engine.stats",
+               "kernels"],
     "engine/models": ["engine.models", "kernels"],
     "engine/sampling": ["engine.sampling", "engine.state", "kernels"],
     "engine/draft_length": ["engine.draft_length", "engine.protocols", "engine.params", "engine.state", "kernels"],
-    "engine/drafters": ["engine.drafters", "engine.loop", "engine.draft_length", "engine.models", "engine.sampling", "engine.protocols",
-                        "engine.params", "engine.state", "kernels", "ngram_native"],
+    "engine/drafters": ["engine.drafters", "engine.loop", "engine.draft_length", "engine.models", "engine.sampling",
+                        "engine.protocols", "engine.params", "engine.state", "kernels", "ngram_native"],
     "engine/runtime": ["engine.runtime", "engine.sampling", "engine.protocols", "engine.params", "engine.loop",
                        "engine.state", "engine.verify", "engine.stats"],
     "train": ["train", "engine", "kernels", "ngram_native"],
     "train/data": ["train.data", "engine", "kernels"],
     "train/target": ["train.target", "train.data", "train.trainer", "train.history", "engine", "kernels"],
-    "train/drafter": ["train.drafter", "train.data", "train.trainer", "train.history", "train.draft_vocab", "engine", "kernels",
-                      "ngram_native"],
+    "train/drafter": ["train.drafter", "train.data", "train.trainer", "train.history", "train.draft_vocab", "engine",
+                      "kernels", "ngram_native"],
     "train/tune": ["train.tune", "train.draft_vocab", "engine", "kernels"],
     "bench": ["bench", "train", "engine", "kernels", "ngram_native"],
     # scripts: they read options and print tables as the commands do
@@ -45,8 +46,8 @@ ALLOWED = {
 # sees everything below it
 FREE = {"engine/generate.py"}
 TRANSFORMERS = {
-    "engine/models/tokenizer.py", "engine/drafters/neural/t5_drafter.py", "bench/harness/methods.py", "bench/harness/step_peers.py",
-    "bench/gpu/transformers_peer.py", "bench/harness/ctranslate2_peer.py",
+    "engine/models/tokenizer.py", "engine/drafters/neural/t5_drafter.py", "bench/harness/methods.py",
+    "bench/harness/step_peers.py", "bench/gpu/transformers_peer.py", "bench/harness/ctranslate2_peer.py",
 }
 
 
