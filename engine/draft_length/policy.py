@@ -43,6 +43,7 @@ class DraftLengthPolicy(Drafter):
         self.repeatable, self._clock, self._admissions = False, clock, Admissions(drafter)
         self._memories: dict[tuple[int, int, bool], tuple[np.ndarray, ...]] = {}
         self._state: DecodeState | None = None
+        self._thinking_least = np.inf
         self._admitted: set[int] = set()
 
     def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
@@ -88,11 +89,11 @@ class DraftLengthPolicy(Drafter):
             return
         now = self._clock()
         seconds = now - self._began - self._thinking - self._drafting - self._admitting if self._timed else 0.0
-        learn(self._drafted, self._accepted, self._max_tokens, self._choice, self._running, seconds, self._drafting,
-              self._admitting, self._records, *self._memory, self._alone)
-        if not self._once:
-            # choosing and learning may take as much time as exploring does
-            self._hold = int((self._clock() - now + self._thinking) / (EXPLORE * max(now - self._began, 1e-9)))
+        learn(self._drafted, self._accepted, self._max_tokens, self._choice, self._once, self._running, seconds,
+              self._drafting, self._admitting, self._records, *self._memory, self._alone)
+        # choosing and learning may take as much time as exploring does; their least time, for a pause is none of theirs
+        self._thinking_least = min(self._thinking_least, self._clock() - now + self._thinking)
+        self._hold = 0 if self._once else int(self._thinking_least / (EXPLORE * max(now - self._began, 1e-9)))
 
     def _choose(self, state: DecodeState) -> None:
         if self._alone:

@@ -39,7 +39,7 @@ LATE = 2.0
 
 def new_memory(A: int, B: int, K: int) -> tuple[np.ndarray, ...]:
     """positions, costs, plain, credit of A arms, B sequences and K drafted tokens, nothing measured."""
-    costs = np.tile(np.array([QUERY, 1.0, TOKEN, 1.0]), (A, 1))
+    costs = np.tile(WEIGHT * np.array([QUERY, 1.0, TOKEN, 1.0]), (A, 1))
     return np.zeros((A, K, 4)), costs, np.zeros((B + 1, 2)), np.zeros(A + 1)
 
 
@@ -158,11 +158,11 @@ def _near(value, expected):
 
 
 @njit()
-def learn(drafted, accepted, max_tokens, choice, running, seconds, drafting, admitting, sequences, positions, costs, plain,
-          credit, alone):
+def learn(drafted, accepted, max_tokens, choice, explored, running, seconds, drafting, admitting, sequences, positions,
+          costs, plain, credit, alone):
     """Take in a step: its seconds without drafting and admitting (0: not to be timed), and those two.
 
-    alone: only `sequences` are learned."""
+    explored: the choice did not promise the most. alone: only `sequences` are learned."""
     B, K, a = drafted.shape[0], positions.shape[1], max(choice - 1, 0)
     chance, coverage, further, longest = np.full(K, CHANCE), np.empty(K), 0, 0
     if not alone:
@@ -196,8 +196,8 @@ def learn(drafted, accepted, max_tokens, choice, running, seconds, drafting, adm
         return
     query, token = costs[a, 0] / costs[a, 1] * further, costs[a, 2] / costs[a, 3] * (1 + longest)
     spent, admitting = drafting / unit, admitting / unit
-    if credit[choice] <= 0.0:
-        # exploring it cost more than was expected: a source to read, tokens to catch up with
+    if explored:
+        # it cost more than was expected: a source to read, tokens to catch up with
         credit[choice] -= admitting + max(spent - token, 0.0)
     costs[a] *= keep
     costs[a, 0] += max(_near(seconds / unit, expected / unit + query) - expected / unit, 0.0)

@@ -144,7 +144,7 @@ def test_a_drafter_learns_what_a_row_costs_here():
         costs = []
 
         def draft(self, state, budget=None):
-            self.costs.append(state.costs)
+            self.costs.append(budget.costs)
             return super().draft(state, budget)
 
     table = torch.zeros(60, 20, 20)
@@ -217,7 +217,7 @@ def test_in_a_stream_a_requests_number_is_its_longest_draft(tiny_model_path):
     assert sum(drafted[1::3]) == 0 < sum(drafted[0::3])
     assert all(len([at for at in result.stats.tested_at if at]) <= 2 for result in results[2::3])
     refused = list(model.stream([Request([5, 1], draft_tokens="auto")], draft_tokens=3))
-    assert "open it so" in str(refused[0].error)
+    assert "open the stream with it" in str(refused[0].error)
 
 
 def test_a_seeded_request_with_drawn_drafts_knows_nothing_of_the_load(lstm):

@@ -10,9 +10,11 @@ from foredraft.engine.drafters.registry import model_class, open_drafter
 from foredraft.engine.loop import decode
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
+from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.requests import Request
-from foredraft.engine.state import DecodeState
+from foredraft.engine.state import DraftBudget
 from foredraft.errors import UserError
+from foredraft.kernels.drafting.draft_length import Costs
 
 SOURCES = [[5, 6, 7, 5, 6, 7, 5, 6, 1], [9, 8, 1], [20, 21, 22, 23, 1]]
 KINDS = {**SIZES, "head": dict(d_kv=12, d_ff=20)}
@@ -26,11 +28,23 @@ def trained(request, tiny_model_path, tmp_path):
     return tmp_path
 
 
-def test_greedy_output_stays_and_drafts_get_shorter(tiny_model_path, trained, monkeypatch):
+class WithCosts(Drafter):
+    """A drafter under a budget that states costs."""
+
+    def __init__(self, drafter, costs):
+        self.drafter, self.costs, self.name, self.capabilities = drafter, costs, drafter.name, drafter.capabilities
+        self.admit, self.release = drafter.admit, drafter.release
+
+    def draft(self, state, budget=None):
+        return self.drafter.draft(state, DraftBudget(state.host.draft_tokens, self.costs))
+
+
+@pytest.mark.parametrize("costs", [(0.1, 0.1), Costs(0.1, 0.1)])
+def test_greedy_output_stays_and_drafts_get_shorter(tiny_model_path, trained, costs):
     model = foredraft.load(tiny_model_path, drafter=trained)
     plain = model.generate(SOURCES, max_new_tokens=20, draft_tokens=0)
     whole = model.generate(SOURCES, max_new_tokens=20, draft_tokens=4)
-    monkeypatch.setattr(DecodeState, "costs", (0.1, 0.1))
+    model.drafter = WithCosts(model.drafter, costs)
     out = model.generate(SOURCES, max_new_tokens=20, draft_tokens=4)
     assert plain.token_ids == whole.token_ids == out.token_ids
     assert out.stats.drafted < whole.stats.drafted
@@ -58,8 +72,8 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, tiny_model_path, tra
     counts = torch.zeros(100 * 100, dtype=torch.int64)
     for time in range(times):
         state = make_state(rows, 3, 2, 32, end_token=-1, seeds=range(time * rows, (time + 1) * rows), **distribution)
-        state.block, state.costs = block, (0.25, 0.1)
-        decode(state, target, drafter)
+        state.block = block
+        decode(state, target, WithCosts(drafter, (0.25, 0.1)))
         counts += torch.bincount(state.tokens[:, 1] * 100 + state.tokens[:, 2], minlength=100 * 100)
     assert counts[joint == 0].sum() == 0
     common = joint * rows * times >= 5
