@@ -170,8 +170,8 @@ def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
 def test_generate_with_captured_steps_gives_the_cpus_tokens(tiny_model_path, tmp_path, monkeypatch):
     """Model.generate with a stand-in for capture; the second request's buffers are larger, so that graphs are dropped."""
     monkeypatch.setattr(recurrent_cuda, "POSITIONS", 4)
-    for module in (recurrent_cuda, static_batches):
-        monkeypatch.setattr(module, "SLOTS", 2)
+    monkeypatch.setattr(recurrent_cuda, "SLOTS", 2)
+    monkeypatch.setattr(static_batches, "POSITION_STEP", 2)
     folder = saved("lstm", 40, tiny_model_path, tmp_path)
     plain = foredraft.load(tiny_model_path, drafter=None)
     device = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), plain.tokenizer, folder, tiny_model_path, "float32")
