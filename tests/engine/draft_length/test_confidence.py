@@ -1,5 +1,5 @@
-"""Drafts that end by their own confidence: greedy output stays, the distribution stays, and a stop by the drawn id is caught; and Big
-Little Decoder over the same loop, whose limits are plain decoding and the drafter's own text."""
+"""Drafts that end early: greedy output and the sampled distribution stay, a stop by the sampled token is caught; Big Little
+Decoder over the same loop, whose limits are plain decoding and the drafter's own text."""
 
 import pytest
 import torch
@@ -63,7 +63,8 @@ def test_sampled_tokens_follow_the_target(tiny_checkpoints, tiny_model_path, tra
 
     def after(tokens, positions):
         logits = target.logits(target.decode(tokens, positions))[:, -1].double() / distribution["temperature"]
-        return torch.softmax(logits.masked_fill(logits < logits.topk(distribution["top_k"]).values[:, -1:], float("-inf")), -1)
+        least = logits.topk(distribution["top_k"]).values[:, -1:]
+        return torch.softmax(logits.masked_fill(logits < least, float("-inf")), -1)
 
     first = after(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))[0]
     pairs = torch.stack((torch.zeros(100, dtype=torch.int64), torch.arange(100)), 1)
