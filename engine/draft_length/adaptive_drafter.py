@@ -1,9 +1,9 @@
-"""A draft length that adapts: a drafter around any other that settles, row by row and round by round, how much it drafts.
+"""Draft lengths that adapt: a drafter around any other that chooses, in every step, how many tokens each sequence drafts.
 
-Its costs are measured as it goes (kernels/drafting/draft_length_costs.py): the seconds of whole rounds, by running rows and rows read, and of the
-drafter's calls. So drafts answer to the load: the more rows share a pass, the dearer a further row of it, down to no drafts
-at all. A round in which no row drafts calls no drafter and is a plain round. A few rounds after one are like it, unless a
-row comes: to choose and to learn takes time.
+Costs are measured online (kernels/drafting/draft_length_costs.py): seconds of steps by running sequences and query
+positions, and seconds of the drafter's calls. So drafts follow the load: the more sequences share a pass, the more a further
+query position costs, until nothing is drafted. A step in which no sequence drafts calls no drafter and is a plain step. A
+few steps after it are plain too, unless a request starts, because choosing and learning take time.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class AdaptiveDrafter(Drafter):
             self._rows = np.concatenate((self._rows, np.zeros((rows - len(self._rows), 3))))
 
     def _turn(self, state: DecodeState) -> None:
-        """Take up what is known of batches of this distribution; one may turn from greedy to sampled where rows come and go."""
+        """Use what was learned of batches of this kind; a batch may turn from greedy to sampled as requests change."""
         B, K = state.batch_size, state.max_draft
         key = B, K, state.greedy
         if key not in self._memories:

@@ -33,12 +33,12 @@ LONG_MATCH = 3
 
 
 class AutoDrafter(CascadeDrafter):
-    """Asks `copying` (lookup, a table) where rows are greedy, and those `trained` where it is not enough; where rows are
-    sampled the first of those trained, or `copying` without any.
+    """Uses `copying` (prompt lookup, a table) for greedy batches, and `trained` drafters after it where copies are short; for
+    batches with a sampled sequence the first trained drafter, or `copying` where there is none.
 
-    A batch with a sampled row goes by the second rule. Greedy ids, and sampled ones without `trained`, are plain decoding's.
-    What a trained drafter draws is dense: lossless without a seed; a seeded request repeats, by itself and the number of rows
-    of its batch, whatever is beside it (adaptive.py). emitted: ids of a greedy round by copies, a running mean.
+    Greedy tokens, and sampled ones without `trained`, are those of plain decoding. A trained drafter samples its drafts: the
+    output has the target's distribution, and a seeded request repeats, whatever else is in its batch (adaptive_drafter.py).
+    emitted: running mean of the tokens that a greedy step of copies emits.
     """
 
     def __init__(self, copying: Drafter, trained: Sequence[Drafter] = ()):

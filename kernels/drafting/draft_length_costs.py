@@ -28,9 +28,9 @@ plain rounds are made now and then where rows always draft. Waits for those doub
 grow up to RARE times while nothing stands that is drafted. Where no row drafts the next REST rounds are not thought about,
 and where much was seen the next BRIEF ones of any draft.
 
-Lossless: widths are settled before any of the round's random numbers is drawn, from rounds whose numbers are never used
-again (their keys hold the round's start), so that given all that was seen the next ids follow the target's distribution. With
-`fixed` they depend on the row's own request and on B alone: a seeded request repeats on any machine, whatever rows are
+Lossless: lengths are fixed before any random number of the step is drawn, from steps whose random numbers are not used
+again (their keys hold the length at the step's start), so the next tokens follow the target's distribution. With `fixed`
+they depend on the sequence's own request and on B alone: a seeded request repeats on any machine, whatever sequences are
 beside it.
 """
 
@@ -63,7 +63,7 @@ LATE, OLD, NEWS = 1.6, 20, 0.3
 # before anything is seen: the chance of an id, what it counts, and shares of a plain round for a further row (no more than
 # each of the B that are there), a call, an id
 CHANCE, PRIOR, ROW, CALL, ID = 0.7, 2.0, 0.05, 0.03, 0.1
-# of a tile of rows, read together, what one row within it adds: one sequence's pass has steps (kernels/core/gemm_microkernel.py)
+# what one query position adds within a tile that is read together: a pass has steps (kernels/core/gemm_microkernel.py)
 WITHIN = 0.05
 # the same where nothing is learned: an LSTM beside the embedded target; a row's share of a round grows with the batch
 FIXED_CHANCE, FIXED_ROW, FIXED_GROWTH, FIXED_CALL, FIXED_ID = 0.62, 0.05, 1.4, 0.15, 0.12

@@ -1,26 +1,28 @@
-"""Where a neural drafter stops a draft: by the distribution of the next id, before that id is drawn.
+"""Where a neural drafter ends a draft: from the distribution of the next token, before that token is sampled.
 
-    stops      Stops, of B rows:
-      floor      float           no id is drafted from a distribution whose largest probability is below it; 0: off
-      row, each  float           what a further row of the target's pass and a further distribution cost, as shares of a plain round;
-                                 row 0: off
-      records    [B, 3] float64  of a row's request: ids tested, accepted and expected to be, fading
-      chances    [B, K] float64  of each id of the row's last draft to stand
-      asked      [B] int64       the row's rounds when it last drafted, -1: it is new
-      running    [B, 2] float64  of the draft at hand: the chance that all of it stands, and ids the round is to emit
-      rounds, tested, accepted [B] int64   the state's
-    scores     [n] float32       a row's logits over the ids it may draft;  lse [1] float64: of its distribution, above temperature 0
+    stops      Stops, of B sequences:
+      floor      float           no token is drafted from a distribution whose largest probability is below it; 0: off
+      row, each  float           cost of one more query position of the target's pass and of one more distribution of the
+                                 drafter, as shares of a plain step; row 0: off
+      records    [B, 3] float64  of a sequence's request: tokens tested, accepted and expected to be accepted, fading
+      chances    [B, K] float64  estimated acceptance probability of each token of the sequence's last draft
+      asked      [B] int64       steps of the sequence when it last drafted, -1: it is new
+      running    [B, 2] float64  of the current draft: the probability that all of it is accepted, and the tokens that the
+                                 step is expected to emit
+      rounds, tested, accepted [B] int64   num_steps, last_tested and last_accepted of the state
+    scores     [n] float32       a sequence's logits over the draft vocabulary;  lse [1] float64: their log-sum-exp, above
+                                 temperature 0
 
-A distribution promises its largest probability at temperature 0, where a draft stands if the target agrees, and CURVE of it above,
-where it is drawn and stands by the overlap of two distributions; both times how the request's drafts have done against that. As in
-ngram_native/stopping.py an id is drafted only if it adds more ids a second than the round has without it, and the next distribution is
-looked at only if, at the request's mean, it is going to.
+The acceptance probability is estimated by the distribution's largest probability at temperature 0, where a draft is accepted
+if the target agrees, and by the line CURVE of it above, where acceptance is the overlap of two distributions; both times the
+ratio of accepted to expected tokens of the request. As in ngram_native/stopping.py a token is drafted only if it raises the
+expected tokens a second of the step, and the next distribution is computed only if a token of the request's mean acceptance
+probability would.
 
-Lossless: whether x_i is drafted depends on q_1 .. q_i, x_1 .. x_i-1 and rounds whose noise is never used again, not on x_i.
-Given that it is drafted, x_i has the distribution q_i, which is what the verification is told, and the ids before it stay, so that nothing
-was chosen for what it is: the verifications hold for any such length, token by token (accept.py) and as blocks (block.py). The
-draw that a stop leaves unused shares its key with no other. A stop by the drawn id's own probability would bend the distribution:
-unlikely ids would hardly ever be drafts, and what the target draws in their place does not make up for it.
+Lossless: whether x_i is drafted depends on q_1 .. q_i, x_1 .. x_i-1 and on steps whose random numbers are not used again,
+not on x_i. Given that it is drafted, x_i has the distribution q_i that verification receives, and the tokens before it stay. So
+both verification rules hold for any such length (accept.py, block.py). A rule that stops by the sampled token's own
+probability would not be lossless: unlikely tokens would hardly ever be drafted.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ from foredraft.kernels.drafting import draft_length
 from foredraft.kernels.drafting.draft_length import Stops as _SimpleStops
 from foredraft.kernels.drafting.draft_length import weigh_loop as _simple
 
-# The overlap of two distributions where q's largest probability is s: CURVE[0] + CURVE[1] s, the line through the embedded LSTM's
-# acceptances at temperature 1; a flat distribution says little there. Greedy chances were found to be s itself.
+# The overlap of two distributions where q's largest probability is s: CURVE[0] + CURVE[1] s, fitted to the embedded LSTM's
+# acceptances at temperature 1. At temperature 0 the acceptance probability is s itself.
 CURVE = (0.5, 0.24)
-# What a request starts from: its mean chance, and how many ids that counts; how fast its record fades; the surest chance.
+# A request starts from this mean acceptance probability, which weighs as much as so many tokens; how fast its record fades;
+# the largest probability that is believed.
 USUAL, OWN, FADE, SURE = 0.7, 8.0, 0.98, 0.98
 
 

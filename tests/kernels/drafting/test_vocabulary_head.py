@@ -64,5 +64,5 @@ def test_numba_equals_reference(V, F, kind, distribution):
         q = np.exp(logits[:, 1].astype(np.float64) - lse[:, 1:2])
         np.testing.assert_allclose(q.sum(1), 1, atol=1e-5)
         assert (q[[0, 1], drafted[:, 1]] > 0).all()
-        outside = np.setdiff1d(np.arange(V), some.ids)
+        outside = np.setdiff1d(np.arange(V), some.tokens)
         assert (q[0, outside] == 0).all()
