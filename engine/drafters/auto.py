@@ -33,9 +33,9 @@ LONG_MATCH = 3
 
 
 class AutoDrafter(CascadeDrafter):
-    """Uses `copying` (prompt lookup, a table) for greedy batches, and `trained` drafters after it where copies are short; for
-    batches with a sampled sequence the first trained drafter, or `copying` where there is none.
+    """Uses `copying` (prompt lookup, a table) for greedy batches, with `trained` drafters after it where copies are short.
 
+    A batch with a sampled sequence uses the first trained drafter, or `copying` where there is none.
     Greedy tokens, and sampled ones without `trained`, are those of plain decoding. A trained drafter samples its drafts: the
     output has the target's distribution, and a seeded request repeats, whatever else is in its batch (adaptive_drafter.py).
     emitted: running mean of the tokens that a greedy step of copies emits.

@@ -20,8 +20,8 @@ expected tokens a second of the step, and the next distribution is computed only
 probability would.
 
 Lossless: whether x_i is drafted depends on q_1 .. q_i, x_1 .. x_i-1 and on steps whose random numbers are not used again,
-not on x_i. Given that it is drafted, x_i has the distribution q_i that verification receives, and the tokens before it stay. So
-both verification rules hold for any such length (accept.py, block.py). A rule that stops by the sampled token's own
+not on x_i. Given that it is drafted, x_i has the distribution q_i that verification receives, and the tokens before it stay.
+So both verification rules hold for any such length (accept.py, block.py). A rule that stops by the sampled token's own
 probability would not be lossless: unlikely tokens would hardly ever be drafted.
 """
 
