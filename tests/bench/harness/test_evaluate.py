@@ -73,8 +73,8 @@ def test_the_kind_is_told_from_the_checkpoint(same_as_target, tmp_path):
         (same_as_target, "gru", "--drafter gru is not known"),
         (tmp_path / "nothing", None, "no such checkpoint"),
         (tmp_path, None, "config.json is missing"),
-        (None, None, "name what to evaluate"),
-        (None, "lstm", "name what to evaluate"),
+        (None, None, "--ckpt-path PATH"),
+        (None, "lstm", "--ckpt-path PATH"),
     ):
         with pytest.raises(UserError, match=message):
             drafter_spec(path, kind)

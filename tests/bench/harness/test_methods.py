@@ -69,7 +69,7 @@ def test_optional_methods_say_what_they_miss(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "optimum.onnxruntime", None)
     with pytest.raises(Absent, match="pip install 'optimum"):
         build("onnxruntime", model, Settings())
-    with pytest.raises(Absent, match="drafter:PATH"):
+    with pytest.raises(Absent, match="drafter:FOLDER"):
         build("drafter", model, Settings())
 
 

@@ -65,7 +65,7 @@ def test_sorting_by_length_gives_the_lists_order_back():
 def test_floors(model):
     from foredraft.engine.stats import DecodeStats
 
-    found = throughput.floor(model.target, [[3] * 10], [[5] * 4], DecodeStats(rounds=3, steps=3), rate=2.0, read=1e-9)
+    found = throughput.floor(model.target, [[3] * 10], [[5] * 4], DecodeStats(passes=3, steps=3), rate=2.0, read=1e-9)
     inner, C, F, L, V = 32, 32, 48, 2, 320
     encode = 2 * 10 * L * (4 * inner + 3 * F) * C + L * 4 * 100 * inner + 2 * 10 * C * 2 * inner * L
     decode = 4 * 2 * (L * (6 * inner + 3 * F) * C + V * C) + 4 * 4 * inner * L * (10 + 2)
