@@ -72,10 +72,10 @@ def test_a_configuration_with_other_tokens_is_never_the_best(tiny_model_path, mo
 
     draft = LookupDrafter.draft
 
-    def broken(self, state):
+    def broken(self, state, budget=None):
         # overwrites committed tokens, which no verification can repair
         state.tokens[:, 1] = 7
-        return draft(self, state)
+        return draft(self, state, budget)
 
     monkeypatch.setattr(LookupDrafter, "draft", broken)
     rows = rows_of(tiny_model_path, ["lookup", "auto"], 0.0)

@@ -30,7 +30,7 @@ def blank(kind, **known):
 
 
 def self_drafter(*kept):
-    return blank(SelfDrafter, kept=np.array(kept, bool), lists=SimpleNamespace(whole=True))
+    return blank(SelfDrafter, kept=np.array(kept, bool), vocabulary=SimpleNamespace(is_full=True))
 
 
 def bytes_of(drafter, K=4, trace=TRACE, **distribution):

@@ -65,7 +65,7 @@ def test_greedy_equals_plain(target, skip):
     truth = run(target, NoDrafter(), make_state(4, limits, 0, 32, end_token=-1))
     for K, ids in ((0, None), (1, None), (4, np.arange(40))):
         state = make_state(4, limits, K, 32, end_token=-1)
-        assert run(target, make(target, skip, ids=ids), state) == truth
+        assert run(target, make(target, skip, tokens=ids), state) == truth
         assert K == 0 or int(state.tested_at.sum()) > 0
 
 

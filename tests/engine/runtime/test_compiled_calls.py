@@ -77,7 +77,7 @@ def test_all_drafts_of_a_step_are_one_call(tiny_model_path, tmp_path, monkeypatc
 def test_inside_them_are_the_kernels_that_the_tests_hold():
     layers = decoder.layers_loop.py_func.__code__.co_names
     assert {"layers_loop", "embed_loop"} <= set(decoder._decoder_loop.py_func.__code__.co_names)
-    drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._look)
+    drafting = {name for function in (recurrent._draft_loop, recurrent._read, recurrent._head_inputs)
                 for name in function.py_func.__code__.co_names}
     assert {"num_uncached_loop", "lstm_loop", "cnn_loop", "copy_attention_loop", "vocabulary_head_loop",
             "children_loop"} <= drafting

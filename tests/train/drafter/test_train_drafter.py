@@ -133,7 +133,7 @@ def test_an_eagle_head_learns_its_targets_features(world, tmp_path):
     hidden, scored = context.teacher.hidden(*inputs), labels != IGNORE
 
     def distances(model):
-        found = model.passes(*inputs, batch["source_ids"], hidden, 3)
+        found = model.unrolled(*inputs, batch["source_ids"], hidden, 3)
         return [float((states[scored] - hidden[scored]).abs().mean()) for states, _ in found]
 
     config = dict(drafter="head", sizes=TINY["head"], method=method, steps=30, evaluate_every=30, save_every=30)
