@@ -12,6 +12,7 @@ from doubles import ScriptedDrafter, TableTarget, chi_square, joint_chi_square, 
 from foredraft.engine import verify as engine_verify
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import decode
+from foredraft.engine.protocols import Drafter
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
 from foredraft.kernels.core import split_softmax_triton
 from foredraft.kernels.core.backend import can_launch, is_interpreted
@@ -86,7 +87,7 @@ def test_sampled_tokens_follow_the_target(drafter, block, many_splits):
     assert is_lossless(drafter, trials=20_000, block=block)
 
 
-class Distributions:
+class Distributions(Drafter):
     """A target, or a drafter, whose distribution depends on nothing; logits [V] of its own device."""
 
     name, start_token, end_token = "distributions", 0, -1

@@ -19,6 +19,7 @@ from foredraft.engine.loop import decode, step
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
+from foredraft.engine.protocols import Drafter
 from foredraft.engine.verify import verify
 from foredraft.errors import UserError
 
@@ -161,7 +162,7 @@ def distribution_of_three(target):
     return known
 
 
-class Dropping:
+class Dropping(Drafter):
     """A mutant: drops a last draft that its own distribution thought unlikely."""
 
     def __init__(self, drafter):

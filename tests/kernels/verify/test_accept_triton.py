@@ -223,7 +223,8 @@ def test_greedy_equals_the_reference(B, K, tree, tiles):
     assert found == verifications(accept_greedy_reference, arguments, B, K)
 
 
-WRITTEN = ("tokens", "proposer", "lengths", "finished", "hidden", "num_steps", "covered", "drafted", "tested_at", "accepted_at")
+WRITTEN = ("tokens", "proposer", "lengths", "finished", "hidden", "num_steps", "covered", "drafted", "tested_at",
+           "accepted_at")
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="numba's half lies on the CPU")
