@@ -40,6 +40,18 @@ if os.environ["TRITON_INTERPRET"] == "1":
     except ImportError:
         pass  # no triton: its kernels' tests are skipped
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """`@pytest.mark.first(n)`: the cases of a test after its first n are marked `full`."""
+    seen = {}
+    for item in items:
+        if (marker := item.get_closest_marker("first")) is not None:
+            name = item.nodeid.partition("[")[0]
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] > marker.args[0]:
+                item.add_marker("full")
+
+
 # Tiny but complete: more heads than layers, an inner width that is not the model's, no sizes that are powers of two
 _TINY = dict(
     vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=3,

@@ -38,6 +38,7 @@ def mutate(old: str, new: str) -> types.ModuleType:
     return module
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch):
     monkeypatch.setattr(engine_verify, "ACCEPT_SAMPLED", mutate(*SAMPLED[name]).ACCEPT_SAMPLED)

@@ -80,6 +80,7 @@ def is_lossless(drafter: str, trials: int, block: bool = False) -> bool:
     return value < freedom + 10 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.first(2)
 @pytest.mark.gpu
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 @pytest.mark.parametrize("block", [False, True])
@@ -140,6 +141,7 @@ def test_wide_vocabulary_follows_the_target(distribution):
     assert freedom > 10 and value < freedom + 10 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.first(2)
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
@@ -148,6 +150,7 @@ def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch, t
     assert not all(is_lossless(drafter, trials=12_000) for drafter in ("adversarial", "close"))
 
 
+@pytest.mark.first(1)
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_broken_block_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):

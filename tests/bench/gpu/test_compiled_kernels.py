@@ -72,6 +72,7 @@ def test_a_kernel_too_large_does_not_fit():
     assert not fits(Cost("k", "sm_80", 255, 164 * 1024, 0, 1, 4)) and not fits(Cost("k", "sm_90", 256, 0, 0, 1, 4))
 
 
+@pytest.mark.full
 def test_the_script_lists_the_cost_of_kernels():
     command = [sys.executable, "-m", "foredraft.bench.gpu.compiled_kernels", "--geometry", "flan-t5-small", "--machines",
                "sm_90", "--only", "final_norm", "--json"]

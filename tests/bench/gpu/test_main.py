@@ -31,16 +31,19 @@ SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("
               batches=(1, 2), reads=(1, 2), draft_tokens=1, source=66, new_tokens=4, repeats=1, texts=2, megabytes=1)
 
 
+@pytest.mark.full
 def test_kernels_and_bits_pass_their_checks():
     rows = [*gpu_checks.check_kernels(SIZES), *gpu_checks.check_bits(SIZES, layers=1)]
     assert len(rows) == 16 and all(row["passed"] for row in rows), rows
 
 
+@pytest.mark.full
 def test_kernels_of_drafters_pass_their_checks():
     rows = list(gpu_checks.check_drafters(SIZES))
     assert len(rows) == 5 and all(row["passed"] for row in rows), rows
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("kernel", "place", "left", "check"), [
     ("FUSED_LOGITS", 0, 0.99, "logits"), ("ADD", 0, 0.99, "add"), ("FUSED_SELF_ATTENTION", 2, 0.95, "self-attention"),
     ("FUSED_CROSS_ATTENTION", 2, 0.95, "cross-attention"), ("CELL", 3, 0.9, "recurrent cell"),
@@ -63,11 +66,13 @@ def test_a_kernel_that_leaves_a_part_of_a_term_out_fails_its_check(kernel, place
     assert {row["check"] for row in rows if not row["passed"] and "argmax" not in row["check"]} == {check}
 
 
+@pytest.mark.full
 def test_the_model_passes_its_checks():
     rows = list(gpu_checks.check_model(SIZES))
     assert len(rows) == 4 and all(row["passed"] for row in rows), rows
 
 
+@pytest.mark.full
 def test_steps_rounds_bandwidth_and_library():
     (bandwidth,) = gpu_times.measure_bandwidth(SIZES)
     assert bandwidth["copy_gb_s"] > 0
@@ -127,6 +132,7 @@ def test_sections_before_the_peers_leave_them_their_time():
     assert sum(gpu.SECTIONS[name].seconds for name in before) + 80 <= gpu.TOTAL
 
 
+@pytest.mark.full
 def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
     """Its kernels, by what a compiler is told of them, are all that the timed passes, rounds and verifications need."""
     # as on a device: the interpreter takes as many rows together as there are
@@ -145,6 +151,7 @@ def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
     assert set(timed.variants) <= set(ahead.variants), set(timed.variants) - set(ahead.variants)
 
 
+@pytest.mark.full
 def test_drafters():
     *rows, check = gpu_drafters.measure_drafters(SIZES)
     untrained = {"t5shallow (untrained)", "lstm (untrained)"}
@@ -183,6 +190,7 @@ def test_sections_run_apart_and_the_tables_hold_what_came_back(tmp_path, capfd):
     assert "flan-t5-xl" in said and "FAILED checks: a: why" in said and said.rindex("│ XL, B=32") > said.index("FAILED")
 
 
+@pytest.mark.full
 def test_a_whole_run_ends_in_the_goals_and_writes_its_json(tmp_path, monkeypatch, command):
     """The command, with its sections in this process."""
     monkeypatch.setattr(gpu, "check_device", lambda device: None)

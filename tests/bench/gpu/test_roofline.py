@@ -93,6 +93,7 @@ def drafter_of(name, target):
     return NoDrafter()
 
 
+@pytest.mark.first(1)
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize(("name", "K", "distribution"), [
     ("none", 0, {}), ("lookup", 3, {}), ("lookup", 3, dict(temperature=1.0)), ("lookup", 3, dict(temperature=1.0, top_k=5)),

@@ -14,6 +14,7 @@ from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
 
 
+@pytest.mark.full
 def test_a_dry_run_prints_a_table_and_json():
     done = subprocess.run([sys.executable, "-m", "foredraft.bench.gpu.verification_peers", "--dry-run"], capture_output=True,
                           text=True,

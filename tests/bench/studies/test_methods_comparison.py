@@ -29,6 +29,7 @@ def rows_of(path, drafters, temperature, widths=(1, 2), **options):
     return methods_comparison.compare(model, drafters, SOURCES, SOURCES[:1], settings, {"run": "x"}, widths)
 
 
+@pytest.mark.full
 def test_the_configurations_of_a_setting(tiny_model_path, lstm):
     rows = rows_of(tiny_model_path, ["lookup", lstm, "tree:2x1:lookup", "auto", "gru"], 1.0)
     configurations = [(row["drafter"], row["draft_tokens"] == "auto", row["verification"]) for row in rows]
@@ -84,6 +85,7 @@ def test_a_configuration_with_other_tokens_is_never_the_best(tiny_model_path, mo
     assert rows[-1]["of_best"]["way"] == "plain"
 
 
+@pytest.mark.full
 def test_the_script_stores_each_setting(script, tmp_path):
     code, out, _ = script(methods_comparison, "--only", "--drafter", "lookup", "--drafter", "auto", "--limit", 2,
                            "--tune", 1, "--widths", "2,3", "--repeats", 1, "--max-new-tokens", 8, "--batch-size", 2,

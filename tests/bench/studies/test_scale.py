@@ -32,6 +32,7 @@ def test_a_point_is_the_median_a_call():
     assert all(0 <= point["least_ms"] <= point["ms_per_article"] for point in points)
 
 
+@pytest.mark.full
 def test_the_script_and_its_charts(script, tiny_model_path, tmp_path):
     from foredraft.bench.report import charts
 

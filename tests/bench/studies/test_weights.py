@@ -33,6 +33,7 @@ def test_forced_logits_choose_the_greedy_output(tiny_model_path, cases):
         assert weights.forced_logits(model, case.source, ids).argmax(-1).tolist() == ids
 
 
+@pytest.mark.full
 def test_int8_is_measured_against_fp32(tiny_model_path, cases):
     steps = []
     model, found = weights.compare_weights(tiny_model_path, ["int8", "fp32"], lambda _: cases, 12, lambda: steps.append(1))

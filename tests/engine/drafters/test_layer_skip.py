@@ -176,6 +176,7 @@ class Dropping(Drafter):
         return draft
 
 
+@pytest.mark.full
 @torch.inference_mode()
 @pytest.mark.parametrize("mutant", [False, True])
 def test_sampled_tokens_follow_the_target_when_drafts_stop_early(target, mutant):

@@ -56,6 +56,7 @@ def is_lossless(*arguments, **options) -> bool:
     return value < freedom + 10 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 def test_the_first_token_after_one_node(drafter, replaced):
@@ -64,6 +65,7 @@ def test_the_first_token_after_one_node(drafter, replaced):
     assert is_lossless(drafter, "3", replaced, 1, 20_000, top_k=2)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 def test_the_joint_distribution_of_two_tokens_and_of_whole_generations(drafter, replaced):
@@ -106,12 +108,14 @@ CASES = [(drafter, shape, replaced, 2, 20_000) for drafter in ("adversarial", "c
          for shape, replaced in (("3", False), ("3", True), ("2x2", False))]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", VERIFICATIONS)
 def test_a_broken_verification_fails_the_chi_square(name, monkeypatch):
     monkeypatch.setattr(verification, "ACCEPT_SAMPLED", mutant(accept, *VERIFICATIONS[name]).ACCEPT_SAMPLED)
     assert not all(is_lossless(*case) for case in CASES)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", DRAFTS)
 def test_a_broken_draft_fails_the_chi_square(name):
     children = mutant(branch, *DRAFTS[name]).children_loop

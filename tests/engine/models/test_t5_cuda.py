@@ -53,6 +53,7 @@ def test_encoder_and_pass_equal_the_cpus(tiny_checkpoint):
     assert torch.equal(device_chosen[read], chosen[read])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("distribution", [dict(), dict(temperature=1.0), dict(temperature=[0.7, 0.0], top_k=9, top_p=0.9)])
 def test_steps_on_a_device_give_the_cpus_tokens(tiny_checkpoints, distribution):
     """Draft, inputs, pass, verification and commit by Triton's interpreter against all of them by numba."""
@@ -70,6 +71,7 @@ def test_steps_on_a_device_give_the_cpus_tokens(tiny_checkpoints, distribution):
     assert int(outputs[0][-1].sum()) > 0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("temperature", [0.0, [0.7, 0.0]])
 def test_steps_with_trees_give_the_cpus_tokens(tiny_checkpoints, temperature):
     """A custom drafter may propose trees of point masses: their inputs, pass, verification, commit and compacted caches."""
@@ -95,6 +97,7 @@ def test_launches_sees_waits_and_allocations():
     assert len(seen.waits) == 2 and seen.bytes > 0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("K", [0, 3])
 def test_a_step_on_a_device_neither_waits_nor_allocates(tiny_checkpoints, K, temperature):
@@ -128,6 +131,7 @@ def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bu
     assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
+@pytest.mark.full
 def test_speculative_greedy_equals_plain_greedy_bit_for_bit_in_bfloat16(tiny_checkpoints):
     """For any K and batch: tokens, and the hidden state of the last one."""
     target = T5Cuda(load_cuda_weights(tiny_checkpoints["v1.1"], "cpu", "bfloat16"))

@@ -134,6 +134,7 @@ def test_drafts_and_a_batch_of_another_size_get_graphs_of_their_own():
     assert torch.equal(state.tokens[:, :9], plain.tokens[:, :9]) and int(state.accepted_at.sum()) > 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_generate_on_a_device_streams_stops_and_batches_as_on_the_cpu(tiny_model_path):
     """`generate` with the fake capture; the CUDA model runs under Triton's interpreter."""
@@ -170,6 +171,7 @@ def tensor_bytes():
     return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_what_target_drafter_and_graphs_hold_stays_flat(tiny_model_path):
     """The parts of the real step, under Triton's interpreter: a second and third time nothing more is held."""

@@ -37,6 +37,7 @@ def test_a_state_and_its_verifications_take_what_was_counted(rows, K, V):
     assert held(state.workspace) == workspace_bytes(rows, K + 1, V)
 
 
+@pytest.mark.full
 def test_a_state_that_does_not_fit_is_refused_before_it_is_made(tiny_model_path, monkeypatch):
     model = Model(T5Cuda(load_cuda_weights(tiny_model_path, "cpu")), foredraft.load(tiny_model_path).tokenizer, "lookup",
                   tiny_model_path, "float32")

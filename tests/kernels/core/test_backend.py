@@ -37,6 +37,7 @@ def test_comments_and_docstrings_do_not_change_the_cache_folder():
     assert strip_comments(kept) == kept
 
 
+@pytest.mark.full
 def test_without_a_writable_folder_kernels_are_compiled_each_time(tmp_path):
     (tmp_path / "file").write_text("")
     kept = run(XDG_CACHE_HOME=str(tmp_path))
@@ -44,6 +45,7 @@ def test_without_a_writable_folder_kernels_are_compiled_each_time(tmp_path):
     assert run(XDG_CACHE_HOME=str(tmp_path / "file"))[1:] == ["False", kept[2]]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("threads", [1, 7])
 def test_any_number_of_threads_gives_the_same_bits(threads, tmp_path):
     found = run(NUMBA_NUM_THREADS=str(threads), XDG_CACHE_HOME=str(tmp_path))

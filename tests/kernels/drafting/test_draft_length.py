@@ -82,6 +82,7 @@ class World:
         return self.run(begin, chosen, learned, requests, length, skip)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("right", [0.0, 0.45, 0.65, 0.93])
 def test_one_sequence_comes_near_the_best_fixed_length_and_hardly_loses_to_plain_steps(right):
     plain, *others = (World([right]).fixed(width) for width in range(K + 1))

@@ -68,6 +68,7 @@ def choose(hidden, weight):
     return chosen
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("V", "M"), [(16, 1), (100, 18), (8193, 2), (32100, 2), (32128, 2)])
 def test_logits_and_argmax(V, M, dtype):

@@ -29,6 +29,7 @@ def kept(logits, distributions, dtype=torch.float32):
     return ((x > floors) | ((x == floors) & (ids <= ties))).cpu().numpy()
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("V", [2, 16, 100, 8193])
 @pytest.mark.parametrize("kind", ["spread", "tied", "equal", "masked"])

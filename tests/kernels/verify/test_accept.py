@@ -90,6 +90,7 @@ def test_sampled_drafts_agree_and_return_their_distribution(B, V):
     np.testing.assert_allclose(results[0][2], results[1][2], atol=1e-6)
 
 
+@pytest.mark.first(2)
 @pytest.mark.gpu
 @pytest.mark.skipif(not can_launch(), reason="needs triton, with its interpreter or a GPU")
 @pytest.mark.parametrize("distribution", [dict(), dict(top_k=torch.tensor([0, 5, 2, 0, 0, 9, 1]), top_p=0.8)])

@@ -82,12 +82,14 @@ def many_splits(monkeypatch):
         monkeypatch.setattr(module, name, size)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("B, K, V", SIZES)
 def test_equals_the_reference(B, K, V, tiles):
     arguments = plain_distributions(case(B, K, V))
     assert on_device(arguments, B, K) == verifications(accept_reference, arguments, B, K)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("B, K, V", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_top_k_and_top_p(B, K, V, dtype):
@@ -100,6 +102,7 @@ def test_top_k_and_top_p(B, K, V, dtype):
 BLOCKS = [(40, 3, 16), (30, 5, 100), (12, 7, 33), (3, 2, 8193), (2, 2, 32128), (1, 1, 2), (6, 0, 50)]
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("B, K, V", BLOCKS)
 @pytest.mark.parametrize("cut", [False, True])
 def test_blocks_equal_the_reference(B, K, V, cut, tiles):
@@ -123,6 +126,7 @@ def test_blocks_of_all_lengths_are_accepted(many_splits):
     assert expected != verifications(accept_reference, arguments, 80, 6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("K", [20, MAX_DRAFT_TOKENS])
 @pytest.mark.parametrize("block", [False, True])
 def test_long_drafts_equal_the_reference(K, block):
@@ -194,6 +198,7 @@ def test_finished_sequences_are_not_read():
 TREE = np.array([0, 0, 1, 2, 4])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("tree", [TREE, np.arange(40) // 2])
 def test_trees(tree, tiles):
     """Sampled and greedy sequences; a small vocabulary, so that branches are taken."""

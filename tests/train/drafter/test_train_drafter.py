@@ -194,6 +194,7 @@ train_drafter(context, articles, heldout, out, config, 2, 2, log_every=1, progre
 """
 
 
+@pytest.mark.full
 def test_two_processes_have_the_loss_of_one(world, tmp_path):
     context, _, _, folder = world
     script = tmp_path / "two.py"

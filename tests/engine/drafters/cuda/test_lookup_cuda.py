@@ -47,6 +47,7 @@ def same_drafts(host, device, states) -> Draft:
     return theirs
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("matches", "alphabet", "order"), [
     ((1, 1), 5, 0), ((1, 4), 5, 0), ((3, 9), 2, 0), ((1, 4), 4, 3)])
 def test_lookup_on_random_tokens(matches, alphabet, order, monkeypatch):
@@ -126,6 +127,7 @@ def fitted(order: int) -> Table:
     return fit(count(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]), order, 30))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 @pytest.mark.parametrize("least", [0.0, 0.1])
 def test_ngram_drafts_on_random_tokens(order, least):
@@ -144,6 +146,7 @@ def test_ngram_drafts_on_random_tokens(order, least):
     assert same_drafts(NgramDrafter(table, least), NgramDrafterCuda(table, DEVICE, least), states).lengths.sum() > 8
 
 
+@pytest.mark.full
 def test_real_texts():
     """The embedded table and tokenizer: a text's first half as source, its second as output."""
     from tokenizers import Tokenizer

@@ -57,6 +57,7 @@ def admit(target, drafter, state):
     drafter.admit(range(state.batch_size), SOURCES, target.admit(range(state.batch_size), SOURCES))
 
 
+@pytest.mark.first(1)
 @torch.inference_mode()
 def test_greedy_steps_are_the_cpus(pair):
     """Drafts right and wrong, sequences that draft less, a limit inside a draft, an end token that a draft may hold."""
@@ -79,6 +80,7 @@ def test_greedy_steps_are_the_cpus(pair):
     assert int(outputs[0][-2].sum()) > 0
 
 
+@pytest.mark.first(1)
 @torch.inference_mode()
 def test_sampled_distributions_are_the_cpus(pair):
     """q of every draft token, given the same tokens before it; a sampled token has q > 0."""
@@ -109,6 +111,7 @@ def test_sampled_distributions_are_the_cpus(pair):
     assert compared > 1
 
 
+@pytest.mark.first(1)
 @torch.inference_mode()
 def test_a_step_neither_waits_nor_allocates(pair):
     target, drafter = pair[1]
@@ -138,6 +141,7 @@ class HeadOnly:
         return buffers.write_lengths(state)
 
 
+@pytest.mark.full
 @torch.inference_mode()
 def test_sampled_tokens_follow_the_target_whatever_the_vocabulary_leaves_out():
     """The first token's distribution, drafted from another one over half of the tokens."""
