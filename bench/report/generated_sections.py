@@ -26,7 +26,7 @@ IMAGES = "docs/images"
 # The text of a block without a record.
 NOTHING = {"methods": "Not measured yet: `python -m foredraft.bench.studies.methods_comparison --data test.jsonl.gz`.\n"}
 
-# The block under which a picture stands, the stem of its file, and its text.
+# The block that a picture follows, the stem of its file, and its text.
 PICTURES = {"runs": ("speeds", "Decoding speed by method"), "drafters": ("drafters", "alpha of trained drafters"),
             "methods": ("methods", "Speed-up by drafter")}
 

@@ -20,27 +20,28 @@ from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.kernels.drafting.draft_length_costs import CREDIT, UNIT, learn_numba, new_memory, pace_numba, trim_numba
 
-# The widest draft.
+# The longest draft.
 WIDEST = 12
-# The widest that takes no measure of anything (first_draft).
+# The longest `first_draft`, which is neither chosen nor learned from.
 FIRST_WIDTH = 6
-# How many ids of its own a row's record takes to count as much as all rows'. A drafter with a confidence of its own already
-# tells good drafts from bad: that the last ones were bad says little about the next. Where a request knows only itself, a
-# useless drafter must show soon.
+# How many tokens of its own a sequence's record needs to weigh as much as the record of all sequences. A drafter that
+# stops early already tells likely drafts from unlikely ones: its last rejections say little about the next draft. Where a
+# request knows only its own record, a useless drafter must show soon.
 OWN, OWN_CONFIDENT, OWN_ALONE = 10.0, 30.0, 3.0
 
 
 class AdaptiveDrafter(Drafter):
-    """Wraps `drafter`; a state's `draft_tokens` are what it writes. What they say when a row begins is its widest draft.
-    Whoever runs rounds calls `end_step` after each, before rows are handed over; nothing is learned otherwise.
+    """Wraps `drafter` and limits its drafts by a DraftBudget; the request's own `draft_tokens` are the upper bound.
 
-    What was learned is kept between requests, for each number of rows and for greedy and sampled batches apart. Outputs of
-    point masses do not depend on it. Above temperature 0 a drafter without `point_masses` draws its drafts: another width
-    is another, equally lossless, output, so that with `repeatable` widths then depend on the request and the number of rows
-    of the batch alone, by costs that are fixed.
+    Whoever runs steps calls `end_step` after each, before a sequence starts another request: this is where it learns. What
+    was learned is kept between requests, for each batch size and for greedy and sampled batches apart.
 
-    A `confident` drafter ends drafts by its own confidence, at the costs that the state is told. A sampled row that is alone
-    is first offered what the drafter's `first_draft` has, if it has one. clock: seconds.
+    The output of point masses does not depend on the lengths. Above temperature 0 other drafters sample their drafts, and
+    another length gives another output of the same distribution; with `repeatable` lengths then depend on the request and
+    the batch size alone, by fixed costs.
+
+    A drafter with `stops_early` receives the measured costs in its budget. A sampled sequence that is alone first gets the
+    drafter's `first_draft`, if there is one. clock: seconds.
     """
 
     def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):

@@ -57,11 +57,11 @@ class CascadeDrafter(Drafter):
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
         turns = self.turns(state)
         if len(turns) == 1:
-            # nobody to settle with, which takes longer than a copy
+            # one drafter: no comparison, which would take longer than a copy
             return turns[0].show().draft(state, budget)
         allowed = state.allowed(budget).numpy()
         waiting, inner = allowed > 0, DraftBudget(allowed.copy(), None if budget is None else budget.costs)
-        # each row takes the draft in which it stands; a later one may take its place
+        # the first draft's buffers are kept; a sequence of a later, better draft is copied into them
         taken: Draft | None = None
         for admissions in turns:
             if taken is not None and not waiting.any():

@@ -129,8 +129,8 @@ def test_options_of_scripts_exist(monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             runpy.run_module(module, run_name="__main__")
         assert not stop.value.code, module
-        told = capsys.readouterr().out
-        assert all(option in told for option in options), f"{module}: {options} are not all in its help"
+        shown = capsys.readouterr().out
+        assert all(option in shown for option in options), f"{module}: {options} are not all in its help"
 
 
 def cheap() -> list:
