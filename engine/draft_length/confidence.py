@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from foredraft.engine.state import DecodeState, DraftBudget
-from foredraft.kernels.drafting.draft_length import Costs
 from foredraft.kernels.drafting.draft_stopping import Stops
 
 
@@ -36,4 +35,4 @@ class Confidence:
             self._grow(max(rows, state.batch_size), max(width, state.max_draft))
         host, costs = state.host, (budget and budget.costs) or (0.0, 0.0)
         return Stops(float(state.fallback), *map(float, costs), *self._arrays, host.num_steps, host.last_tested,
-                     host.last_accepted, isinstance(costs, Costs))
+                     host.last_accepted)

@@ -34,9 +34,6 @@ import numpy as np
 
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.sum_of_exp import sum_of_exp_loop, sum_of_exp_reference
-from foredraft.kernels.drafting import draft_length
-from foredraft.kernels.drafting.draft_length import Stops as _SimpleStops
-from foredraft.kernels.drafting.draft_length import weigh_loop as _simple
 
 # The overlap of two distributions where q's largest probability is s: CURVE[0] + CURVE[1] s, fitted to the embedded LSTM's
 # acceptances at temperature 1. At temperature 0 the acceptance probability is s itself.
@@ -57,13 +54,10 @@ class Stops(NamedTuple):
     rounds: np.ndarray
     tested: np.ndarray
     accepted: np.ndarray
-    simple: bool = False  # the rule of kernels/drafting/draft_length.py instead
 
 
 def begin_reference(stops, b) -> None:
-    if stops.simple:
-        stops.running[b] = 1.0
-    elif stops.row > 0:
+    if stops.row > 0:
         if stops.rounds[b] == stops.asked[b] + 1:
             for i in range(int(stops.tested[b])):
                 stops.records[b] = FADE * stops.records[b] + (1, stops.accepted[b] > i, stops.chances[b, i])
@@ -72,9 +66,6 @@ def begin_reference(stops, b) -> None:
 
 
 def weigh_reference(stops, b, i, scores, sampled, lse) -> tuple[bool, bool]:
-    if stops.simple:
-        return draft_length.weigh_reference(
-            draft_length.Stops(stops.floor, stops.row, stops.each, stops.running), b, i, scores, sampled, lse)
     if sampled:
         sure = math.exp(-lse[0])
     else:
@@ -99,9 +90,7 @@ def weigh_reference(stops, b, i, scores, sampled, lse) -> tuple[bool, bool]:
 @njit()
 def begin_loop(stops, b):
     """A row begins to draft: take in how its last draft did, if that was in the round before."""
-    if stops.simple:
-        stops.running[b, 0] = stops.running[b, 1] = 1.0
-    elif stops.row > 0:
+    if stops.row > 0:
         if stops.rounds[b] == stops.asked[b] + 1:
             for i in range(stops.tested[b]):
                 stops.records[b, 0] = FADE * stops.records[b, 0] + 1.0
@@ -116,8 +105,6 @@ def weigh_loop(stops, b, i, scores, sampled, lse):
     """(whether place i is drafted, whether the distribution of the next one is looked at), of row b."""
     if stops.floor == 0 and stops.row == 0:
         return True, True
-    if stops.simple:
-        return _simple(_SimpleStops(stops.floor, stops.row, stops.each, stops.running), b, i, scores, sampled, lse)
     sure = np.exp(-lse[0]) if sampled else 1.0 / sum_of_exp_loop(scores)
     if sure < stops.floor:
         return False, False
