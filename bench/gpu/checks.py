@@ -9,7 +9,10 @@ from torch import Tensor
 
 from foredraft.bench.gpu.rounding_bounds import BFLOAT16, attended, rounding, unsigned
 from foredraft.bench.gpu.sizes import POSITION, Sizes, can_overlap, fill_caches, random_target, seconds
+from foredraft.bench.harness.cases import sample_texts
+from foredraft.bench.harness.measure import spread
 from foredraft.engine.drafters.neural.lstm import LSTMConfig
+from foredraft.engine.generate import load
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION
@@ -184,29 +187,29 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
     tokens = torch.randint(3, target.config.vocab_size, (largest, 2 * R), device=target.device)
     source = sizes.source
 
-    def run(rows: int, reads: int) -> tuple[Tensor, Tensor]:
+    def run(B: int, reads: int) -> tuple[Tensor, Tensor]:
         fill_caches(target, largest, source, 2 * R)
         # caches are filled for the largest batch in every run; the first sequences are used
         hidden, chosen = [], []
         for start in range(0, 2 * R, reads):
-            places = torch.arange(POSITION + start, POSITION + start + reads, device=target.device).repeat(rows, 1)
-            out = target.decode(tokens[:rows, start : start + reads].contiguous(), places)
+            positions = torch.arange(POSITION + start, POSITION + start + reads, device=target.device).repeat(B, 1)
+            out = target.decode(tokens[:B, start : start + reads].contiguous(), positions)
             hidden.append(out[:1].clone())
             chosen.append(target.choose(out)[:1].clone())
         return torch.cat(hidden, 1), torch.cat(chosen, 1)
 
     plain = run(1, 1)
-    for rows, reads in ((1, R), (1, 2), (largest, 1), (largest, R)):
-        found = run(rows, reads)
-        yield {"check": f"bf16 bits: {reads} tokens a pass, batch {rows}, against one token of one request",
+    for B, reads in ((1, R), (1, 2), (largest, 1), (largest, R)):
+        found = run(B, reads)
+        yield {"check": f"bf16 bits: {reads} tokens a pass, batch {B}, against one token of one request",
                "passed": all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))}
     fill_caches(target, largest, source, 2 * R)
-    short, places = min(50, source), torch.arange(POSITION, POSITION + R, device=target.device).repeat(largest, 1)
+    short, positions = min(50, source), torch.arange(POSITION, POSITION + R, device=target.device).repeat(largest, 1)
     target.buffers["sources"].fill_(short)
     found = []
     for longest in (short, source):
         target.reserve(largest, POSITION + 2 * R, 2 * R - 1, longest)
-        found.append(target.decode(tokens[:, :R].contiguous(), places).clone())
+        found.append(target.decode(tokens[:, :R].contiguous(), positions).clone())
     yield {"check": "bf16 bits of a short source, with a launch for its own pages and for a long source's",
            "passed": torch.equal(*found)}
     if can_overlap(sizes):
@@ -221,9 +224,6 @@ def check_model(sizes: Sizes) -> Iterator[dict]:
     fp32 tokens equal the CPU's; the LSTM's acceptance equals the CPU's (a wrong draft changes no token); bf16 tokens with
     drafts equal those without.
     """
-    from foredraft.bench.harness.cases import sample_texts
-    from foredraft.engine.generate import load
-
     texts = [text for _, text in sample_texts()[: sizes.texts]]
     plain = load(drafter=None, weights="fp32").generate(texts, max_new_tokens=sizes.new_tokens, draft_tokens=0)
     options = dict(max_new_tokens=sizes.new_tokens, batch_size=4)
@@ -247,7 +247,7 @@ def check_model(sizes: Sizes) -> Iterator[dict]:
 
 
 def compare_library(sizes: Sizes) -> Iterator[dict]:
-    """The library's product and the project kernel: does the library give the same bits for 1 and 6 rows, and which is
+    """The library's product and the project kernel: does the library give the same bits for 1 and 6 inputs, and which is
     faster?"""
     for geometry, config in sizes.geometries.items():
         C, F = config["d_model"], config["d_ff"]
@@ -261,4 +261,4 @@ def compare_library(sizes: Sizes) -> Iterator[dict]:
             ours = seconds(sizes, lambda w=weight, x=six, s=squares, o=out: PROJECT["triton"](x, s, w, 1e-6, o))
             library = seconds(sizes, lambda w=weight, x=six: torch.nn.functional.linear(x, w))
             yield {"geometry": geometry, "shape": [N, K], "library_same_bits": same,
-                   "ours_us": sorted(ours)[len(ours) // 2] * 1e6, "library_us": sorted(library)[len(library) // 2] * 1e6}
+                   "ours_us": spread(ours)["median"] * 1e6, "library_us": spread(library)["median"] * 1e6}

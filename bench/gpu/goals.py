@@ -39,7 +39,7 @@ def _over_transformers(rows: Rows) -> float | None:
 
 def _overhead(rows: Rows) -> float | None:
     """The larger of plain steps' and of drafted steps' overhead."""
-    found = {row["draft_tokens"]: row["overhead"] for row in _only(rows, "rounds", geometry="flan-t5-xl", batch=1)}
+    found = {row["draft_tokens"]: row["overhead"] for row in _only(rows, "loop", geometry="flan-t5-xl", batch=1)}
     return max(found.values()) if len(found) > 1 else None
 
 

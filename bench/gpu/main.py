@@ -20,10 +20,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich.console import Console
+
 from foredraft import embedded
 from foredraft.atomic_write import write_atomic
+from foredraft.bench.gpu import checks, device_drafters, precompile, times, transformers_peer, verification_peers
 from foredraft.bench.gpu.goals import goals_met
 from foredraft.bench.gpu.sizes import Sizes
+from foredraft.bench.report.tables import Table
 from foredraft.engine.generate import check_device
 from foredraft.errors import UserError
 
@@ -39,16 +43,8 @@ class Section:
     run: Callable[[Sizes, dict[str, list[dict]]], Iterator[dict]]
 
 
-def _compile(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import precompile as gpu_compile
-
-    yield from gpu_compile.compile_all(sizes, SECTIONS["compile"].seconds - 5)
-
-
 def _checks(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import checks as gpu_checks
-
-    for check in (gpu_checks.check_kernels, gpu_checks.check_drafters, gpu_checks.check_bits, gpu_checks.check_model):
+    for check in (checks.check_kernels, checks.check_drafters, checks.check_bits, checks.check_model):
         try:
             yield from check(sizes)
         except Exception as error:  # a failed check must not hide the others
@@ -87,79 +83,36 @@ def gpu_tests() -> list[str]:
     return [str(file) for file in sorted(Path("tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
 
 
-def _bandwidth(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import times as gpu_times
-
-    yield from gpu_times.measure_bandwidth(sizes)
-
-
-def _steps(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import times as gpu_times
-
-    yield from gpu_times.measure_steps(sizes, known.get("bandwidth", []))
-
-
-def _rounds(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import times as gpu_times
-
-    yield from gpu_times.measure_rounds(sizes)
-
-
 def _verification(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import verification_peers as gpu_verification
-
-    yield from gpu_verification.check_verification(sizes.device)
-    yield from gpu_verification.measure_verification(sizes, copy_bandwidth(known))
-
-
-def _family(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import times as gpu_times
-
-    yield from gpu_times.measure_family(sizes)
-
-
-def _drafters(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import device_drafters as gpu_drafters
-
-    yield from gpu_drafters.measure_drafters(sizes)
-
-
-def _library(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import checks as gpu_checks
-
-    yield from gpu_checks.compare_library(sizes)
-
-
-def _peers(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import transformers_peer as gpu_peers
-
-    yield from gpu_peers.measure_peers(sizes)
+    yield from verification_peers.check_verification(sizes.device)
+    bandwidth = next((row["copy_gb_s"] for row in known.get("bandwidth", [])), None)
+    yield from verification_peers.measure_verification(sizes, bandwidth)
 
 
 def _model(sizes: Sizes, known: dict) -> Iterator[dict]:
-    from foredraft.bench.gpu import times as gpu_times
-
     accepted = [row["tokens_per_step"] for row in known.get("family", []) if row["method"] == "lookup"]
-    yield from gpu_times.model_xl(sizes, known.get("bandwidth", []), accepted[0] if accepted else 1.0,
-                                  known.get("steps", []), known.get("rounds", []))
+    return times.model_xl(sizes, known.get("bandwidth", []), accepted[0] if accepted else 1.0, known.get("steps", []),
+                          known.get("loop", []))
 
 
 # the most important first; those before "peers" leave it 80 seconds even if each takes all of its time
 SECTIONS = {
-    "compile": Section(70, _compile), "checks": Section(110, _checks), "distribution": Section(80, _distribution),
-    "bandwidth": Section(15, _bandwidth), "steps": Section(90, _steps), "verification": Section(40, _verification),
-    "rounds": Section(40, _rounds), "family": Section(35, _family), "model": Section(10, _model),
-    "peers": Section(180, _peers), "library": Section(20, _library), "drafters": Section(80, _drafters),
+    "compile": Section(70, lambda sizes, known: precompile.compile_all(sizes, SECTIONS["compile"].seconds - 5)),
+    "checks": Section(110, _checks),
+    "distribution": Section(80, _distribution),
+    "bandwidth": Section(15, lambda sizes, known: times.measure_bandwidth(sizes)),
+    "steps": Section(90, lambda sizes, known: times.measure_steps(sizes, known.get("bandwidth", []))),
+    "verification": Section(40, _verification),
+    "loop": Section(40, lambda sizes, known: times.measure_loop(sizes)),
+    "family": Section(35, lambda sizes, known: device_drafters.measure_family(sizes)),
+    "model": Section(10, _model),
+    "peers": Section(180, lambda sizes, known: transformers_peer.measure_peers(sizes)),
+    "library": Section(20, lambda sizes, known: checks.compare_library(sizes)),
+    "drafters": Section(80, lambda sizes, known: device_drafters.measure_drafters(sizes)),
 }
 
 
-def copy_bandwidth(known: dict[str, list[dict]]) -> float | None:
-    """GB/s of a copy, if it was measured."""
-    rows = known.get("bandwidth") or []
-    return rows[0]["copy_gb_s"] if rows else None
-
-
-def read_rows(out: Path) -> dict[str, list[dict]]:
+def read_records(out: Path) -> dict[str, list[dict]]:
     files = {name: out / f"{name}.jsonl" for name in SECTIONS}
     return {name: [json.loads(line) for line in file.read_text().splitlines()]
             for name, file in files.items() if file.exists()}
@@ -167,7 +120,7 @@ def read_rows(out: Path) -> dict[str, list[dict]]:
 
 def run_section(name: str, out: Path, sizes: Sizes) -> None:
     """Run one section in this process and write its records to OUT/NAME.jsonl one by one."""
-    known = read_rows(out)
+    known = read_records(out)
     with open(out / f"{name}.jsonl", "w") as file:
         for row in SECTIONS[name].run(sizes, known):
             file.write(json.dumps(row) + "\n")
@@ -204,20 +157,12 @@ def run_all(out: Path, names: list[str], extra: tuple[str, ...] = ()) -> dict:
 
 def show(rows: dict[str, list[dict]], ends: dict) -> None:
     """A table for each section, then failed checks, then the goals."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(highlight=False, width=150)
     for name, found in rows.items():
-        if not found:
-            continue
         columns = list(dict.fromkeys(key for row in found for key in row if key not in ("said", "error", "parts")))
-        table = Table(title=f"{name} ({ends.get(name, {}).get('ended', '?')})", title_justify="left")
-        for column in columns:
-            table.add_column(column)
-        for row in found:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
-        console.print(table)
+        if found:
+            Table(f"{name} ({ends.get(name, {}).get('ended', '?')})", columns,
+                  [[_cell(row.get(column)) for column in columns] for row in found]).show(console, wide=True)
     for name, found in rows.items():
         for row in found:
             if row.get("passed") is False:
@@ -225,13 +170,10 @@ def show(rows: dict[str, list[dict]], ends: dict) -> None:
     for name, end in ends.items():
         if end["ended"] != "done":
             console.print(f"{name}: {end['ended']}", markup=False)
-    table = Table(title="goals", title_justify="left")
-    for column in ("goal", "bound", "found", "met"):
-        table.add_column(column)
-    for row in goals_met(rows):
-        met = {True: "yes", False: "NO", None: "not measured"}[row["met"]]
-        table.add_row(row["goal"], f"{'<=' if row['at_most'] else '>='} {_cell(row['bound'])}", _cell(row["found"]), met)
-    console.print(table)
+    met = {True: "yes", False: "NO", None: "not measured"}
+    Table("goals", ("goal", "bound", "found", "met"), [
+        [row["goal"], f"{'<=' if row['at_most'] else '>='} {_cell(row['bound'])}", _cell(row["found"]), met[row["met"]]]
+        for row in goals_met(rows)]).show(console, wide=True)
 
 
 def _cell(value: object) -> str:
@@ -264,7 +206,7 @@ def check_and_time(out: Path, sections: str | None = None, drafters: Path | None
     if unknown := [name for name in names if name not in SECTIONS]:
         raise UserError(f"--sections: no section named {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
     ends = run_all(out, names, ("--drafters", str(drafters or embedded.LSTM.parent)))
-    rows = read_rows(out)
+    rows = read_records(out)
     machine = (rows.get("bandwidth") or [{}])[0].get("device")
     write_atomic(out / "gpu.json", json.dumps(
         {"machine": machine, "goals": goals_met(rows), "sections": ends, "rows": rows}))

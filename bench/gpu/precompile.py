@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from foredraft.bench.gpu.sizes import Sizes, can_overlap, fill_caches, one_pass, passes, random_target
-from foredraft.bench.gpu.times import start_rounds
+from foredraft.bench.gpu.times import start_loop
 from foredraft.bench.gpu.verification_peers import CASES, VOCABULARY, Case
 from foredraft.engine.loop import step
 from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
@@ -22,7 +22,7 @@ from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
     """Jobs by name, a process each: the passes of a geometry, its steps, the verifications of a draft length."""
     return {f"passes of {geometry}": lambda geometry=geometry: _passes(sizes, geometry) for geometry in sizes.geometries} | {
-        f"rounds of {geometry}": lambda geometry=geometry: _rounds(sizes, geometry) for geometry in sizes.large} | {
+        f"loop of {geometry}": lambda geometry=geometry: _loop(sizes, geometry) for geometry in sizes.large} | {
         f"verifications of {K}": lambda K=K: _verifications(sizes, K, V) for K in sorted({K for _, K in CASES})}
 
 
@@ -30,19 +30,19 @@ def jobs(sizes: Sizes, V: int = VOCABULARY) -> dict[str, Callable[[], None]]:
 def _passes(sizes: Sizes, geometry: str) -> None:
     # all layers launch the same kernels
     target = random_target(sizes, geometry, layers=1)
-    for rows, reads in passes(sizes, geometry):
-        fill_caches(target, rows, sizes.source, max(*sizes.reads, sizes.draft_tokens + 1))
-        for launch in ({}, PDL_LAUNCH) if rows == 1 and can_overlap(sizes) else ({},):
+    for B, reads in passes(sizes, geometry):
+        fill_caches(target, B, sizes.source, max(*sizes.reads, sizes.draft_tokens + 1))
+        for launch in ({}, PDL_LAUNCH) if B == 1 and can_overlap(sizes) else ({},):
             target.launch = launch
-            one_pass(target, rows, reads)()
+            one_pass(target, B, reads)()
 
 
 @torch.inference_mode()
-def _rounds(sizes: Sizes, geometry: str) -> None:
+def _loop(sizes: Sizes, geometry: str) -> None:
     target = random_target(sizes, geometry, layers=1)
-    for rows in sizes.batches:
+    for B in sizes.batches:
         for K in (0, sizes.draft_tokens):
-            drafter, fresh = start_rounds(sizes, target, rows, K)
+            drafter, fresh = start_loop(sizes, target, B, K)
             step(fresh(), target, drafter)
 
 

@@ -52,10 +52,10 @@ def can_overlap(sizes: Sizes) -> bool:
     return sizes.device != "cpu" and torch.version.hip is None and torch.cuda.get_device_capability(sizes.device) >= (9, 0)
 
 
-def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
-    """Different random keys and values, as if `rows` requests had been encoded and decoded up to POSITION."""
-    target.reserve(rows, POSITION + reads, reads - 1, source)
-    generator = torch.Generator(target.device).manual_seed(rows)
+def fill_caches(target: T5Cuda, B: int, source: int, reads: int) -> None:
+    """Different random keys and values, as if `B` requests had been encoded and decoded up to POSITION."""
+    target.reserve(B, POSITION + reads, reads - 1, source)
+    generator = torch.Generator(target.device).manual_seed(B)
     for name in ("k", "v", "pages_k", "pages_v"):
         for layer in target.buffers[name]:
             layer.normal_(generator=generator)
@@ -65,14 +65,14 @@ def fill_caches(target: T5Cuda, rows: int, source: int, reads: int) -> None:
 def passes(sizes: Sizes, geometry: str) -> list[tuple[int, int]]:
     """(batch size, tokens of each request) of the passes timed at a geometry: of one request, then for large ones by
     batch."""
-    by_batch = [(rows, reads) for rows in sizes.batches if rows > 1 for reads in (1, sizes.draft_tokens + 1)]
+    by_batch = [(B, reads) for B in sizes.batches if B > 1 for reads in (1, sizes.draft_tokens + 1)]
     return [(1, reads) for reads in sizes.reads] + (by_batch if geometry in sizes.large else [])
 
 
-def one_pass(target: T5Cuda, rows: int, reads: int) -> Callable[[], torch.Tensor]:
-    """A function that decodes `reads` tokens of each of `rows` requests and chooses the next tokens."""
-    tokens = torch.randint(3, target.config.vocab_size, (rows, reads), device=target.device)
-    positions = torch.arange(POSITION, POSITION + reads, device=target.device).repeat(rows, 1)
+def one_pass(target: T5Cuda, B: int, reads: int) -> Callable[[], torch.Tensor]:
+    """A function that decodes `reads` tokens of each of `B` requests and chooses the next tokens."""
+    tokens = torch.randint(3, target.config.vocab_size, (B, reads), device=target.device)
+    positions = torch.arange(POSITION, POSITION + reads, device=target.device).repeat(B, 1)
     return lambda: target.choose(target.decode(tokens, positions))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from foredraft.bench.gpu.roofline import MACHINES, Machine, Step, config_of, machine_of, predict, table
+from foredraft.bench.gpu.roofline import MACHINES, Machine, Step, machine_of, predict, table
 from foredraft.bench.gpu.sizes import (
     POSITION,
     Sizes,
@@ -58,71 +58,71 @@ def measure_steps(sizes: Sizes, bandwidth: Sequence[dict]) -> Iterator[dict]:
     for geometry in sizes.geometries:
         target = random_target(sizes, geometry)
         plain = {}
-        for rows, reads in passes(sizes, geometry):
-            fill_caches(target, rows, sizes.source, max(*sizes.reads, R))
+        for B, reads in passes(sizes, geometry):
+            fill_caches(target, B, sizes.source, max(*sizes.reads, R))
             with torch.inference_mode():
-                run = one_pass(target, rows, reads)
+                run = one_pass(target, B, reads)
                 taken = {"us": microseconds(seconds(sizes, captured(sizes, run)))}
-                if rows == 1 and reads in (1, R):
+                if B == 1 and reads in (1, R):
                     taken["eager_us"] = microseconds(seconds(sizes, run))
-                if rows == 1 and can_overlap(sizes):
+                if B == 1 and can_overlap(sizes):
                     target.launch = PDL_LAUNCH
                     taken["overlapping_us"] = microseconds(seconds(sizes, captured(sizes, run)))
                     target.launch = {}
-            expected = predict(target.config, Step(rows, reads - 1, sizes.source, POSITION, drafter="none"), machine)
+            expected = predict(target.config, Step(B, reads - 1, sizes.source, POSITION, drafter="none"), machine)
             median = taken["us"]["median"]
-            plain.setdefault(rows, median)
-            yield {"geometry": geometry, "batch": rows, "reads": reads, "bytes": expected["bytes"],
+            plain.setdefault(B, median)
+            yield {"geometry": geometry, "batch": B, "reads": reads, "bytes": expected["bytes"],
                    "modelled_us": expected["us"], "modelled_on": name,
-                   "share": expected["bytes_us"] / median if bandwidth else None, "v": median / plain[rows], **taken}
+                   "share": expected["bytes_us"] / median if bandwidth else None, "v": median / plain[B], **taken}
         del target
         if sizes.device != "cpu":
             torch.cuda.empty_cache()
 
 
-def _state(sizes: Sizes, rows: int, K: int, width: int) -> DecodeState:
+def _state(sizes: Sizes, B: int, K: int, width: int) -> DecodeState:
     def column(value: float) -> torch.Tensor:
-        return torch.full((rows,), value, device=sizes.device)
+        return torch.full((B,), value, device=sizes.device)
 
     return DecodeState(
         limits=column(sizes.new_tokens + 1), draft_tokens=column(K), temperature=column(0.0), top_k=column(0),
-        top_p=column(1.0), seeds=torch.arange(rows, device=sizes.device), start_token=0, end_token=-1, width=width)
+        top_p=column(1.0), seeds=torch.arange(B, device=sizes.device), start_token=0, end_token=-1, width=width)
 
 
-def measure_rounds(sizes: Sizes) -> Iterator[dict]:
+def measure_loop(sizes: Sizes) -> Iterator[dict]:
     """Steps of the engine's loops, plain and with lookup drafts, captured and eager, and their overhead over the passes of
     target and drafter. Random weights write loops, so that lookup drafts `drafted` tokens a step."""
     for geometry in sizes.large:
         target = random_target(sizes, geometry)
-        for rows in sizes.batches:
+        for B in sizes.batches:
             for K in (0, sizes.draft_tokens):
                 with torch.inference_mode():
-                    found = _time_rounds(sizes, target, rows, K)
-                yield {"geometry": geometry, "batch": rows, "draft_tokens": K, **found}
+                    found = _time_loop(sizes, target, B, K)
+                yield {"geometry": geometry, "batch": B, "draft_tokens": K, **found}
 
 
-def start_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> tuple[Drafter, Callable[[], DecodeState]]:
+def start_loop(sizes: Sizes, target: T5Cuda, B: int, K: int) -> tuple[Drafter, Callable[[], DecodeState]]:
     """A drafter, and a function that admits the requests to it and returns a new state."""
-    fill_caches(target, rows, sizes.source, max(K + 1, sizes.new_tokens - POSITION + 2))
+    fill_caches(target, B, sizes.source, max(K + 1, sizes.new_tokens - POSITION + 2))
     drafter = LookupDrafterCuda(sizes.device) if K else NoDrafter()
-    sources = list(torch.randint(3, target.config.vocab_size, (rows, sizes.source)))
+    sources = list(torch.randint(3, target.config.vocab_size, (B, sizes.source)))
 
     def fresh() -> DecodeState:
-        drafter.admit(range(rows), sources, sources)
-        return _state(sizes, rows, K, target.config.d_model)
+        drafter.admit(range(B), sources, sources)
+        return _state(sizes, B, K, target.config.d_model)
 
     return drafter, fresh
 
 
-def _time_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> dict:
-    graphs, (drafter, fresh), taken = CapturedSteps(), start_rounds(sizes, target, rows, K), {}
+def _time_loop(sizes: Sizes, target: T5Cuda, B: int, K: int) -> dict:
+    graphs, (drafter, fresh), taken = CapturedSteps(), start_loop(sizes, target, B, K), {}
 
     def alone(run: Callable[[], object]) -> float:
         return spread(seconds(sizes, captured(sizes, run)))["median"]
 
     halfway = fresh()
     halfway.lengths.fill_(sizes.new_tokens // 2 + 1)
-    one, many = alone(one_pass(target, rows, K + 1)), 10
+    one, many = alone(one_pass(target, B, K + 1)), 10
     # many in one graph, because the graph's launch costs more than one draft
     drafting = alone(lambda: [drafter.draft(halfway) for _ in range(many)]) / many if K else 0.0
     for name in ("captured", "eager") if sizes.device != "cpu" else ("eager",):
@@ -147,51 +147,20 @@ def _time_rounds(sizes: Sizes, target: T5Cuda, rows: int, K: int) -> dict:
             "overhead": whole / (one + drafting) - 1}
 
 
-def measure_family(sizes: Sizes) -> Iterator[dict]:
-    """The embedded target with its real acceptance: tokens a second of decoding and tokens per step, by drafter and batch
-    size.
-
-    Methods are interleaved; a method whose tokens differ from plain decoding's has no speed-up.
-    """
-    from foredraft.bench.harness.cases import sample_texts
-    from foredraft.engine.generate import load
-
-    texts = [text for _, text in sample_texts()[: sizes.texts]]
-    model = load(drafter="lookup", device=sizes.device, dtype=sizes.dtype, weights="bf16")
-    methods = {"plain": (model.with_drafter(None), 0), "lookup": (model, sizes.draft_tokens),
-               "ngram": (model.with_drafter("ngram"), sizes.draft_tokens)}
-    for batch in sizes.batches:
-        inputs = (texts * -(-batch // len(texts)))[: max(batch, len(texts))]
-        outputs, rates = {}, {name: [] for name in methods}
-        for repeat in range(1 + min(3, sizes.repeats)):
-            for name, (engine, K) in methods.items():
-                out = engine.generate(inputs, max_new_tokens=2 * sizes.new_tokens, draft_tokens=K, batch_size=batch)
-                outputs[name] = out
-                if repeat:
-                    rates[name].append(out.stats.tokens_per_second)
-        for name, out in outputs.items():
-            same = out.token_ids == outputs["plain"].token_ids
-            rate = spread(rates[name])["median"]
-            yield {"batch": batch, "method": name, "tokens_per_second": rate, "same_tokens": same,
-                   "speed_up": rate / spread(rates["plain"])["median"] if same else None,
-                   "tokens_per_step": out.stats.tokens_per_step, "accepted_over_tested": out.stats.acceptance_rate}
-
-
 def model_xl(sizes: Sizes, bandwidth: Sequence[dict], tokens_per_step: float, steps: Sequence[dict] = (),
-             rounds: Sequence[dict] = (), geometry: str = "flan-t5-xl") -> Iterator[dict]:
+             loop: Sequence[dict] = (), geometry: str = "flan-t5-xl") -> Iterator[dict]:
     """FLAN-T5-XL's tokens a second, MODELLED from the embedded family's acceptance and two costs of a step.
 
     measured_us: the pass of K + 1 tokens (`steps`, from measure_steps) and the time of a draft and overhead of a step
-    (`rounds`, from measure_rounds); None if either is missing. us: bytes, arithmetic and launches on the machine of
+    (`loop`, from measure_loop); None if either is missing. us: bytes, arithmetic and launches on the machine of
     `bandwidth`.
     """
-    config_of(geometry)
     (name, machine), K = modelled_on(bandwidth), sizes.draft_tokens
-    for row in table(geometry, machine, [Step(rows, K, sizes.source) for rows in sizes.batches], tokens_per_step):
+    for row in table(geometry, machine, [Step(B, K, sizes.source) for B in sizes.batches], tokens_per_step):
         batch = row["step"]["batch_size"]
         passes = [step["us"]["median"] for step in steps
                   if (step["geometry"], step["batch"], step["reads"]) == (geometry, batch, K + 1)]
-        around = [one["draft_us"] + max(one["added_us"], 0.0) for one in rounds
+        around = [one["draft_us"] + max(one["added_us"], 0.0) for one in loop
                   if (one["geometry"], one["batch"], one["draft_tokens"]) == (geometry, batch, K)]
         measured = passes[0] + around[0] if passes and around else None
         yield {key: row[key] for key in ("geometry", "us", "plain_us", "v", "launches", "bytes", "tokens_per_step",

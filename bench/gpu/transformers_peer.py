@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from foredraft.bench.gpu.sizes import Sizes, microseconds
+from foredraft.bench.harness.step_peers import seconds_per_token
 from foredraft.bench.harness.steps import random_source
 
 # arguments of `generate` for each engine
@@ -24,9 +25,9 @@ def measure_peers(sizes: Sizes) -> Iterator[dict]:
     for geometry, batches, engines in one + [(geometry, sizes.batches[1:], ("eager",)) for geometry in sizes.large]:
         model = _model(sizes, geometry)
         for name in engines:
-            for rows in batches:
-                known = {"geometry": geometry, "engine": f"transformers {name}", "batch": rows}
-                yield known | _peer(sizes, model, rows, ENGINES[name])
+            for B in batches:
+                known = {"geometry": geometry, "engine": f"transformers {name}", "batch": B}
+                yield known | _peer(sizes, model, B, ENGINES[name])
         del model
 
 
@@ -39,22 +40,20 @@ def _model(sizes: Sizes, geometry: str):
     return model
 
 
-def _peer(sizes: Sizes, model, rows: int, options: dict) -> dict:
+def _peer(sizes: Sizes, model, B: int, options: dict) -> dict:
     vocabulary = model.config.vocab_size
-    ids = torch.tensor([random_source(sizes.source, vocabulary)] * rows, device=sizes.device)
+    ids = torch.tensor([random_source(sizes.source, vocabulary)] * B, device=sizes.device)
 
     @torch.inference_mode()
-    def run(tokens: int) -> float:
-        start = time.perf_counter()
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+    def run(source: Tensor, tokens: int) -> list[int]:
+        out = model.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=tokens, min_new_tokens=tokens,
                              do_sample=False, **options)
-        assert out[0, 1:].tolist()
-        return time.perf_counter() - start
+        return out[0, 1:].tolist()
 
     short, long = sizes.new_tokens // 4, sizes.new_tokens
     try:
-        run(long), run(short)
-        taken = [(run(long) - run(short)) / (long - short) for _ in range(3)]
+        # the first call compiles
+        taken = [seconds_per_token(run, ids, short, long) for _ in range(4)][1:]
     except Exception as error:  # another library may raise anything; it is reported
         return {"absent": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
     return {"us": microseconds(taken)}

@@ -3,15 +3,10 @@
 Inputs rotate through more memory than the second-level cache holds. All three write the accepted tokens and one more on the
 device, without the host. The torch versions sample by an exponential race (argmax of p / e), as vLLM does, because
 torch.multinomial reads back to the host. The project's kernel also commits into the state.
-
-`python -m foredraft.bench.gpu.verification_peers` prints a table, then one line of JSON; --dry-run runs tiny sizes on
-the CPU under Triton's interpreter (TRITON_INTERPRET=1), whose times mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -168,27 +163,3 @@ def measure_verification(sizes: Sizes, bandwidth: float | None = None, cases: Se
             del case
             if sizes.device != "cpu":
                 torch.cuda.empty_cache()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the verification kernel; the last line is JSON.")
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU, under TRITON_INTERPRET=1")
-    options = parser.parse_args()
-    if options.dry_run:
-        sizes, small = Sizes(device="cpu", repeats=1), dict(cases=[(1, 1), (3, 2)], V=100, megabytes=0)
-        rows = [*check_verification("cpu", 100), *measure_verification(sizes, **small)]
-    else:
-        rows = [*check_verification("cuda"), *measure_verification(Sizes())]
-    columns = ("batch", "draft_tokens", "drafts", "ours_us", "transformers_us", "vllm_us")
-    print(("{:>14}" * len(columns)).format(*columns))
-    for row in rows:
-        if "check" in row:
-            print(f"{'passed' if row['passed'] else 'FAILED'}: {row['check']}")
-        else:
-            cells = (f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
-            print(("{:>14}" * len(columns)).format(*cells))
-    print(json.dumps(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ ROWS = {
               {"geometry": "flan-t5-xl", "batch": 1, "engine": "transformers static + compile", "us": {"median": 2500.0}}],
     "verification": [{"check": "v", "passed": True}, {"batch": 8, "ours_us": 11.0, "over_floor": 9.0},
                 {"batch": 1, "ours_us": 4.0, "over_floor": 9.0}, {"batch": 128, "ours_us": 90.0, "over_floor": 2.0}],
-    "rounds": [{"geometry": "flan-t5-xl", "batch": batch, "draft_tokens": K, "overhead": overhead}
+    "loop": [{"geometry": "flan-t5-xl", "batch": batch, "draft_tokens": K, "overhead": overhead}
                for batch, K, overhead in ((1, 0, 0.01), (1, 5, 0.03), (8, 5, 0.9))],
     "model": [{"batch": 1, "tokens_per_second": 1e9, "measured_tokens_per_second": 3500.0},
               {"batch": 32, "tokens_per_second": 1e9, "measured_tokens_per_second": 9000.0}],
@@ -29,9 +29,9 @@ def test_a_failed_check_anywhere_counts():
 
 
 def test_the_overhead_is_the_larger_of_plain_and_drafted_steps():
-    plain, drafted, _ = ROWS["rounds"]
-    for rounds, found in (([plain], None), ([drafted], None), ([plain | {"overhead": 0.5}, drafted], 0.5)):
-        assert goals_met({"rounds": rounds})[5]["found"] == found
+    plain, drafted, _ = ROWS["loop"]
+    for loop, found in (([plain], None), ([drafted], None), ([plain | {"overhead": 0.5}, drafted], 0.5)):
+        assert goals_met({"loop": loop})[5]["found"] == found
 
 
 def test_what_was_not_measured_is_not_goals_met():

@@ -1,4 +1,4 @@
-"""Every section of gpu.py at tiny sizes on the CPU: what is wrong in them must not wait for a GPU."""
+"""Every section of bench/gpu at tiny sizes on the CPU: what is wrong in them must not wait for a GPU."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_the_model_passes_its_checks():
 
 
 @pytest.mark.full
-def test_steps_rounds_bandwidth_and_library():
+def test_steps_loop_bandwidth_and_library():
     (bandwidth,) = gpu_times.measure_bandwidth(SIZES)
     assert bandwidth["copy_gb_s"] > 0
     steps = list(gpu_times.measure_steps(SIZES, [bandwidth]))
@@ -81,9 +81,9 @@ def test_steps_rounds_bandwidth_and_library():
     assert all(row["us"]["median"] > 0 and row["v"] > 0 and row["share"] > 0 for row in steps)
     assert {row["modelled_on"] for row in steps} == {"cpu, arithmetic left out"}
     assert next(gpu_times.measure_steps(SIZES, []))["share"] is None
-    rounds = list(gpu_times.measure_rounds(SIZES))
-    assert [(row["batch"], row["draft_tokens"]) for row in rounds] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    for row in rounds:
+    loop = list(gpu_times.measure_loop(SIZES))
+    assert [(row["batch"], row["draft_tokens"]) for row in loop] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for row in loop:
         alone = row["pass_us"] + row["draft_us"]
         assert row["eager_us"] == pytest.approx(alone + row["added_us"]) == pytest.approx(alone * (1 + row["overhead"]))
         assert (row["draft_us"] > 0) == (row["drafted"] > 0) == (row["draft_tokens"] > 0)
@@ -91,7 +91,7 @@ def test_steps_rounds_bandwidth_and_library():
 
 
 def test_family_and_model():
-    family = list(gpu_times.measure_family(SIZES))
+    family = list(gpu_drafters.measure_family(SIZES))
     assert {row["method"] for row in family} == {"plain", "lookup", "ngram"} and all(row["same_tokens"] for row in family)
     rows = list(gpu.SECTIONS["model"].run(SIZES, {"family": family}))
     accepted = next(row["tokens_per_step"] for row in family if row["method"] == "lookup")
@@ -104,14 +104,14 @@ def test_the_modelled_figure_goes_by_what_was_measured():
     XL = dict(geometry="flan-t5-xl")
     steps = [XL | {"batch": 1, "reads": 1, "us": {"median": 1e9}}, XL | {"batch": 1, "reads": 2, "us": {"median": 2000.0}},
              {"geometry": "flan-t5-base", "batch": 2, "reads": 2, "us": {"median": 1.0}}]
-    rounds = [XL | {"batch": batch, "draft_tokens": K, "draft_us": 20.0 * K, "added_us": 900.0 - 860 * K}
+    loop = [XL | {"batch": batch, "draft_tokens": K, "draft_us": 20.0 * K, "added_us": 900.0 - 860 * K}
               for batch in SIZES.batches for K in (0, 1)]
-    one, other = gpu_times.model_xl(SIZES, [], 3.0, steps, rounds)
+    one, other = gpu_times.model_xl(SIZES, [], 3.0, steps, loop)
     assert one["measured_us"] == 2000 + 20 + 40 and other["measured_us"] is None
     assert one["measured_tokens_per_second"] == pytest.approx(3e6 / one["measured_us"])
-    slower, _ = gpu_times.model_xl(SIZES, [], 3.0, [step | {"us": {"median": 9000.0}} for step in steps], rounds)
+    slower, _ = gpu_times.model_xl(SIZES, [], 3.0, [step | {"us": {"median": 9000.0}} for step in steps], loop)
     assert slower["measured_us"] > 9000 and slower["us"] == one["us"]
-    assert next(gpu_times.model_xl(SIZES, [], 3.0, steps, rounds[:1]))["measured_us"] is None
+    assert next(gpu_times.model_xl(SIZES, [], 3.0, steps, loop[:1]))["measured_us"] is None
 
 
 def test_the_counted_figure_is_of_the_device_that_was_measured():
@@ -134,19 +134,17 @@ def test_sections_before_the_peers_leave_them_their_time():
 
 @pytest.mark.full
 def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
-    """Its kernels, by what a compiler is told of them, are all that the timed passes, rounds and verifications need."""
-    # as on a device: the interpreter takes as many rows together as there are
+    """Its kernels, by what a compiler is told of them, are all that the timed passes, loop and verifications need."""
+    # as on a device: the interpreter takes as many sequences together as there are
     monkeypatch.setattr(verification, "sequences_per_program", lambda B, weight: 1)
     jobs = gpu_compile.jobs(SIZES, V=100)
-    assert list(jobs) == ["passes of tiny", "rounds of tiny", "verifications of 1", "verifications of 2",
-                          "verifications of 4",
-                          "verifications of 8"]
+    assert list(jobs) == ["passes of tiny", "loop of tiny", *(f"verifications of {K}" for K in (1, 2, 4, 8))]
     with Launches() as ahead:
-        for name in ("passes of tiny", "rounds of tiny", "verifications of 1"):
+        for name in ("passes of tiny", "loop of tiny", "verifications of 1"):
             jobs[name]()
     with Launches() as timed:
         list(gpu_times.measure_steps(SIZES, []))
-        list(gpu_times.measure_rounds(SIZES))
+        list(gpu_times.measure_loop(SIZES))
         list(gpu_verification.measure_verification(SIZES, cases=[(1, 1), (4, 1)], V=100, megabytes=0))
     assert set(timed.variants) <= set(ahead.variants), set(timed.variants) - set(ahead.variants)
 
@@ -169,7 +167,7 @@ def test_peers_run_or_say_why_not():
     assert rows[0]["us"]["median"] > 0
 
 
-def test_a_section_keeps_the_rows_it_had_when_it_failed(tmp_path, monkeypatch):
+def test_a_section_that_fails_keeps_its_records(tmp_path, monkeypatch):
     def breaks(sizes, known):
         yield {"check": "first", "passed": True}
         raise RuntimeError("broken")
@@ -177,15 +175,15 @@ def test_a_section_keeps_the_rows_it_had_when_it_failed(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.SECTIONS, "checks", gpu.Section(5, breaks))
     with pytest.raises(RuntimeError):
         gpu.run_section("checks", tmp_path, SIZES)
-    assert gpu.read_rows(tmp_path) == {"checks": [{"check": "first", "passed": True}]}
+    assert gpu.read_records(tmp_path) == {"checks": [{"check": "first", "passed": True}]}
 
 
 def test_sections_run_apart_and_the_tables_hold_what_came_back(tmp_path, capfd):
     (tmp_path / "model.jsonl").write_text('{"stale": 1}\n')
     ends = gpu.run_all(tmp_path, ["model"])
-    assert not any("stale" in row for row in gpu.read_rows(tmp_path)["model"])
+    assert not any("stale" in row for row in gpu.read_records(tmp_path)["model"])
     assert ends["model"]["ended"] == "done"
-    gpu.show(gpu.read_rows(tmp_path) | {"checks": [{"check": "a", "passed": False, "error": "why"}]}, ends)
+    gpu.show(gpu.read_records(tmp_path) | {"checks": [{"check": "a", "passed": False, "error": "why"}]}, ends)
     said = capfd.readouterr().out
     assert "flan-t5-xl" in said and "FAILED checks: a: why" in said and said.rindex("│ XL, B=32") > said.index("FAILED")
 
@@ -204,12 +202,12 @@ def test_a_whole_run_ends_in_the_goals_and_writes_its_json(tmp_path, monkeypatch
         return {name: {"ended": "done", "seconds": 0.0} for name in names}
 
     monkeypatch.setattr(gpu, "run_all", run_here)
-    code, out, err = command("bench", "gpu", "--out", tmp_path / "out", "--sections", "bandwidth,rounds,model")
+    code, out, err = command("bench", "gpu", "--out", tmp_path / "out", "--sections", "bandwidth,loop,model")
     assert code == 0, err
     *_, last = out.splitlines()
     found = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert json.loads(last)["goals"] == found["goals"] and found["machine"] == "cpu"
-    assert list(found["rows"]) == ["bandwidth", "rounds", "model"] and found["goals"][-2]["found"] is None
+    assert list(found["rows"]) == ["bandwidth", "loop", "model"] and found["goals"][-2]["found"] is None
 
 
 def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):

@@ -1,34 +1,27 @@
 """The verification's bench, tiny and interpreted: every path runs, and all three methods answer the same question."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from foredraft.bench.gpu.verification_peers import Case, check_verification, race
+from foredraft.bench.gpu.sizes import Sizes
+from foredraft.bench.gpu.verification_peers import Case, check_verification, measure_verification, race
 from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
 
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
 
 
 @pytest.mark.full
-def test_a_dry_run_prints_a_table_and_json():
-    done = subprocess.run([sys.executable, "-m", "foredraft.bench.gpu.verification_peers", "--dry-run"], capture_output=True,
-                          text=True,
-                          env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])
-    assert [row["passed"] for row in rows[:2]] == [True, True]
-    assert len(rows) == 6 and all(row[name] > 0 for row in rows[2:] for name in ("ours_us", "transformers_us", "vllm_us"))
+def test_every_method_is_timed():
+    sizes = Sizes(device="cpu", repeats=1)
+    records = list(measure_verification(sizes, cases=[(1, 1), (3, 2)], V=100, megabytes=0))
+    assert len(records) == 4 and all(record[name] > 0 for record in records
+                                     for name in ("ours_us", "transformers_us", "vllm_us"))
 
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("method", ["ours", "transformers", "vllm"])
 def test_each_method_draws_the_target_s_distribution(method, dense):
-    """The first token's frequencies over many rows with the same logits."""
+    """The first token's frequencies over many sequences with the same logits."""
     V, B = 8, 4000
     case = Case("cpu", B, 1, V, dense, 1, C=1)
     case.logits[:] = case.logits[:, :1].clone()
