@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
+import torch
+
 from foredraft.bench.harness.methods import OURS, Absent, build
 from foredraft.bench.harness.settings import Settings
 from foredraft.memory import peak_resident_bytes
@@ -33,19 +35,10 @@ def measure(name: str, model, settings: Settings, source: Sequence[int]) -> dict
               "settings": asdict(settings), "source": list(source)}
     try:
         done = subprocess.run([sys.executable, "-m", "foredraft.bench.harness.footprint", json.dumps(wanted)],
-                              capture_output=True,
-                              text=True, timeout=LONGEST, check=True)
+                              capture_output=True, text=True, timeout=LONGEST, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return None
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_bytes(device: str) -> int | None:
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return peak_resident_bytes()
 
 
 def main(wanted: dict) -> dict:
@@ -63,7 +56,9 @@ def main(wanted: dict) -> dict:
         start = time.perf_counter()
         output = method.run([wanted["source"]], 0)
         times.append(output.wall if output.wall is not None else time.perf_counter() - start)
-    return {"load_seconds": loaded, "first_token_ms": median(times[1:]) * 1e3, "peak_bytes": peak_bytes(settings.device)}
+    on_gpu = settings.device.startswith("cuda")
+    peak = torch.cuda.max_memory_allocated(settings.device) if on_gpu else peak_resident_bytes()
+    return {"load_seconds": loaded, "first_token_ms": median(times[1:]) * 1e3, "peak_bytes": peak}
 
 
 if __name__ == "__main__":

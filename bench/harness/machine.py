@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from foredraft.bench.harness.interleave import best_of
 from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads
 from foredraft.kernels.core.gemm_microkernel import LANES
 from foredraft.kernels.model.linear import linear_loop
@@ -52,13 +52,7 @@ def read_bandwidth(device: str = "cpu", megabytes: int = 256, times: int = 5) ->
         weight = array[: array.numel() // (inputs * LANES) * inputs * LANES].view(-1, inputs, LANES).numpy()
         x, out = np.ones((1, inputs), np.float32), np.empty((1, len(weight) * LANES), np.float32)
         reads.append(lambda: linear_loop(x, weight, out, get_num_threads()))
-    best = float("inf")
-    for read in reads:
-        for _ in range(times + 1):
-            start = time.perf_counter()
-            read()
-            best = min(best, time.perf_counter() - start)
-    return array.numel() * 4 / best / 1e9
+    return array.numel() * 4 / min(best_of(read, times) for read in reads) / 1e9
 
 
 def anonymous_bytes() -> int | None:

@@ -108,30 +108,35 @@ def _transformers(options: Callable[[Settings], dict], speculates: bool = False,
         if speculates and settings.batch_size > 1:
             raise Absent("transformers speculates at batch size 1 only")
         extra = options(settings)
-        peer = _load_peer(str(model.path), model.dtype, settings.device)
+        peer = load_peer(str(model.path), model.dtype, settings.device)
         if assistant := extra.pop("assistant", None):
-            extra["assistant_model"] = _load_peer(assistant, model.dtype, settings.device)
-        if settings.do_sample:
-            extra |= {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
-
-        import torch
-
-        @torch.inference_mode()
-        def run(sources, seed: int) -> Output:
-            ids, mask = _pad(sources, peer.device, multiple)
-            torch.manual_seed(seed)
-            start = time.perf_counter()
-            encoded = peer.get_encoder()(input_ids=ids, attention_mask=mask)
-            if ids.is_cuda:
-                torch.cuda.synchronize()
-            encode = time.perf_counter() - start
-            out = peer.generate(ids, attention_mask=mask, encoder_outputs=encoded,
-                                max_new_tokens=settings.max_new_tokens, **extra)
-            return Output(out[:, 1:].tolist(), {"encode": encode})
-
-        return Method(run, comparable=not settings.do_sample, speculates=speculates)
+            extra["assistant_model"] = load_peer(assistant, model.dtype, settings.device)
+        return _generating(peer, peer.get_encoder(), settings, extra, multiple, speculates)
 
     return factory
+
+
+def _generating(peer, encoder, settings: Settings, extra: dict, multiple: int = 1, speculates: bool = False) -> Method:
+    """transformers' `generate` of a model, after a separate call of its encoder; `extra` are further arguments of it."""
+    import torch
+
+    if settings.do_sample:
+        extra = extra | {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+
+    @torch.inference_mode()
+    def run(sources, seed: int) -> Output:
+        ids, mask = _pad(sources, peer.device, multiple)
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        encoded = encoder(input_ids=ids, attention_mask=mask)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+        encode = time.perf_counter() - start
+        out = peer.generate(input_ids=ids, attention_mask=mask, encoder_outputs=encoded,
+                            max_new_tokens=settings.max_new_tokens, **extra)
+        return Output(out[:, 1:].tolist(), {"encode": encode})
+
+    return Method(run, comparable=not settings.do_sample, speculates=speculates)
 
 
 def _ctranslate2(compute_type: str):
@@ -156,7 +161,7 @@ def _ctranslate2(compute_type: str):
 
 
 @lru_cache(maxsize=2)
-def _load_peer(path: str, dtype: str, device: str):
+def load_peer(path: str, dtype: str, device: str):
     """transformers' model with an empty generation config: no sampling or penalties from the checkpoint."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, GenerationConfig
@@ -193,26 +198,11 @@ def _onnxruntime(model, settings: Settings, argument: str | None) -> Method:
     except ImportError as error:
         raise Absent(f"optimum's ONNX Runtime does not import ({error}); pip install 'optimum[onnxruntime]', which wants "
                      "transformers before 4.58 while foredraft wants 5") from None
-    import torch
-
     try:
         peer = ORTModelForSeq2SeqLM.from_pretrained(model.path, export=True)
     except Exception as error:  # the library may raise anything; it is reported
         raise Absent(f"the export fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
-    extra = {"do_sample": True, "temperature": settings.temperature, "top_k": 0} if settings.do_sample else {}
-
-    @torch.inference_mode()
-    def run(sources, seed: int) -> Output:
-        ids, mask = _pad(sources, "cpu")
-        torch.manual_seed(seed)
-        start = time.perf_counter()
-        encoded = peer.encoder(input_ids=ids, attention_mask=mask)
-        encode = time.perf_counter() - start
-        out = peer.generate(input_ids=ids, attention_mask=mask, encoder_outputs=encoded,
-                            max_new_tokens=settings.max_new_tokens, **extra)
-        return Output(out[:, 1:].tolist(), {"encode": encode})
-
-    return Method(run, comparable=not settings.do_sample)
+    return _generating(peer, peer.encoder, settings, {})
 
 
 def _trained(model, settings: Settings, argument: str | None) -> Method:

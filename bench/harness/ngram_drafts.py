@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +22,6 @@ from foredraft.ngram_native.stopping import COST
 COMBINED = smooth.INTERPOLATED
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The target's outputs at one temperature."""
-
-    temperature: float
-    outputs: list[list[int]]
-
-
 def name_of(path: Path) -> str:
     """Name of a pseudo-dataset folder, or of a file of summaries."""
     known = path / "pseudo.json"
@@ -38,14 +29,16 @@ def name_of(path: Path) -> str:
 
 
 def acceptance(fits: dict[str, tuple[np.ndarray, np.ndarray]], vocab_size: int, sources: Sequence[Sequence[int]],
-               texts: Sequence[Texts], orders: Sequence[int], ks: Sequence[int], start_token: int, end_token: int,
-               progress: Callable[[], None] = lambda: None) -> list[dict]:
+               texts: Mapping[float, list[list[int]]], orders: Sequence[int], ks: Sequence[int], start_token: int,
+               end_token: int, progress: Callable[[], None] = lambda: None) -> list[dict]:
     """A record of alpha and tokens per step for each drafter, fit, temperature and K.
 
     Parameters
     ----------
     fits : dict
         By the data's name, the tokens [n] and starts [m + 1] that tables are fitted on.
+    texts : mapping
+        The target's outputs by temperature.
 
     Returns
     -------
@@ -56,21 +49,22 @@ def acceptance(fits: dict[str, tuple[np.ndarray, np.ndarray]], vocab_size: int, 
         drafter for each token (`oracle_by_id`). Both oracles draft K tokens in every step.
     """
     ends, rows = (start_token, end_token), []
-    plain = {one.temperature: _Measured(LookupDrafter, sources, one.outputs, ks, ends) for one in texts}
-    rows += [found for one in texts for found in plain[one.temperature].rows({"drafter": "lookup"}, one)]
+    plain = {T: _Measured(LookupDrafter, sources, outputs, ks, ends) for T, outputs in texts.items()}
+    for T, measured in plain.items():
+        rows += measured.rows({"drafter": "lookup", "temperature": T})
     for data, (tokens, starts) in fits.items():
         for order in orders:
             counts = count(tokens, starts, order, vocab_size)
             for smoothing in smooth.SMOOTHINGS:
                 table = smooth.fit(counts, smoothing)
-                fields = {"data": data, "order": order, "smoothing": smoothing}
-                for one in texts:
-                    part = _Measured(lambda table=table: NgramDrafter(table), sources, one.outputs, ks, ends)
-                    rows += part.rows({"drafter": "ngram", **fields}, one)
+                for T, outputs in texts.items():
+                    fields = {"data": data, "order": order, "smoothing": smoothing, "temperature": T}
+                    part = _Measured(lambda table=table: NgramDrafter(table), sources, outputs, ks, ends)
+                    rows += part.rows({"drafter": "ngram", **fields})
                     if smoothing in COMBINED:
-                        whole = _Measured(lambda table=table: LookupDrafter(table=table), sources, one.outputs, ks, ends)
-                        beside = _beside(plain[one.temperature], part, whole, table, sources, one.outputs, ends)
-                        rows += [row | beside[row["K"]] for row in whole.rows({"drafter": "lookup+ngram", **fields}, one)]
+                        whole = _Measured(lambda table=table: LookupDrafter(table=table), sources, outputs, ks, ends)
+                        beside = _beside(plain[T], part, whole, table, sources, outputs, ends)
+                        rows += [row | beside[row["K"]] for row in whole.rows({"drafter": "lookup+ngram", **fields})]
                     progress()
     return rows
 
@@ -83,8 +77,8 @@ def drafts_of_tables(model, fits: dict[str, tuple[np.ndarray, np.ndarray]], test
     if not articles:
         raise UserError(f"{test}: no article is left after --skip {skip}; skip fewer")
     sources = [list(case.source) for case in articles]
-    texts = [Texts(T, model.generate(sources, draft_tokens=0, batch_size=16, do_sample=T > 0, temperature=T or 1.0,
-                                     seed=0).token_ids) for T in temperatures]
+    texts = {T: model.generate(sources, draft_tokens=0, batch_size=16, do_sample=T > 0, temperature=T or 1.0,
+                               seed=0).token_ids for T in temperatures}
     target = model.target
     return acceptance(fits, target.config.vocab_size, sources, texts, orders, ks, target.start_token, target.end_token,
                       progress)
@@ -100,10 +94,9 @@ class _Measured:
         for found in self.by_k.values():
             found["tokens_per_pass"] = found["tokens_per_step"] / (1 + COST * found["drafted_per_step"])
 
-    def rows(self, fields: dict, texts: Texts) -> list[dict]:
+    def rows(self, fields: dict) -> list[dict]:
         alpha = float(np.concatenate(self.right).mean())
-        return [fields | {"temperature": texts.temperature, "K": K, "alpha": alpha, **figures}
-                for K, figures in self.by_k.items()]
+        return [fields | {"K": K, "alpha": alpha, **figures} for K, figures in self.by_k.items()]
 
 
 def _beside(lookup: _Measured, ngram: _Measured, whole: _Measured, table, sources, outputs, ends) -> dict[int, dict]:

@@ -8,13 +8,14 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit
 
+from foredraft.bench.harness.interleave import best_of
 from foredraft.ngram_native import batch_query as batch
 from foredraft.ngram_native import files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa
@@ -22,18 +23,6 @@ from foredraft.ngram_native.count import count
 from foredraft.ngram_native.counts import Counts
 from foredraft.ngram_native.device_table import export_device
 from foredraft.ngram_native.table import KIND, Table
-
-
-def best_of(run: Callable[[], object], times: int, before: Callable[[], None] = lambda: None) -> float:
-    """Seconds of the fastest of `times` calls, after one warm-up call; `before` is called before each, untimed."""
-    run()
-    best = math.inf
-    for _ in range(times):
-        before()
-        begin = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - begin)
-    return best
 
 
 def encoded(paths: Sequence[Path], field: str, model, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -46,8 +35,7 @@ def encoded(paths: Sequence[Path], field: str, model, limit: int | None = None) 
 
 
 def speeds(wanted: Sequence[str], model, texts: tuple[np.ndarray, np.ndarray], test: Path, field: str, order: int,
-           repeats: int,
-           megabytes: int, lmplz: str | None) -> dict:
+           repeats: int, megabytes: int, lmplz: str | None) -> dict:
     """The figures of each part in `wanted`: counting, queries, drafting, size, opening."""
     found, parts = {}, set(wanted) & {"counting", "queries", "drafting", "size"}
     if parts:
@@ -72,7 +60,7 @@ def speeds(wanted: Sequence[str], model, texts: tuple[np.ndarray, np.ndarray], t
 
 def counting(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, repeats: int, lmplz: str | None) -> dict:
     """Tokens a second to the sorted counts, to the trie of all orders, to a dictionary, and of lmplz to its ARPA file."""
-    n, threads = len(tokens), _threads()
+    n, threads = len(tokens), get_num_threads()
     native = best_of(lambda: count(tokens, starts, order, vocab_size), repeats)
     single = best_of(lambda: count(tokens, starts, order, vocab_size, threads=1), repeats)
     levels = best_of(lambda: count(tokens, starts, order, vocab_size).trie(), repeats)
@@ -102,12 +90,6 @@ def counting(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int
                             "--arpa", str(Path(folder) / "out.arpa")], check=True, capture_output=True)
             found["lmplz_to_arpa"] = n / (time.perf_counter() - begin)
     return found
-
-
-def _threads() -> int:
-    from numba import get_num_threads
-
-    return get_num_threads()
 
 
 def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) -> dict:
@@ -216,11 +198,11 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, order: int) -> tuple[np.nda
     return np.where(back < first[at][:, None], 0, tokens[np.maximum(back, 0)]).astype(np.int64), tokens[at].astype(np.int64)
 
 
-def sizes(counts: Counts, **options) -> dict:
+def sizes(counts: Counts) -> dict:
     """Bytes of plain and quantised tables, per n-gram of two tokens or more; the fixed size of unigrams is left out."""
     found = {}
     for name, quantise in (("float32", False), ("quantised", True)):
-        table = smooth.fit(counts, quantise=quantise, **options)
+        table = smooth.fit(counts, quantise=quantise)
         grams = sum(table.sizes[1:])
         fixed = smooth.fit(counts, quantise=quantise, min_count=2**62).nbytes
         found[name] = {"bytes": table.nbytes, "ngrams": grams, "bytes_per_ngram": (table.nbytes - fixed) / grams}
@@ -246,10 +228,10 @@ def drafting(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int)
     return rows
 
 
-def opening(megabytes: int, folder: str | Path | None = None) -> dict:
+def opening(megabytes: int) -> dict:
     """Milliseconds to open a table file of this size: its header is read, its arrays are mapped."""
     nodes = megabytes * 250_000
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "large.ngram"
         shapes = {"unigrams": (np.float32, (2,)), "ids": (np.uint16, (0,)), "probabilities": (np.float32, (nodes,)),
                   "first_child": (np.uint16, (1,)), "backoffs": (np.float32, (0,)), "best": (np.uint16, (0,)),

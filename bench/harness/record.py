@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from foredraft import __version__
+from foredraft.atomic_write import write_atomic
 from foredraft.bench.harness import machine
-from foredraft.errors import UserError
 
 # The schema of a comparison: the fields of every line, and those of a method that ran.
 FIELDS = {
@@ -110,37 +110,13 @@ def append(path: str | Path, rows: Sequence[dict]) -> None:
 
 
 def append_lines(path: str | Path, rows: Sequence[dict]) -> None:
-    """Append objects to a file, a line each: all or none, one writer at a time.
-
-    Old and new lines go to a temporary file, which is flushed to disk and renamed over the old one.
-    """
+    """Append objects to a file, a line each: all or none, one writer at a time."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        kept = path.read_bytes() if path.exists() else b""
-        added = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        with open(partial, "wb") as file:
-            file.write(kept + added.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        os.fsync(folder)
+        kept = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_atomic(path, kept + "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     finally:
-        partial.unlink(missing_ok=True)
         os.close(folder)
-
-
-def read(path: str | Path) -> list[dict]:
-    """All lines of a comparison's record file. UserError names a broken line."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            check(row)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: no record ({error}); restore it or delete the line") from None
-        rows.append(row)
-    return rows

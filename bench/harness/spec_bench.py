@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foredraft.atomic_write import write_atomic
 from foredraft.bench.harness.measure import Sample, Samples
 from foredraft.engine.drafters.registry import PROPOSERS
 
@@ -39,9 +40,10 @@ def answers(method: str, passed: Sequence[Sample], tokenizer, names: Sequence[st
     for number, (sample, name) in enumerate(zip(passed, names, strict=True), 1):
         lengths = accept_lengths(sample)
         text = tokenizer.decode(sample.outputs[0], skip_special_tokens=True)
+        answer_id = hashlib.sha256(f"{method}\0{name}".encode()).hexdigest()[:22]
         choice = {"index": 0, "turns": [text], "decoding_steps": [len(lengths)], "new_tokens": [sample.tokens],
                   "wall_time": [sample.seconds], "accept_lengths": lengths}
-        lines.append({"question_id": number, "category": CATEGORY, "answer_id": _digest(method, name), "model_id": method,
+        lines.append({"question_id": number, "category": CATEGORY, "answer_id": answer_id, "model_id": method,
                       "choices": [choice], "tstamp": time.time()})
     return lines
 
@@ -50,10 +52,7 @@ def write(folder: Path, method: str, samples: Samples, tokenizer, names: Sequenc
     """Write FOLDER/run_1/METHOD.jsonl and so on, one file for each pass: Spec-Bench's model_answer."""
     for number, passed in enumerate(samples, 1):
         path = folder / f"run_{number}" / f"{method.replace('/', '_').replace(':', '-')}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in answers(method, passed, tokenizer, names)))
-        partial.replace(path)
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in answers(method, passed, tokenizer, names)))
 
 
 def summary(samples: Samples, plain: Samples, has_steps: bool = True) -> dict[str, float | None]:
@@ -74,7 +73,3 @@ def summary(samples: Samples, plain: Samples, has_steps: bool = True) -> dict[st
     return {"mean_accepted_tokens": float(np.mean(lengths)) if has_steps else None, "tokens_per_second": float(ours.mean()),
             "tokens_per_second_deviation": deviation(ours), "speed_up": float((ours / theirs).mean()),
             "speed_up_deviation": deviation(ours / theirs)}
-
-
-def _digest(*words: str) -> str:
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:22]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from foredraft.bench.harness.interleave import orders, wait_until_idle
 from foredraft.bench.harness.measure import spread
-from foredraft.bench.harness.methods import Absent, static_compiled
+from foredraft.bench.harness.methods import Absent, load_peer, static_compiled
 
 Run = Callable[[Sequence[int], int], list[int]]
 
@@ -31,14 +31,10 @@ def _foredraft(weights: str):
 def _transformers(compiled: bool):
     def build(folder: Path) -> Run:
         import torch
-        from transformers import AutoModelForSeq2SeqLM, GenerationConfig
-        from transformers import logging as transformers_logging
 
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = load_peer(str(folder), "float32", "cpu")
         extra = static_compiled() if compiled else {}
-        model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=None, pad_token_id=0)
+        model.generation_config.eos_token_id = None
 
         @torch.inference_mode()
         def run(source: Sequence[int], tokens: int) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from foredraft.bench.harness.interleave import wait_until_idle
 from foredraft.bench.harness.measure import spread
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import T5Weights, load_weights
+from foredraft.engine.models.t5_weights import load_weights
 from foredraft.kernels.core.backend import get_num_threads
 from foredraft.kernels.model.attention import cross_attention_loop
 from foredraft.kernels.model.linear import inputs_of, linear_loop
@@ -27,6 +27,8 @@ from foredraft.kernels.model.lm_head import CHOOSE
 
 # decoder position at which steps are timed: the middle of a summary
 POSITION = 32
+# calls of a case that are timed together
+CALLS = 5
 # how much a fresh process's anonymous memory grows by loading weights
 GROWTH = """
 import sys
@@ -101,24 +103,6 @@ def admit(target: T5, source: Sequence[int], rows: int) -> None:
             target.decode(torch.tensor([[position + 5]]), torch.tensor([[position]]))
 
 
-def timed(cases: Mapping[str, Callable[[], None]], repeats: int, inner: int = 5) -> dict[str, list[float]]:
-    """Seconds of each case, `repeats` means of `inner` calls; cases are interleaved after a warm-up call, each on an idle
-    machine."""
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    for run in cases.values():
-        run()
-    for repeat in range(repeats):
-        names = list(cases)
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            wait_until_idle()
-            start = time.perf_counter()
-            for _ in range(inner):
-                cases[name]()
-            taken[name].append((time.perf_counter() - start) / inner)
-    return taken
-
-
 def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]:
     """The target with this storage; the bytes of its tensors, and how much a fresh process grows by loading them (None where
     the system does not report it)."""
@@ -127,11 +111,8 @@ def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]
         command = [sys.executable, "-c", GROWTH, str(folder), stored]
         grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     weights = load_weights(folder, weights=stored)
-    return T5(weights), {"loaded_bytes": grown, "weight_bytes": _tensor_bytes(weights)}
-
-
-def _tensor_bytes(weights: T5Weights) -> int:
-    return sum(value.nbytes for value in vars(weights).values() if isinstance(value, np.ndarray | torch.Tensor))
+    size = sum(value.nbytes for value in vars(weights).values() if isinstance(value, np.ndarray | torch.Tensor))
+    return T5(weights), {"loaded_bytes": grown, "weight_bytes": size}
 
 
 def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) -> dict:
@@ -143,12 +124,17 @@ def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) ->
     for n in sorted({1, min(6, max(rows))}):
         cases |= {f"{name} {n}": run for name, run in parts(target, n, source).items()}
     cases["encode"] = lambda: target.encode(torch.tensor(ids))
+    taken: dict[str, list[float]] = {name: [] for name in cases}
     with torch.inference_mode():
-        taken: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(repeats):
             bandwidth.append(machine.read_bandwidth(times=2))
-            for name, values in timed(cases, 1).items():
-                taken[name] += values
+            for name, run in cases.items():
+                run()
+                wait_until_idle()
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    run()
+                taken[name].append((time.perf_counter() - start) / CALLS)
     steps = {n: spread(taken[f"rows {n}"]) for n in rows}
     read = float(np.median(bandwidth))
     volume = step_bytes(target, source)

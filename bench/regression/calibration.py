@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 
 import numpy as np
+
+from foredraft.bench.harness.interleave import best_of
 
 # 32 MB beyond the inner caches, arithmetic inside them, and interpreted code; one thread, because a pool would wait for
 # other processes
@@ -27,10 +28,5 @@ def work() -> float:
 
 
 def calibrate(times: int = 30) -> float:
-    """Seconds of the fastest of `times` calls: other processes can only add time."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
+    """Seconds of the fastest of `times` calls."""
+    return best_of(work, times)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from foredraft.bench.report.collection import read_objects
+
 
 def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkeypatch):
     from foredraft.bench.harness import bench_run as compare
@@ -21,7 +23,7 @@ def test_bench_run_records_and_ends_in_json(command, fake_load, tmp_path, monkey
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert [row["method"] for row in result["rows"]] == ["plain", "lookup", "ngram"]
-    assert record.read(result["record"]) == result["rows"]
+    assert read_objects(Path(result["record"])) == result["rows"]
     assert result["rows"][0]["command"].startswith("foredraft bench run --data")
     options = ("--data", data, "--methods", "lookup", "--suite", "spec-bench")
     code, out, err = command("bench", "run", *options, "--draft-tokens", "3,5", "--spec-bench", tmp_path / "answers",
@@ -50,7 +52,7 @@ def test_an_interrupted_bench_keeps_what_it_has(command, fake_load, tmp_path, mo
     code, _, err = command("bench", "run", "--limit", 2, "--methods", "plain", "--batch-sizes", "1,2", "--out", tmp_path)
     assert code == 1 and "holds what was complete" in err
     (file,) = tmp_path.glob("*.jsonl")
-    assert [(row["repeats"], row["batch_size"]) for row in record.read(file)] == [(1, 1)]
+    assert [(row["repeats"], row["batch_size"]) for row in read_objects(file)] == [(1, 1)]
     # inside the first pass: the article that all methods have decoded
     monkeypatch.setattr(compare.measure, "measure",
                         lambda *args, **named: {name: [one[0][:1]] for name, one in whole(*args, **named).items()})
