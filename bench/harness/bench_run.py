@@ -19,14 +19,8 @@ from foredraft.engine.stats import DecodeStats
 def common_fields(model, settings: Settings, data: dict) -> dict:
     """What every line of a comparison states: record.common_fields and the settings."""
     return {"schema": SCHEMA} | record.common_fields(model=model, data=data, device=settings.device) | {
-        "device": settings.device,
-        "batch_size": settings.batch_size,
-        "max_new_tokens": settings.max_new_tokens,
-        "draft_tokens": settings.draft_tokens,
-        "temperature": settings.temperature,
-        "seed": settings.seed,
-        "repeats": settings.repeats,
-    }
+        name: getattr(settings, name)
+        for name in ("device", "batch_size", "max_new_tokens", "draft_tokens", "temperature", "seed", "repeats")}
 
 
 def compare(model, cases: Sequence[Case], settings: Settings, names: Sequence[str], common: dict,

@@ -90,10 +90,9 @@ def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], sho
         try:
             runs[name] = PEERS[name](folder)
             tokens[name] = runs[name](source, long)
-        except Absent as reason:
-            found[name] = {"absent": str(reason)}
         except Exception as error:  # another library may raise anything; it is reported
-            found[name] = {"absent": f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+            failed = f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            found[name] = {"absent": str(error) if isinstance(error, Absent) else failed}
             runs.pop(name, None)
     taken = {name: [] for name in runs}
     order = orders(list(runs), seed=0)

@@ -95,8 +95,8 @@ def _by_length(engine: Engine) -> Engine:
         order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
         out = _in_batches(engine)([sources[i] for i in order], batch_size)
         ids: list[list[int]] = [[] for _ in sources]
-        for i, row in zip(order, out.token_ids, strict=True):
-            ids[i] = row
+        for i, tokens in zip(order, out.token_ids, strict=True):
+            ids[i] = tokens
         return Output(ids, out.seconds, out.stats)
 
     return run
@@ -129,8 +129,7 @@ def measure(model, drafter: str | None, draft_tokens: int | str, sources: Sequen
         except Absent as reason:
             absent[name] = str(reason)
             built.pop(name, None)
-    pairs = {f"{name} {size}": (name, size) for name in built for size in batch_sizes}
-    taken: dict[str, list[tuple[float, Output]]] = {key: [] for key in pairs}
+    taken: dict[tuple[str, int], list[tuple[float, Output]]] = {(name, B): [] for name in built for B in batch_sizes}
     # all engines at one size follow each other, because they are compared
     reads, rates, by_size, by_name = [], [], orders(batch_sizes, settings.seed), orders(list(built), settings.seed + 1)
     for _ in range(settings.repeats):
@@ -140,15 +139,15 @@ def measure(model, drafter: str | None, draft_tokens: int | str, sources: Sequen
             wait_until_idle()
             start = time.perf_counter()
             out = built[name](sources, size)
-            taken[f"{name} {size}"].append((time.perf_counter() - start, out))
+            taken[name, size].append((time.perf_counter() - start, out))
             on_list()
-    truth = _ids(taken[f"{REFERENCE} {batch_sizes[0]}"][0][1], model, settings)
+    truth = _ids(taken[REFERENCE, batch_sizes[0]][0][1], model, settings)
     rate, read = float(np.median(rates)), float(np.median(reads))
-    rows = [_row(*pairs[key], outs, truth, model, sources, settings, rate, read) for key, outs in taken.items()]
-    for row in rows:
-        plain = taken[f"{REFERENCE} {row['batch_size']}"]
-        row["over_scheduled"] = over([wall for wall, _ in taken[f"{row['engine']} {row['batch_size']}"]],
-                                     [wall for wall, _ in plain])
+    rows = []
+    for (name, size), outs in taken.items():
+        row = _row(name, size, outs, truth, model, sources, settings, rate, read)
+        row["over_scheduled"] = over([wall for wall, _ in outs], [wall for wall, _ in taken[REFERENCE, size]])
+        rows.append(row)
     return {"rows": rows, "absent": absent, "gflop_s": rate / 1e9, "read_gb_s": read}
 
 

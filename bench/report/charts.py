@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from foredraft.atomic_write import atomic_path
 from foredraft.bench.harness.machine import file_name
 from foredraft.bench.harness.methods import REFERENCE
 from foredraft.bench.report.collection import machine_name
@@ -53,14 +54,47 @@ def blank(height: int, across: int = 1, down: int = 1, **options):
     return figure, axes
 
 
+def bars(height: int):
+    """A figure and its one panel, without a left edge: bars begin there."""
+    figure, ((axes,),) = blank(height)
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+def grid(panels: int, height: int, above: int, **options):
+    """A figure of panels two abreast, each `height` high, and its panels."""
+    down = -(-panels // 2)
+    figure, axes = blank(above + height * down, across=min(2, panels), down=down, **options)
+    for spare in axes.flat[panels:]:
+        spare.set_visible(False)
+    return figure, axes.flat[:panels]
+
+
+def dashed(axes, at: float, **options) -> None:
+    """A vertical line at a value that the others are compared with."""
+    axes.axvline(at, **{"color": INK, "linewidth": 1, "linestyle": (0, (3, 3))} | options)
+
+
+def lines_of(axes, names: Sequence[str]) -> None:
+    """A line for each name, the first at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _by_size(axes, sizes: Sequence[int], what: str) -> None:
+    """The horizontal axis of sizes that double."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(sizes))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(what)
+
+
 def save_png(chart: Chart, path: Path, facts: dict[str, str] | None = None) -> None:
     """Write the chart, with `facts` as text chunks of the file."""
     import matplotlib
 
-    partial = path.with_name(f".{path.name}")
-    with matplotlib.rc_context({"savefig.facecolor": GROUND}):
+    with matplotlib.rc_context({"savefig.facecolor": GROUND}), atomic_path(path) as partial:
         chart.figure.savefig(partial, format="png", dpi=144, metadata={"Software": None, **(facts or {})})
-    partial.replace(path)
 
 
 def svg(chart: Chart) -> str:
@@ -100,25 +134,23 @@ def _where(run: Sequence[dict]) -> str:
 def speeds(run: Sequence[dict]) -> Chart:
     """Decoding speed of each method of a comparison, with the speed-up over plain decoding where tokens are equal."""
     rows = ran(run)
-    figure, ((axes,),) = blank(46 + 24 * len(rows))
+    figure, axes = bars(46 + 24 * len(rows))
     values = [row["tokens_per_second"]["median"] for row in rows]
     # pale: other engines, which have no DecodeStats
     colours = [PALE if row["acceptance"] is None else BAR if row["method"] == REFERENCE else ACCENT for row in rows]
-    bars = axes.barh([row["method"] for row in rows], values, color=colours, height=0.66)
-    for row, bar in zip(rows, bars, strict=True):
+    drawn = axes.barh([row["method"] for row in rows], values, color=colours, height=0.66)
+    for row, bar in zip(rows, drawn, strict=True):
         said = "other tokens" if row["differ"] else "" if row["speed_up"] is None else f"{row['speed_up']['median']:.2f}x"
         text = f"{bar.get_width():,.0f}" + (f" · {said}" if said and row["method"] != REFERENCE else "")
         axes.annotate(text, (bar.get_width(), bar.get_y() + bar.get_height() / 2), (5, 0), textcoords="offset points",
                       va="center", fontsize=10, color=MUTED if row["differ"] else INK, zorder=4,
                       bbox=dict(facecolor=GROUND, edgecolor="none", pad=0.8))
-    axes.axvline(values[[row["method"] for row in rows].index(REFERENCE)], color=MUTED, linewidth=1, linestyle=(0, (3, 3)),
-                 zorder=3)
+    dashed(axes, values[[row["method"] for row in rows].index(REFERENCE)], color=MUTED, zorder=3)
     axes.invert_yaxis()
     axes.set_xlim(0, max(values) * 1.4)
     axes.set_xlabel("tokens a second, decoding")
     axes.xaxis.set_major_locator(_few())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.spines["left"].set_visible(False)
     return Chart(f"speed-{_stem(run)}", f"Decoding speed at {setting(run)}", _where(run), figure, run)
 
 
@@ -127,12 +159,12 @@ def time_split(run: Sequence[dict]) -> Chart | None:
     rows = [row for row in ran(run) if row["seconds"]["other"] is not None]
     if not rows:
         return None
-    figure, ((axes,),) = blank(66 + 26 * len(rows))
+    figure, axes = bars(66 + 26 * len(rows))
     names, left = [row["method"] for row in rows], [0.0] * len(rows)
     for phase, colour in PHASES.items():
         widths = [row["seconds"][phase] * 1e3 / row["data"]["articles"] for row in rows]
-        bars = axes.barh(names, widths, left=left, color=colour, height=0.66)
-        middle = bars[0].get_x() + bars[0].get_width() / 2
+        axes.barh(names, widths, left=left, color=colour, height=0.66)
+        middle = left[0] + widths[0] / 2
         if widths[0] > 0.06 * max(row["seconds"]["total"] for row in rows) * 1e3 / rows[0]["data"]["articles"]:
             axes.text(middle, -0.62, phase, ha="center", fontsize=10, color=MUTED)
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -145,7 +177,6 @@ def time_split(run: Sequence[dict]) -> Chart | None:
     axes.set_xlim(0, max(left) * 1.2)
     axes.set_xlabel("milliseconds an article")
     axes.xaxis.set_major_locator(_few())
-    axes.spines["left"].set_visible(False)
     return Chart(f"time-{_stem(run)}", f"Time an article at {setting(run)}", _where(run), figure, rows)
 
 
@@ -179,11 +210,8 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
             axes.plot(sizes, values, color=MUTED if method == REFERENCE else ACCENT, marker="o", markersize=4)
         labels(axes, {method: points[-1] for method, points in known.items()},
                {method: MUTED if method == REFERENCE else ACCENT for method in known})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted({size for points in known.values() for size, _ in points}))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _by_size(axes, {size for points in known.values() for size, _ in points}, "batch size")
         axes.set_title(f"T={temperature:g}", loc="left", color=INK)
-        axes.set_xlabel("batch size")
         axes.margins(x=0.4)
         axes.yaxis.set_major_locator(_few())
     panels[0].set_ylabel("tokens a second")
@@ -193,12 +221,12 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
 
 def token_time(steps: Sequence[dict]) -> Chart | None:
     """A plain step by part, relative to its bytes over the measured bandwidth."""
-    bars = [(f"{row['geometry']}, {stored}", figures) for row in steps for stored, figures in row["weights"].items()]
-    if not bars:
+    known = {f"{row['geometry']}, {stored}": figures for row in steps for stored, figures in row["weights"].items()}
+    if not known:
         return None
-    figure, ((axes,),) = blank(74 + 24 * len(bars))
+    figure, axes = bars(74 + 24 * len(known))
     parts = {"matrices": ACCENT, "cross-attention": SOFT, "head and argmax": BAR}
-    for number, (_, found) in enumerate(bars):
+    for number, found in enumerate(known.values()):
         step, left = found["step_ms"]["1"]["median"], 0.0
         widths = {name: found["parts_ms"][f"{name} 1"] / found["floor_ms"] for name in parts}
         widths["rest"] = max(0.0, step / found["floor_ms"] - sum(widths.values()))
@@ -208,12 +236,10 @@ def token_time(steps: Sequence[dict]) -> Chart | None:
         axes.text(left, number, f" {step:.1f} ms", va="center", fontsize=10, color=INK)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=10, labelcolor=MUTED, handlelength=0.8,
                   handletextpad=0.4, columnspacing=1.2)
-    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, max(f["step_ms"]["1"]["median"] / f["floor_ms"] for _, f in bars) * 1.25)
+    dashed(axes, 1)
+    lines_of(axes, list(known))
+    axes.set_xlim(0, max(found["step_ms"]["1"]["median"] / found["floor_ms"] for found in known.values()) * 1.25)
     axes.set_xlabel("times its floor (dashed): bytes over measured bandwidth")
-    axes.spines["left"].set_visible(False)
     return Chart("token-time", "Where a token's time goes",
                  "One plain step at real models' sizes, random weights; each part timed alone.",
                  figure, steps)
@@ -221,20 +247,18 @@ def token_time(steps: Sequence[dict]) -> Chart | None:
 
 def encoding(steps: Sequence[dict]) -> Chart | None:
     """The encoder's time, relative to its FLOPs over the measured rate of a large product."""
-    bars = {row["geometry"]: next(iter(row["weights"].values()))["encoder"] for row in steps}
-    if not bars:
+    known = {row["geometry"]: next(iter(row["weights"].values()))["encoder"] for row in steps}
+    if not known:
         return None
-    figure, ((axes,),) = blank(56 + 24 * len(bars))
-    for number, found in enumerate(bars.values()):
+    figure, axes = bars(56 + 24 * len(known))
+    for number, found in enumerate(known.values()):
         width = 1 / found["share_of_floor"]
         axes.barh(number, width, height=0.66, color=BAR)
         axes.text(width, number, f" {found['ms']:.0f} ms", va="center", fontsize=10, color=INK)
-    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    axes.set_yticks(range(len(bars)), list(bars))
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, max(1 / found["share_of_floor"] for found in bars.values()) * 1.25)
+    dashed(axes, 1)
+    lines_of(axes, list(known))
+    axes.set_xlim(0, max(1 / found["share_of_floor"] for found in known.values()) * 1.25)
     axes.set_xlabel("times its floor (dashed): FLOP over the measured rate")
-    axes.spines["left"].set_visible(False)
     return Chart("encode-time", f"Encoding {steps[0]['source_tokens']} source tokens",
                  "One request.", figure, steps)
 
@@ -256,11 +280,8 @@ def scale(row: dict, number: int) -> list[Chart]:
         if known:
             sizes_of.plot(*zip(*known, strict=True), color=INK, marker="o", markersize=4)
         sizes_of.set_ylabel("MB an article")
-        sizes_of.set_xscale("log", base=2)
-        sizes_of.set_xticks(sizes)
-        sizes_of.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        _by_size(sizes_of, sizes, what)
         sizes_of.minorticks_off()
-        sizes_of.set_xlabel(what)
         for panel in (times, sizes_of):
             panel.set_ylim(0)
             panel.yaxis.set_major_locator(_few())
@@ -285,14 +306,13 @@ def alarm(row: dict, number: int) -> Chart:
     """Every case's change in unchanged runs and in the slowed one, beside the limit of the alarm."""
     lines = {"unchanged": [change for case in row["cases"] for change in case["unchanged"]],
              f"slowed {row['slow']:g} times": [case["seeded"] for case in row["cases"]]}
-    figure, ((axes,),) = blank(130)
+    figure, axes = bars(130)
     for line, (values, colour) in enumerate(zip(lines.values(), (BAR, ACCENT), strict=True)):
         axes.scatter(values, [line] * len(values), s=200, marker="|", color=colour, linewidth=1.2)
-    axes.axvline(row["limit"], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    dashed(axes, row["limit"])
     axes.set_yticks(range(len(lines)), list(lines))
     axes.set_ylim(1.6, -0.6)
     axes.set_xlabel("times the cost of the runs before")
-    axes.spines["left"].set_visible(False)
     note = (f"{machine_name(row)}. {row['runs']} unchanged runs of {len(row['cases'])} cases: {len(row['false_alarms'])} "
             f"false "
             f"alarms, {row['timed_again']} timed again; slowed: {len(row['missed'])} missed.")
@@ -312,14 +332,11 @@ def throughput(row: dict, number: int) -> Chart | None:
     colours = {engine: ACCENT if engine == ours else MUTED for engine in lines}
     for engine, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), color=colours[engine], marker="o", markersize=4)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted({size for points in lines.values() for size, _ in points}))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _by_size(axes, {size for points in lines.values() for size, _ in points}, "batch size")
     axes.set_ylim(0)
     # room for the labels at the ends of the lines
     axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
     labels(axes, {engine: max(points) for engine, points in lines.items()}, colours)
-    axes.set_xlabel("batch size")
     axes.set_ylabel("articles a second")
     axes.yaxis.set_major_locator(_few())
     name = row["geometry"] or row["target"]["model"]
@@ -340,7 +357,7 @@ def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) 
 def _few():
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(4, integer=False)
+    return MaxNLocator(4)
 
 
 def sources(charts: Sequence[Chart]) -> list[tuple[str, str, str]]:

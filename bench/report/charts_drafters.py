@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from foredraft.bench.report import collection
-from foredraft.bench.report.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, blank
+from foredraft.bench.report.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, bars, grid
 from foredraft.bench.report.collection import BASELINE, best_distilled, by_method, figures_at, mean, untrained, values
 
 # stands for the training method of a drafter without one
@@ -33,7 +33,7 @@ def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value:
                 if any(mean(runs, temperature, value) is not None for runs in methods.values())}
     if not drafters:
         return None
-    figure, ((axes,),) = blank(70 + 44 * len(drafters))
+    figure, axes = bars(70 + 44 * len(drafters))
     for line, methods in enumerate(drafters.values()):
         best = best_distilled(methods, temperature, value)
         for method, runs in methods.items():
@@ -54,7 +54,6 @@ def _dots(rows: Sequence[dict], temperature: float, name: str, what: str, value:
     axes.grid(axis="x", color=RULE, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel(what)
-    axes.spines["left"].set_visible(False)
     return Chart(f"{name}-T{temperature:g}", f"{what[0].upper()}{what[1:]} of trained drafters at T={temperature:g}",
                  "A dot a run. Hollow: trained on human summaries; coloured: distilled, the best method named.",
                  figure, _of(drafters))
@@ -72,7 +71,7 @@ def by_position(rows: Sequence[dict], temperature: float) -> Chart | None:
             drafters[drafter] = pair
     if not drafters:
         return None
-    figure, axes = _grid(len(drafters), sharey=True)
+    figure, axes = grid(len(drafters), 175, 20, sharey=True)
     for panel, (drafter, pair) in zip(axes, drafters.items(), strict=True):
         panel.set_title(drafter, loc="left", color=INK)
         for method, figures in pair.items():
@@ -105,8 +104,10 @@ def speed_by_K(rows: Sequence[dict], temperature: float) -> Chart | None:
 
 
 def speed_panels(panels: Sequence[tuple[str, dict]], name: str, title: str, rows: Sequence[dict]) -> Chart:
-    """A panel for each (title, figures of bench.evaluate): measured and predicted speed-up by K."""
-    figure, axes = _grid(len(panels))
+    """A panel for each (title, figures of harness.evaluate): measured and predicted speed-up by K."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = grid(len(panels), 175, 20)
     for panel, (said, figures) in zip(axes, panels, strict=True):
         kept = [one for one in figures["rows"] if "speed_up" in one]
         Ks = [one["draft_tokens"] for one in kept]
@@ -119,27 +120,11 @@ def speed_panels(panels: Sequence[tuple[str, dict]], name: str, title: str, rows
         panel.set_title(said, loc="left", color=INK)
         panel.set_xlabel("K")
         panel.set_ylim(0)
-        _whole_ticks(panel)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.yaxis.set_major_locator(MaxNLocator(4))
     axes[0].set_ylabel("over plain decoding")
     return Chart(name, title, "Line: measured, with its 95 % interval. Dashed: predicted from alpha, c and the measured "
                  "v(K+1) (Leviathan et al., Theorem 3.8).", figure, rows)
-
-
-def _grid(panels: int, **options):
-    """Two panels beside each other, in as many lines as needed; a spare panel is hidden."""
-    down = -(-panels // 2)
-    figure, axes = blank(20 + 175 * down, across=min(2, panels), down=down, **options)
-    flat = list(axes.flat)
-    for extra in flat[panels:]:
-        extra.set_visible(False)
-    return figure, flat[:panels]
-
-
-def _whole_ticks(panel) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    panel.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def _of(drafters: dict[str, dict[str, list[dict]]]) -> list[dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foredraft.bench.report.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, blank
+from foredraft.bench.report.charts import ACCENT, BAR, INK, MUTED, RULE, SOFT, Chart, dashed, grid, lines_of
 from foredraft.bench.report.collection import machine_name
 from foredraft.bench.report.methods_table import fastest_by_drafter
 from foredraft.engine.params import AUTO
@@ -15,11 +15,8 @@ def speed_ups(rows: Sequence[dict]) -> Chart:
     with its 95 % interval; the simulated speed-up hollow."""
     settings = fastest_by_drafter(rows)
     names = list(dict.fromkeys(name for found in settings.values() for name in found))
-    figure, axes = blank(64 + (70 + 20 * len(names)) * -(-len(settings) // 2), across=min(2, len(settings)),
-                         down=-(-len(settings) // 2), sharey=True, sharex=True)
-    for extra in list(axes.flat)[len(settings):]:
-        extra.set_visible(False)
-    for panel, ((T, B), found) in zip(axes.flat, settings.items(), strict=False):
+    figure, panels = grid(len(settings), 70 + 20 * len(names), 64, sharey=True, sharex=True)
+    for panel, ((T, B), found) in zip(panels, settings.items(), strict=True):
         best = max(found, key=lambda name: found[name]["speed_up"]["median"])
         for line, name in enumerate(names):
             if (row := found.get(name)) is None:
@@ -29,16 +26,15 @@ def speed_ups(rows: Sequence[dict]) -> Chart:
             panel.scatter([over["median"]], [line], s=30, color=colour, zorder=3)
             if "speed_up" in (row["simulated"] or {}):
                 panel.scatter([row["simulated"]["speed_up"]], [line], s=24, facecolors="none", edgecolors=MUTED, zorder=2)
-        panel.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        dashed(panel, 1, color=MUTED)
         panel.set_title(f"T={T:g}, B={B}", loc="left", color=INK)
-        panel.set_yticks(range(len(names)), names)
+        lines_of(panel, names)
         panel.grid(axis="x", color=RULE, linewidth=0.7)
         panel.set_axisbelow(True)
-    axes.flat[0].set_ylim(len(names) - 0.5, -0.5)
-    for panel in axes[-1]:
+    for panel in panels[-2:]:
         panel.set_xlabel("over plain decoding")
-    axes.flat[0].scatter([], [], s=30, color=BAR, label="measured, 95 % interval")
-    axes.flat[0].scatter([], [], s=24, facecolors="none", edgecolors=MUTED, label="simulated, on a GPU")
+    panels[0].scatter([], [], s=30, color=BAR, label="measured, 95 % interval")
+    panels[0].scatter([], [], s=24, facecolors="none", edgecolors=MUTED, label="simulated, on a GPU")
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=MUTED, handletextpad=0.2,
                   columnspacing=1.2)
     return Chart("methods", "Drafters, over plain decoding",

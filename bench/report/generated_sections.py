@@ -48,38 +48,35 @@ def picture_rows(found: Collection) -> dict[str, Sequence[dict]]:
     return {name: shown for name, shown in rows.items() if shown}
 
 
-def update(root: Path, found: Collection) -> None:
-    """Write the blocks and pictures of the checkout at `root`.
+def regenerated(root: Path, found: Collection) -> dict[Path, str]:
+    """The pages of the checkout at `root`, with their blocks generated anew.
 
     Raises
     ------
     UserError
         A block's markers are missing, or are in more than one page.
     """
-    pages = _pages(root)
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    pages = {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
     for name, text in blocks(found).items():
-        path = _page_of(root, pages, name)
-        before, _, after = _parts(pages[path], name)
-        pages[path] = f"{before}{_pictured(root, path, name, text)}{after}"
-    (root / IMAGES).mkdir(parents=True, exist_ok=True)
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        marked = [path for path, page in pages.items() for _ in range(page.count(begin))]
+        before, _, rest = pages[marked[0]].partition(begin) if len(marked) == 1 else ("", "", "")
+        _, closed, after = rest.partition(end)
+        if not closed:
+            raise UserError(f"{root}: README.md or one page in docs/ needs the lines {begin.strip()} and {end.strip()} once "
+                            "each, where the generated text goes")
+        pages[marked[0]] = f"{before}{begin}{_pictured(root, marked[0], name, text)}{end}{after}"
+    return pages
+
+
+def update(root: Path, found: Collection) -> None:
+    """Write the blocks and pictures of the checkout at `root`."""
+    pages = regenerated(root, found)
     for name, rows in picture_rows(found).items():
         charts.save_png(_draw(name, rows), root / IMAGES / f"{name}.png", {DIGEST: digest(rows)})
     for path, text in pages.items():
         write_atomic(path, text)
-
-
-def stale(root: Path, found: Collection) -> list[str]:
-    """Names of the blocks and pictures that do not match the records."""
-    pages, wrong = _pages(root), []
-    for name, text in blocks(found).items():
-        path = _page_of(root, pages, name)
-        if _parts(pages[path], name)[1] != _pictured(root, path, name, text):
-            wrong.append(name)
-    for name, rows in picture_rows(found).items():
-        path = root / IMAGES / f"{name}.png"
-        if not path.is_file() or digest(rows).encode() not in path.read_bytes():
-            wrong.append(path.name)
-    return wrong
 
 
 def digest(rows: Sequence[dict]) -> str:
@@ -98,29 +95,3 @@ def _pictured(root: Path, page: Path, name: str, text: str) -> str:
         return text
     stem, what = PICTURES[name]
     return f"{text}\n![{what}]({Path(os.path.relpath(root / IMAGES / stem, page.parent)).as_posix()}.png)\n"
-
-
-def _pages(root: Path) -> dict[Path, str]:
-    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    return {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
-
-
-def _markers(name: str) -> tuple[str, str]:
-    return f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-
-
-def _page_of(root: Path, pages: dict[Path, str], name: str) -> Path:
-    begin, end = _markers(name)
-    found = [path for path, text in pages.items() if begin in text or end in text]
-    if len(found) != 1 or pages[found[0]].count(begin) != 1 or pages[found[0]].count(end) != 1 or (
-            pages[found[0]].index(end) < pages[found[0]].index(begin)):
-        raise UserError(f"{root}: README.md or one page in docs/ needs the lines {begin.strip()} and {end} once each, where "
-                        "the generated text goes")
-    return found[0]
-
-
-def _parts(page: str, name: str) -> tuple[str, str, str]:
-    """The page up to and with the opening marker, the block, and the rest."""
-    begin, end = _markers(name)
-    start, stop = page.index(begin) + len(begin), page.index(end)
-    return page[:start], page[start:stop], page[stop:]

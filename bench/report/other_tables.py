@@ -1,11 +1,11 @@
-"""Markdown tables of the smaller records: Spec-Bench, scaling, and the regression alarm."""
+"""Tables of the smaller records: Spec-Bench, scaling, the regression alarm, the cost model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from foredraft.bench.report.collection import machine_name
-from foredraft.bench.report.tables import Table, command_block, gate, number, ran, rouge, wrapped
+from foredraft.bench.report.tables import Table, command_block, gate, interval, number, ran, rouge, wrapped
 
 SPEC_BENCH_HEADS = ("method", "mean accepted tokens", "tok/s", "speed-up", "ROUGE-1/2/Lsum", "outputs that differ")
 AXES = {"articles": "articles", "source": "source tokens", "output": "output tokens"}
@@ -69,3 +69,16 @@ def regression_text(rows: Sequence[dict]) -> str:
         f"Slowed {row['slow']:g} times, {len(row['missed'])} were missed ({row['seeded']['least']:.2f} to "
         f"{row['seeded']['most']:.2f}; the alarm is at {row['limit']:.2f}). "
         f"{machine_name(row)}.") + "\n" + command_block([row]) for row in rows)
+
+
+def theory_table(name: str, figures: dict) -> Table:
+    """Predicted and measured speed-up by K, from figures of bench.studies.theory."""
+    kept = "" if figures["kept"] is None else f", which gives {figures['kept']:.0%} of the best"
+    lines = [[str(one["draft_tokens"]), number(one["c"], 3), number(one["v"]),
+              number(one["acceptance"]["tokens_per_step"] if one["acceptance"] else 1.0), number(one["predicted"]),
+              number(one["accounted"]), interval(one["speed_up"]) if "speed_up" in one else "other tokens"]
+             for one in figures["rows"]]
+    return Table(f"{name} at T={figures['temperature']:g}: alpha {figures['alpha']['value']:.3f}; the model picks "
+                 f"K={figures['picked']}, the clock K={figures['best']}{kept}",
+                 ("K", "c", "v(K+1)", "tokens/step", "predicted", "accounted", "measured (95 %)"), lines,
+                 caption="accounted: measured tokens per step over the measured cost of a step")

@@ -14,11 +14,13 @@ from foredraft.bench.report import (
     methods_table,
     other_tables,
     runs_table,
+    steps_tables,
 )
 from foredraft.bench.report.charts import Chart
 from foredraft.bench.report.collection import Collection, machine_name
+from foredraft.bench.report.other_tables import theory_table
 from foredraft.bench.report.page_style import STYLE
-from foredraft.bench.report.tables import Table, absent, number, ran
+from foredraft.bench.report.tables import Table, absent, ran
 
 TEMPERATURES = (0.0, 1.0)
 
@@ -92,15 +94,15 @@ def build(found: Collection, sample: Sample | None) -> Page:
     if speeds:
         page.sections.append(Section(
             "How many tokens to draft", "The speed-up that the cost model predicts for each K, and the measured one.",
-            speeds,
-            theory_tables(found.theory)))
+            speeds, [theory_table(row["drafter"]["name"], figures) for row in found.theory for figures in row["figures"]]))
     times = [chart for run in found.runs if (chart := charts.time_split(run))]
     times += [chart for draw in (charts.token_time, charts.encoding) if (chart := draw(found.steps)) is not None]
     if times:
         page.sections.append(Section(
             "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
             "those bytes over the bandwidth measured in the same process. Coloured: drafting; strokes, where known: the "
-            "least time of encoding and of the whole.", times, encoder_tables(found.steps)))
+            "least time of encoding and of the whole.", times,
+            [table for row in found.steps for table in steps_tables.tables(row) if isinstance(table, Table)]))
     scaled = charts.batches(found.runs)
     scaled += [chart for number, row in enumerate(found.scale) for chart in charts.scale(row, number)]
     many = [charts.throughput(row, number) for number, row in enumerate(found.throughput)]
@@ -153,8 +155,8 @@ def methods_charts(settings: Sequence[Sequence[dict]]) -> list[Chart]:
     return [replace(charts_methods.speed_ups(rows), name=f"methods-{number}") for number, rows in enumerate(found.values())]
 
 
-def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str], setting: Callable[[Sequence[dict]],
-                                                                                                 str]) -> str:
+def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str],
+                  setting: Callable[[Sequence[dict]], str]) -> str:
     return "".join(f'<p class="quiet"><b>{escape(method)}</b> is absent at {"; ".join(where)}: {escape(why)}.</p>'
                    for (method, why), where in absent(runs, name, setting).items())
 
@@ -162,9 +164,8 @@ def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str], s
 def sample_text(sample: Sample) -> str:
     drafted = sum(proposer != "target" for _, proposer in sample.pieces)
     return (f"A sample text ({sample.name}) summarised greedily by the small embedded model with the {sample.drafter} "
-            f"drafter, "
-            f"K={sample.draft_tokens}: {len(sample.pieces)} tokens in {sample.steps} steps, {drafted} of them drafted. "
-            "Plain decoding gives the same tokens, one a step.")
+            f"drafter, K={sample.draft_tokens}: {len(sample.pieces)} tokens in {sample.steps} steps, {drafted} of them "
+            "drafted. Plain decoding gives the same tokens, one a step.")
 
 
 def sample_html(sample: Sample) -> str:
@@ -183,34 +184,6 @@ def theory_charts(rows: Sequence[dict]) -> list[Chart]:
     return [charts_drafters.speed_panels(
         [(f"T={figures['temperature']:g}", figures) for figures in row["figures"]], f"theory-{number}",
         f"{row['drafter']['name']}: speed-up for every K", [row]) for number, row in enumerate(rows)]
-
-
-def theory_tables(rows: Sequence[dict]) -> list[Table]:
-    tables = []
-    for row in rows:
-        for figures in row["figures"]:
-            lines = []
-            for one in figures["rows"]:
-                K = one["draft_tokens"]
-                said = " and ".join(word for word, pick in (("the model's pick", "picked"), ("the best", "best"))
-                                    if figures[pick] == K)
-                measured = f"{one['speed_up']['median']:.2f}x" if "speed_up" in one else "other tokens"
-                lines.append((str(K), number(one["c"], 3), number(one["v"]), f"{number(one['predicted'])}x", measured, said))
-            tables.append(Table(
-                f"{row['drafter']['name']}, T={figures['temperature']:g}, alpha {figures['alpha']['value']:.3f}",
-                ("K", "c", "v(K+1)", "predicted", "measured", ""), lines))
-    return tables
-
-
-def encoder_tables(steps: Sequence[dict]) -> list[Table]:
-    if not steps:
-        return []
-    heads = ("geometry", "step, ms", "floor, ms", "over it", "v(6)", "encoder, ms", "of its FLOP floor", "GB/s", "GFLOP/s")
-    lines = [(f"{row['geometry']}, {stored}", f"{f['step_ms']['1']['median']:.2f}", f"{f['floor_ms']:.2f}",
-              f"{f['over_floor']:.2f}x", number(f["v"].get("6")), f"{f['encoder']['ms']:.0f}",
-              f"{f['encoder']['share_of_floor']:.0%}", f"{f['read_gb_s']:.1f}", f"{f['encoder']['gflop_s']:.0f}")
-             for row in steps for stored, f in row["weights"].items()]
-    return [Table(f"Steps and the encoder at {steps[0]['source_tokens']} source tokens", heads, lines)]
 
 
 def render(page: Page, found: Collection) -> str:
@@ -234,8 +207,8 @@ def render(page: Page, found: Collection) -> str:
 def _section(section: Section) -> str:
     figures = "".join(_figure(chart) for chart in section.charts)
     return (f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>{section.html}"
-            + (f'<div class="figures">{figures}</div>' if figures else "") + "".join(map(_table,
-                                                                                         section.tables)) + "</section>")
+            + (f'<div class="figures">{figures}</div>' if figures else "")
+            + "".join(map(_table, section.tables)) + "</section>")
 
 
 def _figure(chart: Chart) -> str:

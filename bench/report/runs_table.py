@@ -39,21 +39,16 @@ COLUMNS: tuple[Column, ...] = (
 WIDE = ("tok/s with encoding", "with encoding", "accepted/drafted", "coverage", "ROUGE-1/2/Lsum")
 DOCUMENTED: tuple[Column, ...] = (
     ("tok/s", lambda row: f"{row['tokens_per_second']['median']:,.0f}"),
-    ("speed-up", times("speed_up")),
-    ("with encoding", times("speed_up_encoding")),
-    ("tokens/step", accepted("tokens_per_step")),
-    ("accepted/tested", accepted("rate")),
-    ("alpha", accepted("alpha_tv")),
+    *((name, cell) for name, cell in COLUMNS
+      if name in ("speed-up", "with encoding", "tokens/step", "accepted/tested", "alpha")),
     ("differ", gate),
 )
 FOOTPRINT = ("load, s", "first token, ms", "peak, MB")
 PHASES = ("total", "encode", "draft", "verify", "other")
 CAPTION = (
     "tok/s: median (20th to 80th percentile) over the passes. speed-up: over plain decoding, with its 95 % bootstrap "
-    "interval "
-    "over batches; given only where every token equals plain decoding's. tokens/step: mean acceptance length, the target's "
-    "own "
-    "token included. alpha: E[sum min(p, q)] over every prefix of the target's output."
+    "interval over batches; given only where every token equals plain decoding's. tokens/step: mean acceptance length, the "
+    "target's own token included. alpha: E[sum min(p, q)] over every prefix of the target's output."
 )
 # The peers of the summary: a method's name in the records, and what people call it.
 PEERS = {"hf-greedy": "transformers", "ctranslate2": "CTranslate2"}

@@ -73,11 +73,11 @@ def absent(runs: Iterable[Sequence[dict]], name: Callable[[dict], str],
     return missing
 
 
-def absences(runs: Iterable[Sequence[dict]], name: Callable[[dict], str], setting: Callable[[Sequence[dict]],
-                                                                                            str]) -> list[str]:
+def absences(runs: Iterable[Sequence[dict]], name: Callable[[dict], str],
+             setting: Callable[[Sequence[dict]], str]) -> list[str]:
     """A Markdown sentence for each of `absent`."""
-    return [f"`{method}` is absent at {', '.join(where)}: {why}." for (method, why), where in absent(runs, name,
-                                                                                                     setting).items()]
+    return [f"`{method}` is absent at {', '.join(where)}: {why}."
+            for (method, why), where in absent(runs, name, setting).items()]
 
 
 def number(value: float | None, digits: int = 2) -> str:

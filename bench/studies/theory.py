@@ -15,7 +15,7 @@ from foredraft.bench.harness.cases import describe
 from foredraft.bench.harness.evaluate import drafter_spec, evaluate
 from foredraft.bench.harness.record import common_fields
 from foredraft.bench.harness.settings import Settings
-from foredraft.bench.report.tables import Table, interval, number
+from foredraft.bench.report.other_tables import theory_table
 from foredraft.cli import options
 from foredraft.cli.measuring import counting, finish, open_model, read_articles, run_script
 
@@ -83,19 +83,7 @@ def main(
     row = common_fields("theory", model=model, data=describe(data, articles)) | {
         "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": 0, "repeats": repeats,
         "drafter": {"name": name, "kind": kind}, "figures": found}
-    finish([row], out, (_table(name, figures) for figures in found), as_json)
-
-
-def _table(name: str, figures: dict) -> Table:
-    kept = "" if figures["kept"] is None else f", which gives {figures['kept']:.0%} of the best"
-    lines = [[str(one["draft_tokens"]), number(one["c"], 3), number(one["v"]),
-              number(one["acceptance"]["tokens_per_step"] if one["acceptance"] else 1.0), number(one["predicted"]),
-              number(one["accounted"]), interval(one["speed_up"]) if "speed_up" in one else "other tokens"]
-             for one in figures["rows"]]
-    return Table(f"{name} at T={figures['temperature']:g}: alpha {figures['alpha']['value']:.3f}; the model picks "
-                 f"K={figures['picked']}, the clock K={figures['best']}{kept}",
-                 ("K", "c", "v(K+1)", "tokens/step", "predicted", "accounted", "measured (95 %)"), lines,
-                 caption="accounted: measured tokens per step over the measured cost of a step")
+    finish([row], out, (theory_table(name, figures) for figures in found), as_json)
 
 
 if __name__ == "__main__":

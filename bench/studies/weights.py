@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import typer
 
+from foredraft.bench.harness.bench_run import Rouge
 from foredraft.bench.harness.cases import Case, describe
 from foredraft.bench.harness.measure import until_end
 from foredraft.bench.harness.record import common_fields
@@ -92,17 +93,11 @@ def distribution_distance(p: torch.Tensor, q: torch.Tensor) -> dict[str, float]:
 def summary_figures(model: Model, cases: Sequence[Case], outputs: Sequence[list[int]],
                     exact: Sequence[list[int]]) -> dict:
     """ROUGE against the human summaries (None without any) and fp32's summaries; how many summaries equal fp32's."""
-    try:
-        from foredraft.train.target.target_metrics import rouge
-    except ImportError:
-        raise UserError("ROUGE needs rouge-score; pip install 'foredraft[bench]'") from None
-
-    def texts(found: Sequence[list[int]]) -> list[str]:
-        return model.tokenizer.decode_batch([list(tokens) for tokens in found], skip_special_tokens=True)
-
-    references = [case.reference for case in cases]
-    human = None if None in references else rouge(texts(outputs), references)
-    return {"rouge": human, "rouge_to_fp32": rouge(texts(outputs), texts(exact)),
+    human = Rouge(model.tokenizer, [case.reference for case in cases])(outputs)
+    texts = model.tokenizer.decode_batch([list(tokens) for tokens in exact], skip_special_tokens=True)
+    if (to_exact := Rouge(model.tokenizer, texts)(outputs)) is None:
+        raise UserError("ROUGE needs rouge-score; pip install 'foredraft[bench]'")
+    return {"rouge": human, "rouge_to_fp32": to_exact,
             "same_summaries": sum(a == b for a, b in zip(outputs, exact, strict=True)), "summaries": len(cases)}
 
 
