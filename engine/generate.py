@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from foredraft import embedded
-from foredraft.engine.draft_length.adaptive_drafter import WIDEST, AdaptiveDrafter
+from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import check_settings, make_drafter
 from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
@@ -28,6 +28,7 @@ from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.continuous_batches import ContinuousBatches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
+from foredraft.engine.runtime.ownership import Ownership, check_process
 from foredraft.engine.runtime.requests import Job, Request, Result
 from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.runtime.static_batches import StaticBatches
@@ -97,6 +98,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     UserError
         No such checkpoint, drafter or device.
     """
+    check_process()
     check_device(device)
     folder = find_checkpoint(embedded.TARGET if path is None else path)
     if device == "cpu":
@@ -126,10 +128,12 @@ def check_device(device: str) -> None:
 
 
 class Model:
-    """A target with a drafter. Models that share weights share caches: one call at a time, not from several threads."""
+    """A target with a drafter. Calls from several threads wait for each other; so do models that share weights."""
 
-    def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str):
+    def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str,
+                 ownership: Ownership | None = None):
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
+        self.ownership = ownership or Ownership()
         self.drafter = make_drafter(drafter, target, path, tokenizer, str(target.device))
         self.graphs = CapturedSteps() if isinstance(target, T5Cuda) else None
 
@@ -145,7 +149,7 @@ class Model:
 
     def with_drafter(self, drafter: str | Path | Drafter | None) -> Model:
         """The same weights and caches with another drafter."""
-        return Model(self.target, self.tokenizer, drafter, self.path, self.dtype)
+        return Model(self.target, self.tokenizer, drafter, self.path, self.dtype, self.ownership)
 
     def describe(self) -> dict:
         """What records say of a model: name, hash, dtype, parameters, drafter, threads."""
@@ -188,35 +192,38 @@ class Model:
         UserError
             An argument or an input is wrong; nothing was decoded.
         """
-        own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
-        params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p,
-                                seed if own_seeds is None else None, _strings(stop_strings))
-        config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
-        inputs = [inputs] if isinstance(inputs, str) else list(inputs)
-        if streamer is not None and len(inputs) != 1:
-            raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
-        if own_seeds is not None and len(own_seeds) != len(inputs):
-            raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
-        config.check(params)
-        requests = [Request(item, seed=own_seeds and own_seeds[index]) for index, item in enumerate(inputs)]
-        # all inputs are checked before the first is decoded
-        jobs = list(self._jobs(requests, params, config, truncation=True))
-        for job in jobs:
-            if isinstance(job, Result):
-                raise job.error
-            job.listener = streamer and streamer.put
-        began, output = perf_counter(), Output()
-        if jobs:
-            lengths, seeded = [len(job.source) for job in jobs], seed is not None
-            with Stream(lambda: self._scheduler(params, config, lengths, seeded), iter(jobs), self._text,
-                        in_order=True) as stream:
-                for result in stream:
-                    output.add(result)
-                output.stats = stream.stats
-        output.stats.close_seconds(perf_counter() - began)
-        if streamer is not None:
-            streamer.end()
-        return output
+        try:
+            own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
+            params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p,
+                                    seed if own_seeds is None else None, _strings(stop_strings))
+            config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
+            inputs = [inputs] if isinstance(inputs, str) else list(inputs)
+            if streamer is not None and len(inputs) != 1:
+                raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
+            if own_seeds is not None and len(own_seeds) != len(inputs):
+                raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
+            config.check(params)
+            requests = [Request(item, seed=own_seeds and own_seeds[index]) for index, item in enumerate(inputs)]
+            # all inputs are checked before the first is decoded
+            jobs = list(self._jobs(requests, params, config, truncation=True))
+            for job in jobs:
+                if isinstance(job, Result):
+                    raise job.error
+                job.listener = streamer and streamer.put
+            began, output = perf_counter(), Output()
+            if jobs:
+                lengths, seeded = [len(job.source) for job in jobs], seed is not None
+                with Stream(self.ownership, lambda: self._scheduler(params, config, lengths, seeded), iter(jobs), self._text,
+                            in_order=True) as stream:
+                    for result in stream:
+                        output.add(result)
+                    output.stats = stream.stats
+            output.stats.close_seconds(perf_counter() - began)
+            return output
+        finally:
+            # whoever reads a streamer waits for its end, after a failure too
+            if streamer is not None:
+                streamer.end()
 
     def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
                max_new_tokens: int = 128, draft_tokens: int | str | None = None, do_sample: bool = False,
@@ -224,7 +231,7 @@ class Model:
                stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
                kv_memory: int | None = None, verification: str = "token",
                big_little: tuple[float, float] | None = None) -> Stream:
-        """Decode requests as they come; until the stream ends or is closed nobody else can use the model.
+        """Decode requests as they come; until the stream ends or is closed, calls of other threads wait.
 
         Parameters
         ----------
@@ -247,8 +254,8 @@ class Model:
         config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
         config.check(params)
         requests = [requests] if isinstance(requests, str) else requests
-        return Stream(lambda: self._scheduler(params, config, None, True), self._jobs(requests, params, config, truncation),
-                      self._text, in_order)
+        return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
+                      self._jobs(requests, params, config, truncation), self._text, in_order)
 
     def _scheduler(self, params: SamplingParams, config: BatchConfig, lengths: list[int] | None, seeded: bool) -> Scheduler:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
@@ -283,7 +290,7 @@ class Model:
         """The longest draft, K of the state."""
         if isinstance(self.drafter, NoDrafter):
             return 0
-        return WIDEST if draft_tokens == AUTO else draft_tokens
+        return MAX_DRAFT if draft_tokens == AUTO else draft_tokens
 
     def _jobs(self, requests: Iterable[Request | str | Sequence[int]], params: SamplingParams, config: BatchConfig,
               truncation: bool) -> Iterator[Job | Result]:

@@ -38,7 +38,6 @@ class ModelSizes(Protocol):
 class PagedCache(Protocol):
     """Keys and values of a target, sources in pages; see models/kv_cache.py."""
 
-    is_lent: bool  # to a scheduler
     num_sequences: int
 
     def used_bytes(self) -> int: ...
@@ -164,7 +163,7 @@ class Drafter:
         """Make the drafter that "name" or "name:argument" stands for."""
         return cls(argument) if argument else cls()
 
-    def first_draft(self, state: DecodeState, budget: DraftBudget) -> Draft | None:
+    def cheap_draft(self, state: DecodeState, budget: DraftBudget) -> Draft | None:
         """A nearly free draft for a sampled sequence that is alone in its batch; None where there is none."""
         return None
 

@@ -36,15 +36,12 @@ class KVCache:
         Source lengths.
     num_sequences, slots : int
         B and T.
-    is_lent : bool
-        A scheduler has the cache, and nobody else may use its sequences.
     """
 
     def __init__(self, layers: int, heads: int, head_size: int):
         self.layers, self.heads, self.head_size = layers, heads, head_size
         one_k, one_v = new_pages(1, heads, head_size)
         self.page_bytes = layers * (one_k.nbytes + one_v.nbytes)
-        self.is_lent = False
         self.clear()
 
     def clear(self) -> None:

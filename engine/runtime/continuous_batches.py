@@ -48,15 +48,13 @@ class ContinuousBatches(Scheduler):
     Raises
     ------
     UserError
-        Another stream uses the target, or the memory is too small.
+        The memory is too small.
     """
 
     def __init__(self, target: PagedTarget, drafter: Drafter, *, batch_size: int, max_new_tokens: int, draft_tokens: int,
                  longest: int, pages: int | None = None, kv_memory: int | None = None, block: bool = False,
                  big_little: tuple[float, float] | None = None):
         cache = target.cache
-        if cache.is_lent:
-            raise UserError("a stream of this model is still running; read it to its end, or close() it, before the next")
         # sequences that an interrupted call left admitted would keep their pages
         target.release(range(cache.num_sequences))
         limit = int(available_memory() * MEMORY_SHARE) + cache.used_bytes() if kv_memory is None else kv_memory
@@ -87,7 +85,6 @@ class ContinuousBatches(Scheduler):
         self._watched: dict[int, Job] = {}
         # the highest sequence starts first, so that drafters allocate for all of them at once
         self._idle = list(range(batch_size))
-        cache.is_lent = True
 
     @property
     def is_busy(self) -> bool:
@@ -123,13 +120,13 @@ class ContinuousBatches(Scheduler):
         return super().cancel(index)
 
     def close(self) -> None:
-        if self.cache.is_lent and self._target is not None:
+        if self._target is not None:
             # every sequence: an admission may have been interrupted
             self._target.release(range(self.batch_size))
             self._drafter.release(list(self.running))
             super().close()
             self.running.clear()
-            self._target, self.cache.is_lent = None, False
+            self._target = None
 
     def _admit(self) -> None:
         while self.waiting and self._idle and self.cache.fits(len(self.waiting[0].source)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foredraft.engine.runtime.ownership import Ownership
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
@@ -21,10 +23,15 @@ class Stream:
 
     Requests are read as sequences become free, at most a batch ahead, so they may come from an endless iterator. A request
     that cannot be decoded gives a Result with its `error`, and the others go on.
+
+    The stream owns the model from its first step until it ends or is closed. Any thread may read, cancel and close it.
     """
 
-    def __init__(self, open_scheduler: Callable[[], Scheduler], jobs: Iterator[Job | Result],
+    def __init__(self, ownership: Ownership, open_scheduler: Callable[[], Scheduler], jobs: Iterator[Job | Result],
                  text: Callable[[list[int]], str | None], in_order: bool = False):
+        # `_lock` guards all fields; `_opening` is held while the stream waits for the model, so that close() need not wait
+        self._lock, self._opening = threading.RLock(), threading.Lock()
+        self._ownership, self._is_owner = ownership, False
         self._open, self._jobs, self._text, self._in_order = open_scheduler, jobs, text, in_order
         self._scheduler: Scheduler | None = None
         self._ready: deque[Result] = deque()
@@ -48,24 +55,28 @@ class Stream:
 
     def __next__(self) -> Result:
         try:
-            with torch.inference_mode():
+            self._start()
+            with self._lock, torch.inference_mode():
+                if self._is_owner:
+                    self._ownership.mark()
                 while not self._ready and self._is_open:
                     self._advance()
+                if self._ready:
+                    return self._ready.popleft()
         except BaseException:
             self.close()
             raise
-        if not self._ready:
-            raise StopIteration
-        return self._ready.popleft()
+        raise StopIteration
 
     @property
     def stats(self) -> DecodeStats:
         """Sums over the requests that have ended, and seconds of the stream by part; "total" is the caller's to set."""
         total = DecodeStats()
-        total.merge(self._stats)
-        if self._scheduler is not None:
-            total.passes, total.slots = self._scheduler.passes, self._scheduler.passes * self._scheduler.batch_size
-            total.add_seconds(self._scheduler.timer.seconds)
+        with self._lock:
+            total.merge(self._stats)
+            if self._scheduler is not None:
+                total.passes, total.slots = self._scheduler.passes, self._scheduler.passes * self._scheduler.batch_size
+                total.add_seconds(self._scheduler.timer.seconds)
         return total
 
     def cancel(self, id: Any) -> bool:
@@ -76,21 +87,41 @@ class Stream:
         bool
             Whether it was unfinished; then its result says "cancelled".
         """
-        index = self._indices.get(id)
-        if self._scheduler is None or index is None:
-            return False
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
+            index = self._indices.get(id)
+            if self._scheduler is None or index is None:
+                return False
             result = self._scheduler.cancel(index)
-        if result is not None:
-            self._deliver(result)
-        return result is not None
+            if result is not None:
+                self._deliver(result)
+            return result is not None
 
     def close(self) -> None:
         """Drop the unfinished requests and release the model; no further result comes."""
-        was_open, self._is_open = self._is_open, False
-        if was_open and self._scheduler is not None:
-            with torch.inference_mode():
-                self._scheduler.close()
+        with self._lock, torch.inference_mode():
+            self._is_open = False
+            if not self._is_owner:
+                return
+            # a second call, after an interrupt, has nothing left to release
+            self._is_owner = False
+            try:
+                if self._scheduler is not None:
+                    self._scheduler.close()
+            finally:
+                self._ownership.release()
+
+    def _start(self) -> None:
+        """Become the owner of the model, once; closed meanwhile: not at all."""
+        if self._is_owner or not self._is_open:
+            return
+        with self._opening:
+            if self._is_owner or not self._is_open:
+                return
+            self._ownership.acquire()
+            with self._lock:
+                self._is_owner = self._is_open
+                if not self._is_owner:
+                    self._ownership.release()
 
     def _advance(self) -> None:
         """Submit what there is room for, then one step of the scheduler."""
