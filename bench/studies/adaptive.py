@@ -1,4 +1,4 @@
-"""Adaptive draft lengths against fixed ones and plain decoding, with useful drafters and a useless one.
+"""Adaptive draft lengths against fixed ones and plain decoding, with useful drafters and with useless ones.
 
     python -m foredraft.bench.studies.adaptive --data articles.jsonl --limit 100 --drafter lookup
 """
@@ -20,16 +20,17 @@ from foredraft.bench.harness.settings import Settings
 from foredraft.bench.report.tables import Table, number
 from foredraft.cli import options
 from foredraft.cli.measuring import counting, finish, open_model, read_articles, run_script
-from foredraft.engine.draft_length.adaptive_drafter import WIDEST
+from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT
 from foredraft.engine.params import AUTO
 from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 
+# names of the methods, beside the fixed K
 PLAIN, BLOCK, ORACLE = "plain", "auto, block", "oracle"
 
 
 class Wrong(Drafter):
-    """Another drafter's drafts at their cost, with every token changed: point masses that are almost never accepted."""
+    """Drafts of another drafter with every token changed: the same cost, almost nothing accepted. All are point masses."""
 
     capabilities = Capabilities(point_masses=True)
 
@@ -42,79 +43,88 @@ class Wrong(Drafter):
         return Draft((drafted.tokens + 1) % self.vocab_size, drafted.lengths, drafted.dense & False, drafted.proposer)
 
 
-def lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_tokens: Sequence[int],
+def measure_lengths(model, sources: Sequence[Sequence[int]], settings: Settings, draft_tokens: Sequence[int],
             on_batch: Callable[[], None] = lambda: None) -> list[dict]:
-    """A record for plain decoding, each K and "auto"; block verification of sampled drafts; and the oracle, if there are K.
+    """Measure plain decoding, each K and "auto", and "auto" with block verification where drafts are sampled.
 
-    `speed_up`: measure.speed_up of decoding over plain decoding. `differ`: articles whose tokens are not plain decoding's;
-    None for sampled drafts, which use other random numbers. `of_best`, `of_oracle`: tokens a second of "auto" over those of
-    the best K and of the oracle. settings.draft_tokens is not used.
+    Parameters
+    ----------
+    settings : Settings
+        Of all methods; `draft_tokens` is not used.
+    draft_tokens : K to measure, MAX_DRAFT besides; empty: neither a fixed K nor the oracle
+
+    Returns
+    -------
+    list of dict
+        A record for each method, and for the oracle. `speed_up`: over plain decoding. `differ`: articles whose tokens are
+        not those of plain decoding; None for sampled drafts, which use other random numbers. `of_best`, `of_oracle`: tokens
+        a second of "auto" over those of the best K and of the oracle.
     """
-    fixed = sorted({*draft_tokens, WIDEST}) if draft_tokens else []
+    fixed = sorted({*draft_tokens, MAX_DRAFT}) if draft_tokens else []
     methods = {PLAIN: drafting_method(model.with_drafter(None), settings, 0)}
     methods |= {str(K): drafting_method(model, settings, K) for K in (*fixed, AUTO)}
-    dense = settings.do_sample and not model.drafter.capabilities.point_masses
-    if dense:
+    is_sampled = settings.do_sample and not model.drafter.capabilities.point_masses
+    if is_sampled:
         methods[BLOCK] = drafting_method(model, settings, AUTO, verification="block")
     samples = measure.measure(methods, sources, settings, end_token=model.target.end_token, on_batch=on_batch)
-    rows = []
-    for name, taken in samples.items():
-        found = measure.acceptance(taken)
-        rows.append({
-            "draft_tokens": name, "speed_up": measure.speed_up(samples[PLAIN], taken, with_encoding=False),
-            "tokens_per_second": measure.tokens_per_second(taken, with_encoding=False),
+    records = []
+    for name, method_samples in samples.items():
+        found = measure.acceptance(method_samples)
+        records.append({
+            "draft_tokens": name, "speed_up": measure.speed_up(samples[PLAIN], method_samples, with_encoding=False),
+            "tokens_per_second": measure.tokens_per_second(method_samples, with_encoding=False),
             "tokens_per_step": found["tokens_per_step"], "drafted_per_step": found["drafted"] / found["steps"],
-            "rate": found["rate"], "seconds": measure.seconds(taken),
-            "differ": None if dense and name != PLAIN else measure.differing(samples[PLAIN], taken)})
+            "rate": found["rate"], "seconds": measure.seconds(method_samples),
+            "differ": None if is_sampled and name != PLAIN else measure.differing(samples[PLAIN], method_samples)})
     if fixed:
-        rows.append(oracle(samples[PLAIN], {K: samples[str(K)] for K in fixed}, settings.batch_size))
-        rates = {row["draft_tokens"]: row["tokens_per_second"]["median"] for row in rows}
-        for row in rows:
-            if row["draft_tokens"] in (AUTO, BLOCK):
-                row["of_best"] = rates[row["draft_tokens"]] / max(rates[str(K)] for K in fixed)
-                row["of_oracle"] = rates[row["draft_tokens"]] / rates[ORACLE]
-    return rows
+        records.append(oracle(samples[PLAIN], {K: samples[str(K)] for K in fixed}, settings.batch_size))
+        rates = {record["draft_tokens"]: record["tokens_per_second"]["median"] for record in records}
+        for record in records:
+            if record["draft_tokens"] in (AUTO, BLOCK):
+                record["of_best"] = rates[record["draft_tokens"]] / max(rates[str(K)] for K in fixed)
+                record["of_oracle"] = rates[record["draft_tokens"]] / rates[ORACLE]
+    return records
 
 
 def oracle(plain: measure.Samples, fixed: dict[int, measure.Samples], batch_size: int) -> dict:
-    """An oracle that drafts exactly the tokens that are accepted, or none where plain steps are cheaper.
+    """The record of an oracle that drafts exactly the tokens that are accepted, or none where plain steps are cheaper.
 
-    Acceptances are those of the widest K; costs are fitted to all runs. `costs`, in ms: a plain step, a further position of
-    a pass, a call of the drafter, a drafted token. In a batch the sequences share calls; here a call is divided by the batch
-    size, so the speed is an upper bound.
+    Its acceptances are those of the largest K; its costs are fitted to all runs. `costs`, in ms: a plain step, a further
+    query position, a call of the drafter, a drafted token. A call is divided by the batch size, as if all sequences always
+    shared it, so the speed is an upper bound.
     """
-    known = _counts(plain)
-    base = known["verify"] / known["passes"]
+    counts = _counts(plain)
+    step = counts["verify"] / counts["passes"]
     runs = [_counts(samples) for samples in fixed.values()]
-    further = np.array([run["drafted"] / run["passes"] for run in runs])
-    dearer = np.array([run["verify"] / run["passes"] - base for run in runs])
-    row = max(float(further @ dearer / (further @ further)), 0.0) if further.any() else 0.0
+    positions = np.array([run["drafted"] / run["passes"] for run in runs])
+    added = np.array([run["verify"] / run["passes"] - step for run in runs])
+    position = max(float(positions @ added / (positions @ positions)), 0.0) if positions.any() else 0.0
     calls = np.array([(run["draft"] / run["passes"], run["drafted"] / max(run["covered"], 1)) for run in runs])
-    each, call = np.polyfit(calls[:, 1], calls[:, 0], 1) if len(np.unique(calls[:, 1])) > 1 else (0.0, calls[:, 0].mean())
-    each, call = max(float(each), 0.0), max(float(call), 0.0)
+    token, call = np.polyfit(calls[:, 1], calls[:, 0], 1) if len(np.unique(calls[:, 1])) > 1 else (0.0, calls[:, 0].mean())
+    token, call = max(float(token), 0.0), max(float(call), 0.0)
     trace = runs[-1]
-    # steps with so many accepted drafts, and the cost of emitting them by a draft or by plain steps
+    # steps in which so many tokens were accepted, and the cost of emitting these tokens by a draft or by plain steps
     at = np.array([*trace["accepted_at"], 0], float)
-    found, accepted = at[:-1] - at[1:], np.arange(1, len(at))
-    drafts, plainly = (call + accepted * each) / batch_size + accepted * row, accepted * base / batch_size
-    seconds = trace["passes"] * base + float(found @ np.minimum(drafts, plainly))
-    drafted, undrafted = (float(found @ (accepted * which)) for which in (drafts < plainly, drafts >= plainly))
+    steps_with, accepted = at[:-1] - at[1:], np.arange(1, len(at))
+    by_draft, by_steps = (call + accepted * token) / batch_size + accepted * position, accepted * step / batch_size
+    seconds = trace["passes"] * step + float(steps_with @ np.minimum(by_draft, by_steps))
+    drafted, undrafted = (float(steps_with @ (accepted * which)) for which in (by_draft < by_steps, by_draft >= by_steps))
     steps = trace["steps"] + undrafted
     rate = trace["emitted"] / seconds
-    over = rate / measure.tokens_per_second(plain, with_encoding=False)["median"]
-    return {"draft_tokens": ORACLE, "tokens_per_second": {"median": rate}, "speed_up": {"median": over}, "rate": 1.0,
+    speed_up = rate / measure.tokens_per_second(plain, with_encoding=False)["median"]
+    return {"draft_tokens": ORACLE, "tokens_per_second": {"median": rate}, "speed_up": {"median": speed_up}, "rate": 1.0,
             "tokens_per_step": trace["emitted"] / steps, "drafted_per_step": drafted / steps,
-            "costs": {"step": base * 1e3, "position": row * 1e3, "call": call * 1e3, "token": each * 1e3}, "differ": None}
+            "costs": {"step": step * 1e3, "position": position * 1e3, "call": call * 1e3, "token": token * 1e3},
+            "differ": None}
 
 
 def _counts(samples: measure.Samples) -> dict:
-    """Sums of one pass over the articles: target passes, steps, tokens, seconds of drafting and of the rest without
-    encoding."""
-    stats, spent = [sample.stats for sample in samples[0]], measure.seconds(samples)
+    """Sums over the articles: target passes, steps, tokens; seconds of drafting, and of the rest without encoding."""
+    stats, seconds = [sample.stats for sample in samples[0]], measure.seconds(samples)
     names = ("passes", "steps", "covered", "drafted", "emitted")
-    counts = {name: sum(getattr(one, name) for one in stats) for name in names}
-    return counts | {"accepted_at": np.sum([one.accepted_at for one in stats], axis=0).tolist(), "draft": spent["draft"],
-                     "verify": spent["verify"] + spent["other"]}
+    counts = {name: sum(getattr(article, name) for article in stats) for name in names}
+    return counts | {"accepted_at": np.sum([article.accepted_at for article in stats], axis=0).tolist(),
+                     "draft": seconds["draft"], "verify": seconds["verify"] + seconds["other"]}
 
 
 HEADS = ("drafter", "T", "B", "K", "tok/s", "over plain", "tokens/step", "drafted/step", "accepted/tested", "differ",
@@ -139,12 +149,12 @@ def main(
     as_json: options.Json = False,
     wide: options.Wide = False,
 ) -> None:
-    """Is draft_tokens="auto" never slower than plain decoding, and near the best K and the oracle?"""
+    """Compare draft_tokens="auto" with plain decoding, fixed K and an oracle: tokens a second."""
     temperatures = options.parse_numbers("--temperature", temperature, float, 0)
     sizes = options.parse_numbers("--batch-size", batch_size, int, 1)
     Ks = options.parse_numbers("--draft-tokens", draft_tokens, int, 1)
     plain = open_model(target)
-    articles, rows = read_articles(data, plain, limit), []
+    articles, records = read_articles(data, plain, limit), []
     common = common_fields("adaptive", model=plain, data=describe(data, articles)) | {
         "max_new_tokens": max_new_tokens, "repeats": repeats, "seed": seed}
     for spec in drafter or ("lookup", "ngram"):
@@ -156,22 +166,22 @@ def main(
             for T, B in ((T, B) for T in temperatures for B in sizes):
                 settings = Settings(batch_size=B, temperature=T, max_new_tokens=max_new_tokens, repeats=repeats, seed=seed)
                 with counting(repeats * -(-len(articles) // B), f"{name} T={T:g} B={B}") as advance:
-                    found = lengths(drafting, [case.source for case in articles], settings, Ks if drafting is model else [],
-                                    advance)
-                rows += [common | {"drafter": name, "temperature": T, "batch_size": B} | row for row in found]
-    finish(rows, out, [Table(
-        "draft lengths: tokens a second of decoding over plain decoding's (95 % interval over batches)", HEADS,
-        list(map(_line, rows)), WIDE,
+                    found = measure_lengths(drafting, [case.source for case in articles], settings,
+                                            Ks if drafting is model else [], advance)
+                records += [common | {"drafter": name, "temperature": T, "batch_size": B} | record for record in found]
+    finish(records, out, [Table(
+        "draft lengths: tokens a second of decoding over those of plain decoding (95 % interval over batches)", HEADS,
+        list(map(_line, records)), WIDE,
         "oracle: modelled; each step drafts exactly the tokens that are accepted, at the costs of the runs")], as_json, wide)
 
 
-def _line(row: dict) -> list[str]:
-    over = row["speed_up"]
-    bounds = f" ({over['low']:.3f}-{over['high']:.3f})" if "low" in over else ""
-    return [row["drafter"], f"{row['temperature']:g}", str(row["batch_size"]), row["draft_tokens"],
-            f"{row['tokens_per_second']['median']:,.0f}", f"{over['median']:.3f}{bounds}", number(row["tokens_per_step"]),
-            number(row["drafted_per_step"]), number(row["rate"]), "-" if row["differ"] is None else str(row["differ"]),
-            *(number(row.get(name)) for name in ("of_best", "of_oracle"))]
+def _line(record: dict) -> list[str]:
+    speed_up, differ = record["speed_up"], record["differ"]
+    bounds = f" ({speed_up['low']:.3f}-{speed_up['high']:.3f})" if "low" in speed_up else ""
+    return [record["drafter"], f"{record['temperature']:g}", str(record["batch_size"]), record["draft_tokens"],
+            f"{record['tokens_per_second']['median']:,.0f}", f"{speed_up['median']:.3f}{bounds}",
+            number(record["tokens_per_step"]), number(record["drafted_per_step"]), number(record["rate"]),
+            "-" if differ is None else str(differ), *(number(record.get(name)) for name in ("of_best", "of_oracle"))]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Admissions that wait: a drafter is shown a row's source when it is first asked, which for many rows is never.
+"""Admits a sequence's source to a drafter when the drafter first drafts.
 
-What a trained drafter makes of a source costs as much as a round or two of a small target.
+To read a source, a trained drafter takes as long as one or two steps of a small target; many requests never need it.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from torch import Tensor
 from foredraft.engine.protocols import Drafter
 
 
-class Admissions:
-    """In the place of a drafter's own `admit` and `release`; `drafter` itself drafts after `show`."""
+class LazyAdmission:
+    """Keeps what `admit` is given until `admit_pending`; `release` skips sequences that `drafter` never received."""
 
     def __init__(self, drafter: Drafter):
         self.drafter = drafter
-        self._waiting: dict[int, tuple[Tensor, Tensor]] = {}
-        self._shown: set[int] = set()
+        self._pending: dict[int, tuple[Tensor, Tensor]] = {}
+        self._admitted: set[int] = set()
 
-    def admit(self, rows: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
-        for row, *source in zip(rows, sources, encoded, strict=True):
-            self._waiting[row] = tuple(source)
+    def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
+        for sequence, *source in zip(sequences, sources, encoded, strict=True):
+            self._pending[sequence] = tuple(source)
 
-    def show(self) -> Drafter:
-        """The drafter, with every row admitted."""
-        if self._waiting:
-            # the highest row comes with the first: drafters make room for all rows at once
-            sources, encoded = zip(*self._waiting.values(), strict=True)
-            self.drafter.admit(list(self._waiting), sources, encoded)
-            self._shown.update(self._waiting)
-            self._waiting.clear()
+    def admit_pending(self) -> Drafter:
+        """Admit all pending sequences to the drafter, in one call, and return it."""
+        if self._pending:
+            # together, so that the drafter allocates once, for the largest index
+            sources, encoded = zip(*self._pending.values(), strict=True)
+            self.drafter.admit(list(self._pending), sources, encoded)
+            self._admitted.update(self._pending)
+            self._pending.clear()
         return self.drafter
 
-    def release(self, rows: Sequence[int]) -> None:
-        if known := [row for row in rows if row in self._shown]:
+    def release(self, sequences: Sequence[int]) -> None:
+        if known := [sequence for sequence in sequences if sequence in self._admitted]:
             self.drafter.release(known)
-            self._shown.difference_update(known)
-        for row in rows:
-            self._waiting.pop(row, None)
+            self._admitted.difference_update(known)
+        for sequence in sequences:
+            self._pending.pop(sequence, None)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.engine.drafters.cascade import make_parts
+from foredraft.engine.drafters.cascade import make_drafters
 from foredraft.engine.drafters.neural.t5_drafter import T5Drafter
 from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.loop import step
@@ -46,7 +46,7 @@ class StagedDrafter(T5Drafter):
 
     @classmethod
     def create(cls, name: str, argument: str, setup: DrafterSetup) -> StagedDrafter:
-        drafters = make_parts(name, argument, setup)
+        drafters = make_drafters(name, argument, setup)
         if len(drafters) > 2 or not isinstance(drafters[1], T5Drafter):
             raise UserError(f"drafter '{name}:{argument}': name a drafter and the folder of the T5 that it drafts for; "
                             "other drafters read their tokens one by one and gain nothing")

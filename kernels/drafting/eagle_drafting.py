@@ -9,7 +9,7 @@ the other sequences.
     embedding    [V, C] float32, or bfloat16 bits as uint16
     copy, source, vocabulary     copy_attention.py, vocabulary_head.py;  scale float: of the outputs, before the head
     temperature, top_k, top_p, seeds [B]; end_token int
-    stops        when a draft ends early (draft_length.py)
+    stop_rule    where a draft ends early (draft_stopping.py)
     features     [B, K, C] float32                             out: the predicted hidden state of each draft token
     drafted      [B, K] int64, counts [B] int64                out; nothing follows the end token
     logits       [B, K, V] float32, lse [B, K] float64         out for sequences of temperature > 0, else not touched
@@ -21,7 +21,12 @@ import numpy as np
 
 from foredraft.kernels.core.backend import get_num_threads, njit
 from foredraft.kernels.drafting.copy_attention import copy_attention_loop, copy_attention_reference
-from foredraft.kernels.drafting.draft_stopping import begin_loop, begin_reference, weigh_loop, weigh_reference
+from foredraft.kernels.drafting.draft_stopping import (
+    check_stop_loop,
+    check_stop_reference,
+    start_draft_loop,
+    start_draft_reference,
+)
 from foredraft.kernels.drafting.recurrent_drafting import EPSILON, embed_normed_loop
 from foredraft.kernels.drafting.vocabulary_head import (
     sample_draft_loop,
@@ -34,13 +39,13 @@ from foredraft.kernels.model.norm import norm_loop, norm_reference
 
 
 def draft_reference(tokens, lengths, allowed, hidden, embedding, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                    seeds, end_token, stops, features, drafted, counts, logits, lse) -> None:
+                    seeds, end_token, stop_rule, features, drafted, counts, logits, lse) -> None:
     K, C = drafted.shape[1], embedding.shape[1]
     ones, E = np.ones(C, np.float32), widen(copy.query).shape[1] // C - 1
     counts[:] = 0
     for b in np.flatnonzero(allowed > 0):
         one, before, text = np.array([b]), hidden[b : b + 1], tokens[b, : lengths[b]].tolist()
-        begin_reference(stops, b)
+        start_draft_reference(stop_rule, b)
         for i in range(int(allowed[b])):
             latest = np.zeros((E, C), np.float32)
             recent = text[: -E - 1 : -1]
@@ -57,7 +62,8 @@ def draft_reference(tokens, lengths, allowed, hidden, embedding, copy, source, v
             sample_draft_reference(scores, one, vocabulary, temperature, top_k, top_p, seeds, lengths, i, drafted, logits,
                                    lse)
             own, sampled = len(vocabulary.tokens) + int(vocabulary.own_counts[b]), temperature[b] > 0
-            taken, more = weigh_reference(stops, b, i, scores[0, :own], sampled, lse[b, i : i + 1] if sampled else lse)
+            taken, more = check_stop_reference(stop_rule, b, i, scores[0, :own], sampled,
+                                               lse[b, i : i + 1] if sampled else lse)
             counts[b] += taken
             text.append(int(drafted[b, i]))
             if not more or text[-1] == end_token or i + 1 == K:
@@ -66,7 +72,7 @@ def draft_reference(tokens, lengths, allowed, hidden, embedding, copy, source, v
 
 @njit()
 def _draft_loop(tokens, lengths, allowed, hidden, embedding, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                seeds, end_token, stops, features, drafted, counts, logits, lse, threads):
+                seeds, end_token, stop_rule, features, drafted, counts, logits, lse, threads):
     B, K = drafted.shape
     C = embedding.shape[1]
     E = copy.query.shape[1] // C - 1
@@ -75,7 +81,7 @@ def _draft_loop(tokens, lengths, allowed, hidden, embedding, copy, source, vocab
     for b in range(B):
         counts[b] = 0
         if going[b]:
-            begin_loop(stops, b)
+            start_draft_loop(stop_rule, b)
             for back in range(min(E, lengths[b])):
                 embed_normed_loop(embedding, tokens[b, lengths[b] - 1 - back], ones, latest[b, back : back + 1])
     sequences, before = np.empty(B, np.int64), np.empty((B, C), np.float32)
@@ -122,15 +128,15 @@ def _draft_loop(tokens, lengths, allowed, hidden, embedding, copy, source, vocab
             drafted[b, i] = sample_draft_loop(scores[j], b, vocabulary, temperature[b], top_k[b], top_p[b], seeds[b],
                                               lengths[b], i, distribution, total)
             own = vocabulary.tokens.shape[0] + vocabulary.own_counts[b]
-            taken, more = weigh_loop(stops, b, i, scores[j, :own], temperature[b] > 0, total)
+            taken, more = check_stop_loop(stop_rule, b, i, scores[j, :own], temperature[b] > 0, total)
             counts[b] += taken
             going[b] = more and drafted[b, i] != end_token
 
 
 def draft_numba(tokens, lengths, allowed, hidden, embedding, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                seeds, end_token, stops, features, drafted, counts, logits, lse) -> None:
+                seeds, end_token, stop_rule, features, drafted, counts, logits, lse) -> None:
     _draft_loop(tokens, lengths, allowed, hidden, embedding, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                seeds, end_token, stops, features, drafted, counts, logits, lse, get_num_threads())
+                seeds, end_token, stop_rule, features, drafted, counts, logits, lse, get_num_threads())
 
 
 DRAFT_EAGLE = {"reference": draft_reference, "numba": draft_numba}

@@ -9,7 +9,7 @@ The drafter reads the uncached committed tokens, then drafts up to K tokens a se
                  it; embedded [B, T, C] float32; counts, nodes [B] int64: slots of committed tokens, and of the last draft
     copy, source, vocabulary     copy_attention.py, vocabulary_head.py;  scale float: of the outputs, before the head
     temperature, top_k, top_p, seeds [B]; end_token int
-    stops        when a draft ends early (draft_length.py)
+    stop_rule    where a draft ends early (draft_stopping.py)
     tree         tree_children.Tree: the nodes to draft, level by level; nothing follows the end token
     drafted, parents [B, K] int64, counts [B] int64            out: draft tokens, the query position that each follows
     logits       [B, K, V] float32, lse [B, K] float64         out for sequences of temperature > 0, else not touched
@@ -28,7 +28,7 @@ import numpy as np
 from foredraft.kernels.core.backend import get_num_threads, njit
 from foredraft.kernels.drafting.causal_conv import cnn_loop
 from foredraft.kernels.drafting.copy_attention import copy_attention_loop
-from foredraft.kernels.drafting.draft_stopping import begin_loop, weigh_loop
+from foredraft.kernels.drafting.draft_stopping import check_stop_loop, start_draft_loop
 from foredraft.kernels.drafting.lstm_cell import lstm_loop
 from foredraft.kernels.drafting.num_uncached import num_uncached_loop
 from foredraft.kernels.drafting.tree_children import children_loop
@@ -140,7 +140,7 @@ def _keep_accepted(b, tokens, length, cell, cache):
 
 @njit()
 def _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                seeds, end_token, stops, tree, drafted, parents, counts, logits, lse, threads):
+                seeds, end_token, stop_rule, tree, drafted, parents, counts, logits, lse, threads):
     B, N = drafted.shape[0], min(tree.parents.shape[0], drafted.shape[1])
     sequences, slots, reads = np.empty(B * (N + 1), np.int64), np.empty(B * (N + 1), np.int64), np.empty(B * (N + 1),
                                                                                                          np.int64)
@@ -154,7 +154,7 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, 
         counts[b] = 0
         num_uncached[b] = num_uncached[b] if allowed[b] > 0 else 0
         if allowed[b] > 0:
-            begin_loop(stops, b)
+            start_draft_loop(stop_rule, b)
         longest = max(longest, num_uncached[b])
     for step in range(longest):
         n = 0
@@ -203,11 +203,11 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, 
             own, sampled = vocabulary.tokens.shape[0] + vocabulary.own_counts[b], temperature[b] > 0
             taken, more = True, True
             if not sampled:
-                taken, more = weigh_loop(stops, b, first, scores[j, :own], False, no_lse)
+                taken, more = check_stop_loop(stop_rule, b, first, scores[j, :own], False, no_lse)
             num_children = children_loop(scores[j], b, vocabulary, temperature[b], top_k[b], top_p[b], seeds[b], lengths[b],
                                          first, most, tree.replaced, drafted[b], distribution, total)
             if sampled:
-                taken, more = weigh_loop(stops, b, first, scores[j, :own], True, total[first : first + 1])
+                taken, more = check_stop_loop(stop_rule, b, first, scores[j, :own], True, total[first : first + 1])
             if not taken:
                 num_children = 0
             for child in range(node, min(N, allowed[b])):
@@ -222,6 +222,6 @@ def _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, 
 
 
 def draft_numba(tokens, lengths, allowed, embedding, cell, cache, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                seeds, end_token, stops, tree, drafted, parents, counts, logits, lse) -> None:
+                seeds, end_token, stop_rule, tree, drafted, parents, counts, logits, lse) -> None:
     _draft_loop(tokens, lengths, allowed, embedding, cell, cache, copy, source, vocabulary, scale, temperature, top_k, top_p,
-                seeds, end_token, stops, tree, drafted, parents, counts, logits, lse, get_num_threads())
+                seeds, end_token, stop_rule, tree, drafted, parents, counts, logits, lse, get_num_threads())

@@ -113,6 +113,6 @@ class EagleDrafter(CopyDrafter):
         draft_numba(
             host.tokens, host.lengths, state.allowed(budget).numpy(), host.hidden, self.tables.embedding, self.copy_weights,
             self.source, self.vocabulary.heads, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
-            state.end_token, self.confidence.stops(state, budget), self.features.numpy(), draft.tokens.numpy(),
+            state.end_token, self.confidence.stop_rule(state, budget), self.features.numpy(), draft.tokens.numpy(),
             draft.lengths.numpy(), *distributions_of(draft))
         return draft

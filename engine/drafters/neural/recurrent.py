@@ -61,7 +61,7 @@ class RecurrentDrafter(CopyDrafter):
         draft_numba(
             host.tokens, host.lengths, state.allowed(budget).numpy(), self.tables.embedding, self.cell, self.states,
             self.copy_weights, self.source, self.vocabulary.heads, self.config.head_scale, host.temperature, host.top_k,
-            host.top_p, host.seeds, state.end_token, self.confidence.stops(state, budget),
+            host.top_p, host.seeds, state.end_token, self.confidence.stop_rule(state, budget),
             chain_tree(state.max_draft) if tree is None else tree, draft.tokens.numpy(), parents, draft.lengths.numpy(),
             *distributions_of(draft))
         return draft

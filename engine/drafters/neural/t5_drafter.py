@@ -36,7 +36,7 @@ from foredraft.engine.models.tokenizer import load_tokenizer
 from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
-from foredraft.kernels.drafting.draft_stopping import WEIGH
+from foredraft.kernels.drafting.draft_stopping import CHECK_STOPS
 from foredraft.kernels.drafting.num_uncached import NUM_UNCACHED
 from foredraft.kernels.drafting.vocabulary_head import SAMPLE_DRAFT, VOCABULARY_HEAD
 
@@ -286,7 +286,7 @@ class T5Drafter(Drafter):
         distributions = distributions_of(draft)
         drafted, counts = draft.tokens.numpy(), draft.lengths.numpy()
         x = self._read_committed(state, allowed)
-        stops, drafting = self.confidence.stops(state, budget), allowed > 0
+        stop_rule, drafting = self.confidence.stop_rule(state, budget), allowed > 0
         heads = self.vocabulary.heads
         sizes = len(self.vocabulary.tokens) + heads.own_counts
         for i in range(K):
@@ -300,7 +300,8 @@ class T5Drafter(Drafter):
             scores, no_copies = self.vocabulary.empty_scores(len(sequences)), np.zeros((len(sequences), 0), np.float32)
             VOCABULARY_HEAD[self.backend](x[sequences], sequences, heads, no_copies, scores)
             SAMPLE_DRAFT[self.backend](scores, sequences, heads, *sampling, i, drafted, *distributions)
-            WEIGH[self.backend](stops, sequences, i, scores, sizes, sampling[0], distributions[1], counts, drafting)
+            CHECK_STOPS[self.backend](stop_rule, sequences, i, scores, sizes, sampling[0], distributions[1], counts,
+                                      drafting)
             drafting[sequences[drafted[sequences, i] == state.end_token]] = False
         return draft
 

@@ -12,7 +12,7 @@ from foredraft.bench.studies.adaptive import Wrong, oracle
 from foredraft.engine.stats import DecodeStats
 
 
-def test_a_wrong_drafter_drafts_as_many_tokens_and_none_is_the_same():
+def test_wrong_drafts_are_as_long_and_differ_in_every_token():
     state = make_state(2, 20, 4, 8)
     right, wrong = (wrap(ScriptedDrafter([[5, 99, 7, 8, 9]] * 2)) for wrap in (lambda x: x, lambda x: Wrong(x, 100)))
     ours, theirs = right.draft(state), wrong.draft(state)
@@ -23,9 +23,9 @@ def test_a_wrong_drafter_drafts_as_many_tokens_and_none_is_the_same():
 def test_the_oracle_drafts_what_is_accepted_at_the_costs_of_the_runs():
     """Steps of 10 ms, positions of 1 ms, calls of 2 ms and 0.5 ms a token, in a run of 4 drafts of which 4, 1, 0 and 0 are
     accepted."""
-    def run(rounds, drafted, accepted_at, draft, verify):
-        stats = DecodeStats(steps=rounds, passes=rounds, covered=rounds if drafted else 0, drafted=drafted,
-                            emitted=rounds + sum(accepted_at), accepted_at=accepted_at, tested_at=[1] * len(accepted_at))
+    def run(steps, drafted, accepted_at, draft, verify):
+        stats = DecodeStats(steps=steps, passes=steps, covered=steps if drafted else 0, drafted=drafted,
+                            emitted=steps + sum(accepted_at), accepted_at=accepted_at, tested_at=[1] * len(accepted_at))
         phases = {"encode": 0.0, "draft": draft, "verify": verify}
         return [[Sample([[5] * stats.emitted], draft + verify, phases, stats)]]
 
@@ -38,8 +38,8 @@ def test_the_oracle_drafts_what_is_accepted_at_the_costs_of_the_runs():
     assert found["speed_up"]["median"] == pytest.approx(9 / seconds * 0.010)
     assert found["drafted_per_step"] == pytest.approx(5 / 4)
     # calls of 12 ms: the single token is emitted by a plain step
-    dear = {K: run(rounds, drafted, at, rounds * (0.012 + K * 0.0005), rounds * (0.010 + K * 0.001))
-            for K, (rounds, drafted, at) in {2: (6, 12, [2, 1]), 4: (4, 16, [2, 1, 1, 1])}.items()}
+    dear = {K: run(steps, drafted, at, steps * (0.012 + K * 0.0005), steps * (0.010 + K * 0.001))
+            for K, (steps, drafted, at) in {2: (6, 12, [2, 1]), 4: (4, 16, [2, 1, 1, 1])}.items()}
     found = oracle(plain, dear, 1)
     assert found["tokens_per_second"]["median"] == pytest.approx(9 / (4 * 0.010 + 0.012 + 4 * 0.0015 + 0.010))
     assert found["tokens_per_step"] == pytest.approx(9 / 5)
