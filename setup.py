@@ -18,5 +18,5 @@ setup(
     },
     # only the data named here: the automatic search takes the folders of assets for packages
     include_package_data=False,
-    package_data={"foredraft.assets": ["*", "**/*"]},
+    package_data={"foredraft.assets": ["*", "**/*"], "foredraft.bench.report": ["*.css"]},
 )

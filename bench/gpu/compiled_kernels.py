@@ -44,14 +44,14 @@ DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn
 LIMITS = {"sm_80": (255, 163 * 1024), "sm_90": (255, 227 * 1024), "gfx942": (512, 64 * 1024)}
 
 
-def step_of(geometry: str, r: Step, stored: str = "bf16", overlap: bool = False) -> Callable[[], None]:
+def step_of(geometry: str, r: Step, stored: str = "bf16") -> Callable[[], None]:
     """One step of the geometry with one decoder layer, as all layers launch the same kernels. UserError: an unknown name.
 
     `stored`: storage of the decoder's matrices, fp32 or bf16.
     """
     if r.drafter not in DRAFTERS:
         raise UserError(f"drafter {r.drafter!r} is not known here; one of {', '.join(DRAFTERS)}")
-    target = T5Cuda(_weights(geometry, stored), pdl=overlap)
+    target = T5Cuda(_weights(geometry, stored))
     target.reserve(r.batch_size, r.position, r.draft_tokens, r.source)
     drafter, state = _drafter(geometry, r, stored, target.weights), _state(r, target.config.d_model)
     return lambda: step(state, target, drafter)

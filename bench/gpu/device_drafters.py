@@ -1,18 +1,14 @@
-"""The embedded target from end to end, with its real acceptance, by drafter: trained ones if there are any."""
+"""The embedded target from end to end, with its real acceptance, by drafter."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-import torch
-
 from foredraft.bench.gpu.sizes import Sizes
 from foredraft.bench.harness.cases import sample_texts
 from foredraft.bench.harness.measure import spread
-from foredraft.engine.drafters.registry import model_class
 from foredraft.engine.generate import Model, load
 from foredraft.errors import UserError
 
@@ -29,12 +25,11 @@ def measure_drafters(sizes: Sizes) -> Iterator[dict]:
     tokens."""
     plain = _plain(sizes)
     methods = {"plain": (plain, 0)}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, folder in _folders(sizes, plain.path, Path(scratch)).items():
-            try:
-                methods[name] = plain.with_drafter(folder), sizes.draft_tokens
-            except UserError as error:
-                yield {"method": name, "absent": str(error)}
+    for folder in sorted(path.parent for path in Path(sizes.drafters).glob("*/config.json")):
+        try:
+            methods[folder.name] = plain.with_drafter(folder), sizes.draft_tokens
+        except UserError as error:
+            yield {"method": folder.name, "absent": str(error)}
     for name in ("lookup", "lookup+ngram"):
         methods[name] = plain.with_drafter(name), sizes.draft_tokens
     differ = []
@@ -76,20 +71,3 @@ def _decoded(sizes: Sizes, methods: dict[str, tuple[Model, int]], batches: Seque
                    "same_tokens": same if comparable else None,
                    "speed_up": rate / spread(rates["plain"])["median"] if same or not comparable else None,
                    "tokens_per_step": out.stats.tokens_per_step, "accepted_over_tested": out.stats.acceptance_rate}
-
-
-def _folders(sizes: Sizes, target: Path, scratch: Path) -> dict[str, Path]:
-    """Trained drafters of `sizes.drafters` by folder name; without any, untrained ones: the target's first two decoder
-    layers, and an LSTM that copies."""
-    found = sorted(path.parent for path in Path(sizes.drafters).glob("*/config.json")) if sizes.drafters else []
-    if found:
-        return {folder.name: folder for folder in found}
-    made = {}
-    for kind in ("t5shallow", "lstm"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = model_class(kind).from_target(target)
-        name = f"{kind} (untrained)"
-        made[name] = scratch / kind
-        model.save(made[name])
-    return made

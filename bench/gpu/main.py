@@ -194,7 +194,7 @@ def check_and_time(out: Path, sections: str | None = None, drafters: Path | None
     sections : str, optional
         Names separated by commas; all by default.
     drafters : Path, optional
-        A folder of trained drafters' folders; the embedded family's by default. Without any, untrained ones are timed.
+        A folder of trained drafters' folders; the embedded family's by default.
 
     Raises
     ------

@@ -162,10 +162,6 @@ def parts(c: ModelConfig, r: Step, listed: int = LISTED) -> list[Part]:
     ]
 
 
-def launches(c: ModelConfig, r: Step) -> int:
-    return sum(part.launches for part in parts(c, r))
-
-
 def predict(c: ModelConfig, r: Step, machine: Machine) -> dict:
     """Bytes, launches and microseconds of a step, by part and in all; `bytes_us`: the time of the bytes alone."""
     found = parts(c, r)

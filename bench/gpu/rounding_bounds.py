@@ -19,10 +19,9 @@ def rounding(terms: int, wanted: Tensor, magnitude: Tensor) -> Tensor:
 
     wanted: the sums in the type of the output. magnitude: the sums of absolute terms, from a reference of `unsigned`
     arguments. Roundings have random signs, so their sum grows with the root of their number; four times that is never
-    reached, and a missing term is far larger. A bfloat16 output may also be the neighbour of the wanted one.
+    reached, and a missing term is far larger.
     """
-    bound = 4 * terms**0.5 * FLOAT32 * magnitude.float()
-    return bound + BFLOAT16 * wanted.float().abs() if wanted.dtype == torch.bfloat16 else bound
+    return _rounded(4 * terms**0.5 * FLOAT32 * magnitude.float(), wanted)
 
 
 def attended(q: Tensor, k: Tensor, keys: int, wanted: Tensor, magnitude: Tensor) -> Tensor:
@@ -38,5 +37,9 @@ def attended(q: Tensor, k: Tensor, keys: int, wanted: Tensor, magnitude: Tensor)
     share = 4 * FLOAT32 * (D**0.5 * score + keys**0.5)
     if wanted.dtype == torch.bfloat16:
         share = share + BFLOAT16
-    bound = share * magnitude.float()
+    return _rounded(share * magnitude.float(), wanted)
+
+
+def _rounded(bound: Tensor, wanted: Tensor) -> Tensor:
+    """The bound of the output: a bfloat16 may also be the neighbour of the wanted one."""
     return bound + BFLOAT16 * wanted.float().abs() if wanted.dtype == torch.bfloat16 else bound

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from foredraft import embedded
 from foredraft.bench.harness.geometry import GEOMETRIES
 from foredraft.bench.harness.measure import spread
 from foredraft.engine.models.t5_cuda import T5Cuda
@@ -36,7 +37,7 @@ class Sizes:
     repeats: int = 20
     texts: int | None = None
     megabytes: int = 2048
-    drafters: str | None = None
+    drafters: str = str(embedded.LSTM.parent)
 
 
 def random_target(sizes: Sizes, geometry: str, layers: int | None = None) -> T5Cuda:

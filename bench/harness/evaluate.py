@@ -78,7 +78,7 @@ def evaluate(models: Mapping[str, object], sources: Sequence[Sequence[int]], set
         low, high = interval(sums)
         covered, prefixes = sums.sum(0).tolist()
         alpha = {"value": covered / prefixes, "low": low, "high": high, "prefixes": int(prefixes)}
-        rows = [_row(K, plain, samples[_method(name, K)], alpha["value"], step, settings) for K in draft_tokens[name]]
+        rows = [_row(K, plain, samples[name, K], alpha["value"], step, settings) for K in draft_tokens[name]]
         if name.startswith(TREE):
             for row in rows:
                 row["predicted"] = None
@@ -93,7 +93,7 @@ def fastest(models: Mapping[str, object], sources: Sequence[Sequence[int]], sett
     methods = _methods(models, settings, {name: draft_tokens for name in models})
     samples = measure.measure(methods, sources, settings, end_token=end)
     return {name: max(draft_tokens, key=lambda K, name=name: measure.tokens_per_second(
-        samples[_method(name, K)], with_encoding=False)["median"]) for name in models}
+        samples[name, K], with_encoding=False)["median"]) for name in models}
 
 
 def common_fields(model, data: dict, settings: Settings) -> dict:
@@ -107,12 +107,8 @@ def _methods(models: Mapping[str, object], settings: Settings, draft_tokens: Map
              big_little: tuple[float, float] | None = None) -> dict:
     plain = next(iter(models.values())).with_drafter(None)
     return {PLAIN: drafting_method(plain, settings, 0)} | {
-        _method(name, K): drafting_method(model, settings, K, big_little=big_little)
+        (name, K): drafting_method(model, settings, K, big_little=big_little)
         for name, model in models.items() for K in draft_tokens[name]}
-
-
-def _method(name: str, K: int) -> str:
-    return f"{name} K={K}"
 
 
 def _step_seconds(samples: measure.Samples) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ LONGEST = 1.0
 LOOK = 0.005
 
 
-def orders(names: Sequence[str], seed: int) -> Iterator[list[str]]:
+def orders(names: Sequence[Any], seed: int) -> Iterator[list[Any]]:
     """Endless random orders of the names, so that no name always follows the same other name."""
     generator = np.random.default_rng(seed)
     while True:

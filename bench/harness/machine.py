@@ -63,8 +63,5 @@ def anonymous_bytes() -> int | None:
 
 def _cpu_model() -> str:
     information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*:(.*)", information.read_text(), re.M) if information.is_file() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()

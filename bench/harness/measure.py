@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +54,9 @@ def batches(sources: Sequence[Sequence[int]], size: int) -> list[list[Sequence[i
     return [list(sources[start : start + size]) for start in range(0, len(sources), size)]
 
 
-def measure(methods: Mapping[str, Method], sources: Sequence[Sequence[int]], settings: Settings, *, end_token: int,
+def measure(methods: Mapping[Any, Method], sources: Sequence[Sequence[int]], settings: Settings, *, end_token: int,
             on_batch: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
-            settle: Callable[[], None] = wait_until_idle, partial: bool = False) -> dict[str, Samples]:
+            settle: Callable[[], None] = wait_until_idle, partial: bool = False) -> dict[Any, Samples]:
     """Decode all sources `settings.repeats` times with every method, after an untimed pass over the first batches.
 
     After an interruption it returns the complete passes, or with `partial` the batches of the first pass that all methods

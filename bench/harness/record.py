@@ -43,16 +43,11 @@ MEASURED = {
     "speed_up": "over plain in the same run: median, p20, p80, and low, high: the 95 % interval over batches",
     "speed_up_encoding": "the same with the encoder's time",
     "acceptance": "measure.acceptance() and alpha_tv, None for a method that does not report it",
-}
-# Added by schema 3; None where it was not measured.
-SINCE_3 = {
     "rouge": "rouge1, rouge2, rougeL, rougeLsum against the human summaries, F1 in percent",
-    "floor": "throughput.floor(), seconds of one pass",
+    "floor": "throughput.floor(), seconds of one pass; None: not measured, as for rouge and footprint",
     "footprint": "footprint.measure(): load_seconds, first_token_ms, peak_bytes",
 }
 SCHEMA = 3
-
-
 TARGET = ("model", "hash", "dtype", "weights", "parameters", "threads")
 
 
@@ -94,8 +89,7 @@ def store(rows: Sequence[dict], folder: Path) -> Path:
 
 def check(row: dict) -> None:
     """Raise ValueError naming a missing or an unknown field."""
-    measured = set(MEASURED) | (set(SINCE_3) if row.get("schema") == SCHEMA else set())
-    wanted = set(FIELDS) | (measured if row.get("absent") is None else set())
+    wanted = set(FIELDS) | (set(MEASURED) if row.get("absent") is None else set())
     if missing := wanted - set(row):
         raise ValueError(f"row without {sorted(missing)}")
     if unknown := set(row) - wanted:

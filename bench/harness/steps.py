@@ -56,10 +56,10 @@ def step_bytes(target: T5, source: int, position: int = POSITION) -> dict[str, i
     return {"layers": layers, "head": w.head.nbytes, "cross": source * row, "self": position * row}
 
 
-def step(target: T5, rows: int) -> Callable[[], None]:
-    """A function that decodes `rows` query positions of one admitted request and chooses the next tokens."""
-    tokens = torch.arange(10, 10 + rows)[None].contiguous()
-    positions = torch.arange(POSITION, POSITION + rows)[None].contiguous()
+def step(target: T5, R: int) -> Callable[[], None]:
+    """A function that decodes `R` query positions of one admitted request and chooses the next tokens."""
+    tokens = torch.arange(10, 10 + R)[None].contiguous()
+    positions = torch.arange(POSITION, POSITION + R)[None].contiguous()
 
     def run() -> None:
         target.choose(target.decode(tokens, positions))
@@ -67,16 +67,16 @@ def step(target: T5, rows: int) -> Callable[[], None]:
     return run
 
 
-def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
+def parts(target: T5, R: int, source: int) -> dict[str, Callable[[], None]]:
     """The large parts of a step on their own, each over all layers, by the kernels that the step calls."""
     w, cache, threads = target.weights, target.cache, get_num_threads()
     c = target.config
-    inputs = {name: np.ones((rows, inputs_of(getattr(w, name))), np.float32) for name in MATRICES}
-    outputs = {name: np.empty((rows, getattr(w, name).shape[1] * 16), np.float32) for name in MATRICES}
-    q = np.ones((rows, c.num_heads, c.d_kv), np.float32)
-    batch, seen = np.zeros(rows, np.int64), np.empty_like(q)
-    hidden = np.ones((1, rows, c.d_model), np.float32)
-    positions, chosen = np.zeros((1, rows), np.int64), np.zeros((1, rows), np.int64)
+    inputs = {name: np.ones((R, inputs_of(getattr(w, name))), np.float32) for name in MATRICES}
+    outputs = {name: np.empty((R, getattr(w, name).shape[1] * 16), np.float32) for name in MATRICES}
+    q = np.ones((R, c.num_heads, c.d_kv), np.float32)
+    batch, seen = np.zeros(R, np.int64), np.empty_like(q)
+    hidden = np.ones((1, R, c.d_model), np.float32)
+    positions, chosen = np.zeros((1, R), np.int64), np.zeros((1, R), np.int64)
 
     def matrices() -> None:
         for layer in range(c.num_decoder_layers):
@@ -94,10 +94,10 @@ def parts(target: T5, rows: int, source: int) -> dict[str, Callable[[], None]]:
     return {"matrices": matrices, "cross-attention": cross, "head and argmax": head}
 
 
-def admit(target: T5, source: Sequence[int], rows: int) -> None:
+def admit(target: T5, source: Sequence[int], R: int) -> None:
     """Encode one request and fill the cache slots that the timed step reads."""
     with torch.inference_mode():
-        target.reserve(1, POSITION + rows, rows, len(source))
+        target.reserve(1, POSITION + R, R, len(source))
         target.admit([0], [torch.tensor(source)])
         for position in range(POSITION):
             target.decode(torch.tensor([[position + 5]]), torch.tensor([[position]]))
@@ -115,13 +115,13 @@ def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]
     return T5(weights), {"loaded_bytes": grown, "weight_bytes": size}
 
 
-def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) -> dict:
+def measure_steps(target: T5, source: int, query_positions: Sequence[int], repeats: int) -> dict:
     """Milliseconds of a step by query positions and by part, v relative to one position, and the byte floor."""
     ids = random_source(source, target.config.vocab_size - 200)
-    admit(target, ids, max(rows))
+    admit(target, ids, max(query_positions))
     bandwidth = []
-    cases: dict[str, Callable[[], None]] = {f"rows {n}": step(target, n) for n in rows}
-    for n in sorted({1, min(6, max(rows))}):
+    cases: dict[str, Callable[[], None]] = {f"step {n}": step(target, n) for n in query_positions}
+    for n in sorted({1, min(6, max(query_positions))}):
         cases |= {f"{name} {n}": run for name, run in parts(target, n, source).items()}
     cases["encode"] = lambda: target.encode(torch.tensor(ids))
     taken: dict[str, list[float]] = {name: [] for name in cases}
@@ -135,17 +135,17 @@ def measure_steps(target: T5, source: int, rows: Sequence[int], repeats: int) ->
                 for _ in range(CALLS):
                     run()
                 taken[name].append((time.perf_counter() - start) / CALLS)
-    steps = {n: spread(taken[f"rows {n}"]) for n in rows}
+    steps = {n: spread(taken[f"step {n}"]) for n in query_positions}
     read = float(np.median(bandwidth))
     volume = step_bytes(target, source)
     floor = sum(volume.values()) / read / 1e9
-    one = steps[rows[0]]["median"]
+    one = steps[query_positions[0]]["median"]
     return {
         "read_gb_s": read, "bytes": volume, "floor_ms": floor * 1e3,
-        "step_ms": {str(n): {key: value * 1e3 for key, value in steps[n].items()} for n in rows},
+        "step_ms": {str(n): {key: value * 1e3 for key, value in steps[n].items()} for n in query_positions},
         "over_floor": one / floor,
-        "v": {str(n): steps[n]["median"] / one for n in rows},
-        "parts_ms": {name: float(np.median(values)) * 1e3 for name, values in taken.items() if not name.startswith("rows")},
+        "v": {str(n): steps[n]["median"] / one for n in query_positions},
+        "parts_ms": {name: float(np.median(values)) * 1e3 for name, values in taken.items() if not name.startswith("step")},
         "encoder": encoder_floor(target, source, float(np.median(taken["encode"]))),
     }
 
@@ -163,12 +163,12 @@ def encoder_flops(c: ModelConfig, source: int) -> int:
     return 2 * source * weights + c.num_layers * 4 * source * source * inner
 
 
-def product_rate(c: ModelConfig, rows: int) -> float:
-    """FLOP/s of a large matrix product of the library, [rows, C] by [C, F], measured now."""
-    a, b = torch.ones(rows, c.d_model), torch.ones(c.d_ff, c.d_model)
+def product_rate(c: ModelConfig, M: int) -> float:
+    """FLOP/s of a large matrix product of the library, [M, C] by [C, F], measured now."""
+    a, b = torch.ones(M, c.d_model), torch.ones(c.d_ff, c.d_model)
     rates = []
     for _ in range(20):
         start = time.perf_counter()
         torch.nn.functional.linear(a, b)
-        rates.append(2 * rows * c.d_model * c.d_ff / (time.perf_counter() - start))
+        rates.append(2 * M * c.d_model * c.d_ff / (time.perf_counter() - start))
     return float(np.percentile(rates, 80))

@@ -26,15 +26,15 @@ def test_summary(benchmark, plain, drafter):
 
 @pytest.mark.parametrize("name", ["lookup", "ngram", "lstm"])
 def test_draft(benchmark, plain, name):
-    """Proposals for eight rows, half a summary each already written."""
+    """Proposals for eight sequences, half a summary each already written."""
     sources = [torch.tensor(plain.tokenizer.encode(text).ids) for _, text in sample_texts()[:8]]
     B = len(sources)
     state = DecodeState(
         limits=torch.full((B,), TOKENS + 1), draft_tokens=torch.full((B,), 5), temperature=torch.zeros(B),
         top_k=torch.zeros(B, dtype=torch.int64), top_p=torch.ones(B), seeds=torch.arange(B), start_token=0, end_token=1,
         width=1)
-    for row, source in enumerate(sources):
-        state.tokens[row, 1 : TOKENS // 2] = source[1 : TOKENS // 2]
+    for b, source in enumerate(sources):
+        state.tokens[b, 1 : TOKENS // 2] = source[1 : TOKENS // 2]
     state.lengths.fill_(TOKENS // 2)
     drafter = plain.with_drafter(name).drafter
     with torch.inference_mode():

@@ -19,10 +19,10 @@ def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("rows", [1, 6])
-def test_linear(benchmark, rows):
+@pytest.mark.parametrize("R", [1, 6])
+def test_linear(benchmark, R):
     """One weight of the feed-forward, for a plain step and for the verification of five drafts."""
-    weight, x = normal(N, C), normal(rows, C)
+    weight, x = normal(N, C), normal(R, C)
     out = benchmark(linear, x, pack(weight), N)
     np.testing.assert_allclose(out, x @ weight.T, atol=1e-3)
 
@@ -32,21 +32,21 @@ def test_norm(benchmark):
     assert out.shape == (6, C)
 
 
-@pytest.mark.parametrize("rows", [1, 6])
-def test_self_attention(benchmark, rows):
-    T, place = 160, 64
-    keys, positions = normal(1, H, T, D), place + np.arange(rows)[None]
-    out = benchmark(self_attention, normal(rows, H, D), np.zeros(rows, np.int64), np.arange(rows), positions,
-                    np.arange(-1, rows - 1)[None], keys, keys, normal(H, T))
+@pytest.mark.parametrize("R", [1, 6])
+def test_self_attention(benchmark, R):
+    T, position = 160, 64
+    keys, positions = normal(1, H, T, D), position + np.arange(R)[None]
+    out = benchmark(self_attention, normal(R, H, D), np.zeros(R, np.int64), np.arange(R), positions,
+                    np.arange(-1, R - 1)[None], keys, keys, normal(H, T))
     assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("rows", [1, 6])
-def test_cross_attention(benchmark, rows):
+@pytest.mark.parametrize("R", [1, 6])
+def test_cross_attention(benchmark, R):
     pages = 8
     pages_k, pages_v = new_pages(pages, H, D)
     pages_k[:], pages_v[:] = 0.1, 0.2
-    out = benchmark(cross_attention, normal(rows, H, D), np.zeros(rows, np.int64), pages_k, pages_v, np.arange(pages)[None],
+    out = benchmark(cross_attention, normal(R, H, D), np.zeros(R, np.int64), pages_k, pages_v, np.arange(pages)[None],
                     np.array([pages * PAGE]))
     np.testing.assert_allclose(out, 0.2, rtol=1e-4)
 
@@ -60,7 +60,7 @@ def test_accept_greedily(benchmark):
 
 
 def test_accept_samples(benchmark):
-    """Point masses at T=1: a draw from the distribution of every row that is reached."""
+    """Point masses at T=1: a draw from the distribution of every position that is reached."""
     B, K = 2, 5
     logits, drafts = np.zeros((B, K + 1, V), np.float32), np.ones((B, K), np.int64)
     logits[:, :, 1] = 50

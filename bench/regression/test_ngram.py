@@ -49,18 +49,18 @@ def test_batch(benchmark, text, table):
     assert scores.max() <= 0 and (scores[starts[:-1]] == 0).all()
 
 
-@pytest.mark.parametrize("rows", [1, 8])
-def test_draft(benchmark, text, table, rows):
-    """Eight ids a row, whatever they are worth."""
-    texts, lengths, K = text[0][: rows * 20].reshape(rows, 20).astype(np.int64), np.full(rows, 20), 8
-    proposed, counts = np.zeros((rows, K), np.int64), np.zeros(rows, np.int64)
-    benchmark(query.draft, table, texts, lengths, np.full(rows, K), 1, 0.0, proposed, counts)
+@pytest.mark.parametrize("B", [1, 8])
+def test_draft(benchmark, text, table, B):
+    """Eight tokens of each sequence, however improbable they are."""
+    texts, lengths, K = text[0][: B * 20].reshape(B, 20).astype(np.int64), np.full(B, 20), 8
+    proposed, counts = np.zeros((B, K), np.int64), np.zeros(B, np.int64)
+    benchmark(query.draft, table, texts, lengths, np.full(B, K), 1, 0.0, proposed, counts)
     assert counts.max() == K
 
 
 @pytest.mark.parametrize("combined", [False, True])
 def test_propose(benchmark, text, table, combined):
-    """One row that has copied half of a source of 500 ids."""
+    """One sequence that has copied half of a source of 500 tokens."""
     index, K, source = PromptLookupIndex(1, 4), 8, text[0][:500].astype(np.int64)
     index.admit(0, source)
     tokens = np.concatenate([[0], source[:250]])[None]

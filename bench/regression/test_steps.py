@@ -1,4 +1,4 @@
-"""The embedded target's parts: encoding, a decode step of one row and of a verification, and whole rounds."""
+"""The embedded target's parts: encoding, a plain decode step, a step that verifies drafts, and all steps of a request."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def test_encode(benchmark, plain, source):
     assert encoded.shape[-2] == len(source)
 
 
-@pytest.mark.parametrize("rows", [1, K + 1])
-def test_step(benchmark, plain, source, rows):
-    admit(plain.target, source, rows)
+@pytest.mark.parametrize("R", [1, K + 1])
+def test_step(benchmark, plain, source, R):
+    admit(plain.target, source, R)
     with torch.inference_mode():
-        benchmark(step(plain.target, rows))
+        benchmark(step(plain.target, R))
 
 
 @pytest.mark.parametrize("name", [None, "lookup"])
 def test_rounds(benchmark, plain, source, name):
-    """All rounds of one admitted request, its source's index included, the encoder left out."""
+    """All steps of one admitted request, its source's index included, the encoder left out."""
     target, drafter, vector = plain.target, plain.with_drafter(name).drafter, torch.tensor(source)
     target.reserve(1, TOKENS + 1, K + 1, len(source))
 
-    def rounds() -> DecodeState:
+    def steps() -> DecodeState:
         state = DecodeState(
             limits=torch.tensor([TOKENS + 1]), draft_tokens=torch.tensor([K if name else 0]), temperature=torch.zeros(1),
             top_k=torch.zeros(1, dtype=torch.int64), top_p=torch.ones(1), seeds=torch.zeros(1, dtype=torch.int64),
@@ -55,6 +55,6 @@ def test_rounds(benchmark, plain, source, name):
 
     with torch.inference_mode():
         encoded = target.admit([0], [vector])
-        state = benchmark(rounds)
+        state = benchmark(steps)
         target.release([0])
     assert bool(state.finished.all()) and int(state.lengths[0]) > TOKENS // 2

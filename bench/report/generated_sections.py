@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foredraft.atomic_write import write_atomic
-from foredraft.bench.report import charts, charts_drafters, charts_methods
+from foredraft.bench.report import charts, charts_drafters
 from foredraft.bench.report.charts import Chart
 from foredraft.bench.report.collection import Collection
 from foredraft.bench.report.drafters_table import drafters_table
@@ -85,7 +85,7 @@ def digest(rows: Sequence[dict]) -> str:
 
 def _draw(name: str, rows: Sequence[dict]) -> Chart:
     if name == "methods":
-        return charts_methods.speed_ups(rows)
+        return charts_drafters.by_setting(rows)
     return charts.speeds(rows) if name == "speeds" else charts_drafters.alphas(rows, 0.0)
 
 

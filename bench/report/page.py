@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from pathlib import Path
 
 from foredraft.bench.report import (
     charts,
     charts_drafters,
-    charts_methods,
     drafters_table,
     methods_table,
     other_tables,
@@ -19,10 +19,14 @@ from foredraft.bench.report import (
 from foredraft.bench.report.charts import Chart
 from foredraft.bench.report.collection import Collection, machine_name
 from foredraft.bench.report.other_tables import theory_table
-from foredraft.bench.report.page_style import STYLE
 from foredraft.bench.report.tables import Table, absent, ran
 
 TEMPERATURES = (0.0, 1.0)
+# the roles of charts.PALETTE on a dark background
+DARK = {
+    "ink": "#e4e8ec", "muted": "#98a3ae", "rule": "#333b43", "accent": "#45b8a9", "soft": "#2b6f67", "bar": "#77838f",
+    "pale": "#49535d", "ground": "#14181c",
+}
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def methods_charts(settings: Sequence[Sequence[dict]]) -> list[Chart]:
     found: dict[str, list[dict]] = {}
     for rows in settings:
         found.setdefault(machine_name(rows[0]), []).extend(rows)
-    return [replace(charts_methods.speed_ups(rows), name=f"methods-{number}") for number, rows in enumerate(found.values())]
+    return [replace(charts_drafters.by_setting(rows), name=f"methods-{i}") for i, rows in enumerate(found.values())]
 
 
 def absence_notes(runs: Sequence[Sequence[dict]], name: Callable[[dict], str],
@@ -186,6 +190,14 @@ def theory_charts(rows: Sequence[dict]) -> list[Chart]:
         f"{row['drafter']['name']}: speed-up for every K", [row]) for number, row in enumerate(rows)]
 
 
+def style() -> str:
+    """The style sheet, with the colours of both themes as variables."""
+    light, dark = (" ".join(f"--{role}: {colour};" for role, colour in roles.items()) for roles in (charts.PALETTE, DARK))
+    return (f":root {{ color-scheme: light dark; {light} }}\n"
+            f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+            + Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+
+
 def render(page: Page, found: Collection) -> str:
     """The page as HTML that loads nothing from anywhere."""
     body = "".join(_section(section) for section in page.sections)
@@ -196,7 +208,7 @@ def render(page: Page, found: Collection) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>foredraft, measured</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>'
+        f'<title>foredraft, measured</title><link rel="icon" href="data:,"><style>{style()}</style></head><body><main>'
         f'<h1>foredraft, measured</h1><p class="lede">{escape(page.lede)}</p>'
         f'<p class="quiet">Made by <code>foredraft report</code> from committed records: {escape(machines)}. '
         "Every figure names the command that produced it.</p>"

@@ -58,12 +58,6 @@ def _median_seconds(call: Callable[[Any], object], copies: Sequence[Any], repeat
     return float(np.median(taken[1:]))
 
 
-def _speeds(product: Callable[[int], Callable[[Any], object]], copies: Sequence[Any], rows: Sequence[int],
-            repeats: int) -> dict[str, float]:
-    """GB/s of the weight by rows; product(M) multiplies M rows by a copy of the weight."""
-    return {str(M): copies[0].nbytes / 1e9 / _median_seconds(product(M), copies, repeats) for M in rows}
-
-
 def measure_shape(N: int, K: int, rows: Sequence[int], stored: Sequence[str], repeats: int,
                   rotated: int = ROTATED_BYTES) -> dict:
     """GB/s of an [N, K] weight by storage and rows, of F.linear (fp32) too, and the read bandwidth measured beside them.
@@ -81,13 +75,14 @@ def measure_shape(N: int, K: int, rows: Sequence[int], stored: Sequence[str], re
     def library(M: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return partial(F.linear, torch.from_numpy(inputs[M]))
 
-    found = {}
-    for name in stored:
-        packed = STORED[name](weight)
-        found[name] = _speeds(ours, [packed.copy() for _ in range(max(1, rotated // packed.nbytes))], rows, repeats)
-    copies = [torch.from_numpy(weight).clone() for _ in range(max(1, rotated // weight.nbytes))]
+    products = {name: (STORED[name](weight), ours, np.copy) for name in stored}
+    products["F.linear"] = torch.from_numpy(weight), library, torch.clone
+    found: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
-        found["F.linear"] = _speeds(library, copies, rows, repeats)
+        for name, (packed, product, copy) in products.items():
+            copies = [copy(packed) for _ in range(max(1, rotated // packed.nbytes))]
+            found[name] = {str(M): packed.nbytes / 1e9 / _median_seconds(product(M), copies, repeats) for M in rows}
+            del copies
     wait_until_idle()
     return {"read_gb_s": machine.read_bandwidth(), "gb_s": found}
 

@@ -33,8 +33,6 @@ from foredraft.errors import UserError
 
 # the default comparison; the self-drafter keeps the layers with which the embedded target copies
 DRAFTERS = ("lookup", "ngram", "lookup+ngram", "lstm", "cascade:lookup,lstm", "self:0cf,1sf,2")
-# the K that are tried on other articles
-WIDTHS = (1, 2, 3, 5, 8, 12)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Configuration:
 
 
 def compare(model, drafters: Sequence[str], sources: Sequence[Sequence[int]], others: Sequence[Sequence[int]],
-            settings: Settings, common: dict, widths: Sequence[int] = WIDTHS,
+            settings: Settings, common: dict, widths: Sequence[int],
             on_batch: Callable[[], None] = lambda: None) -> list[dict]:
     """A record for each configuration, plain decoding first.
 

@@ -152,10 +152,9 @@ def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
 @pytest.mark.full
 def test_drafters():
     *rows, check = gpu_drafters.measure_drafters(SIZES)
-    untrained = {"t5shallow (untrained)", "lstm (untrained)"}
-    assert {row["method"] for row in rows} == {"plain", "lookup", "lookup+ngram"} | untrained
-    assert len(rows) == 2 * 2 * 5 and check["passed"]
-    assert all((row["same_tokens"] is None) == (row["temperature"] == 1 and row["method"] in untrained) for row in rows)
+    trained = {row["method"] for row in rows} - {"plain", "lookup", "lookup+ngram"}
+    assert "lstm" in trained and len(rows) == 2 * 2 * (3 + len(trained)) and check["passed"]
+    assert all((row["same_tokens"] is None) == (row["temperature"] == 1 and row["method"] in trained) for row in rows)
     assert all(row["tokens_per_second"] > 0 and row["tokens_per_step"] >= 1 for row in rows)
 
 

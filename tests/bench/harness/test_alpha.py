@@ -12,13 +12,13 @@ V, END = 16, 1
 SOURCES = [[5, END], [6, 7, END], [8, END]]
 # ended inside, ended at once, cut at the limit
 OUTPUTS = [[4, 9, 3, END], [END], [7, 7, 2, 6, 5]]
-PREFIXES = [(row, place) for row, ids in enumerate(OUTPUTS) for place in range(len(ids))]
+PREFIXES = [(sequence, position) for sequence, ids in enumerate(OUTPUTS) for position in range(len(ids))]
 
 
 class Target(TableTarget):
     config = SimpleNamespace(d_model=V)
 
-    def reserve(self, rows, positions, draft_tokens, source):
+    def reserve(self, batch_size, positions, draft_tokens, source):
         pass
 
 
@@ -31,26 +31,26 @@ def alpha(drafter, temperature: float, batch_size: int = 2) -> float:
     return alpha_tv(model, SOURCES, OUTPUTS, temperature, batch_size)
 
 
-def distribution(logits: torch.Tensor, row: int, place: int, temperature: float) -> torch.Tensor:
+def distribution(logits: torch.Tensor, sequence: int, position: int, temperature: float) -> torch.Tensor:
     """softmax at one prefix of OUTPUTS, from a table of logits."""
-    last = OUTPUTS[row][place - 1] if place else 0
-    return torch.softmax(logits[place, last] / temperature, -1)
+    last = OUTPUTS[sequence][position - 1] if position else 0
+    return torch.softmax(logits[position, last] / temperature, -1)
 
 
 def test_every_prefix_counts_once_when_greedy():
-    # wrong(row, position): position 1 is the first token after the start token; one batch, so rows keep their numbers
-    drafter = ScriptedDrafter(OUTPUTS, wrong=lambda row, position: position in (2, 5))
+    # wrong(sequence, position): position 1 is the first token after the start token; one batch keeps the sequences' numbers
+    drafter = ScriptedDrafter(OUTPUTS, wrong=lambda b, position: position in (2, 5))
     assert alpha(ScriptedDrafter(OUTPUTS), 0, batch_size=3) == 1
     assert alpha(drafter, 0, batch_size=3) == pytest.approx(7 / 10)
 
 
 def test_nothing_drafted_counts_as_no_overlap():
-    drafter = ScriptedDrafter(OUTPUTS, lengths=lambda row, round_: int(row == 0))
+    drafter = ScriptedDrafter(OUTPUTS, lengths=lambda b, step: int(b == 0))
     assert alpha(drafter, 0, batch_size=3) == pytest.approx(4 / 10)
 
 
 def test_a_point_mass_counts_what_the_target_gives_it():
-    expected = sum(distribution(table(0), row, place, 0.7)[OUTPUTS[row][place]] for row, place in PREFIXES) / len(PREFIXES)
+    expected = sum(distribution(table(0), b, i, 0.7)[OUTPUTS[b][i]] for b, i in PREFIXES) / len(PREFIXES)
     assert alpha(ScriptedDrafter(OUTPUTS), 0.7, batch_size=3) == pytest.approx(float(expected), abs=1e-6)
 
 

@@ -37,17 +37,17 @@ class Scripted:
     def __init__(self, script: list[int]):
         self.script = torch.tensor(script)
 
-    def admit(self, rows, sources, encoded):
+    def admit(self, slots, sources, encoded):
         pass
 
-    def release(self, rows):
+    def release(self, slots):
         pass
 
     def draft(self, state, budget=None):
         draft = Draft.empty(state.batch_size, state.max_draft)
-        for row, length in enumerate(state.lengths.tolist()):
+        for b, length in enumerate(state.lengths.tolist()):
             ids = self.script[length - 1 :][: state.max_draft]
-            draft.tokens[row, : len(ids)], draft.lengths[row] = ids, len(ids)
+            draft.tokens[b, : len(ids)], draft.lengths[b] = ids, len(ids)
         return draft
 
 

@@ -13,7 +13,7 @@ DRAFTED = Sample([[5, 6, 7, 8, 9, 1]], 0.5, proposers=[[1, 1, 0, 0, 1, 1, 1]])
 PLAIN = Sample([[5, 6, 7, 8, 9, 1]], 1.0)
 
 
-def test_rounds_are_read_from_origins():
+def test_steps_are_read_from_proposers():
     assert spec_bench.accept_lengths(DRAFTED) == [3, 1, 2]
     assert spec_bench.accept_lengths(PLAIN) == [1] * 6
     assert spec_bench.accept_lengths(Sample([[5, 6]], 1.0, proposers=[[1, 0]])) == [2]

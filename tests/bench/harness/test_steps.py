@@ -32,7 +32,7 @@ def test_a_steps_bytes_are_its_tensors(tiny, stored, size):
 def test_measured_steps(tiny, monkeypatch):
     monkeypatch.setattr(steps.machine, "read_bandwidth", lambda times: 10.0)
     target, _ = steps.loaded_target(tiny, "fp32")
-    found = steps.measure_steps(target, source=70, rows=range(1, 4), repeats=2)
+    found = steps.measure_steps(target, source=70, query_positions=range(1, 4), repeats=2)
     assert found["floor_ms"] == pytest.approx(sum(found["bytes"].values()) / 10e9 * 1e3)
     assert found["over_floor"] == pytest.approx(found["step_ms"]["1"]["median"] / found["floor_ms"])
     assert found["v"]["1"] == 1.0 and set(found["v"]) == {"1", "2", "3"}
