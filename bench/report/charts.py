@@ -205,12 +205,7 @@ def _batches(name: str, runs: Sequence[Sequence[dict]]) -> Chart | None:
     panels[0].set_ylim(0, max(value for points in lines.values() for _, value in points) * 1.08)
     for axes, temperature in zip(panels, temperatures, strict=True):
         known = {method: sorted(points) for (at, method), points in lines.items() if at == temperature and len(points) > 1}
-        for method, points in known.items():
-            sizes, values = zip(*points, strict=True)
-            axes.plot(sizes, values, color=MUTED if method == REFERENCE else ACCENT, marker="o", markersize=4)
-        labels(axes, {method: points[-1] for method, points in known.items()},
-               {method: MUTED if method == REFERENCE else ACCENT for method in known})
-        _by_size(axes, {size for points in known.values() for size, _ in points}, "batch size")
+        _curves(axes, known, {method: MUTED if method == REFERENCE else ACCENT for method in known})
         axes.set_title(f"T={temperature:g}", loc="left", color=INK)
         axes.margins(x=0.4)
         axes.yaxis.set_major_locator(_few())
@@ -330,13 +325,12 @@ def throughput(row: dict, number: int) -> Chart | None:
     figure, ((axes,),) = blank(250)
     ours = next(iter(lines))
     colours = {engine: ACCENT if engine == ours else MUTED for engine in lines}
-    for engine, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), color=colours[engine], marker="o", markersize=4)
-    _by_size(axes, {size for points in lines.values() for size, _ in points}, "batch size")
-    axes.set_ylim(0)
+    # the scale is set before lines are labelled
+    values = [value for points in lines.values() for _, value in points]
+    axes.set_ylim(0, max(values) + 0.05 * (max(values) - min(values)))
+    _curves(axes, lines, colours)
     # room for the labels at the ends of the lines
     axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
-    labels(axes, {engine: max(points) for engine, points in lines.items()}, colours)
     axes.set_ylabel("articles a second")
     axes.yaxis.set_major_locator(_few())
     name = row["geometry"] or row["target"]["model"]
@@ -344,12 +338,13 @@ def throughput(row: dict, number: int) -> Chart | None:
                  "Encoding included; engines whose tokens differ are left out.", figure, [row])
 
 
-def labels(axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
-    """Label lines at their ends, moved apart where labels would overlap."""
-    if not ends:
-        return
+def _curves(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
+    """Lines of (batch size, value), named at their ends; names are moved apart where they would overlap."""
+    _by_size(axes, {size for points in lines.values() for size, _ in points}, "batch size")
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), color=colours[name], marker="o", markersize=4)
     gap, last = 0.075 * axes.get_ylim()[1], float("-inf")
-    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+    for name, (x, y) in sorted(((name, max(points)) for name, points in lines.items()), key=lambda item: item[1][1]):
         last = max(y, last + gap)
         axes.annotate(f" {name}", (x, y), (x, last), fontsize=10, va="center", color=colours[name])
 

@@ -63,71 +63,59 @@ class Page:
 
 def build(found: Collection, sample: Sample | None) -> Page:
     """The sections for which there are records."""
-    page = Page(lede=lede(found))
-    if found.runs:
-        page.sections.append(Section(
-            "Who is faster",
-            "Every method decodes the same articles in one process, batch by batch in a random order. The dashed "
-            "line is plain decoding. A speed-up over it is given only where every token is the same.",
-            [charts.speeds(run) for run in found.runs], [_run_table(run) for run in found.runs],
-            absence_notes(found.runs, lambda row: row["method"], charts.setting)))
-    if found.methods:
-        page.sections.append(Section(
-            "Which drafter",
-            "Every drafter at the K that was best on other articles, and with adaptive draft lengths; sampled "
-            "drafts are verified token by token and as blocks. The drafter auto chooses by itself. The speed-up of a large "
-            "target on a GPU is simulated: tokens per step as measured, costs counted from bytes and launches.",
-            methods_charts(found.methods),
-            [Table(f"{methods_table.setting(rows)}, {machine_name(rows[0])}", methods_table.HEADS, methods_table.lines(rows))
-             for rows in found.methods],
-            absence_notes(found.methods, methods_table.spec, methods_table.setting)))
-    if sample is not None:
-        page.sections.append(Section("Who proposed which token", sample_text(sample), html=sample_html(sample)))
     drafts = [draw(found.drafters, temperature) for temperature in TEMPERATURES
               for draw in (charts_drafters.alphas, charts_drafters.by_position, charts_drafters.tokens_per_step,
                            charts_drafters.speed_ups)]
-    if any(drafts):
-        page.sections.append(Section(
-            "What distillation adds",
-            "alpha is E[sum min(p, q)] over every prefix of the target's own output. Baselines were "
-            "trained on human summaries, the others by the target, on as many articles and steps.",
-            [chart for chart in drafts if chart],
-            [Table("All runs", drafters_table.HEADS, drafters_table.drafter_lines(found.drafters, TEMPERATURES))]))
-    speeds = [chart for temperature in TEMPERATURES if (chart := charts_drafters.speed_by_K(found.drafters, temperature))]
-    speeds += theory_charts(found.theory)
-    if speeds:
-        page.sections.append(Section(
-            "How many tokens to draft", "The speed-up that the cost model predicts for each K, and the measured one.",
-            speeds, [theory_table(row["drafter"]["name"], figures) for row in found.theory for figures in row["figures"]]))
-    times = [chart for run in found.runs if (chart := charts.time_split(run))]
-    times += [chart for draw in (charts.token_time, charts.encoding) if (chart := draw(found.steps)) is not None]
-    if times:
-        page.sections.append(Section(
-            "Where the time goes", "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
-            "those bytes over the bandwidth measured in the same process. Coloured: drafting; strokes, where known: the "
-            "least time of encoding and of the whole.", times,
-            [table for row in found.steps for table in steps_tables.tables(row) if isinstance(table, Table)]))
-    scaled = charts.batches(found.runs)
-    scaled += [chart for number, row in enumerate(found.scale) for chart in charts.scale(row, number)]
-    many = [charts.throughput(row, number) for number, row in enumerate(found.throughput)]
-    scaled += [chart for chart in many if chart is not None]
-    if scaled:
-        page.sections.append(Section("How it scales", "Time and memory an article as the work grows.", scaled))
-    if found.spec_bench:
-        page.sections.append(Section(
-            "As Spec-Bench computes it",
-            "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
-            "over articles of each article's speed, encoding included, comparable with published figures.",
-            tables=[Table(other_tables.spec_bench_setting(row), other_tables.SPEC_BENCH_HEADS,
-                          other_tables.spec_bench_lines(row)) for row in found.spec_bench],
-            html=absence_notes([row["rows"] for row in found.spec_bench], lambda row: row["method"], charts.setting)))
-    if found.regression:
-        page.sections.append(Section(
-            "Would a slowdown be seen",
-            "Each case of make bench in units of a calibration beside it, relative to three earlier "
-            "runs: runs of the same code, and one in which every case was slowed. Right of the dashed line is an alarm.",
-            [charts.alarm(row, number) for number, row in enumerate(found.regression)]))
-    return page
+    speeds = [charts_drafters.speed_by_K(found.drafters, temperature) for temperature in TEMPERATURES]
+    times = [*map(charts.time_split, found.runs), charts.token_time(found.steps), charts.encoding(found.steps)]
+    scaled = [*charts.batches(found.runs), *(chart for i, row in enumerate(found.scale) for chart in charts.scale(row, i)),
+              *(charts.throughput(row, i) for i, row in enumerate(found.throughput))]
+    sections = [
+        Section("Who is faster",
+                "Every method decodes the same articles in one process, batch by batch in a random order. The dashed "
+                "line is plain decoding. A speed-up over it is given only where every token is the same.",
+                [charts.speeds(run) for run in found.runs], [_run_table(run) for run in found.runs],
+                absence_notes(found.runs, lambda row: row["method"], charts.setting)),
+        Section("Which drafter",
+                "Every drafter at the K that was best on other articles, and with adaptive draft lengths; sampled "
+                "drafts are verified token by token and as blocks. The drafter auto chooses by itself. The speed-up of a "
+                "large target on a GPU is simulated: tokens per step as measured, costs counted from bytes and launches.",
+                methods_charts(found.methods),
+                [Table(f"{methods_table.setting(rows)}, {machine_name(rows[0])}", methods_table.HEADS,
+                       methods_table.lines(rows)) for rows in found.methods],
+                absence_notes(found.methods, methods_table.spec, methods_table.setting)),
+        *([] if sample is None else [
+            Section("Who proposed which token", sample_text(sample), html=sample_html(sample))]),
+        Section("What distillation adds",
+                "alpha is E[sum min(p, q)] over every prefix of the target's own output. Baselines were "
+                "trained on human summaries, the others by the target, on as many articles and steps.", _known(drafts),
+                [Table("All runs", drafters_table.HEADS, drafters_table.drafter_lines(found.drafters, TEMPERATURES))]
+                if any(drafts) else []),
+        Section("How many tokens to draft", "The speed-up that the cost model predicts for each K, and the measured one.",
+                [*_known(speeds), *theory_charts(found.theory)],
+                [theory_table(row["drafter"]["name"], figures) for row in found.theory for figures in row["figures"]]),
+        Section("Where the time goes",
+                "Encoding is bound by arithmetic, a decode step by the bytes it reads: its floor is "
+                "those bytes over the bandwidth measured in the same process. Coloured: drafting; strokes, where known: the "
+                "least time of encoding and of the whole.", _known(times),
+                [table for row in found.steps for table in steps_tables.tables(row) if isinstance(table, Table)]),
+        Section("How it scales", "Time and memory an article as the work grows.", _known(scaled)),
+        Section("As Spec-Bench computes it",
+                "Spec-Bench (Xia et al. 2024) on summaries: one request at a time, greedy, the mean "
+                "over articles of each article's speed, encoding included, comparable with published figures.", [],
+                [Table(other_tables.spec_bench_setting(row), other_tables.SPEC_BENCH_HEADS,
+                       other_tables.spec_bench_lines(row)) for row in found.spec_bench],
+                absence_notes([row["rows"] for row in found.spec_bench], lambda row: row["method"], charts.setting)),
+        Section("Would a slowdown be seen",
+                "Each case of make bench in units of a calibration beside it, relative to three earlier "
+                "runs: runs of the same code, and one in which every case was slowed. Right of the dashed line is an alarm.",
+                [charts.alarm(row, i) for i, row in enumerate(found.regression)])]
+    return Page([one for one in sections if one.charts or one.tables or one.html], lede(found))
+
+
+def _known(drawn: Sequence[Chart | None]) -> list[Chart]:
+    """The charts that there are records for."""
+    return [chart for chart in drawn if chart is not None]
 
 
 def _run_table(run: Sequence[dict]) -> Table:
