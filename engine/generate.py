@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from foredraft import embedded
+from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import check_settings, make_drafter
@@ -196,6 +196,7 @@ class Model:
             own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
             params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p,
                                     seed if own_seeds is None else None, _strings(stop_strings))
+            params.warn_ignored()
             config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
             inputs = [inputs] if isinstance(inputs, str) else list(inputs)
             if streamer is not None and len(inputs) != 1:
@@ -210,7 +211,7 @@ class Model:
                 if isinstance(job, Result):
                     raise job.error
                 job.listener = streamer and streamer.put
-            began, output = perf_counter(), Output()
+            began, output = now(), Output()
             if jobs:
                 lengths, seeded = [len(job.source) for job in jobs], seed is not None
                 with Stream(self.ownership, lambda: self._scheduler(params, config, lengths, seeded), iter(jobs), self._text,
@@ -218,7 +219,7 @@ class Model:
                     for result in stream:
                         output.add(result)
                     output.stats = stream.stats
-            output.stats.close_seconds(perf_counter() - began)
+            output.stats.close_seconds(now() - began)
             return output
         finally:
             # whoever reads a streamer waits for its end, after a failure too
@@ -251,6 +252,7 @@ class Model:
         """
         params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p, seed,
                                 _strings(stop_strings))
+        params.warn_ignored()
         config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
         config.check(params)
         requests = [requests] if isinstance(requests, str) else requests
@@ -343,6 +345,8 @@ class Model:
         if isinstance(item, str):
             if not item.strip():
                 raise UserError(f"{name} is empty; give some text")
+            if not item.isascii() and (bad := _half_pair(item)) is not None:
+                raise UserError(f"{name} has half of a surrogate pair, {item[bad]!a}, at character {bad}; remove it")
             if self.tokenizer is None:
                 raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
             return self.tokenizer.encode(item).ids
@@ -356,6 +360,15 @@ class Model:
         if not all(0 <= token < vocabulary for token in tokens):
             raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
         return tokens
+
+
+def _half_pair(text: str) -> int | None:
+    """Where a text has half of a surrogate pair, which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def _strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:

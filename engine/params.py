@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 from foredraft.errors import UserError
@@ -65,6 +66,13 @@ class SamplingParams:
             raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
         if any(not text for text in self.stop_strings):
             raise UserError("stop_strings holds an empty text; leave it out")
+
+    def warn_ignored(self) -> None:
+        """Warn of sampling arguments that have no effect, because do_sample is False."""
+        given = [f"{name}={getattr(self, name)}" for name in ("temperature", "top_k", "top_p")
+                 if getattr(self, name) != getattr(SamplingParams, name)]
+        if given and not self.do_sample:
+            warnings.warn(f"{', '.join(given)} without effect: do_sample is False", stacklevel=3)
 
 
 @dataclass(frozen=True)

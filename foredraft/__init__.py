@@ -11,6 +11,7 @@ Importing foredraft loads neither torch nor transformers nor triton; the names b
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,10 @@ _HOME = {
     "UserError": "foredraft.errors",
 }
 __all__ = [*_HOME, "__version__"]
+
+# Threads that wait must not spin: beside another busy process the spinning costs more than a decode. OpenMP reads this when
+# torch or numba loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # In a checkout the rooms (engine, kernels, ...) lie beside this folder, not inside it; a wheel has them inside.
 _checkout = Path(__file__).resolve().parent.parent

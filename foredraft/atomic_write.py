@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 
 @contextmanager
@@ -17,6 +20,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for litter in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        # a killed process leaves its partial file behind
+        process = litter.name.rpartition(".")[2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            litter.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial

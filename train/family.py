@@ -58,7 +58,7 @@ def build_family(
     data, work, out = Path(data), Path(work), Path(out)
     train_split, test_split = find_split(data, "train"), find_split(data, "test")
     for phase in phases:
-        if not train_target(data, work, tokenizer, phase, resume=resume):
+        if not train_target(data, work, tokenizer, phase, resume=resume, is_phase=True):
             return None
         resume = True
     publish_target(work, out / "target")

@@ -8,12 +8,12 @@ nothing is drafted: then the step is plain and the drafter is not called. docs/d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.engine.clock import now
 from foredraft.engine.draft_length.lazy_admission import LazyAdmission
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
@@ -57,7 +57,7 @@ class AdaptiveDrafter(Drafter):
         Set before a state is decoded whose requests have seeds.
     """
 
-    def __init__(self, drafter: Drafter, clock: Callable[[], float] = perf_counter):
+    def __init__(self, drafter: Drafter, clock: Callable[[], float] = now):
         self.drafter, self.name, self.repeatable, self._clock = drafter, drafter.name, False, clock
         self.capabilities = drafter.capabilities
         self._admission = LazyAdmission(drafter)

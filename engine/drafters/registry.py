@@ -141,6 +141,14 @@ def kind_of(folder: str | Path) -> str:
     raise UserError(f"{folder}: model_type {found!r} is no drafter; give a T5 checkpoint or what `foredraft train` wrote")
 
 
+def is_drafter(folder: str | Path) -> bool:
+    """Whether a folder holds a trained drafter."""
+    try:
+        return bool(kind_of(folder))
+    except UserError:
+        return False
+
+
 def open_drafter(folder: Path, weights: Any, target_folder: Path, tokenizer: Any) -> Drafter:
     """The trained drafter in a folder, for the target of these weights; it runs where the weights lie.
 

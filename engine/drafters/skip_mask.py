@@ -97,3 +97,12 @@ class SkipSet:
 
     def save(self, path: str | Path) -> None:
         write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def is_skip_file(path: str | Path) -> bool:
+    """Whether a file is one of SkipSet.save, for whatever target."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(entries, dict) and set(SkipSet.__dataclass_fields__) <= set(entries)

@@ -90,3 +90,11 @@ class Shape:
     def tree(self, replaced: bool = False) -> Tree:
         """The arrays that kernels/drafting/tree_children.py takes."""
         return Tree(np.array(self.parents, np.int64), np.array([len(path) for path in self.paths], np.int64), replaced)
+
+
+def is_shape_file(path: str | Path) -> bool:
+    """Whether a file is one of Shape.save."""
+    try:
+        return bool(Shape.load(path).parents)
+    except UserError:
+        return False

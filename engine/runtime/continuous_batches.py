@@ -6,11 +6,10 @@ Sources are encoded one by one: the number of positions in a library GEMM change
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import numpy as np
 import torch
 
+from foredraft.engine.clock import now
 from foredraft.engine.loop import step
 from foredraft.engine.protocols import Drafter, PagedTarget
 from foredraft.engine.runtime.requests import Job, Result
@@ -131,7 +130,7 @@ class ContinuousBatches(Scheduler):
     def _admit(self) -> None:
         while self.waiting and self._idle and self.cache.fits(len(self.waiting[0].source)):
             job, sequence = self.waiting.popleft(), self._idle.pop()
-            since = perf_counter()
+            since = now()
             encoded = self.target.admit([sequence], [job.source])
             self.timer.add("encode", since)
             self.drafter.admit([sequence], [job.source], encoded)

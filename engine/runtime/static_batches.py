@@ -6,10 +6,10 @@ A captured graph works on the state that it was captured on, so no request enter
 from __future__ import annotations
 
 from contextlib import nullcontext
-from time import perf_counter
 
 import torch
 
+from foredraft.engine.clock import now
 from foredraft.engine.protocols import CapturableTarget, Drafter
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps, HostView
 from foredraft.engine.runtime.requests import Job, Result
@@ -46,7 +46,7 @@ class StaticBatches(Scheduler):
             f"the state of {B} sequences of {capacity} positions and {K} drafts",
             "lower batch_size, max_new_tokens or draft_tokens")
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            since = perf_counter()
+            since = now()
             encoded = self.target.admit(sequences, sources)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -1,9 +1,10 @@
-"""Wall seconds of a decode, by part."""
+"""Seconds of a decode, by part."""
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
+
+from foredraft.engine.clock import now
 
 
 class Timer:
@@ -13,8 +14,8 @@ class Timer:
         self.seconds: dict[str, float] = {}
 
     def add(self, name: str, since: float) -> None:
-        """Add the seconds since `since`, a reading of perf_counter."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - since
+        """Add the seconds since `since`, a reading of clock.now."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + now() - since
 
     def watch(self, thing: Any, parts: dict[str, str]) -> Any:
         """`thing`, with the seconds of each method in `parts` added under the name given there."""
@@ -33,7 +34,7 @@ class _Watched:
     @staticmethod
     def _timed(timer: Timer, call, part: str):
         def timed(*args, **kwargs):
-            since = perf_counter()
+            since = now()
             try:
                 return call(*args, **kwargs)
             finally:

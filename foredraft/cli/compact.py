@@ -10,6 +10,7 @@ import typer
 from foredraft.cli import options
 from foredraft.cli.output import print_figures
 from foredraft.errors import UserError
+from foredraft.outputs import check_folder
 
 
 def compact(
@@ -21,10 +22,12 @@ def compact(
     draft_vocab: options.DraftVocab = 1024,
     dtype: Annotated[str, typer.Option(help="Weights: bfloat16 or float32.")] = "bfloat16",
     limit: options.Limit = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Make a trained drafter smaller and faster: a draft vocabulary besides the source's tokens, and bfloat16 weights."""
     from foredraft import embedded
+    from foredraft.engine.drafters.registry import is_drafter
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.engine.models.spec import ModelConfig
     from foredraft.engine.models.t5_weights import DTYPES
@@ -35,6 +38,11 @@ def compact(
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is not known; use {' or '.join(DTYPES)}")
     folder = find_checkpoint(target or embedded.TARGET)
+    check_folder(out, [ckpt_path, folder, data, *(pseudo_dataset_path or [])])
+    if any(out.glob("*")) and not overwrite:
+        raise UserError(f"--out {out}: is not empty; give another --out, or --overwrite to replace the drafter in it")
+    if any(out.glob("*")) and not is_drafter(out):
+        raise UserError(f"--out {out}: contains no drafter that could be replaced; give another --out")
     articles = Articles([], [], [], [])
     if draft_vocab:
         longest = ModelConfig.from_json(folder / "config.json").source_limit or 512

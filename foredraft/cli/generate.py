@@ -14,7 +14,8 @@ import typer
 
 import foredraft
 from foredraft.cli import options
-from foredraft.cli.output import announce_compilation, notice
+from foredraft.cli.output import announce_compilation, interrupted, notice
+from foredraft.engine.threads import set_threads
 from foredraft.errors import UserError
 
 
@@ -48,20 +49,13 @@ def _run(
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     weights: options.Weights = None,
+    threads: options.Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print on stderr what the drafts gained.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """The body of both commands; `command` is the name of one of them."""
     if (input is None) != (output is None) or sum(map(bool, (files, text, input))) > 1:
         raise UserError("give FILEs, or --text TEXT, or --input FILE.jsonl with --output FILE.jsonl")
-    names, texts = ([], []) if input else _texts(text) if text else _read(files or [])
-    announce_compilation()
-    model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype,
-                           weights=weights)
-    if model.tokenizer is None:
-        raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
-    if prefix is None:
-        prefix = summarization_prefix(model.path) if command == "summarize" else ""
     config = dict(
         max_new_tokens=max_new_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
@@ -69,6 +63,17 @@ def _run(
         verification=verification, big_little=options.parse_big_little(big_little),
         **({} if draft_tokens is None else {"draft_tokens": options.parse_draft_tokens(draft_tokens)}),
     )
+    _check(config, input, output)
+    names, texts = ([], []) if input else _texts(text) if text else _read(files or [])
+    announce_compilation()
+    if threads is not None:
+        set_threads(threads)
+    model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype,
+                           weights=weights)
+    if model.tokenizer is None:
+        raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
+    if prefix is None:
+        prefix = summarization_prefix(model.path) if command == "summarize" else ""
     key = "summary" if command == "summarize" else "output"
     if input is not None:
         _generate_file(model, input, output, key, field, prefix, in_order, strict, stats, as_json, config)
@@ -88,6 +93,21 @@ def _run(
         ]
         known = {"model": model.describe(), "prefix": prefix, "stats": out.stats.as_dict(), "warnings": out.warnings}
         print(json.dumps(known | {"summaries" if key == "summary" else "outputs": results}))
+
+
+def _check(config: dict, source: Path | None, output: Path | None) -> None:
+    """Refuse or name what is wrong with the options, before the model is loaded."""
+    from foredraft.cli.generate_file import check_output, open_lines, split_settings
+
+    params, batch = split_settings(**config)
+    batch.check(params)
+    ignored = [flag for flag, given in (("--top-k", params.top_k), ("--top-p", params.top_p < 1),
+                                        ("--seed", params.seed is not None)) if given]
+    if not params.do_sample and ignored:
+        notice(f"{' and '.join(ignored)} without effect at temperature 0; give --temperature 1 to sample")
+    if source is not None:
+        open_lines(source).close()
+        check_output(output, source)
 
 
 def _command(name: str, help: str, **defaults) -> Callable:
@@ -138,8 +158,7 @@ def _generate_file(model, source: Path, output: Path, key: str, field: str, pref
         done = generate_file(model, source, output, key=key, field=field, prefix=prefix, in_order=in_order,
                              truncation=not strict, **config)
     except KeyboardInterrupt:
-        notice(f"interrupted; run the same command again to resume {output}")
-        raise typer.Exit(1) from None
+        interrupted(f"run the same command again to resume {output}")
     found = done.pop("stats")
     _warn_if_lossy(found)
     notice(f"{done['articles']} texts done, {done['done_before']} were done before, {done['failed']} failed, {done['cut']} "

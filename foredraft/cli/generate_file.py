@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +13,17 @@ from typing import Any
 from tqdm import tqdm
 
 from foredraft.cli import settings_file
-from foredraft.cli.journal import Journal
+from foredraft.cli.journal import STDOUT, Journal
+from foredraft.engine.clock import now
 from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.runtime.requests import Request
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
+from foredraft.outputs import check_not_input
 
+# Lines that fail are named on stderr up to this many; the others are counted.
+MOST_ERRORS = 20
 # index of a line from 0, its id (the index where it has none), why it has no result
 Failed = Callable[[int, Any, str], None]
 
@@ -58,15 +61,28 @@ def read_texts(path: Path, field: str, failed: Failed) -> Iterator[tuple[int, An
                     record = json.loads(line)
                     if not isinstance(record, dict):
                         raise UserError("not a JSON object")
-                    name = record.get("id", index)
+                    name = checked_id(record.get("id", index))
                     if not isinstance(record.get(field), str) or not record[field].strip():
                         raise UserError(f"no text under '{field}'")
-                except (ValueError, UserError) as error:
-                    failed(index, name, str(error) if isinstance(error, UserError) else f"not JSON ({error})")
+                except UserError as error:
+                    failed(index, name, str(error))
+                    continue
+                except (ValueError, RecursionError) as error:
+                    failed(index, name, f"not JSON ({error})")
                     continue
                 yield index, name, record[field]
         except (EOFError, OSError, zlib.error) as error:
             failed(index + 1, index + 1, f"unreadable from here on ({error})")
+
+
+def checked_id(value: Any) -> Any:
+    """The id of a line. UserError: it cannot be written as JSON, or does not equal itself when it is read again."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, RecursionError):
+        raise UserError("its id is not finite, nested too deeply, or has half of a surrogate pair") from None
+    return value
 
 
 class Bar:
@@ -74,12 +90,12 @@ class Bar:
 
     def __init__(self, total: int, done: int, show: bool):
         self.bar = tqdm(total=total, initial=done, desc="texts", unit="", disable=not show, smoothing=0.05)
-        self.began = time.perf_counter()
+        self.began = now()
 
     def advance(self, stats: DecodeStats | None = None) -> None:
         """Count a text that is done; `stats` are those of the whole run so far."""
         if stats is not None:
-            rate = stats.emitted / (time.perf_counter() - self.began)
+            rate = stats.emitted / (now() - self.began)
             self.bar.set_postfix_str(f"{rate:,.0f} tokens/s, {stats.acceptance_rate:.0%} of drafts accepted", refresh=False)
         self.bar.update()
 
@@ -114,6 +130,19 @@ def settings_of(model, params: SamplingParams, config: BatchConfig, prefix: str 
         "--batch-size": config.batch_size if drafts_matter and adapts else None,
         "--big-little": "{:g},{:g}".format(*config.big_little) if config.big_little is not None else None,
     }
+
+
+def check_output(output: Path, source: Path) -> None:
+    """UserError: `output` cannot be written line by line, or is the input."""
+    if str(output) == STDOUT:
+        return
+    if output.suffix == ".gz":
+        raise UserError(f"--output {output}: it is written line by line, uncompressed; leave .gz out")
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; give a file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: no such folder {output.parent}; create it first")
+    check_not_input(output, [source], "--output")
 
 
 def generate_file(model, source: Path, output: Path, *, key: str, field: str, prefix: str = "", in_order: bool,
@@ -153,15 +182,12 @@ def generate_file(model, source: Path, output: Path, *, key: str, field: str, pr
     UserError
         The output belongs to other settings or another input, or the disk is full; all finished lines are on the disk.
     """
-    if output.suffix == ".gz":
-        raise UserError(f"--output {output}: it is written line by line, uncompressed; leave .gz out")
+    check_output(output, source)
     total = count_lines(source)
-    if output.exists() and output.samefile(source):
-        raise UserError(f"--output {output} is the input; give another file")
     names: dict[str, tuple[int, Any]] = {}
     counts = {"articles": 0, "done_before": 0, "failed": 0, "cut": 0}
     settings = settings_of(model, *split_settings(seed=seed, **config), prefix)
-    with Journal(output) as journal:
+    with Journal(output, settings_file.path_of(output).is_file()) as journal:
         if journal.is_file and not journal.done:
             settings_file.write(output, settings)
         elif journal.is_file and not settings_file.check(output, settings):
@@ -171,7 +197,9 @@ def generate_file(model, source: Path, output: Path, *, key: str, field: str, pr
 
         def failed(index: int, name: Any, why: str) -> None:
             counts["failed"] += 1
-            tqdm.write(f"foredraft: {source}, line {index + 1}, id {name}: {why}", file=sys.stderr)
+            if counts["failed"] <= MOST_ERRORS:
+                text = f"foredraft: {source}, line {index + 1}, id {name}: {why}"
+                tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
             bar.advance()
 
         def requests() -> Iterator[Request]:
@@ -186,7 +214,7 @@ def generate_file(model, source: Path, output: Path, *, key: str, field: str, pr
                 own_seed = None if seed is None else request_seed(seed, index)
                 yield Request(prefix + text, id=f"line {index + 1}", seed=own_seed)
 
-        began = time.perf_counter()
+        began = now()
         try:
             with model.stream(requests(), in_order=in_order, truncation=truncation, **config) as stream:
                 for result in stream:
@@ -202,5 +230,7 @@ def generate_file(model, source: Path, output: Path, *, key: str, field: str, pr
                 stats = stream.stats
         finally:
             bar.close()
-    stats.close_seconds(time.perf_counter() - began)
+    if (more := counts["failed"] - MOST_ERRORS) > 0:
+        tqdm.write(f"foredraft: {source}: {more} more lines failed", file=sys.stderr)
+    stats.close_seconds(now() - began)
     return counts | {"stats": stats}

@@ -17,13 +17,22 @@ from foredraft.errors import UserError
 # errors of a full disk, an exhausted quota and a file at its size limit
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 1 << 16
+STDOUT = "-"
+# what every line begins with
+BEGINNING = b'{"id": '
 
 
 class Journal:
     """Appends JSON objects with an `index`, one a line, each synced to disk; a context manager.
 
-    A half-written last line is removed. The file is locked: one writer at a time. A path that is no regular file, such as a
-    pipe, is written and never read.
+    A half-written last line of an earlier run is removed. The file is locked: one writer at a time. A path that is no
+    regular file, such as a pipe, is written and never read; "-" is standard output.
+
+    Parameters
+    ----------
+    path : Path
+    is_begun : bool
+        Whether an earlier run began this file; only then its last line may be half-written.
 
     Attributes
     ----------
@@ -35,15 +44,20 @@ class Journal:
     Raises
     ------
     UserError
-        Another process has the file open, or a line is not one of ours.
+        Another process has the file open, or a line is not one of ours; the file is unchanged.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    def __init__(self, path: str | Path, is_begun: bool):
+        self.path, self._is_begun = Path(path), is_begun
+        if str(path) == STDOUT:
+            self._fd = os.dup(1)
+        else:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self.is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
             self.done: dict[int, object] = {}
+            # a regular file that standard output was redirected to belongs to the shell
+            self.is_file &= str(path) != STDOUT
             if self.is_file:
                 self._open_file()
         except BaseException:
@@ -84,15 +98,19 @@ class Journal:
             raise UserError(f"{self.path}: another run is writing it; wait for that run, or give another --output") from None
         size = os.fstat(self._fd).st_size
         end = self._end_of_last_line(size)
-        if end < size:
-            os.ftruncate(self._fd, end)
         for number, line in enumerate(self._lines(), 1):
+            if not line.endswith(b"\n") and self._is_begun and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
+                break
             try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("no line of an earlier run")
                 record = json.loads(line)
                 self.done[int(record["index"])] = record["id"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{self.path}, line {number}: not a result of an earlier run; give another --output, or "
                                 "delete the line") from None
+        if end < size:
+            os.ftruncate(self._fd, end)
         sync_folder(self.path.parent)
 
     def _end_of_last_line(self, size: int) -> int:

@@ -9,12 +9,13 @@ import typer
 
 import foredraft
 from foredraft.cli.lazy import group
-from foredraft.cli.output import notice
+from foredraft.cli.output import INTERRUPTED, notice
 from foredraft.errors import UserError
 
 COMMANDS = {
     "summarize": ("foredraft.cli.generate:summarize", "Summarise texts, or a file of articles."),
     "generate": ("foredraft.cli.generate:generate", "Any task of a T5: text in, text out."),
+    "warm-up": ("foredraft.cli.warm_up:warm_up", "Compile the kernels now, so that the first request does not wait."),
     "demo": ("foredraft.cli.demo:demo", "Summarise a text and measure what drafts gain, in a minute."),
     "eval": ("foredraft.cli.eval:evaluate", "Acceptance, cost and speed-up of a drafter."),
     "bench": ("foredraft.cli.bench:bench", "Measure decoding methods side by side."),
@@ -55,8 +56,11 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        notice("interrupted")
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         # stdout's reader has closed it, as `head` does; no output is possible any more
         sys.stderr.close()

@@ -10,8 +10,9 @@ import typer
 
 from foredraft.atomic_write import write_atomic
 from foredraft.cli import options
-from foredraft.cli.output import notice
+from foredraft.cli.output import interrupted, notice
 from foredraft.errors import UserError
+from foredraft.outputs import check_folder
 
 
 def matrix(
@@ -73,6 +74,7 @@ def matrix(
     from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
     from foredraft.train.drafter.training_context import TrainingContext
 
+    check_folder(out, [data, target, *(pseudo or [])])
     Ks = options.parse_numbers("--draft-tokens", draft_tokens, int, 1)
     try:
         numbers = tuple(int(part) for part in seeds.split(","))
@@ -98,8 +100,7 @@ def matrix(
     try:
         results, failures = runs.train_grid(plan, context, found, heldout, out, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        notice(f"interrupted; the same command resumes in {out}")
-        raise typer.Exit(1) from None
+        interrupted(f"the same command resumes in {out}")
     path = record or Path("bench/results/drafters.jsonl")
     write_curves(runs.learning_curves(out), context.hash, path)
     if test_articles:

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from foredraft.cli.lazy import SETTINGS
-from foredraft.cli.output import announce_compilation, console, notice, progress
+from foredraft.cli.output import announce_compilation, console, interrupted, notice, progress
 from foredraft.errors import UserError
 
 
@@ -59,8 +59,7 @@ def show(tables: Iterable, wide: bool = False) -> None:
 
 def stop_if_interrupted(complete: bool, out: Path) -> None:
     if not complete:
-        notice(f"interrupted; {out} holds what was complete")
-        raise typer.Exit(1)
+        interrupted(f"{out} holds what was complete")
 
 
 def run_script(main: Callable) -> None:

@@ -12,6 +12,7 @@ from foredraft.cli import options
 from foredraft.cli.lazy import SETTINGS
 from foredraft.cli.output import print_figures
 from foredraft.errors import UserError
+from foredraft.outputs import check_file, check_folder
 
 ngram = typer.Typer(help="Count, fit, inspect and convert n-gram tables.", no_args_is_help=True, **SETTINGS)
 
@@ -39,6 +40,7 @@ def count(
     from foredraft.ngram_native.counts_file import merge_files
     from foredraft.train.drafter.fit_ngram import count_texts
 
+    _check_out(out, "counts file", *data, tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     if ray:
         from foredraft.train.drafter.fit_ngram_ray import count_shards
@@ -66,6 +68,7 @@ def merge(
     """Merge counts files in bounded memory; the result equals the counts of all texts together."""
     from foredraft.ngram_native.counts_file import merge_files
 
+    _check_out(out, "counts file", *counts)
     out.parent.mkdir(parents=True, exist_ok=True)
     merged = merge_files(counts, out)
     size = out.stat().st_size / 1e6
@@ -90,6 +93,7 @@ def fit(
     from foredraft.train.drafter.fit_ngram import check_smoothing
 
     check_smoothing(smoothing, discount, added, factor)
+    _check_out(out, "n-gram table", counts)
     table = smooth.fit(open_counts(counts), smoothing, discount, min_count, _bytes(max_size), added, factor, quantise)
     _save(table, out)
 
@@ -105,6 +109,7 @@ def prune(
     from foredraft.ngram_native.assemble import prune as prune_table
     from foredraft.ngram_native.table import Table
 
+    _check_out(out, "n-gram table", table)
     _save(prune_table(Table.open(table), int(max_size * 1e6), quantise or None), out)
 
 
@@ -167,6 +172,7 @@ def export(
     device: Annotated[Path | None, typer.Option(help=".npz to write: the hash table that a GPU reads.")] = None,
     tokenizer: OptionalTokenizer = None,
     added: options.Added = 1.0,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write a table as ARPA text or as a hash table for a GPU, or counts in the text format of FastLLM."""
     if arpa is None and text is None and device is None:
@@ -177,17 +183,20 @@ def export(
     if text is not None:
         from foredraft.ngram_native.fastllm_text import write_fastllm
 
+        check_folder(text, [path])
         write_fastllm(open_counts(path), text, added)
         print(f"{text}: one K.ckpt for each order")
     if arpa is not None:
         from foredraft.ngram_native.arpa import arpa_words, write_arpa
 
+        check_file(arpa, [path], lambda _: False, "ARPA text that foredraft may replace", overwrite)
         table = Table.open(path)
         write_arpa(table, arpa, arpa_words(table.vocab_size, _vocabulary(tokenizer, table.tokenizer)))
         print(f"{arpa}: {arpa.stat().st_size / 1e6:.2f} MB")
     if device is not None:
         from foredraft.ngram_native.device_table import export_device, save_device
 
+        check_file(device, [path], lambda _: False, "table that foredraft may replace", overwrite)
         save_device(export_device(Table.open(path)), device)
         print(f"{device}: {device.stat().st_size / 1e6:.2f} MB")
 
@@ -203,6 +212,7 @@ def import_(
     quantise: options.Quantise = False,
 ) -> None:
     """Read ARPA text into a table, or FastLLM's text format into counts."""
+    _check_out(out, "counts file" if path.is_dir() else "n-gram table", path, tokenizer)
     fingerprint = None
     if tokenizer is not None:
         from foredraft.ngram_native.table import vocabulary_fingerprint
@@ -225,6 +235,14 @@ def import_(
 
     words = arpa_words(vocab_size, encoder.get_vocab() if tokenizer is not None else None)
     _save(read_arpa(path, words, fingerprint, quantise), out)
+
+
+def _check_out(out: Path, kind: str, *inputs: Path | None) -> None:
+    """Before anything is computed: `out` is new, or an earlier file of this kind, and no input."""
+    from foredraft.ngram_native import counts_file, files, table
+
+    magic = counts_file.KIND if kind == "counts file" else table.KIND
+    check_file(out, inputs, lambda path: files.has_magic(path, magic), kind)
 
 
 def _bytes(megabytes: float | None) -> int | None:

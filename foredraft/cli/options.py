@@ -21,6 +21,8 @@ Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Encoder: float32 or bfloat16.")]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Storage of the decoder: fp32, bf16 or int8. Default: as stored.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads. Default: one for each core.")]
 
 # decoding
 DraftTokens = Annotated[
@@ -96,6 +98,7 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed passes.")]
 Results = Annotated[Path, typer.Option("--out", help="Folder of the records; this run is appended.")]
 
 # output
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Print all columns of the tables.")]
 

@@ -7,6 +7,8 @@ import sys
 from typing import NoReturn
 
 WIDTH = 100
+# exit code after Ctrl-C: 128 + SIGINT
+INTERRUPTED = 130
 # for all columns, where the output is no terminal
 WIDE = 200
 
@@ -33,11 +35,11 @@ def notice(text: str) -> None:
 
 
 def interrupted(how: str) -> NoReturn:
-    """End an interrupted command with exit code 1 and a line that says how to resume."""
+    """End an interrupted command with exit code 130 and a line that says how to resume."""
     import typer
 
     notice(f"interrupted; {how}")
-    raise typer.Exit(1)
+    raise typer.Exit(INTERRUPTED)
 
 
 def print_figures(figures: dict, as_json: bool) -> None:
@@ -51,8 +53,14 @@ def print_figures(figures: dict, as_json: bool) -> None:
 
 
 def announce_compilation() -> None:
-    """Say on stderr that the first run compiles kernels; nothing if compiled kernels are cached."""
-    from foredraft.kernels.core.backend import HAS_NUMBA, is_compiled
+    """From now on, say on stderr when this process begins to compile kernels."""
+    from foredraft.kernels.core import compilation
+    from foredraft.kernels.core.backend import kept_in
 
-    if HAS_NUMBA and not is_compiled():
-        notice("first run: compiling kernels for this machine, about a minute, once")
+    def announce() -> None:
+        where = kept_in()
+        notice("compiling kernels for this machine; this takes up to a few minutes" + (
+            f" and is kept in {where}" if where else " in EVERY run, because the cache folder cannot be written; set "
+            "NUMBA_CACHE_DIR to a folder that can"))
+
+    compilation.on_first[:] = [announce]

@@ -9,6 +9,7 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.output import interrupted, print_figures
+from foredraft.outputs import check_folder
 
 
 def pseudo(
@@ -40,6 +41,7 @@ def pseudo(
 
     order = PseudoConfig(temperature, samples_per_article, seed, max_new_tokens, max_source, shard_size, format, limit)
     engine = EngineConfig(target, drafter, draft_tokens, batch_size, device, dtype)
+    check_folder(out, [data, target])
     try:
         manifest = make(data, out, order, engine, workers, ray_address)
     except KeyboardInterrupt:

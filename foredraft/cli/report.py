@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from foredraft.errors import UserError
+from foredraft.outputs import check_file, check_folder
 
 # The sample: long enough that both drafters propose tokens, short enough to read.
 SAMPLE_TOKENS, SAMPLE_DRAFTER, SAMPLE_K = 96, "lookup+ngram", 5
@@ -30,6 +31,10 @@ def report(
         import matplotlib  # noqa: F401  refused before anything is written
     except ImportError:
         raise UserError("report: the charts need matplotlib; pip install 'foredraft[bench]'") from None
+    if out is not None:
+        check_folder(out, [])
+        check_file(out / "index.html", [], lambda file: "foredraft" in file.read_text(encoding="utf-8", errors="replace"),
+                   "page of foredraft report")
     found = collection.collect(records)
     made = {"rows": len(found.all)}
     if out is not None:

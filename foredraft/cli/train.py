@@ -12,6 +12,7 @@ from foredraft.cli import options
 from foredraft.cli.output import interrupted, print_figures
 from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
+from foredraft.outputs import check_file, check_folder
 
 DRAFTERS = (*trained_kinds(), "ngram")
 
@@ -99,12 +100,16 @@ def train(
     path = out or Path("runs") / (exp_name or drafter)
     checkpoint = find_checkpoint(target or embedded.TARGET)
     if drafter == "ngram":
+        from foredraft.ngram_native import files
+        from foredraft.ngram_native.table import KIND
         from foredraft.train.drafter.fit_ngram import fit_ngram
 
         texts = [find_split(one, "train") if one.is_dir() else one for one in data or []]
         table = path if out else path / "table.ngram"
+        sources = [*texts, *(pseudo_dataset_path or [])]
+        check_file(table, [*sources, tokenizer, checkpoint], lambda file: files.has_magic(file, KIND), "n-gram table")
         fitted = fit_ngram(
-            [*texts, *(pseudo_dataset_path or [])], table, tokenizer or checkpoint, order=ngram_n, field=field,
+            sources, table, tokenizer or checkpoint, order=ngram_n, field=field,
             smoothing=smoothing, discount=discount, min_count=min_count, max_bytes=max_size and int(max_size * 1e6),
             vocab_size=vocab_size, added=added, factor=factor, quantise=quantise)
         print_figures({"out": str(table), "bytes": table.stat().st_size, "texts": fitted.texts, "tokens": fitted.tokens,
@@ -116,7 +121,11 @@ def train(
     from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
     from foredraft.train.drafter.train_drafter import train_drafter
     from foredraft.train.drafter.training_context import TrainingContext
+    from foredraft.train.run_folder import refuse_used
 
+    check_folder(path, [checkpoint, init, *(data or []), *(pseudo_dataset_path or [])])
+    if not resume:
+        refuse_used(path)
     method = DistillationConfig(loss, kd_loss, kd_temp, distill_method, divergence, beta, lmbda, kd_data, teacher_mix,
                                 length_normalise, teacher_logits)
     if data and len(data) > 1:

@@ -9,6 +9,7 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.output import interrupted, print_figures
+from foredraft.outputs import check_file, check_folder
 
 
 def train_target(
@@ -54,6 +55,7 @@ def train_target(
     """Train a T5 target on article/summary pairs."""
     from foredraft.train.target import train_target as target
 
+    check_folder(out, [data, tokenizer, validation, Path(init)])
     recipe = target.TargetTrainingConfig(
         init=init,
         steps=steps,
@@ -101,11 +103,15 @@ def target_card(
     limit: Annotated[int, typer.Option(min=2, help="Use only the first pairs.")] = 500,
     texts: Annotated[Path | None, typer.Option(help="Folder of .txt files for the samples.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="How many samples are shown.")] = 3,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure a target and write its model card."""
-    from foredraft.train.target.model_card import write_card
+    from foredraft.train.target.model_card import FIGURES, write_card
 
+    # a card that foredraft wrote has its figures beside it
+    check_file(target / "README.md", [], lambda card: card.with_name(FIGURES).is_file(), "card of foredraft target-card",
+               overwrite)
     files = sorted(texts.glob("*.txt"))[:samples] if texts else []
     print_figures(write_card(target, data, limit, files), as_json)
 
@@ -121,6 +127,8 @@ def family(
     """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
     from foredraft.train.family import build_family
 
+    for folder in (work, out):
+        check_folder(folder, [data, tokenizer])
     figures = build_family(data, tokenizer, work, out, resume=resume)
     if figures is None:
         interrupted(f"run the same command with --resume to continue from {work}")

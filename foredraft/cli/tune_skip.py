@@ -10,6 +10,7 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.output import announce_compilation, interrupted
+from foredraft.outputs import check_file
 
 
 def tune_skip(
@@ -29,9 +30,11 @@ def tune_skip(
 ) -> None:
     """Search the decoder sublayers that self-drafting skips (--drafter self:OUT)."""
     import foredraft
+    from foredraft.engine.drafters.skip_mask import is_skip_file
     from foredraft.train.data.pseudo import read_sources
     from foredraft.train.tune.tune_skip import tune_skip as search
 
+    check_file(out, [data], is_skip_file, "skip file")
     announce_compilation()
     model = foredraft.load(target, drafter=None, weights=weights)
     sources = read_sources(model, data, limit, max_source)

@@ -10,6 +10,7 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.output import announce_compilation
+from foredraft.outputs import check_file
 
 
 def tune_tree(
@@ -30,9 +31,11 @@ def tune_tree(
 ) -> None:
     """Find the shape of a draft tree that is fastest on this machine."""
     import foredraft
+    from foredraft.engine.drafters.tree_shape import is_shape_file
     from foredraft.train.data.pseudo import read_sources
     from foredraft.train.tune.tune_tree import tune_tree as search
 
+    check_file(out, [data], is_shape_file, "shape file")
     announce_compilation()
     model = foredraft.load(target, drafter=drafter, weights=weights)
     sources = read_sources(model, data, limit, max_source)

@@ -116,8 +116,8 @@ def strip_comments(source: str) -> str:
 
 def cache_folder() -> str:
     """The folder of compiled kernels with exactly this code."""
-    files = sorted(file for file in Path(__file__).parent.parent.rglob("*.py") if not file.stem.endswith("_triton"))
-    code = "\n".join(strip_comments(file.read_text()) for file in files)
+    texts = [file.read_text() for file in sorted(Path(__file__).parent.parent.rglob("*.py"))]
+    code = "\n".join(strip_comments(text) for text in texts if "njit(" in text)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return str(Path(home) / "foredraft" / f"kernels-{hashlib.sha256(code.encode()).hexdigest()[:12]}")
 
@@ -158,6 +158,6 @@ def njit(**options):
     return decorate
 
 
-def is_compiled() -> bool:
-    """Whether an earlier process has cached compiled kernels; otherwise the first use compiles them."""
-    return _IS_CACHED and any(Path(_CACHE_FOLDER).rglob("*.nbi"))
+def kept_in() -> str | None:
+    """The folder that compiled kernels are kept in; None where it cannot be written."""
+    return _CACHE_FOLDER if _IS_CACHED else None

@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,12 @@ def read_pairs(path: str | Path) -> Iterator[tuple[str, str]]:
     return read_texts(path, ("article", "highlights"))
 
 
-def read_texts(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts under `fields` of every line of a .jsonl or .jsonl.gz file; UserError names an invalid line."""
+def read_texts(path: str | Path, fields: tuple[str, ...], skip: Callable[[str], None] | None = None
+               ) -> Iterator[tuple[str, ...]]:
+    """Yield the texts under `fields` of every line of a .jsonl or .jsonl.gz file.
+
+    An invalid line is passed to `skip` as a message; without `skip` it raises UserError. A file that cannot be read raises.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .jsonl or .jsonl.gz with {_listed(fields)} on every line")
@@ -74,17 +78,36 @@ def read_texts(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str,
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error.msg}); correct or delete the line") from None
-                texts = tuple(record.get(field) if isinstance(record, dict) else None for field in fields)
-                for field, text in zip(fields, texts, strict=True):
-                    if not isinstance(text, str) or not text.strip():
-                        raise UserError(f"{path}, line {number}: no text under '{field}'; every line must be an object "
-                                        f"with a non-empty text under {_listed(fields)}")
+                    texts = _texts_of(line, fields)
+                except UserError as error:
+                    message = f"{path}, line {number}: {error}"
+                    if skip is None:
+                        raise UserError(message) from None
+                    skip(message)
+                    continue
                 yield texts
     except (EOFError, OSError, UnicodeDecodeError, gzip.zlib.error) as error:
         raise UserError(f"{path}, after line {number}: unreadable ({error}); download the file again") from None
+
+
+def _texts_of(line: str, fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of a line. UserError says what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error.msg}); correct or delete the line") from None
+    except RecursionError:
+        raise UserError("nested too deeply; correct or delete the line") from None
+    texts = tuple(record.get(field) if isinstance(record, dict) else None for field in fields)
+    for field, text in zip(fields, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"no text under '{field}'; every line must be an object with a non-empty text under "
+                            f"{_listed(fields)}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"half of a surrogate pair under '{field}'; correct or delete the line") from None
+    return texts
 
 
 def _listed(fields: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,8 @@ from foredraft.train.data.pairs import END, read_texts
 from foredraft.train.data.shards import FORMATS, write_shard
 
 MANIFEST = "pseudo.json"
+# Invalid lines of the articles that are named; the others are counted.
+MOST_ERRORS = 20
 # Seconds between two checks whether other processes have finished their shards.
 POLL_SECONDS = 0.5
 
@@ -101,10 +104,11 @@ def article_id(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def read_articles(data: str | Path, limit: int | None = None) -> Iterator[Article]:
-    """The first `limit` distinct articles of a .jsonl or .jsonl.gz file; UserError names an invalid line."""
+def read_articles(data: str | Path, limit: int | None = None,
+                  skip: Callable[[str], None] | None = None) -> Iterator[Article]:
+    """The first `limit` distinct articles of a file of lines. An invalid line raises UserError, or goes to `skip`."""
     seen: set[str] = set()
-    for (text,) in read_texts(data, ("article",)):
+    for (text,) in read_texts(data, ("article",), skip):
         name = article_id(text)
         if name in seen:
             continue
@@ -153,7 +157,8 @@ def read_sources(model: Model, data: str | Path, limit: int | None, max_source: 
 def read_shards(data: str | Path, config: PseudoConfig) -> Iterator[tuple[int, list[Article]]]:
     """Yield (number, articles) of each shard."""
     number, shard = 0, []
-    for article in read_articles(data, config.limit):
+    # open_folder has named the lines that are skipped
+    for article in read_articles(data, config.limit, lambda message: None):
         shard.append(article)
         if len(shard) == config.shard_size:
             yield number, shard
@@ -197,10 +202,14 @@ def shard_path(out: Path, number: int, config: PseudoConfig) -> Path:
 def open_folder(data: str | Path, out: Path, config: PseudoConfig, engine: EngineConfig) -> dict:
     """Create the manifest of a folder, or check that it has the same target, articles and configuration; returns it."""
     folder = find_checkpoint(engine.target or embedded.TARGET)
-    digest, count = hashlib.sha256(), 0
-    for name, _ in read_articles(data, config.limit):
+    digest, count, skipped = hashlib.sha256(), 0, []
+    for name, _ in read_articles(data, config.limit, skipped.append):
         digest.update(name.encode())
         count += 1
+    for message in skipped[:MOST_ERRORS]:
+        print(f"foredraft: {message}; skipped", file=sys.stderr)
+    if len(skipped) > MOST_ERRORS:
+        print(f"foredraft: {data}: {len(skipped) - MOST_ERRORS} more lines were skipped", file=sys.stderr)
     if not count:
         raise UserError(f"{data}: contains no articles; give a .jsonl or .jsonl.gz with 'article' in every line")
     manifest = {"target": weights_hash(folder), "data": digest.hexdigest()[:16], "articles": count,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
+import threading
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from foredraft.engine.threads import set_threads
 from foredraft.errors import UserError
+from foredraft.kernels.core.backend import get_num_threads
 from foredraft.train.data import pseudo
 
 
@@ -66,17 +70,15 @@ def run_processes(data: str | Path, out: Path, config: pseudo.PseudoConfig, engi
 
 def _process(data: str, out: str, config: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int,
              reports) -> None:
-    import torch
-
-    from foredraft.kernels.core.backend import HAS_NUMBA
-
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    torch.set_num_threads(threads)
-    if HAS_NUMBA:
-        import numba
-
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    set_threads(max(1, get_num_threads() // workers))
     try:
         pseudo.work(data, Path(out), config, engine, shards, lambda *report: reports.put(report))
     except UserError as error:
         reports.put(str(error))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from foredraft.train.drafter.distillation_trainer import DistillationTrainer, Dr
 from foredraft.train.drafter.teacher import TopLogits, cache_top_logits
 from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.history import describe_run, record_run
+from foredraft.train.run_folder import begin_run, flags_of
 from foredraft.train.trainer import LogAndStop, checkpoint_step, fuse_gelu
 
 
@@ -92,12 +94,10 @@ def train_drafter(context: TrainingContext, articles: Articles, heldout: dict[fl
     Raises
     ------
     UserError
-        The configuration does not fit the data or the number of processes, or there is nothing to resume from.
+        The configuration does not fit the data or the number of processes, or `out` is not the folder of this run
+        (run_folder.begin_run).
     """
     out = Path(out)
-    checkpoint = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
-    if resume and checkpoint is None:
-        raise UserError(f"{out}: contains no checkpoint-N to resume from; start without --resume")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     each, rest = divmod(config.batch_size, world * config.accumulation)
     if rest or not each:
@@ -106,6 +106,11 @@ def train_drafter(context: TrainingContext, articles: Articles, heldout: dict[fl
     check_summaries(config.method, articles)
     if len(articles) < config.batch_size:
         raise UserError(f"{len(articles)} articles are fewer than --batch-size {config.batch_size}; give a smaller one")
+    settings = {"--target": context.hash, "--data": _fingerprint(articles)} | flags_of(asdict(config))
+    if int(os.environ.get("RANK", "0")) == 0:
+        checkpoint = begin_run(out, settings, config.steps, resume)
+    else:
+        checkpoint = get_last_checkpoint(str(out)) if resume else None
     if evaluate_every > config.steps or save_every % evaluate_every:
         evaluate_every = save_every = min(evaluate_every, config.steps)
     arguments = TrainingArguments(

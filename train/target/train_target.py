@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
-from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.errors import UserError
 from foredraft.train.data.extracts import mix_extracts
 from foredraft.train.data.pair_batches import LengthGroups, PairDataset, collate
 from foredraft.train.data.pairs import find_split, fingerprint, load_pairs
 from foredraft.train.history import describe_run, record_run
+from foredraft.train.run_folder import begin_run, flags_of, refuse_used
 from foredraft.train.target.copy_init import copy_init
 from foredraft.train.target.export import export_target, read_tokenizer
 from foredraft.train.target.target_losses import repetition_loss, target_loss
@@ -172,6 +172,7 @@ def train_target(
     keep: int = 3,
     resume: bool = False,
     limit: int | None = None,
+    is_phase: bool = False,
 ) -> bool:
     """Train a target and export it.
 
@@ -197,6 +198,8 @@ def train_target(
         Continue from the newest checkpoint in `out`.
     limit
         Train on the first pairs only.
+    is_phase
+        The folder may contain checkpoints of another phase, with other settings.
 
     Returns
     -------
@@ -206,9 +209,11 @@ def train_target(
     Raises
     ------
     UserError
-        The data is invalid or missing, or there is nothing to resume from.
+        The data is invalid or missing, or `out` is not the folder of this run (run_folder.begin_run).
     """
     out = Path(out)
+    if not resume:
+        refuse_used(out)
     tokenizer = read_tokenizer(tokenizer_path, config.lowercase)
     folder = Path(data).is_dir()
     train_file = find_split(data, "train") if folder else Path(data)
@@ -221,10 +226,7 @@ def train_target(
     heldout = load_pairs(validation, tokenizer, *limits, cache=out / "cache").head(evaluate_examples)
     if limit is not None:
         train = train.head(limit)
-    checkpoint = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
-    if resume and checkpoint is None:
-        raise UserError(f"{out}: contains no checkpoint-N to resume from; start without --resume")
-
+    checkpoint = begin_run(out, {"--data": train.fingerprint} | flags_of(asdict(config)), config.steps, resume, not is_phase)
     model = new_target(config)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(out),

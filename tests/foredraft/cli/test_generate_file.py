@@ -85,7 +85,7 @@ def test_an_interrupted_run_resumes_without_loss_or_repeat(summarize, articles, 
 
     monkeypatch.setattr(Journal, "append", stopping)
     code, _, err = summarize(*sampling)
-    assert code == 1 and "interrupted; run the same command again" in err and len(written(tmp_path)) == 5
+    assert code == 130 and "interrupted; run the same command again" in err and len(written(tmp_path)) == 5
     monkeypatch.setattr(Journal, "append", append)
     with open(tmp_path / "out.jsonl", "a") as file:
         file.write('{"id": "a16", "index": 16, "summ')
@@ -111,6 +111,28 @@ def test_bad_articles_are_named_and_the_others_go_on(summarize, model, tmp_path)
     assert sorted((line["id"], line["index"]) for line in written(tmp_path) if line["id"] != "ok") == [(8, 8)]
     code, _, err = summarize("--max-source", "20")
     assert code == 1 and "1 texts done, 2 were done before, 5 failed, 1 were cut" in err
+
+
+def test_a_bad_record_costs_one_record_and_resuming_goes_past_it(summarize, model, tmp_path):
+    bad = [b'{"id": "a", "article": "half \\ud83d of a pair"}', b'{"id": NaN, "article": "w5"}',
+           b'{"id": 1e400, "article": "w5"}', b'{"id": "\\ud83d", "article": "w5"}', b"[" * 100_000,
+           b'{"id": ' + b"[" * 500 + b"]" * 500 + b', "article": "w5"}']
+    lines = [b'{"id": "first", "article": "w5 w9"}', *bad, b'{"id": "last", "article": "w7 w9"}']
+    (tmp_path / "articles.jsonl").write_bytes(b"\n".join(lines))
+    for done_before in (0, 3):
+        code, _, err = summarize("--in-order")
+        assert code == 1 and "Traceback" not in err
+        assert f"{3 - done_before} texts done, {done_before} were done before, {len(bad) - 1} failed" in err
+        assert "line 2, id a: line 2 has half of a surrogate pair" in err and "id is not finite" in err
+    done = [line["id"] for line in written(tmp_path)]
+    assert done[0] == "first" and done[-1] == "last"
+
+
+def test_errors_of_a_bad_file_are_capped_with_a_count(summarize, model, tmp_path):
+    (tmp_path / "articles.jsonl").write_bytes(b"{}\n" * 300 + b'{"id": "last", "article": "w7 w9"}\n')
+    code, _, err = summarize()
+    assert code == 1 and err.count("no text under") == 20 and "280 more lines failed" in err
+    assert [line["id"] for line in written(tmp_path)] == ["last"]
 
 
 def test_a_cut_archive_is_named_and_what_can_be_read_is_done(summarize, articles, tmp_path):
@@ -197,4 +219,4 @@ def test_refusals(summarize, articles, command, tmp_path):
     assert code == 2 and "has id other for line 3 of" in err
     (tmp_path / "out.jsonl").unlink()
     (tmp_path / "out.jsonl").symlink_to(articles)
-    assert "is the input" in summarize()[2]
+    assert "is an input of this command" in summarize()[2]

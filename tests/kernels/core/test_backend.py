@@ -17,7 +17,7 @@ from foredraft.kernels.model.linear import linear_loop, pack
 x = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
 out = np.empty((3, 70), np.float32)
 linear_loop(x, pack(np.random.default_rng(1).standard_normal((70, 40)).astype(np.float32)), out, backend.get_num_threads())
-print(backend.get_num_threads(), backend.is_compiled(), out.tobytes().hex())
+print(backend.get_num_threads(), backend.kept_in() is not None, out.tobytes().hex())
 """
 
 

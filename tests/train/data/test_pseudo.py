@@ -142,12 +142,18 @@ def test_a_full_disk_raises_an_error_and_loses_no_shard(data, tiny_model_path, t
     assert not list(tmp_path.glob(".pseudo*[0-9]"))
 
 
-def test_an_invalid_line_is_named_before_anything_is_computed(tiny_model_path, tmp_path):
+def test_an_invalid_line_costs_one_article_and_is_named(tiny_model_path, tmp_path, capsys):
     broken = tmp_path / "half.jsonl"
-    broken.write_text('{"article": "w3 w4"}\n{"article": "w5')
-    with pytest.raises(UserError, match="half.jsonl, line 2: not JSON"):
-        make(broken, tmp_path / "out", tiny_model_path)
-    assert not (tmp_path / "out").exists()
+    bad = ['{"article": "w5', '{"article": "half \\ud83d of a pair"}', "[" * 100_000, '{"text": "w6"}', "[1]"] * 5
+    broken.write_text("\n".join(['{"article": "w3 w4"}', *bad, '{"article": "w7 w8"}']))
+    make(broken, tmp_path / "out", tiny_model_path)
+    assert [record["article"] for record in read_pseudo(tmp_path / "out")] == ["w3 w4", "w7 w8"]
+    err = capsys.readouterr().err
+    assert "half.jsonl, line 2: not JSON" in err and "line 3: half of a surrogate pair" in err
+    assert "line 4: nested too deeply" in err and err.count("; skipped") == 20 and "5 more lines were skipped" in err
+    broken.write_text("[1]\n")
+    with pytest.raises(UserError, match="contains no articles"):
+        make(broken, tmp_path / "none", tiny_model_path)
 
 
 def test_other_settings_in_the_same_folder_are_refused(sampled, data, tiny_model_path):
