@@ -1,4 +1,4 @@
-"""What a command may write: never over an input, and never over a file that foredraft did not write."""
+"""What a command may read and write: inputs exist; outputs replace neither an input nor a file that is not foredraft's."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ def check_not_input(out: Path, inputs: Iterable[str | Path | None], flag: str = 
     for path in map(Path, filter(None, inputs)):
         if out.exists() and path.exists() and out.samefile(path):
             raise UserError(f"{flag} {out}: is an input of this command ({path}); give another {flag}")
+
+
+def check_exist(flag: str, inputs: Iterable[Path]) -> None:
+    """UserError names the first input that does not exist."""
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{flag} {path}: no such file or folder")
 
 
 def check_parent(out: Path) -> None:

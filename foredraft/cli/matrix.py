@@ -64,6 +64,7 @@ def matrix(
     """Train every drafter with every method and seed on the same articles and steps, and evaluate each."""
     from foredraft import embedded
     from foredraft.cli.train import parse_sizes
+    from foredraft.engine.generate import check_device
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data
     from foredraft.train.data.heldout import heldout_articles
@@ -74,6 +75,7 @@ def matrix(
     from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
     from foredraft.train.drafter.training_context import TrainingContext
 
+    check_device(device)
     check_folder(out, [data, target, *(pseudo or [])])
     Ks = options.parse_numbers("--draft-tokens", draft_tokens, int, 1)
     try:

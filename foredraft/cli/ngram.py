@@ -90,11 +90,12 @@ def fit(
     """Smooth counts into a table."""
     from foredraft.ngram_native import smooth
     from foredraft.ngram_native.counts_file import open_counts
-    from foredraft.train.drafter.fit_ngram import check_smoothing
+    from foredraft.train.drafter.fit_ngram import check_size, check_smoothing
 
     check_smoothing(smoothing, discount, added, factor)
     _check_out(out, "n-gram table", counts)
     table = smooth.fit(open_counts(counts), smoothing, discount, min_count, _bytes(max_size), added, factor, quantise)
+    check_size(table, _bytes(max_size))
     _save(table, out)
 
 
@@ -108,9 +109,12 @@ def prune(
     """Drop the n-grams that change a table's predictions least. To drop n-grams by count, use `fit --min-count`."""
     from foredraft.ngram_native.assemble import prune as prune_table
     from foredraft.ngram_native.table import Table
+    from foredraft.train.drafter.fit_ngram import check_size
 
     _check_out(out, "n-gram table", table)
-    _save(prune_table(Table.open(table), int(max_size * 1e6), quantise or None), out)
+    pruned = prune_table(Table.open(table), int(max_size * 1e6), quantise or None)
+    check_size(pruned, _bytes(max_size))
+    _save(pruned, out)
 
 
 @ngram.command("info")

@@ -36,11 +36,13 @@ def pseudo(
     as_json: options.Json = False,
 ) -> None:
     """Let the target summarise articles, for its drafters to learn from. Several processes may share --out."""
+    from foredraft.engine.generate import check_device
     from foredraft.train.data.pseudo import EngineConfig, PseudoConfig
     from foredraft.train.data.pseudo import pseudo as make
 
     order = PseudoConfig(temperature, samples_per_article, seed, max_new_tokens, max_source, shard_size, format, limit)
     engine = EngineConfig(target, drafter, draft_tokens, batch_size, device, dtype)
+    check_device(device)
     check_folder(out, [data, target])
     try:
         manifest = make(data, out, order, engine, workers, ray_address)

@@ -12,7 +12,7 @@ from foredraft.cli import options
 from foredraft.cli.output import interrupted, print_figures
 from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
-from foredraft.outputs import check_file, check_folder
+from foredraft.outputs import check_exist, check_file, check_folder
 
 DRAFTERS = (*trained_kinds(), "ngram")
 
@@ -92,11 +92,15 @@ def train(
     if drafter not in DRAFTERS:
         raise UserError(f"--drafter {drafter} is not known; use {', '.join(DRAFTERS)}")
     from foredraft import embedded
+    from foredraft.engine.generate import check_device
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.pairs import find_split
 
     if not data and os.environ.get("FOREDRAFT_DATA") and not (drafter == "ngram" and pseudo_dataset_path):
         data = [Path(os.environ["FOREDRAFT_DATA"]) / "cnndm"]
+    check_device(device)
+    check_exist("--data", data or [])
+    check_exist("--pseudo-dataset-path", pseudo_dataset_path or [])
     path = out or Path("runs") / (exp_name or drafter)
     checkpoint = find_checkpoint(target or embedded.TARGET)
     if drafter == "ngram":
@@ -159,7 +163,7 @@ def parse_sizes(items: list[str]) -> tuple[tuple[str, object], ...]:
             numbers = [int(part) for part in text.split(",")]
         except ValueError:
             numbers = []
-        if not equals or not numbers:
-            raise UserError(f"--size {item}: give NAME=NUMBER, or NAME=NUMBER,NUMBER,...")
+        if not equals or not numbers or min(numbers) < (0 if name == "layers" else 1):
+            raise UserError(f"--size {item}: give NAME=NUMBER, or NAME=NUMBER,NUMBER,..., of at least 1")
         sizes.append((name, tuple(numbers) if "," in text or name in ("layers", "dilations") else numbers[0]))
     return tuple(sizes)

@@ -32,7 +32,8 @@ def heldout_articles(context, data: str | Path, count: int, max_source: int, max
     dict
         Temperature (0.0 and 1.0) to Articles.
     """
-    names = article_id("".join(name for name, _ in read_articles(data, count)))
+    # `pseudo` names the lines that are skipped
+    names = article_id("".join(name for name, _ in read_articles(data, count, lambda message: None)))
     out = {}
     for temperature in TEMPERATURES:
         folder = context.cache / f"held-{context.hash}-{names}-{max_source}-{max_target}-T{temperature:g}"

@@ -227,6 +227,8 @@ def _truncate(pairs: Pairs, max_source: int, max_target: int) -> Pairs:
 
 def find_split(data: str | Path, split: str) -> Path:
     """The file of a split, `split`.npz, .jsonl.gz or .jsonl, in the folder `data`."""
+    if not Path(data).is_dir():
+        raise UserError(f"{data}: no such folder; give one with {split}.jsonl, {split}.jsonl.gz or {split}.npz")
     for ending in ("npz", "jsonl.gz", "jsonl"):
         path = Path(data) / f"{split}.{ending}"
         if path.is_file():

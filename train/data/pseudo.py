@@ -28,7 +28,7 @@ from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
 from foredraft.train.data.pairs import END, read_texts
-from foredraft.train.data.shards import FORMATS, write_shard
+from foredraft.train.data.shards import FORMATS, check_format, write_shard
 
 MANIFEST = "pseudo.json"
 # Invalid lines of the articles that are named; the others are counted.
@@ -72,6 +72,7 @@ class PseudoConfig:
     def __post_init__(self):
         if self.format not in FORMATS:
             raise UserError(f"--format is {self.format}; use {' or '.join(FORMATS)}")
+        check_format(self.format)
         if self.temperature < 0:
             raise UserError(f"--temperature is {self.temperature}; give 0 (greedy) or more")
         if self.samples_per_article > 1 and self.temperature == 0:

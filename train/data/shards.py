@@ -28,6 +28,12 @@ def write_shard(records: list[dict], path: Path) -> None:
         raise
 
 
+def check_format(name: str) -> None:
+    """UserError: the format needs a library that is not installed."""
+    if name == "parquet":
+        _parquet()
+
+
 def _parquet():
     try:
         import pyarrow.parquet

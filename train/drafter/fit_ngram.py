@@ -64,8 +64,16 @@ def fit_ngram(
     check_smoothing(smoothing, discount, added, factor)
     counter = count_texts(paths, tokenizer, order, field, vocab_size, progress=progress)
     table = smooth.fit(counter.finish(), smoothing, discount, min_count, max_bytes, added, factor, quantise)
+    check_size(table, max_bytes)
     table.save(out)
     return Fitted(counter.texts, counter.tokens, table)
+
+
+def check_size(table: Table, max_bytes: int | None) -> None:
+    """UserError: the size limit left no n-gram."""
+    if max_bytes is not None and not sum(table.sizes[1:]) and len(table.sizes) > 1:
+        raise UserError(f"--max-size {max_bytes / 1e6:g} leaves no n-gram; without any the table takes "
+                        f"{table.nbytes / 1e6:.3f} MB, give more")
 
 
 def check_smoothing(smoothing: str, discount: float | None = None, added: float = 1.0, factor: float = 0.4) -> None:

@@ -50,6 +50,11 @@ def test_from_articles_to_a_drafter(command, data, tiny_model_path, tmp_path):
     (["--drafter", "lstm", "--data", "data", "--distill_method", "Magic"], "--distill-method is Magic"),
     (["--drafter", "lstm", "--data", "data", "--size", "hidden=x"], "--size hidden=x"),
     (["--drafter", "lstm", "--data", "data", "--steps", "1", "--batch_size", "2"], "give --pseudo-dataset-path"),
+    (["--drafter", "lstm", "--data", "data", "--size", "hidden_size=0"], "of at least 1"),
+    (["--drafter", "lstm", "--data", "nowhere"], "--data nowhere: no such file or folder"),
+    (["--drafter", "lstm", "--data", "data", "--pseudo-dataset-path", "nowhere"], "nowhere: no such file or folder"),
+    (["--drafter", "lstm", "--data", "data", "--device", "cuda"], "no CUDA device is present"),
+    (["--drafter", "ngram", "--data", "data", "--max-size", "0.000001"], "leaves no n-gram"),
     (["--drafter", "ngram"], "no data"),
 ])
 def test_bad_lines_are_one_line(command, data, tiny_model_path, arguments, message):
