@@ -45,8 +45,9 @@ class TargetTrainingConfig:
         Share of the summaries that are replaced by extracts of the article.
     max_source, max_target
         Longest source and summary in tokens.
-    width, layers, heads, feed_forward, dropout
-        Geometry of a fresh model: C, L of encoder and decoder, H, the inner width of feed-forward layers, dropout rate.
+    width, layers, decoder_layers, heads, feed_forward, dropout
+        Geometry of a fresh model: C, L of the encoder and of the decoder (0: as many), H, the inner width of feed-forward
+        layers, dropout rate.
     seed
         Of weights and order.
     bf16
@@ -71,6 +72,7 @@ class TargetTrainingConfig:
     max_target: int = 104
     width: int = 256
     layers: int = 3
+    decoder_layers: int = 0
     heads: int = 4
     feed_forward: int = 640
     dropout: float = 0.0
@@ -100,7 +102,7 @@ def _initial(config: TargetTrainingConfig) -> T5ForConditionalGeneration:
         d_kv=64,
         d_ff=config.feed_forward,
         num_layers=config.layers,
-        num_decoder_layers=config.layers,
+        num_decoder_layers=config.decoder_layers or config.layers,
         num_heads=config.heads,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=True,
