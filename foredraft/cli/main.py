@@ -18,7 +18,7 @@ COMMANDS = {
     "warm-up": ("foredraft.cli.warm_up:warm_up", "Compile the kernels now, so that the first request does not wait."),
     "demo": ("foredraft.cli.demo:demo", "Summarise a text and measure what drafts gain, in a minute."),
     "eval": ("foredraft.cli.eval:evaluate", "Acceptance, cost and speed-up of a drafter."),
-    "bench": ("foredraft.cli.bench:bench", "Measure decoding methods side by side."),
+    "bench": ("foredraft.cli.bench.group:bench", "Measure decoding methods side by side."),
     "train": ("foredraft.cli.train:train", "Train a drafter for a target."),
     "pseudo": ("foredraft.cli.pseudo:pseudo", "Let the target write training data for its drafters."),
     "matrix": ("foredraft.cli.matrix:matrix", "Train and evaluate every drafter with every method."),

@@ -1,4 +1,4 @@
-"""The group `foredraft bench`, and `foredraft bench run`."""
+"""`foredraft bench run`: decoding methods side by side."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from typing import Annotated
 import typer
 
 from foredraft.cli import options
-from foredraft.cli.lazy import group
 from foredraft.errors import UserError
-
-bench = group({
-    "run": ("foredraft.cli.bench:run", "Compare decoding methods on the same articles."),
-    "steps": ("foredraft.cli.bench_steps:steps", "Time plain decode steps at a real model's sizes."),
-    "throughput": ("foredraft.cli.bench_throughput:throughput", "Articles and tokens a second by batch size."),
-    "ngram": ("foredraft.cli.bench_ngram:ngram", "Speed, size and acceptance of n-gram tables."),
-    "gpu": ("foredraft.cli.bench_gpu:gpu", "Check and time foredraft on this machine's GPU."),
-    "compare": ("foredraft.cli.bench_compare:compare", "Find parts that became slower."),
-}, help="Measure decoding methods side by side.")
 
 
 def run(

@@ -1,0 +1,1 @@
+"""The commands of `foredraft bench`, one file each."""
