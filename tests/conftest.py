@@ -40,6 +40,7 @@ if os.environ["TRITON_INTERPRET"] == "1":
     except ImportError:
         pass  # no triton: its kernels' tests are skipped
 
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """`@pytest.mark.first(n)`: the cases of a test after its first n are marked `full`."""
@@ -50,6 +51,21 @@ def pytest_collection_modifyitems(items):
             seen[name] = seen.get(name, 0) + 1
             if seen[name] > marker.args[0]:
                 item.add_marker("full")
+
+
+def starts_without_numba(item) -> bool:
+    """Whether a test's file compiles none of the engine's numba kernels."""
+    return item.path.parent.name in ("ngram_native", "data") or item.path.stem.endswith("_triton")
+
+
+@pytest.hookimpl(trylast=True, specname="pytest_collection_modifyitems")
+def pytest_split_compilation(items):
+    """The second of two processes starts in the middle of the list. There it finds tests that need no compiled kernels; by
+    the time that it needs some, the first process has compiled and cached most of them."""
+    without = [item for item in items if starts_without_numba(item)]
+    others = [item for item in items if not starts_without_numba(item)]
+    middle = min(len(items) // 2, len(others))
+    items[:] = others[:middle] + without + others[middle:]
 
 
 # Tiny but complete: more heads than layers, an inner width that is not the model's, no sizes that are powers of two

@@ -160,12 +160,14 @@ print('fine')
 """
 
 
+@pytest.mark.full
 def test_beside_the_hub_package_with_python_m(site):
     probe = site / "layout_probe.py"
     probe.write_text(PROBE)
     assert run("layout_probe", site=site, cwd=CHECKOUT, args=("-m",)).strip() == "fine"
 
 
+@pytest.mark.full
 def test_beside_the_hub_package_under_pytest(site, tmp_path):
     test = tmp_path / "test_probe.py"
     test.write_text("def test_probe():\n" + "".join(f"    {line}\n" for line in PROBE.splitlines()))

@@ -15,7 +15,6 @@ import typer
 import foredraft
 from foredraft.cli import options
 from foredraft.cli.output import announce_compilation, interrupted, notice
-from foredraft.engine.threads import set_threads
 from foredraft.errors import UserError
 
 
@@ -67,6 +66,8 @@ def _run(
     names, texts = ([], []) if input else _texts(text) if text else _read(files or [])
     announce_compilation()
     if threads is not None:
+        from foredraft.engine.threads import set_threads
+
         set_threads(threads)
     model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype,
                            weights=weights)
@@ -98,6 +99,8 @@ def _run(
 def _check(config: dict, source: Path | None, output: Path | None) -> None:
     """Refuse or name what is wrong with the options, before the model is loaded."""
     from foredraft.cli.generate_file import check_output, open_lines, split_settings
+    from foredraft.cli.journal import Journal
+    from foredraft.cli.settings_file import path_of
 
     params, batch = split_settings(**config)
     batch.check(params)
@@ -108,6 +111,8 @@ def _check(config: dict, source: Path | None, output: Path | None) -> None:
     if source is not None:
         open_lines(source).close()
         check_output(output, source)
+        if output.is_file():
+            Journal(output, path_of(output).is_file()).close()
 
 
 def _command(name: str, help: str, **defaults) -> Callable:

@@ -112,6 +112,7 @@ class Distributions(Drafter):
         return self.kept
 
 
+@pytest.mark.first(1)
 @pytest.mark.gpu
 @pytest.mark.parametrize("distribution", [dict(), dict(top_k=40, top_p=0.95)])
 def test_wide_vocabulary_follows_the_target(distribution):

@@ -30,6 +30,7 @@ def as_dictionary(counted: Counts) -> dict[tuple[int, ...], int]:
     return result
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("order", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("vocab_size", [3, 9, 40_000, 2**20])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -41,6 +42,7 @@ def test_equals_a_dictionary(order, vocab_size, threads, monkeypatch):
     assert as_dictionary(counted(sequences, order, vocab_size, threads)) == dict(count_reference(sequences, order))
 
 
+@pytest.mark.full
 def test_large_tokens_do_not_overflow():
     sequences = [[2**20 - 1] * 6, [2**20 - 1, 0, 2**20 - 2, 2**20 - 1]]
     counts = count(np.concatenate(sequences), np.array([0, 6, 10]), 5, 2**20)

@@ -47,6 +47,7 @@ def test_a_draft_does_not_depend_on_its_batch():
     assert both[1].tolist() == alone[0].tolist() and counts[1] == count_alone[0]
 
 
+@pytest.mark.full
 def test_a_vocabulary_of_more_than_16_bits():
     tokens = [0, 70_000, 3, 70_000, 3, END]
     fitted = fit(count(np.array(tokens), np.array([0, len(tokens)]), 3, 80_000))

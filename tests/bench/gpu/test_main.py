@@ -90,6 +90,7 @@ def test_steps_loop_bandwidth_and_library():
     assert len(list(gpu_checks.compare_library(SIZES))) == 2
 
 
+@pytest.mark.full
 def test_family_and_model():
     family = list(gpu_drafters.measure_family(SIZES))
     assert {row["method"] for row in family} == {"plain", "lookup", "ngram"} and all(row["same_tokens"] for row in family)
@@ -209,6 +210,7 @@ def test_a_whole_run_ends_in_the_goals_and_writes_its_json(tmp_path, monkeypatch
     assert list(found["rows"]) == ["bandwidth", "loop", "model"] and found["goals"][-2]["found"] is None
 
 
+@pytest.mark.full
 def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -220,6 +222,7 @@ def test_without_a_gpu_the_shell_command_says_so_in_a_line(tmp_path):
     assert done.returncode == 2 and done.stdout == said == (tmp_path / "gpu.log").read_text()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("shared", [False, True])
 def test_tests_for_a_gpu_run_apart_or_share_the_processors_and_a_failing_one_is_told(shared, tmp_path, monkeypatch):
     if shared:

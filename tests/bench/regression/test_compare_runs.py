@@ -134,6 +134,7 @@ def test_compared_with_this_checkout_an_alarm_is_timed_again(tmp_path, command, 
     assert code == 2 and "bench/ is not here" in err
 
 
+@pytest.mark.full
 def test_a_real_case_is_calibrated_and_can_be_slowed(tmp_path, monkeypatch):
     """No time is asserted, only that the fixture calibrates and slows."""
     monkeypatch.setenv("FOREDRAFT_BENCH_SLOW", "1.5")

@@ -62,6 +62,7 @@ def test_a_picture_of_each_chart(written, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["one.png"]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(browser.find() is None, reason=f"no browser: none of {', '.join(browser.NAMES)} is installed")
 def test_in_a_real_browser(written, tmp_path):
     file, drawn = written

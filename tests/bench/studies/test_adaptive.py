@@ -45,6 +45,7 @@ def test_the_oracle_drafts_what_is_accepted_at_the_costs_of_the_runs():
     assert found["tokens_per_step"] == pytest.approx(9 / 5)
 
 
+@pytest.mark.full
 def test_the_script_writes_a_record_for_each_length(script, tmp_path):
     code, out, _ = script(adaptive, "--drafter", "lookup", "--limit", 2, "--repeats", 1, "--batch-size", 2,
                            "--draft-tokens", 2, "--max-new-tokens", 8, "--temperature", "0,1", "--out", tmp_path, "--json")

@@ -8,6 +8,7 @@ from foredraft.bench.studies import linear_bandwidth as skinny
 from foredraft.errors import UserError
 
 
+@pytest.mark.full
 def test_speeds_are_bytes_over_seconds(monkeypatch):
     def half_a_second(call, copies, repeats):
         call(copies[-1])

@@ -63,6 +63,7 @@ def test_a_rival_is_chosen_on_other_batches_than_those_it_is_timed_on():
     assert methods_comparison.fastest({even: samples(1), steady: samples(2)})[1] == "even, K=1"
 
 
+@pytest.mark.full
 def test_greedy_drafts_are_verified_one_way(tiny_model_path, lstm):
     rows = rows_of(tiny_model_path, [lstm], 0.0, batch_size=2)
     assert [row["verification"] for row in rows] == ["token"] * 3 and {row["differ"] for row in rows} == {0}

@@ -46,6 +46,7 @@ def test_int8_is_measured_against_fp32(tiny_model_path, cases):
     assert 0.5 < int8["argmax"] <= 1 and int8["rouge"] is not None
 
 
+@pytest.mark.full
 def test_the_script(script, tiny_model_path, tmp_path):
     data = tmp_path / "one.jsonl"
     data.write_text(json.dumps({"article": "w5 w6 w7 w5", "highlights": "w5"}) + "\n")

@@ -162,6 +162,7 @@ def test_a_number_is_the_longest_draft_and_zero_is_plain(model):
     assert len(lookup.stats.tested_at) == SamplingParams.draft_tokens
 
 
+@pytest.mark.full
 def test_auto_uses_the_embedded_drafter_for_the_embedded_target(model):
     assert foredraft.load(drafter="auto").drafter.name == "auto:lookup+ngram,lstm"
     with pytest.raises(UserError, match="'gru' is not known"):

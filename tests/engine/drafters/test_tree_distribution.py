@@ -65,7 +65,7 @@ def test_the_first_token_after_one_node(drafter, replaced):
     assert is_lossless(drafter, "3", replaced, 1, 20_000, top_k=2)
 
 
-@pytest.mark.first(1)
+@pytest.mark.full
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("drafter", ["adversarial", "close"])
 def test_the_joint_distribution_of_two_tokens_and_of_whole_generations(drafter, replaced):
@@ -115,7 +115,7 @@ def test_a_broken_verification_fails_the_chi_square(name, monkeypatch):
     assert not all(is_lossless(*case) for case in CASES)
 
 
-@pytest.mark.first(1)
+@pytest.mark.full
 @pytest.mark.parametrize("name", DRAFTS)
 def test_a_broken_draft_fails_the_chi_square(name):
     children = mutant(branch, *DRAFTS[name]).children_loop

@@ -30,6 +30,7 @@ def admitted(target, B=2, positions=20, drafts=4, sources=SOURCES):
     return target.admit(range(B), sources)
 
 
+@pytest.mark.first(1)
 def test_encoder_and_pass_equal_the_cpus(tiny_checkpoint):
     tokens = torch.tensor([[0, 7, 9, 11], [0, 5, 0, 0]])
     positions = torch.tensor([[0, 1, 2, 3], [0, 1, -1, -1]])
@@ -71,7 +72,7 @@ def test_steps_on_a_device_give_the_cpus_tokens(tiny_checkpoints, distribution):
     assert int(outputs[0][-1].sum()) > 0
 
 
-@pytest.mark.first(1)
+@pytest.mark.full
 @pytest.mark.parametrize("temperature", [0.0, [0.7, 0.0]])
 def test_steps_with_trees_give_the_cpus_tokens(tiny_checkpoints, temperature):
     """A custom drafter may propose trees of point masses: their inputs, pass, verification, commit and compacted caches."""
@@ -113,6 +114,7 @@ def test_a_step_on_a_device_neither_waits_nor_allocates(tiny_checkpoints, K, tem
     assert len(seen.kernels) > LAYER_LAUNCHES * target.config.num_decoder_layers
 
 
+@pytest.mark.full
 @torch.inference_mode()
 def test_a_short_source_is_launched_for_its_own_pages_and_has_the_bits_of_any_bucket(tiny_checkpoints):
     """Alone, after buffers have grown for a longer source, and in a batch with a long source."""

@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 def run(*arguments: str) -> str:
     done = CliRunner().invoke(app, ["ngram", *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return done.output
+    return done.stdout
 
 
 def counted(name: str, *more: str) -> str:

@@ -39,6 +39,7 @@ def lists(V: int, F: int, kind: str) -> tuple[VocabularyHead, np.ndarray]:
     return some, np.full((2, F + 16), np.nan, np.float32)
 
 
+@pytest.mark.first(1)
 @pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
 @pytest.mark.parametrize(("V", "F", "kind"), [(1, 1, "fp32"), (100, 37, "fp32"), (100, 37, "bf16"), (8193, 512, "int8")])
 @pytest.mark.parametrize("distribution", [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.8, 5, 0.9)])

@@ -232,6 +232,7 @@ WRITTEN = ("tokens", "proposer", "lengths", "finished", "hidden", "num_steps", "
            "accepted_at")
 
 
+@pytest.mark.first(2)
 @pytest.mark.skipif(DEVICE == "cuda", reason="numba's half lies on the CPU")
 @pytest.mark.parametrize("temperature", [0.0, 1.0, [0.0, 0.7, 1.0, 1.3, 1.0, 0.0]])
 @pytest.mark.parametrize("dense", [False, True, "block"])

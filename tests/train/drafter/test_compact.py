@@ -27,6 +27,7 @@ def test_the_most_frequent_tokens_come_first_and_include_the_end_token():
         frequent_tokens([], 21, 20, end_token=1)
 
 
+@pytest.mark.full
 def test_a_compacted_drafter_drafts_its_tokens_and_the_sources(tiny_model_path, tmp_path):
     torch.manual_seed(0)
     LSTMModel.from_target(tiny_model_path, **SIZES).save(tmp_path / "full")

@@ -47,7 +47,7 @@ def pair_of(kind, restricted, folder, out):
     return [(target, open_drafter(out, target.weights, folder, None)) for target in targets]
 
 
-@pytest.fixture(params=["t5shallow", "lstm", "cnn"])
+@pytest.fixture(params=["lstm", "t5shallow", "cnn"])
 def pair(request, tiny_checkpoints, tmp_path):
     return pair_of(request.param, 40, tiny_checkpoints["v1.1"], tmp_path)
 
@@ -171,6 +171,7 @@ def test_a_t5_with_an_encoder_of_its_own(tiny_checkpoints, tmp_path):
     assert torch.equal(drafts[0].tokens, drafts[1].tokens) and drafts[1].lengths.tolist() == [2, 2]
 
 
+@pytest.mark.full
 def test_generate_with_captured_steps_gives_the_cpus_tokens(tiny_model_path, tmp_path, monkeypatch):
     """Model.generate with a stand-in for capture; the second request's buffers are larger, so that graphs are dropped."""
     monkeypatch.setattr(recurrent_cuda, "POSITIONS", 4)
