@@ -137,6 +137,18 @@ _CACHE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or cache_folder()
 _IS_CACHED = is_writable(_CACHE_FOLDER)
 
 
+def _without_literals(dispatcher):
+    """Let compiled callers pass constants as numbers: numba would compile the kernel once more for each constant."""
+    resolve = dispatcher.get_call_template
+
+    def get_call_template(args, kws):
+        unliteral = numba.types.unliteral
+        return resolve(tuple(map(unliteral, args)), {name: unliteral(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
 def njit(**options):
     """numba.njit with cache=True and nogil=True; `options` add to or override these two."""
 
@@ -146,7 +158,7 @@ def njit(**options):
             # numba reads this setting while it decorates; other users of numba in this process keep theirs
             numba.config.CACHE_DIR = _CACHE_FOLDER
             try:
-                return numba.njit(**({"cache": _IS_CACHED, "nogil": True} | options))(function)
+                return _without_literals(numba.njit(**({"cache": _IS_CACHED, "nogil": True} | options))(function))
             finally:
                 numba.config.CACHE_DIR = before
 

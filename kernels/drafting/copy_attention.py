@@ -76,14 +76,15 @@ def _attend(q, sequences, source, context, copied):
     wide = source.pages_v.shape[2] * LANES
     scores = np.empty(source.table.shape[1] * PAGE, np.float32)
     part = np.empty(wide, np.float32)
+    scores_at, part_at = np.int64(scores.ctypes.data), np.int64(part.ctypes.data)
     for i in range(n):
         S = source.sources[sequences[i]]
         pages = source.table[sequences[i]]
         for h in range(H):
-            q_at = q.ctypes.data + (i * H + h) * D * 4
+            q_at = np.int64(q.ctypes.data) + (i * H + h) * D * 4
             for start in range(0, S, PAGE):
                 keys = source.pages_k[pages[start // PAGE], h]
-                gemm_blocks(q_at, D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4, PAGE, 1,
+                gemm_blocks(q_at, D, keys, np.int64(keys.ctypes.data), D * LANES, D, scores_at + start * 4, PAGE, 1,
                             PAGE // LANES)
             scale = np.float32(1.0) / softmax_loop(scores[:S])
             for s in range(S):
@@ -95,8 +96,8 @@ def _attend(q, sequences, source, context, copied):
             seen[:] = np.float32(0.0)
             for start in range(0, S, PAGE):
                 values = source.pages_v[pages[start // PAGE], h]
-                gemm_blocks(scores.ctypes.data + start * 4, PAGE, values, values.ctypes.data, PAGE * LANES,
-                            min(PAGE, S - start), part.ctypes.data, wide, 1, source.pages_v.shape[2])
+                gemm_blocks(scores_at + start * 4, PAGE, values, np.int64(values.ctypes.data), PAGE * LANES,
+                            min(PAGE, S - start), part_at, wide, 1, source.pages_v.shape[2])
                 for d in range(D):
                     seen[d] += part[d]
 

@@ -162,16 +162,17 @@ def _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, first, 
     scores = np.empty((longest, table.shape[1] * PAGE), np.float32)
     part = np.empty((longest, padded), np.float32)
     total = np.empty((longest, padded), np.float32)
+    scores_at = np.int64(scores.ctypes.data)
     for task in range(first, last):
         g, h = task // H, task % H
         i, M = starts[g], starts[g + 1] - starts[g]
         S = sources[sequences[i]]
         pages = table[sequences[i]]
-        q_at = q.ctypes.data + (i * H + h) * D * 4
+        q_at = np.int64(q.ctypes.data) + (i * H + h) * D * 4
         for start in range(0, S, PAGE):
             keys = pages_k[pages[start // PAGE], h]
-            gemm_blocks(q_at, H * D, keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data + start * 4, scores.shape[1],
-                        M, PAGE // LANES)
+            keys_at = np.int64(keys.ctypes.data)
+            gemm_blocks(q_at, H * D, keys, keys_at, D * LANES, D, scores_at + start * 4, scores.shape[1], M, PAGE // LANES)
         for m in range(M):
             weight = np.float32(1.0) / softmax_loop(scores[m, :S])
             for s in range(S):
@@ -179,8 +180,8 @@ def _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, first, 
         total[:M] = np.float32(0.0)
         for start in range(0, S, PAGE):
             values = pages_v[pages[start // PAGE], h]
-            gemm_blocks(scores.ctypes.data + start * 4, scores.shape[1], values, values.ctypes.data, PAGE * LANES,
-                        min(PAGE, S - start), part.ctypes.data, padded, M, pages_v.shape[2])
+            gemm_blocks(scores_at + start * 4, scores.shape[1], values, np.int64(values.ctypes.data), PAGE * LANES,
+                        min(PAGE, S - start), np.int64(part.ctypes.data), padded, M, pages_v.shape[2])
             for m in range(M):
                 for d in range(padded):
                     total[m, d] += part[m, d]

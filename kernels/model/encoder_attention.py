@@ -69,6 +69,8 @@ def _tasks(mixed, bias, out, first, last):
     scores = np.empty((QUERIES, padded), np.float32)
     mixed_values = np.empty((QUERIES, padded_D * LANES), np.float32)
     totals = np.empty(QUERIES, np.float32)
+    keys_at, values_at = np.int64(keys.ctypes.data), np.int64(values.ctypes.data)
+    scores_at, mixed_at = np.int64(scores.ctypes.data), np.int64(mixed_values.ctypes.data)
     packed = -1
     for task in range(first, last):
         h, start = task // chunks, task % chunks * QUERIES
@@ -76,13 +78,12 @@ def _tasks(mixed, bias, out, first, last):
         if packed != h:
             _pack_head(mixed, h, H, keys, values)
             packed = h
-        q_at = mixed.ctypes.data + (start * mixed.shape[1] + h * D) * 4
-        gemm_blocks(q_at, mixed.shape[1], keys, keys.ctypes.data, D * LANES, D, scores.ctypes.data, padded, M, blocks)
+        q_at = np.int64(mixed.ctypes.data) + (start * mixed.shape[1] + h * D) * 4
+        gemm_blocks(q_at, mixed.shape[1], keys, keys_at, D * LANES, D, scores_at, padded, M, blocks)
         for m in range(M):
             offset = S - 1 - start - m
             totals[m] = _softmax_with(scores[m, :S], bias[h, offset : offset + S])
-        gemm_blocks(scores.ctypes.data, padded, values, values.ctypes.data, S * LANES, S, mixed_values.ctypes.data,
-                    padded_D * LANES, M, padded_D)
+        gemm_blocks(scores_at, padded, values, values_at, S * LANES, S, mixed_at, padded_D * LANES, M, padded_D)
         for m in range(M):
             scale = np.float32(1.0) / totals[m]
             for d in range(D):

@@ -87,9 +87,9 @@ def _span(x, weight, first, last, out, out_offset):
     """out[:, out_offset + 16 i :][:16] = x @ block (first + i), for blocks first..last-1; out has room for all 16."""
     M, K = x.shape
     w_stride = weight.shape[1] * LANES
-    w_at = weight.ctypes.data + first * w_stride * weight.itemsize
-    gemm_blocks(x.ctypes.data, x.strides[0] // 4, weight, w_at, w_stride, K, out.ctypes.data + out_offset * 4,
-                out.strides[0] // 4, M, last - first)
+    w_at = np.int64(weight.ctypes.data) + first * w_stride * weight.itemsize
+    gemm_blocks(np.int64(x.ctypes.data), x.strides[0] // 4, weight, w_at, w_stride, K,
+                np.int64(out.ctypes.data) + out_offset * 4, out.strides[0] // 4, M, last - first)
 
 
 @njit()

@@ -42,6 +42,7 @@ def test_each_method_draws_the_target_s_distribution(method, dense):
     assert value < freedom + 10 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.full
 def test_a_broken_verification_fails_the_check(monkeypatch):
     assert HAS_TRITON and all(row["passed"] for row in check_verification("cpu", 50))
     monkeypatch.setattr(Case, "ours", Case.transformers)

@@ -65,6 +65,7 @@ def test_sources_longer_than_the_checkpoints_limit_are_not_truncated(tiny_model_
     assert read == [3, 3, 3, 4, 9]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(peak_resident_bytes() is None, reason="the system does not report peak memory")
 def test_memory_an_article_is_the_peak_shared_among_them():
     held, points = [], []

@@ -81,6 +81,7 @@ def logits_of(model, R):
             for start in range(0, 12, R)], 1)
 
 
+@pytest.mark.full
 def test_int8_weights_are_their_float32_values_for_any_number_of_query_positions(tiny_checkpoint):
     ours = T5(load_weights(tiny_checkpoint, weights="int8"))
     w = ours.weights

@@ -63,6 +63,7 @@ def test_bad_lines_are_one_line(command, data, tiny_model_path, arguments, messa
     assert code == 2 and last.startswith("foredraft: ") and message in last, err
 
 
+@pytest.mark.full
 def test_the_matrix_evaluates_what_it_trained(command, data, tiny_model_path, tmp_path):
     line = ["matrix", "--target", tiny_model_path, "--data", data, "--out", "m", "--drafters", "lstm", "--methods",
             "baseline", "--steps", 1, "--batch-size", 2, "--eval-every", 1, "--eval-articles", 2, "--test-articles", 2,

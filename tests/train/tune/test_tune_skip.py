@@ -30,6 +30,7 @@ def test_the_prediction_is_tokens_over_seconds_at_the_best_k():
     assert predicted(np.array([0.0, 1.0, 1.0]), 1.0, costs.passes) == (pytest.approx(1 / 10), 1)
 
 
+@pytest.mark.full
 def test_acceptance_rates_equal_those_of_decoding(model):
     trials = SkipTrials(model, SOURCES, 10, 3, 0)
     assert trials.accepted(parse_skip("", 3)).tolist() == [1, 1, 1]

@@ -57,7 +57,7 @@ def admit(target, drafter, state):
     drafter.admit(range(state.batch_size), SOURCES, target.admit(range(state.batch_size), SOURCES))
 
 
-@pytest.mark.first(1)
+@pytest.mark.full
 @torch.inference_mode()
 def test_greedy_steps_are_the_cpus(pair):
     """Drafts right and wrong, sequences that draft less, a limit inside a draft, an end token that a draft may hold."""
@@ -80,7 +80,7 @@ def test_greedy_steps_are_the_cpus(pair):
     assert int(outputs[0][-2].sum()) > 0
 
 
-@pytest.mark.first(1)
+@pytest.mark.full
 @torch.inference_mode()
 def test_sampled_distributions_are_the_cpus(pair):
     """q of every draft token, given the same tokens before it; a sampled token has q > 0."""
