@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,12 +21,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for litter in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    # other machines may write to the same folder
+    beginning = f".{path.name}.{platform.node()}."
+    for litter in path.parent.glob(f"{glob.escape(beginning)}*"):
         # a killed process leaves its partial file behind
-        process = litter.name.rpartition(".")[2]
+        process = litter.name.removeprefix(beginning)
         if process.isdigit() and not psutil.pid_exists(int(process)):
             litter.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f"{beginning}{os.getpid()}")
     try:
         yield partial
         with open(partial, "rb+") as file:

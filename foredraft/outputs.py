@@ -9,7 +9,7 @@ from foredraft.errors import UserError
 
 
 def check_file(out: Path, inputs: Iterable[str | Path | None], is_ours: Callable[[Path], bool], kind: str,
-               overwrite: bool | None = None) -> None:
+               overwrite: bool | None = None, flag: str = "--out") -> None:
     """Called before any work whose result replaces `out`.
 
     Parameters
@@ -24,6 +24,8 @@ def check_file(out: Path, inputs: Iterable[str | Path | None], is_ours: Callable
         What the command writes, such as "n-gram table".
     overwrite
         The command's --overwrite, which allows to replace other files; None if it has no such option.
+    flag
+        The option that names `out`.
 
     Raises
     ------
@@ -32,11 +34,11 @@ def check_file(out: Path, inputs: Iterable[str | Path | None], is_ours: Callable
     """
     out = Path(out)
     if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give a file")
-    check_not_input(out, inputs)
+        raise UserError(f"{flag} {out}: is a folder; give a file")
+    check_not_input(out, inputs, flag)
     check_parent(out)
     if out.is_file() and not overwrite and not is_ours(out):
-        raise UserError(f"--out {out}: exists and is no {kind}; give another --out"
+        raise UserError(f"{flag} {out}: exists and is no {kind}; give another {flag}"
                         + ("" if overwrite is None else ", or --overwrite to replace it"))
 
 

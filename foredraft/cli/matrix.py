@@ -12,7 +12,7 @@ from foredraft.atomic_write import write_atomic
 from foredraft.cli import options
 from foredraft.cli.output import interrupted, notice
 from foredraft.errors import UserError
-from foredraft.outputs import check_folder
+from foredraft.outputs import check_file, check_folder
 
 
 def matrix(
@@ -76,6 +76,8 @@ def matrix(
     from foredraft.train.drafter.training_context import TrainingContext
 
     check_device(device)
+    if record is not None:
+        check_file(record, [data, *(pseudo or [])], is_record, "record file", flag="--record")
     check_folder(out, [data, target, *(pseudo or [])])
     Ks = options.parse_numbers("--draft-tokens", draft_tokens, int, 1)
     try:
@@ -122,6 +124,12 @@ def matrix(
         print(json.dumps({"out": str(out), "runs": len(results), "failed": failures, "record": str(path)}))
     if failures:
         raise typer.Exit(1)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file holds records of measurements, one a line."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        return lines.readline().startswith('{"kind": ')
 
 
 def parse_steps(item: str) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import pytest
 
@@ -28,3 +29,13 @@ def test_an_error_leaves_only_the_old_file(tmp_path, monkeypatch, where):
         with pytest.raises(OSError, match="No space"):
             write_atomic(path, "new")
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next_write(tmp_path):
+    host = platform.node()
+    alive, dead = tmp_path / f".out.{host}.{os.getppid()}", tmp_path / f".out.{host}.999999999"
+    others = [tmp_path / f".out.{host}.txt", tmp_path / f".output.{host}.999999999", tmp_path / ".out.elsewhere.999999999"]
+    for path in (alive, dead, *others):
+        path.write_text("")
+    write_atomic(tmp_path / "out", "text")
+    assert not dead.exists() and alive.exists() and all(path.exists() for path in others)

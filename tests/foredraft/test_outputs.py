@@ -49,7 +49,7 @@ TRAIN = "train --data articles.jsonl --validation articles.jsonl --target mine -
     "tune-tree --data articles.jsonl --target mine --out articles.jsonl",
     "tune-tree --data articles.jsonl --target mine --out text.txt",
     "pseudo --data articles.jsonl --target mine --out text.txt", "pseudo --data articles.jsonl --target mine --out mine",
-    "matrix --data page --target mine --out text.txt",
+    "matrix --data page --target mine --out text.txt", "matrix --data page --target mine --out new --record text.txt",
     "report --out page", "report --out text.txt",
     "summarize --target mine --input articles.jsonl --output articles.jsonl",
     "summarize --target mine --input articles.jsonl --output link.jsonl",

@@ -165,3 +165,15 @@ def test_memory(model):
     assert model.target.cache.nbytes() <= 150_000
     with pytest.raises(UserError, match="kv_memory is 0"):
         model.generate(TEXTS, kv_memory=0)
+
+
+def test_half_of_a_surrogate_pair_costs_one_request(model):
+    results = list(model.stream(["w5", "half \ud83d of a pair", "w6"], max_new_tokens=3, in_order=True))
+    assert [result.finish_reason for result in results] == ["length", "error", "length"]
+    assert "input 2 has half of a surrogate pair" in str(results[1].error)
+
+
+def test_sampling_arguments_without_sampling_are_named(model):
+    for call in (model.generate, lambda text, **options: list(model.stream(text, **options))):
+        with pytest.warns(UserWarning, match="temperature=0.5, top_k=3 without effect"):
+            call("w5", max_new_tokens=2, temperature=0.5, top_k=3)

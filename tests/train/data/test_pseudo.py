@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from foredraft.errors import UserError
@@ -104,6 +105,36 @@ module.write_shard = dying
 config = module.PseudoConfig(1.0, 2, 3, 6, None, 4)
 module.pseudo(data, out, config, module.EngineConfig(model, batch_size=3), progress=False)
 """
+
+
+_PARENT = """
+import multiprocessing, threading, time
+from foredraft.train.data.pseudo_workers import _end_with_parent
+
+def child():
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    print("ready", flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_the_workers_of_a_killed_parent_end(tmp_path):
+    (tmp_path / "parent.py").write_text(_PARENT)
+    checkout = Path(__file__).resolve().parents[3]
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True,
+                              env=os.environ | {"PYTHONPATH": str(checkout)}, cwd=tmp_path)
+    worker = psutil.Process(int(parent.stdout.readline()))
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([worker], timeout=20)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def test_another_process_takes_over_the_shards_of_a_killed_one(sampled, data, tiny_model_path, tmp_path):
