@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -198,7 +199,7 @@ class Model:
                                     seed if own_seeds is None else None, _strings(stop_strings))
             params.warn_ignored()
             config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
-            inputs = [inputs] if isinstance(inputs, str) else list(inputs)
+            inputs = [inputs] if isinstance(inputs, str) else list(_checked_inputs(inputs))
             if streamer is not None and len(inputs) != 1:
                 raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
             if own_seeds is not None and len(own_seeds) != len(inputs):
@@ -255,7 +256,7 @@ class Model:
         params.warn_ignored()
         config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
         config.check(params)
-        requests = [requests] if isinstance(requests, str) else requests
+        requests = [requests] if isinstance(requests, str) else _checked_inputs(requests)
         return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
                       self._jobs(requests, params, config, truncation), self._text, in_order)
 
@@ -351,7 +352,7 @@ class Model:
                 raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
             return self.tokenizer.encode(item).ids
         try:
-            tokens = [int(token) for token in item]
+            tokens = [operator.index(token) for token in _checked_inputs(item)]
         except (TypeError, ValueError):
             raise UserError(f"{name} is neither a text nor a list of token ids; give one of the two") from None
         if not tokens:
@@ -360,6 +361,14 @@ class Model:
         if not all(0 <= token < vocabulary for token in tokens):
             raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
         return tokens
+
+
+def _checked_inputs(inputs: Any) -> Iterable:
+    """UserError: no list of inputs. Bytes and mappings are iterable, but never meant."""
+    if isinstance(inputs, (bytes, bytearray, Mapping)) or not isinstance(inputs, Iterable):
+        raise UserError(f"the input is of type {type(inputs).__name__}; give a text, a list of texts, or a list of lists of "
+                        "token ids")
+    return inputs
 
 
 def _half_pair(text: str) -> int | None:

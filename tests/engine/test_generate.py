@@ -129,3 +129,11 @@ def test_a_model_without_tokenizer_takes_tokens(tiny_checkpoint):
         model.generate("w5")
     with pytest.raises(UserError, match="drafter 'eagle' is not known"):
         model.with_drafter("eagle")
+
+
+@pytest.mark.parametrize("wrong", [
+    None, 5, {"article": "text"}, b"text", [5, 6], [None], [b"text"], [{1: 2}], [[1.5]], [["w5"]]])
+def test_wrong_types_are_one_line(model, wrong):
+    with pytest.raises(UserError) as error:
+        model.generate(wrong, max_new_tokens=2)
+    assert "give a text" in str(error.value) or "give one of the two" in str(error.value)
