@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -53,18 +54,30 @@ app = group(COMMANDS, help="Lossless speculative decoding for T5.", callback=opt
 def main() -> None:
     """Run the command line. An error that the user can fix is one line on stderr and exit code 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            # here and not at exit, so that a full disk is reported in one line
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        notice("interrupted")
-        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         # stdout's reader has closed it, as `head` does; no output is possible any more
         sys.stderr.close()
         raise SystemExit(1) from None
+    except OSError as error:
+        from foredraft.cli.journal import FULL
+
+        if error.errno not in FULL:
+            raise
+        # what cannot be written is dropped, or Python would try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        _fail(f"standard output: {error.strerror}; free some space and run the command again")
+    except KeyboardInterrupt:
+        notice("interrupted")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _fail(message: str) -> None:

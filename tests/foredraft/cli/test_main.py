@@ -204,3 +204,10 @@ def test_many_texts_on_a_terminal(fake_model):
     show.print_outputs(console, ["one", "two"], fake_model.generate(["w1 w2", "w3"]), fake_model.tokenizer)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert lines == ["== one", "w1 w2", "== two", "w3", "the target's own tokens   drafted by lookup"]
+
+
+def test_a_full_disk_behind_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "foredraft", "--version"], stdout=full, stderr=subprocess.PIPE,
+                              text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
