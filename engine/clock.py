@@ -1,4 +1,4 @@
-"""The clock of everything that is measured while decoding."""
+"""Time measurement that excludes the compilation of kernels."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from foredraft.kernels.core.compilation import compile_seconds
 
 
 def now() -> float:
-    """Seconds, by a clock that stands still while kernels are compiled."""
+    """perf_counter() minus the seconds that this process has spent on compiling kernels."""
     return perf_counter() - compile_seconds()

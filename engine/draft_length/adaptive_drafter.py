@@ -131,7 +131,7 @@ class AdaptiveDrafter(Drafter):
         admitted = self._clock()
         draft = self.drafter.draft(state, self._budget)
         self._drafting = self._clock() - admitted
-        # admissions are no part of a step; an exploration, which has just spent all credit, pays for them
+        # the time of admissions is excluded from the step's time and deducted from the exploration credit
         self._excluded += admitted - start
         scalars = self._estimates.scalars
         if scalars[CREDIT] == 0 < scalars[UNIT_SECONDS]:

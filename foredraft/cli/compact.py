@@ -39,10 +39,8 @@ def compact(
         raise UserError(f"--dtype {dtype} is not known; use {' or '.join(DTYPES)}")
     folder = find_checkpoint(target or embedded.TARGET)
     check_folder(out, [ckpt_path, folder, data, *(pseudo_dataset_path or [])])
-    if any(out.glob("*")) and not overwrite:
-        raise UserError(f"--out {out}: is not empty; give another --out, or --overwrite to replace the drafter in it")
-    if any(out.glob("*")) and not is_drafter(out):
-        raise UserError(f"--out {out}: contains no drafter that could be replaced; give another --out")
+    if any(out.glob("*")) and not (overwrite and is_drafter(out)):
+        raise UserError(f"--out {out}: is not empty; give another --out, or --overwrite if it contains a drafter to replace")
     articles = Articles([], [], [], [])
     if draft_vocab:
         longest = ModelConfig.from_json(folder / "config.json").source_limit or 512

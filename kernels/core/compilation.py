@@ -1,4 +1,4 @@
-"""When kernels are compiled, and how long it takes: callers announce it and keep it out of measured times."""
+"""Counts and times the compilation of numba kernels, so that callers can announce it and exclude it from measurements."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_sections_before_the_peers_leave_them_their_time():
 
 @pytest.mark.full
 def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
-    """Its kernels, by what a compiler is told of them, are all that the timed passes, loop and verifications need."""
+    """The kernels compiled ahead, compared by signature and constants, are all that the timed sections launch."""
     # as on a device: the interpreter takes as many sequences together as there are
     monkeypatch.setattr(verification, "sequences_per_program", lambda B, weight: 1)
     jobs = gpu_compile.jobs(SIZES, V=100)
