@@ -1,11 +1,10 @@
-"""`load` a model, then `generate` or `stream`. This module alone sees every part of the engine."""
+"""`Model`: generate or stream. load.py makes one. These two modules alone see every part of the engine."""
 
 from __future__ import annotations
 
-import operator
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -13,119 +12,28 @@ from typing import Any
 
 import torch
 
-from foredraft import embedded
 from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import check_settings, make_drafter
-from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
+from foredraft.engine.inputs import check_inputs, tokens_of
+from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
-from foredraft.engine.models.t5_weights import load_weights
-from foredraft.engine.models.tokenizer import load_tokenizer
+from foredraft.engine.output import Output
 from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.continuous_batches import ContinuousBatches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
-from foredraft.engine.runtime.ownership import Ownership, check_process
+from foredraft.engine.runtime.ownership import Ownership
 from foredraft.engine.runtime.requests import Job, Request, Result
 from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.runtime.static_batches import StaticBatches
 from foredraft.engine.runtime.stream import Stream
 from foredraft.engine.sampling.stop_strings import StopStrings
-from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_TRITON
 from foredraft.kernels.core.philox import request_seed
-
-
-@dataclass
-class Output:
-    """The results of `Model.generate`, in the order of its inputs.
-
-    Attributes
-    ----------
-    texts : list of (str or None)
-        None without a tokenizer.
-    token_ids : list of list of int
-        Without the start token, with the end token where it was emitted.
-    proposers : list of list of int
-        Who proposed each token, an index into `registry.PROPOSERS`; 0 is the target.
-    stats : DecodeStats
-    warnings : list of str
-    """
-
-    texts: list[str | None] = field(default_factory=list)
-    token_ids: list[list[int]] = field(default_factory=list)
-    proposers: list[list[int]] = field(default_factory=list)
-    stats: DecodeStats = field(default_factory=DecodeStats)
-    warnings: list[str] = field(default_factory=list)
-
-    def add(self, result: Result) -> None:
-        """Append a request's result; its stats are summed elsewhere."""
-        self.texts.append(result.text)
-        self.token_ids.append(result.token_ids)
-        self.proposers.append(result.proposers)
-        self.warnings += result.warnings
-
-
-def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = "lookup", device: str = "cpu",
-         dtype: str = "float32", weights: str | None = None) -> Model:
-    """Load a T5 checkpoint and a drafter.
-
-    Parameters
-    ----------
-    path : str, Path or None
-        A checkpoint's folder or Hugging Face name; None is the embedded model.
-    drafter : str, Path, Drafter or None
-        "lookup", "ngram" (the embedded table), "ngram:TABLE", "lookup+ngram", "lstm" (embedded), the folder of a trained
-        drafter, "self:SKIP" (the target without some layers), "tree:SHAPE:NAME", "cascade:A,B", "staged:A,FOLDER", "auto"
-        (chosen by what is decoded), None for plain decoding, or an object with the methods of `Drafter`.
-    device : str
-        "cpu", or "cuda" or "cuda:N" (compute capability 8.0 or more).
-    dtype : str
-        Of the embedding and the encoder: "float32" or "bfloat16".
-    weights : str or None
-        Storage of the decoder's matrices: "fp32", "bf16" or "int8"; None is as the checkpoint holds them. Sums are float32.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    UserError
-        No such checkpoint, drafter or device.
-    """
-    check_process()
-    check_device(device)
-    folder = find_checkpoint(embedded.TARGET if path is None else path)
-    if device == "cpu":
-        target = T5(load_weights(folder, dtype, weights))
-    else:
-        target = T5Cuda(load_cuda_weights(folder, device, dtype, weights))
-    return Model(target, load_tokenizer(folder), drafter, folder, dtype)
-
-
-def check_device(device: str) -> None:
-    """UserError unless `device` is "cpu", or "cuda" or "cuda:N" and there, with what our kernels need."""
-    if device == "cpu":
-        return
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number.isdigit() or device == "cuda"):
-        raise UserError(f"device {device!r} is not known; use 'cpu' or 'cuda'")
-    if not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: no CUDA device is present here; use device 'cpu'")
-    if int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()}; count from cuda:0")
-    if not HAS_TRITON:
-        raise UserError(f"device {device!r} needs triton: pip install triton")
-    major, minor = torch.cuda.get_device_capability(device)
-    if torch.version.hip is None and major < 8:
-        raise UserError(f"device {device!r}: compute capability {major}.{minor} has no bfloat16 tensor cores; 8.0 or more "
-                        "is needed, use device 'cpu'")
 
 
 class Model:
@@ -199,7 +107,7 @@ class Model:
                                     seed if own_seeds is None else None, _strings(stop_strings))
             params.warn_ignored()
             config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
-            inputs = [inputs] if isinstance(inputs, str) else list(_checked_inputs(inputs))
+            inputs = [inputs] if isinstance(inputs, str) else list(check_inputs(inputs))
             if streamer is not None and len(inputs) != 1:
                 raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
             if own_seeds is not None and len(own_seeds) != len(inputs):
@@ -256,7 +164,7 @@ class Model:
         params.warn_ignored()
         config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
         config.check(params)
-        requests = [requests] if isinstance(requests, str) else _checked_inputs(requests)
+        requests = [requests] if isinstance(requests, str) else check_inputs(requests)
         return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
                       self._jobs(requests, params, config, truncation), self._text, in_order)
 
@@ -325,7 +233,7 @@ class Model:
         seed = seed if request.seed is None else request.seed
         if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise UserError(f"{name} has seed {seed!r}; give an int64")
-        tokens, warnings = self._tokens(name, request.input), []
+        tokens, warnings = tokens_of(name, request.input, self.tokenizer, self.target.config.vocab_size, self.path), []
         limit = config.max_source or self.source_limit
         if limit is not None and len(tokens) > limit:
             if not truncation:
@@ -341,43 +249,6 @@ class Model:
 
     def _text(self, tokens: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)
-
-    def _tokens(self, name: str, item: Any) -> list[int]:
-        if isinstance(item, str):
-            if not item.strip():
-                raise UserError(f"{name} is empty; give some text")
-            if not item.isascii() and (bad := _half_pair(item)) is not None:
-                raise UserError(f"{name} has half of a surrogate pair, {item[bad]!a}, at character {bad}; remove it")
-            if self.tokenizer is None:
-                raise UserError(f"{self.path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
-            return self.tokenizer.encode(item).ids
-        try:
-            tokens = [operator.index(token) for token in _checked_inputs(item)]
-        except (TypeError, ValueError):
-            raise UserError(f"{name} is neither a text nor a list of token ids; give one of the two") from None
-        if not tokens:
-            raise UserError(f"{name} is empty; give at least one token id")
-        vocabulary = self.target.config.vocab_size
-        if not all(0 <= token < vocabulary for token in tokens):
-            raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
-        return tokens
-
-
-def _checked_inputs(inputs: Any) -> Iterable:
-    """UserError: no list of inputs. Bytes and mappings are iterable, but never meant."""
-    if isinstance(inputs, (bytes, bytearray, Mapping)) or not isinstance(inputs, Iterable):
-        raise UserError(f"the input is of type {type(inputs).__name__}; give a text, a list of texts, or a list of lists of "
-                        "token ids")
-    return inputs
-
-
-def _half_pair(text: str) -> int | None:
-    """Where a text has half of a surrogate pair, which no encoding can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return None
 
 
 def _strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:

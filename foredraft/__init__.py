@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from foredraft.engine.drafters.registry import register as register
     from foredraft.engine.generate import Model as Model
-    from foredraft.engine.generate import Output as Output
-    from foredraft.engine.generate import load as load
+    from foredraft.engine.load import load as load
+    from foredraft.engine.output import Output as Output
     from foredraft.engine.params import SamplingParams as SamplingParams
     from foredraft.engine.protocols import Capabilities as Capabilities
     from foredraft.engine.protocols import Drafter as Drafter
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "foredraft.engine.generate",
+    "load": "foredraft.engine.load",
     "Model": "foredraft.engine.generate",
-    "Output": "foredraft.engine.generate",
+    "Output": "foredraft.engine.output",
     "Request": "foredraft.engine.runtime.requests",
     "Result": "foredraft.engine.runtime.requests",
     "SamplingParams": "foredraft.engine.params",

@@ -172,7 +172,7 @@ class FakeModel:
     def generate(self, inputs, *, max_new_tokens=128, draft_tokens=5, do_sample=False, temperature=1.0, top_k=0,
                  top_p=1.0, seed=None, stop_strings=None, streamer=None, batch_size=8, max_source=None, kv_memory=None,
                  verification="token", big_little=None):
-        from foredraft.engine.generate import Output
+        from foredraft.engine.output import Output
         from foredraft.engine.params import SamplingParams
 
         SamplingParams(max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, seed)

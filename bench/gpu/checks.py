@@ -12,7 +12,7 @@ from foredraft.bench.gpu.sizes import POSITION, Sizes, can_overlap, fill_caches,
 from foredraft.bench.harness.cases import sample_texts
 from foredraft.bench.harness.measure import spread
 from foredraft.engine.drafters.neural.lstm import LSTMConfig
-from foredraft.engine.generate import load
+from foredraft.engine.load import load
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 from foredraft.kernels.drafting.causal_conv_triton import CONVOLUTION

@@ -9,7 +9,8 @@ from pathlib import Path
 from foredraft.bench.gpu.sizes import Sizes
 from foredraft.bench.harness.cases import sample_texts
 from foredraft.bench.harness.measure import spread
-from foredraft.engine.generate import Model, load
+from foredraft.engine.generate import Model
+from foredraft.engine.load import load
 from foredraft.errors import UserError
 
 

@@ -28,7 +28,7 @@ from foredraft.bench.gpu import checks, device_drafters, precompile, times, tran
 from foredraft.bench.gpu.goals import goals_met
 from foredraft.bench.gpu.sizes import Sizes
 from foredraft.bench.report.tables import Table
-from foredraft.engine.generate import check_device
+from foredraft.engine.load import check_device
 from foredraft.errors import UserError
 
 # seconds of all sections together

@@ -45,7 +45,7 @@ def main(wanted: dict) -> dict:
     settings = replace(Settings(**wanted["settings"]), batch_size=1, max_new_tokens=1)
     start = time.perf_counter()
     if wanted["method"].partition(":")[0] in OURS:
-        from foredraft.engine.generate import load
+        from foredraft.engine.load import load
 
         model = load(wanted["target"], None, device=settings.device, dtype=wanted["dtype"], weights=wanted["weights"])
     else:

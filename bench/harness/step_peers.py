@@ -19,7 +19,7 @@ Run = Callable[[Sequence[int], int], list[int]]
 
 def _foredraft(weights: str):
     def build(folder: Path) -> Run:
-        from foredraft.engine.generate import load
+        from foredraft.engine.load import load
 
         model = load(folder, drafter=None, weights=weights)
         model.target.end_token = -1

@@ -21,7 +21,8 @@ from foredraft.bench.report.tables import Table
 from foredraft.cli import options
 from foredraft.cli.measuring import counting, finish, read_articles, run_script
 from foredraft.cli.output import announce_compilation
-from foredraft.engine.generate import Model, load
+from foredraft.engine.generate import Model
+from foredraft.engine.load import load
 from foredraft.errors import UserError
 
 EXACT = "fp32"

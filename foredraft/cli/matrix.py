@@ -64,7 +64,7 @@ def matrix(
     """Train every drafter with every method and seed on the same articles and steps, and evaluate each."""
     from foredraft import embedded
     from foredraft.cli.train import parse_sizes
-    from foredraft.engine.generate import check_device
+    from foredraft.engine.load import check_device
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data
     from foredraft.train.data.heldout import heldout_articles

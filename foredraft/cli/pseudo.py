@@ -36,7 +36,7 @@ def pseudo(
     as_json: options.Json = False,
 ) -> None:
     """Let the target summarise articles, for its drafters to learn from. Several processes may share --out."""
-    from foredraft.engine.generate import check_device
+    from foredraft.engine.load import check_device
     from foredraft.train.data.pseudo import EngineConfig, PseudoConfig
     from foredraft.train.data.pseudo import pseudo as make
 

@@ -92,7 +92,7 @@ def train(
     if drafter not in DRAFTERS:
         raise UserError(f"--drafter {drafter} is not known; use {', '.join(DRAFTERS)}")
     from foredraft import embedded
-    from foredraft.engine.generate import check_device
+    from foredraft.engine.load import check_device
     from foredraft.engine.models.checkpoint import find_checkpoint
     from foredraft.train.data.pairs import find_split
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from foredraft import embedded
 from foredraft.atomic_write import write_atomic
-from foredraft.engine.generate import Model, load
+from foredraft.engine.generate import Model
+from foredraft.engine.load import load
 from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError

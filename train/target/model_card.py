@@ -42,7 +42,7 @@ def lines_of(text: str) -> str:
 
 def engine_generate(folder: Path) -> Generate:
     """A function from sources to greedy summaries, both lists of tokens, by the engine without drafts."""
-    from foredraft.engine.generate import load
+    from foredraft.engine.load import load
 
     model = load(folder, drafter=None)
     return lambda sources: model.generate(sources, max_new_tokens=LONGEST, draft_tokens=0).token_ids

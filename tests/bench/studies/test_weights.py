@@ -7,7 +7,7 @@ import torch
 
 from foredraft.bench.harness.cases import Case
 from foredraft.bench.studies import weights
-from foredraft.engine.generate import load
+from foredraft.engine.load import load
 
 
 @pytest.fixture(scope="module")

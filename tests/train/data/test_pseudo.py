@@ -46,7 +46,7 @@ def sampled(data, tiny_model_path, tmp_path_factory):
 
 
 def test_records_contain_sources_and_the_targets_own_summaries(sampled, data, tiny_model_path):
-    from foredraft.engine.generate import load
+    from foredraft.engine.load import load
 
     records = list(read_pseudo(sampled))
     texts = [json.loads(line)["article"] for line in data.read_text().splitlines()][:N]
@@ -60,7 +60,7 @@ def test_records_contain_sources_and_the_targets_own_summaries(sampled, data, ti
 
 
 def test_greedy_records_equal_the_targets_greedy_output(data, tiny_model_path, tmp_path):
-    from foredraft.engine.generate import load
+    from foredraft.engine.load import load
 
     make(data, tmp_path, tiny_model_path)
     records = list(read_pseudo(tmp_path))

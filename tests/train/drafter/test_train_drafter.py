@@ -164,7 +164,7 @@ def test_cached_logits_replace_the_teacher(world, tmp_path):
 def test_alpha_in_training_equals_the_engines(world, tmp_path, drafter):
     """The teacher-forced module compared with the engine's drafter, prefix by prefix."""
     from foredraft.bench.harness.alpha import alpha_tv
-    from foredraft.engine.generate import load
+    from foredraft.engine.load import load
 
     context, _, heldout, _ = world
     train(world, tmp_path, steps=2, drafter=drafter, sizes=TINY[drafter])

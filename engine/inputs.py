@@ -1,0 +1,48 @@
+"""What callers pass as inputs: texts or tokens, checked."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from foredraft.errors import UserError
+
+
+def check_inputs(inputs: Any) -> Iterable:
+    """UserError: no list of inputs. Bytes and mappings are iterable, but never meant."""
+    if isinstance(inputs, (bytes, bytearray, Mapping)) or not isinstance(inputs, Iterable):
+        raise UserError(f"the input is of type {type(inputs).__name__}; give a text, a list of texts, or a list of lists of "
+                        "token ids")
+    return inputs
+
+
+def _half_pair(text: str) -> int | None:
+    """Where a text has half of a surrogate pair, which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path) -> list[int]:
+    """The tokens of one input, which messages call `name`. UserError: it has none, or some outside 0..vocabulary-1."""
+    if isinstance(item, str):
+        if not item.strip():
+            raise UserError(f"{name} is empty; give some text")
+        if not item.isascii() and (bad := _half_pair(item)) is not None:
+            raise UserError(f"{name} has half of a surrogate pair, {item[bad]!a}, at character {bad}; remove it")
+        if tokenizer is None:
+            raise UserError(f"{path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
+        return tokenizer.encode(item).ids
+    try:
+        tokens = [operator.index(token) for token in check_inputs(item)]
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is neither a text nor a list of token ids; give one of the two") from None
+    if not tokens:
+        raise UserError(f"{name} is empty; give at least one token id")
+    if not all(0 <= token < vocabulary for token in tokens):
+        raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
+    return tokens
