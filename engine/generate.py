@@ -16,7 +16,7 @@ from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import check_settings, make_drafter
-from foredraft.engine.inputs import check_inputs, tokens_of
+from foredraft.engine.inputs import check_inputs, cut_source, tokens_of
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
@@ -32,6 +32,7 @@ from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.runtime.static_batches import StaticBatches
 from foredraft.engine.runtime.stream import Stream
 from foredraft.engine.sampling.stop_strings import StopStrings
+from foredraft.engine.score import Scores, score
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
 
@@ -168,6 +169,30 @@ class Model:
         return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
                       self._jobs(requests, params, config, truncation), self._text, in_order)
 
+    def score(self, sources: str | Sequence[str | Sequence[int]], targets: str | Sequence[Any], *, batch_size: int = 8,
+              max_source: int | None = None) -> Scores:
+        """Log-probabilities of given targets, by teacher forcing.
+
+        Parameters
+        ----------
+        sources : str, or sequence of str or token sequences
+        targets : for each source a target (str or token sequence) or a list of targets
+            Of a single str: one target or a list of targets. A text ends as the tokenizer ends it (T5: `</s>`), tokens are
+            scored as they are. Targets of one source share its encoding.
+        batch_size, max_source
+            See params.BatchConfig. The batch size counts sources, and does not change the results.
+
+        Returns
+        -------
+        Scores
+
+        Raises
+        ------
+        UserError
+            An argument, a source or a target is wrong; nothing was scored.
+        """
+        return score(self, sources, targets, BatchConfig(batch_size, max_source))
+
     def _scheduler(self, params: SamplingParams, config: BatchConfig, lengths: list[int] | None, seeded: bool) -> Scheduler:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
         drafter, block = self.drafter, config.verification == "block"
@@ -233,16 +258,11 @@ class Model:
         seed = seed if request.seed is None else request.seed
         if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise UserError(f"{name} has seed {seed!r}; give an int64")
-        tokens, warnings = tokens_of(name, request.input, self.tokenizer, self.target.config.vocab_size, self.path), []
+        tokens = tokens_of(name, request.input, self.tokenizer, self.target.config.vocab_size, self.path)
         limit = config.max_source or self.source_limit
-        if limit is not None and len(tokens) > limit:
-            if not truncation:
-                raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
-            warnings.append(f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut "
-                            f"(the limit is {limit})")
-            # a source ends as the tokenizer ends it, unless the model has no end token
-            end = self.target.end_token
-            tokens = tokens[:limit] if end < 0 else [*tokens[: limit - 1], end]
+        if limit is not None and len(tokens) > limit and not truncation:
+            raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
+        tokens, warnings = cut_source(name, tokens, limit, self.target.end_token)
         stops = StopStrings(params.stop_strings, self._text) if params.stop_strings else None
         return Job(index, request.id, torch.tensor(tokens, dtype=torch.int64), params, self._width(params.draft_tokens),
                    int(seed), warnings, stops)

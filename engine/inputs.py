@@ -46,3 +46,15 @@ def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path)
     if not all(0 <= token < vocabulary for token in tokens):
         raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
     return tokens
+
+
+def cut_source(name: str, tokens: list[int], limit: int | None, end_token: int) -> tuple[list[int], list[str]]:
+    """The first `limit` tokens of a source, and a warning if some were cut.
+
+    A source ends as the tokenizer ends it, unless the model has no end token (negative).
+    """
+    if limit is None or len(tokens) <= limit:
+        return tokens, []
+    kept = tokens[:limit] if end_token < 0 else [*tokens[: limit - 1], end_token]
+    return kept, [f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut "
+                  f"(the limit is {limit})"]

@@ -46,7 +46,7 @@ ALLOWED = {
     "bench/gpu": ["bench", "train", "engine", "kernels", "ngram_native", "cli"],
 }
 # see everything below them
-FREE = {"engine/load.py", "engine/generate.py", "engine/output.py"}
+FREE = {"engine/load.py", "engine/generate.py", "engine/output.py", "engine/score.py"}
 TRANSFORMERS = {
     "engine/models/tokenizer.py", "engine/drafters/neural/t5_drafter.py", "bench/harness/methods.py",
     "bench/harness/step_peers.py", "bench/gpu/transformers_peer.py", "bench/harness/ctranslate2_peer.py",
