@@ -94,7 +94,10 @@ def _several(name: str, item: Any) -> list:
     """One target, or several, as a list."""
     if isinstance(item, str):
         return [item]
-    items = list(check_inputs(item))
+    try:
+        items = list(check_inputs(item))
+    except UserError:
+        raise UserError(f"{name} is of type {type(item).__name__}; give a text, token ids, or a list of targets") from None
     if not items:
         raise UserError(f"{name} is empty; give at least one token id, or at least one target")
     try:
