@@ -2,7 +2,8 @@
 
 A family is one `Family` in `FAMILIES`: a function from the entries of a config.json to a `ModelConfig`, and a mapping of
 tensor names. The kernels fix the rest: an RMS norm without bias before each sublayer, attention scores that are not scaled,
-a relative-position bias that all layers of a stack share, no other positions. Another family needs the same, or kernels.
+a relative-position bias that all layers of a stack share or that each has for itself, no other positions. Another family
+needs the same, or kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foredraft.errors import UserError
@@ -202,19 +203,29 @@ def _end_token(entry: int | list[int] | None, path: str | Path) -> int:
     return NO_END_TOKEN if not tokens or tokens[0] is None else tokens[0]
 
 
-def _t5_tensors(c: ModelConfig) -> dict[str, TensorParts]:
+def _mt5_config(c: dict, path: str | Path) -> ModelConfig:
+    # whatever its config.json says of tied embeddings, the output is not scaled
+    return _t5_config(c | {"scale_decoder_outputs": False}, path)
+
+
+def _umt5_tensors(c: ModelConfig) -> dict[str, TensorParts]:
+    return _t5_tensors(c, bias_layers=None)
+
+
+def _t5_tensors(c: ModelConfig, bias_layers: int | None = 1) -> dict[str, TensorParts]:
+    """bias_layers: the layers of a stack that hold a relative bias, from the first; None is all."""
     C, F, inner = c.d_model, c.d_ff, c.num_heads * c.d_kv
     wi = ("wi_0", "wi_1") if c.gated else ("wi",)
 
-    def per_layer(side: str, names: list[str], *shape: int) -> TensorParts:
-        count = c.num_layers if side == "encoder" else c.num_decoder_layers
+    def per_layer(side: str, names: list[str], *shape: int, layers: int | None = None) -> TensorParts:
+        count = layers or (c.num_layers if side == "encoder" else c.num_decoder_layers)
         return TensorParts(tuple(tuple(f"{side}.block.{i}.layer.{name}.weight" for name in names)
                                  for i in range(count)), shape)
 
     def single(name: str, *shape: int) -> TensorParts:
         return TensorParts(((f"{name}.weight",),), shape, False)
 
-    bias = "block.0.layer.0.SelfAttention.relative_attention_bias"
+    bias = "0.SelfAttention.relative_attention_bias"
     encoder = {
         "encoder_norms": per_layer("encoder", ["0.layer_norm", "1.layer_norm"], C),
         "encoder_qkv": per_layer("encoder", ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v"], inner, C),
@@ -222,7 +233,7 @@ def _t5_tensors(c: ModelConfig) -> dict[str, TensorParts]:
         "encoder_ff_in": per_layer("encoder", [f"1.DenseReluDense.{name}" for name in wi], F, C),
         "encoder_ff_out": per_layer("encoder", ["1.DenseReluDense.wo"], C, F),
         "encoder_norm": single("encoder.final_layer_norm", C),
-        "encoder_bias": single(f"encoder.{bias}", c.buckets, c.num_heads),
+        "encoder_bias": per_layer("encoder", [bias], c.buckets, c.num_heads, layers=bias_layers),
     }
     decoder = {
         "norms": per_layer("decoder", ["0.layer_norm", "1.layer_norm", "2.layer_norm"], C),
@@ -234,16 +245,17 @@ def _t5_tensors(c: ModelConfig) -> dict[str, TensorParts]:
         "ff_in": per_layer("decoder", [f"2.DenseReluDense.{name}" for name in wi], F, C),
         "ff_out": per_layer("decoder", ["2.DenseReluDense.wo"], C, F),
         "final_norm": single("decoder.final_layer_norm", C),
-        "decoder_bias": single(f"decoder.{bias}", c.buckets, c.num_heads),
+        "decoder_bias": per_layer("decoder", [bias], c.buckets, c.num_heads, layers=bias_layers),
     }
     return (encoder if c.num_layers else {}) | decoder
 
 
-# T5 v1.0 (ReLU, head tied to the embedding), v1.1, FLAN-T5 and mT5 (gated, a head of its own)
+# T5 v1.0 (ReLU, head tied to the embedding), v1.1 and FLAN-T5 (gated, a head of its own)
 T5_FAMILY = Family(
     _t5_config, _t5_tensors,
     embeddings=("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), head="lm_head.weight",
     unused=frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}))
 
-# By model_type in config.json.
-FAMILIES = {"t5": T5_FAMILY, "mt5": T5_FAMILY}
+# By model_type in config.json. UMT5 has a relative bias in every layer.
+FAMILIES = {"t5": T5_FAMILY, "mt5": replace(T5_FAMILY, config=_mt5_config),
+            "umt5": replace(T5_FAMILY, tensors=_umt5_tensors)}

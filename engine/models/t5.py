@@ -44,7 +44,7 @@ class T5:
         self.cache = KVCache(c.num_decoder_layers, c.num_heads, c.d_kv)
         self._all_sublayers = np.ones((c.num_decoder_layers, 3), np.bool_)
         self.encoder = T5Encoder(weights, self.backend)
-        self.bias = np.zeros((c.num_heads, 0), np.float32)
+        self.bias = np.zeros((1, c.num_heads, 0), np.float32)
         self._chains: dict[tuple[int, int], np.ndarray] = {}
         self._hidden = torch.zeros(0)
         self._logits = torch.zeros(0)
@@ -67,10 +67,10 @@ class T5:
     def prepare(self, num_sequences: int, query_positions: int) -> None:
         """Allocate the buffers of passes over B sequences of R query positions, for the cache as it is."""
         c = self.config
-        if self.bias.shape[1] < self.cache.slots:
+        if self.bias.shape[2] < self.cache.slots:
             distance = torch.arange(self.cache.slots)
             bucket = relative_bucket(-distance, c.buckets, c.max_distance, bidirectional=False)
-            self.bias = np.ascontiguousarray(self.weights.decoder_bias[bucket].T.numpy())
+            self.bias = self.weights.decoder_bias[:, bucket].mT.contiguous().numpy()
         # flat, so that a smaller batch is a contiguous view too
         self._hidden = torch.zeros(num_sequences * query_positions * c.d_model)
         self._chosen = torch.zeros(num_sequences * query_positions, dtype=torch.int64)

@@ -131,7 +131,7 @@ class T5Cuda:
     def _fill_bias(self) -> None:
         distance = torch.arange(self.slots, device=self.device)
         bucket = relative_bucket(-distance, self.config.buckets, self.config.max_distance, bidirectional=False)
-        self.buffers["bias"].copy_(self.weights.decoder_bias[bucket].T)
+        self.buffers["bias"].copy_(self.weights.decoder_bias[0, bucket].T)
 
     def reserve_slots(self, slots: int) -> None:
         """Make room for so many decoder positions; growing forgets what was decoded, and admitted sources stay."""

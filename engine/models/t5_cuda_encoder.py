@@ -33,7 +33,7 @@ class T5EncoderCuda:
         x = w.embedding[source].float()  # [S, C]
         position = torch.arange(S, device=x.device)
         bucket = relative_bucket(position - position[:, None], c.buckets, c.max_distance, bidirectional=True)
-        bias = w.encoder_bias[bucket].permute(2, 0, 1)[None].to(w.dtype).contiguous()  # [1, H, S, S]
+        bias = w.encoder_bias[0, bucket].permute(2, 0, 1)[None].to(w.dtype).contiguous()  # [1, H, S, S]
         for i in range(c.num_layers):
             qkv = F.linear(self._norm(x, w.encoder_norms[i, 0]), w.encoder_qkv[i]).view(S, 3, c.num_heads, c.d_kv)
             q, k, v = qkv.permute(1, 2, 0, 3)[:, None]  # each [1, H, S, D]

@@ -17,6 +17,7 @@ from foredraft.engine.models.checkpoint import StoredTensors, fill, read_config
 from foredraft.engine.models.device_memory import Layout, check_memory, layout_bytes
 from foredraft.engine.models.spec import ModelConfig, num_parameters, tensor_parts
 from foredraft.engine.models.t5_weights import DTYPES, check_types, default_storage
+from foredraft.errors import UserError
 
 # How the decoder's matrices and the head may be stored on a device.
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,7 +40,7 @@ class T5WeightsCuda:
     tensors : dict[str, Tensor]
         embedding, head [V, C] (one tensor where they are tied and of one type);
         encoder_qkv [Le, 3HD, C], encoder_out [Le, C, HD], encoder_ff_in [Le, F or 2F, C] (gate, then linear part),
-        encoder_ff_out [Le, C, F]; encoder_norms [Le, 2, C], encoder_norm [C] and encoder_bias, decoder_bias [buckets, H]
+        encoder_ff_out [Le, C, F]; encoder_norms [Le, 2, C], encoder_norm [C] and encoder_bias, decoder_bias [1, buckets, H]
         float32; cross_kv [L, 2HD, C]; norms [L, 3, C], final_norm [C] float32;
         qkv, self_out, cross_q, cross_out, ff_in, ff_out [L, ...]. A decoder without an encoder has no encoder_*.
     """
@@ -145,6 +146,9 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
     """
     check_types(dtype, weights, tuple(STORED), " on a GPU")
     config = read_config(path)
+    if len(tensor_parts(config, True)["decoder_bias"].names) > 1:
+        raise UserError(f"{path}: a {config.model_type} has a relative bias in each layer, which the CUDA kernels do not "
+                        "read; use device 'cpu'")
     with StoredTensors(path) as tensors:
         tensors.check_names(config)
         name, tied = tensors.tables(config)

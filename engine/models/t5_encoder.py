@@ -39,7 +39,7 @@ class T5Encoder:
         for i in range(c.num_layers):
             norm(x.numpy(), w.encoder_norms[i, 0].numpy(), c.epsilon, normed.numpy())
             torch.mm(normed.to(dtype), w.encoder_qkv[i].T, out=qkv)
-            ENCODER_ATTENTION[self.backend](qkv.float().numpy(), bias, attended.numpy())
+            ENCODER_ATTENTION[self.backend](qkv.float().numpy(), bias[i % len(bias)], attended.numpy())
             x += torch.mm(attended.to(dtype), w.encoder_out[i].T, out=added)
             norm(x.numpy(), w.encoder_norms[i, 1].numpy(), c.epsilon, normed.numpy())
             torch.mm(normed.to(dtype), w.encoder_ff_in[i].T, out=inner)
@@ -49,7 +49,7 @@ class T5Encoder:
         return normed
 
     def _bias(self, S: int) -> np.ndarray:
-        """[H, 2S - 1], indexed by key - query + S - 1."""
+        """[1 or Le, H, 2S - 1], indexed by key - query + S - 1."""
         c = self.config
         bucket = relative_bucket(torch.arange(-(S - 1), S), c.buckets, c.max_distance, bidirectional=True)
-        return np.ascontiguousarray(self.weights.encoder_bias[bucket].T.numpy())
+        return self.weights.encoder_bias[:, bucket].mT.contiguous().numpy()

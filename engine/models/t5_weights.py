@@ -41,7 +41,8 @@ class T5Weights:
     qkv, self_out, cross_q, cross_out, ff_in, ff_out : np.ndarray
         Packed; shapes in kernels/model/decoder.py.
     cross_kv : Tensor [L, 2HD, C]
-    decoder_bias, encoder_bias : Tensor [buckets, H] float32
+    decoder_bias, encoder_bias : Tensor [1, buckets, H] float32
+        Of all layers together; where each layer has its own, [L, buckets, H] and [Le, buckets, H].
     encoder_norms [Le, 2, C], encoder_norm [C] : Tensor float32
     encoder_qkv [Le, 3HD, C], encoder_out [Le, C, HD], encoder_ff_in [Le, F or 2F, C], encoder_ff_out [Le, C, F] : Tensor
         The encoder's are None in a decoder without an encoder.

@@ -6,7 +6,7 @@
     qkv [L, 3HD/16, C, 16], self_out [L, C/16, HD, 16], cross_q [L, HD/16, C, 16], cross_out [L, C/16, HD, 16],
     ff_in [L, F/16 or 2F/16, C, 16] (gate, then linear half), ff_out [L, C/16, F, 16]      packed as in linear.py,
                                                or quantised: then the third size is greater by 4
-    bias                        [H, T]         as in attention.py
+    bias                        [1 or L, H, T] as in attention.py, of all layers together or of each
     k, v                        [L, B, H, T, D], written at slots positions[:, 0] + query position
     pages_k, pages_v            [L, P, ...], table, sources: as in attention.py
     activation                  int            as in activation.py;  gated bool
@@ -45,7 +45,8 @@ def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, 
             for i, (b, r) in enumerate(zip(sequences, queries, strict=True)):
                 k[layer, b, :, positions[b, 0] + r] = new_k[i]
                 v[layer, b, :, positions[b, 0] + r] = new_v[i]
-            attended = self_attention_reference(q, sequences, queries, positions, parents, k[layer], v[layer], bias)
+            attended = self_attention_reference(q, sequences, queries, positions, parents, k[layer], v[layer],
+                                                bias[layer % len(bias)])
             x = x + linear_reference(attended.reshape(len(sequences), H * D), self_out[layer], C)
         if kept[layer, 1]:
             q = linear_reference(norm_reference(x, norms[layer, 1], epsilon), cross_q[layer], H * D).reshape(-1, H, D)
@@ -98,7 +99,8 @@ def layers_loop(x, sequences, queries, positions, parents, norms, qkv, self_out,
                         q[i, h, d] = mixed[i, h * D + d]
                         k[layer, b, h, slot, d] = mixed[i, (H + h) * D + d]
                         v[layer, b, h, slot, d] = mixed[i, (2 * H + h) * D + d]
-            self_attention_loop(q, sequences, queries, positions, parents, k[layer], v[layer], bias, attended, threads)
+            self_attention_loop(q, sequences, queries, positions, parents, k[layer], v[layer], bias[layer % bias.shape[0]],
+                                attended, threads)
             linear_loop(attended.reshape(n, H * D), self_out[layer], added, threads)
             x += added
         if kept[layer, 1]:
