@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from foredraft.engine.protocols import Drafter as Drafter
     from foredraft.engine.runtime.requests import Request as Request
     from foredraft.engine.runtime.requests import Result as Result
+    from foredraft.engine.score import Scores as Scores
     from foredraft.engine.state import Draft as Draft
     from foredraft.engine.stats import DecodeStats as DecodeStats
     from foredraft.errors import UserError as UserError
@@ -41,6 +42,7 @@ _HOME = {
     "Request": "foredraft.engine.runtime.requests",
     "Result": "foredraft.engine.runtime.requests",
     "SamplingParams": "foredraft.engine.params",
+    "Scores": "foredraft.engine.score",
     "DecodeStats": "foredraft.engine.stats",
     "Drafter": "foredraft.engine.protocols",
     "Capabilities": "foredraft.engine.protocols",

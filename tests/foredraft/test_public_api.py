@@ -44,6 +44,8 @@ def typed_program(path: Path) -> list[str | None]:
     assert 0 <= rate <= 1
     results: list[foredraft.Result] = list(model.stream([foredraft.Request("w5 w6", id="a", seed=1)], max_new_tokens=4))
     texts: list[str | None] = [result.text for result in results] + out.texts
+    scores: foredraft.Scores = model.score(["w5 w6"], [["w7", "w8"]])
+    assert len(scores.sums) == 2
     params = foredraft.SamplingParams(max_new_tokens=4, temperature=0.5)
     assert params.max_new_tokens == 4 and foredraft.__version__
     return texts
