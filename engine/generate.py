@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+import numpy as np
 import torch
 
+from foredraft.engine.arguments import SamplingSettings, check_settings, known_settings, merge, override
 from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.registry import check_settings, make_drafter
-from foredraft.engine.inputs import check_inputs, cut_source, tokens_of
+from foredraft.engine.drafters.registry import check_drafter_settings, make_drafter
+from foredraft.engine.inputs import check_inputs, tokens_of
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
@@ -31,8 +32,9 @@ from foredraft.engine.runtime.requests import Job, Request, Result
 from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.runtime.static_batches import StaticBatches
 from foredraft.engine.runtime.stream import Stream
-from foredraft.engine.sampling.stop_strings import StopStrings
-from foredraft.engine.score import Scores, score
+from foredraft.engine.sampling.logits_pipeline import make_processors
+from foredraft.engine.sampling.processor import Context
+from foredraft.engine.sampling.stop_rules import make_stop_rules
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
 
@@ -41,8 +43,11 @@ class Model:
     """A target with a drafter. Calls from several threads wait for each other; so do models that share weights."""
 
     def __init__(self, target: T5 | T5Cuda, tokenizer: Any, drafter: str | Path | Drafter | None, path: Path, dtype: str,
-                 ownership: Ownership | None = None):
+                 ownership: Ownership | None = None, settings: Mapping[str, Any] | None = None,
+                 warnings: Sequence[str] = ()):
+        """settings, warnings: as arguments.checkpoint_settings returns them."""
         self.target, self.tokenizer, self.path, self.dtype = target, tokenizer, path, dtype
+        self.settings, self.warnings, self._has_warned = dict(settings or {}), list(warnings), False
         self.ownership = ownership or Ownership()
         self.drafter = make_drafter(drafter, target, path, tokenizer, str(target.device))
         self.graphs = CapturedSteps() if isinstance(target, T5Cuda) else None
@@ -59,7 +64,7 @@ class Model:
 
     def with_drafter(self, drafter: str | Path | Drafter | None) -> Model:
         """The same weights and caches with another drafter."""
-        return Model(self.target, self.tokenizer, drafter, self.path, self.dtype, self.ownership)
+        return Model(self.target, self.tokenizer, drafter, self.path, self.dtype, self.ownership, self.settings)
 
     def describe(self) -> dict:
         """What records say of a model: name, hash, dtype, parameters, drafter, threads."""
@@ -70,28 +75,27 @@ class Model:
                 "parameters": self.target.weights.parameters(), "drafter": self.drafter.name,
                 "threads": get_num_threads()}
 
-    def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 128,
-                 draft_tokens: int | str | None = None, do_sample: bool = False, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int | Sequence[int] | None = None,
-                 stop_strings: str | Sequence[str] | None = None, streamer: Any = None, batch_size: int = 8,
-                 max_source: int | None = None, kv_memory: int | None = None, verification: str = "token",
-                 big_little: tuple[float, float] | None = None) -> Output:
+    def generate(self, inputs: str | Sequence[str] | Sequence[Sequence[int]], *, seed: int | Sequence[int] | None = None,
+                 generation_config: Any = None, streamer: Any = None, batch_size: int = 8, max_source: int | None = None,
+                 kv_memory: int | None = None, verification: str = "token",
+                 big_little: tuple[float, float] | None = None, **settings: Unpack[SamplingSettings]) -> Output:
         """Decode any number of inputs.
 
         Parameters
         ----------
         inputs : str, sequence of str, or sequence of token sequences
             Token sequences end as the model expects (T5: `</s>`).
-        draft_tokens : int, "auto" or None
-            K; None is 5. Drafter "auto" always adapts its draft lengths: a number is its longest draft.
         seed : int, sequence of int or None
             A sequence holds one int64 seed for each input, whatever the input's position in the call.
+        generation_config : transformers.GenerationConfig, mapping or None
+            Settings that count where no argument is given; None is the checkpoint's own.
         streamer
             Has transformers' put(token_ids) and end(); takes a single input.
-        max_new_tokens, do_sample, temperature, top_k, top_p, stop_strings
-            See SamplingParams.
         batch_size, max_source, kv_memory, verification, big_little
             See params.BatchConfig.
+        **settings
+            The fields of SamplingParams, with the names of transformers' arguments. What is not given is taken from the
+            checkpoint's generation_config.json; draft_tokens (K) is 5 by default, or adaptive with a drafter that adapts.
 
         Returns
         -------
@@ -100,23 +104,23 @@ class Model:
         Raises
         ------
         UserError
-            An argument or an input is wrong; nothing was decoded.
+            An argument or an input is wrong, or a function of the caller failed.
         """
         try:
             own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
-            params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p,
-                                    seed if own_seeds is None else None, _strings(stop_strings))
-            params.warn_ignored()
+            given = check_settings(settings | {"seed": None if own_seeds else seed})
+            defaults = self._defaults(generation_config)
             config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
             inputs = [inputs] if isinstance(inputs, str) else list(check_inputs(inputs))
             if streamer is not None and len(inputs) != 1:
                 raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
             if own_seeds is not None and len(own_seeds) != len(inputs):
                 raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
-            config.check(params)
             requests = [Request(item, seed=own_seeds and own_seeds[index]) for index, item in enumerate(inputs)]
+            params = self._params(given, defaults, config)
+            params.warn_ignored(given)
             # all inputs are checked before the first is decoded
-            jobs = list(self._jobs(requests, params, config, truncation=True))
+            jobs = list(self._jobs(requests, given, defaults, params, config, truncation=True))
             for job in jobs:
                 if isinstance(job, Result):
                     raise job.error
@@ -127,6 +131,8 @@ class Model:
                 with Stream(self.ownership, lambda: self._scheduler(params, config, lengths, seeded), iter(jobs), self._text,
                             in_order=True) as stream:
                     for result in stream:
+                        if result.error is not None:
+                            raise result.error
                         output.add(result)
                     output.stats = stream.stats
             output.stats.close_seconds(now() - began)
@@ -137,11 +143,9 @@ class Model:
                 streamer.end()
 
     def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
-               max_new_tokens: int = 128, draft_tokens: int | str | None = None, do_sample: bool = False,
-               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None,
-               stop_strings: str | Sequence[str] | None = None, batch_size: int = 8, max_source: int | None = None,
-               kv_memory: int | None = None, verification: str = "token",
-               big_little: tuple[float, float] | None = None) -> Stream:
+               generation_config: Any = None, batch_size: int = 8, max_source: int | None = None,
+               kv_memory: int | None = None, verification: str = "token", big_little: tuple[float, float] | None = None,
+               **settings: Unpack[SamplingSettings]) -> Stream:
         """Decode requests as they come; until the stream ends or is closed, calls of other threads wait.
 
         Parameters
@@ -152,7 +156,7 @@ class Model:
             Results in the order of the requests; otherwise as they end.
         truncation : bool
             Cut a source longer than max_source; otherwise it is an error of its request.
-        max_new_tokens, ...
+        generation_config, batch_size, max_source, kv_memory, verification, big_little, **settings
             As in `generate`, for requests without settings of their own.
 
         Returns
@@ -160,43 +164,31 @@ class Model:
         Stream
             An iterator of Result.
         """
-        params = SamplingParams(max_new_tokens, self._draft_tokens(draft_tokens), do_sample, temperature, top_k, top_p, seed,
-                                _strings(stop_strings))
-        params.warn_ignored()
+        given, defaults = check_settings(settings), self._defaults(generation_config)
         config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
-        config.check(params)
+        params = self._params(given, defaults, config)
+        params.warn_ignored(given)
         requests = [requests] if isinstance(requests, str) else check_inputs(requests)
         return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
-                      self._jobs(requests, params, config, truncation), self._text, in_order)
+                      self._jobs(requests, given, defaults, params, config, truncation), self._text, in_order)
 
-    def score(self, sources: str | Sequence[str | Sequence[int]], targets: str | Sequence[Any], *, batch_size: int = 8,
-              max_source: int | None = None) -> Scores:
-        """Log-probabilities of given targets, by teacher forcing.
+    def _defaults(self, generation_config: Any) -> dict[str, Any]:
+        """Settings that count where none is given: of this object, or of the checkpoint."""
+        if generation_config is None:
+            return self.settings
+        entries = generation_config if isinstance(generation_config, Mapping) else generation_config.to_dict()
+        return override(self.settings, known_settings(entries))
 
-        Parameters
-        ----------
-        sources : str, or sequence of str or token sequences
-        targets : for each source a target (str or token sequence) or a list of targets
-            Of a single str: one target or a list of targets. A text ends as the tokenizer ends it (T5: `</s>`), tokens are
-            scored as they are. Targets of one source share its encoding.
-        batch_size, max_source
-            See params.BatchConfig. The batch size counts sources, and does not change the results.
-
-        Returns
-        -------
-        Scores
-
-        Raises
-        ------
-        UserError
-            An argument, a source or a target is wrong; nothing was scored.
-        """
-        return score(self, sources, targets, BatchConfig(batch_size, max_source))
+    def _params(self, given: Mapping[str, Any], defaults: Mapping[str, Any], config: BatchConfig) -> SamplingParams:
+        adaptive = {"draft_tokens": AUTO} if self.drafter.capabilities.adaptive else {}
+        params = merge(given, adaptive | defaults)
+        config.check(params)
+        return params
 
     def _scheduler(self, params: SamplingParams, config: BatchConfig, lengths: list[int] | None, seeded: bool) -> Scheduler:
         """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
         drafter, block = self.drafter, config.verification == "block"
-        check_settings(drafter, params, config, self.graphs is not None)
+        check_drafter_settings(drafter, params, config, self.graphs is not None)
         if self.graphs is not None:
             return StaticBatches(self.target, drafter, self.graphs, config.batch_size, block)
         width = self._width(params.draft_tokens)
@@ -216,60 +208,70 @@ class Model:
             self.target, drafter, batch_size=batch_size, max_new_tokens=params.max_new_tokens, draft_tokens=width,
             longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=block, big_little=config.big_little)
 
-    def _draft_tokens(self, given: int | str | None) -> int | str:
-        """The argument, or this drafter's default."""
-        if given is not None:
-            return given
-        return AUTO if self.drafter.capabilities.adaptive else SamplingParams.draft_tokens
-
     def _width(self, draft_tokens: int | str) -> int:
         """The longest draft, K of the state."""
         if isinstance(self.drafter, NoDrafter):
             return 0
         return MAX_DRAFT if draft_tokens == AUTO else draft_tokens
 
-    def _jobs(self, requests: Iterable[Request | str | Sequence[int]], params: SamplingParams, config: BatchConfig,
+    def _jobs(self, requests: Iterable[Request | str | Sequence[int]], given: Mapping[str, Any],
+              defaults: Mapping[str, Any], params: SamplingParams, config: BatchConfig,
               truncation: bool) -> Iterator[Job | Result]:
-        """Each request checked; a Result with the error of one that cannot be decoded."""
+        """Each request checked; a Result with the error of one that cannot be decoded.
+
+        given, defaults: settings of the call; params: what they make of a request without settings of its own.
+        """
         call_seed = secrets.randbits(63) if params.seed is None else params.seed
         for index, request in enumerate(requests):
             request = request if isinstance(request, Request) else Request(request)
             try:
-                yield self._job(index, request, params, config, request_seed(call_seed, index), truncation)
+                own = check_settings(request.settings)
+                seed, of_request = own.pop("seed", request_seed(call_seed, index)), params
+                if own.get("draft_tokens") == AUTO != params.draft_tokens:
+                    raise UserError("draft_tokens 'auto' is a setting of a whole stream: open the stream with it; a number "
+                                    "in a request is then its longest draft")
+                if own:
+                    of_request = self._params(override(given, own), defaults, config)
+                yield self._job(index, request, of_request, config, seed, truncation)
             except UserError as error:
                 yield Result(index, request.id, "error", error=error)
 
     def _job(self, index: int, request: Request, params: SamplingParams, config: BatchConfig, seed: int,
              truncation: bool) -> Job:
-        own = {name: getattr(request, name) for name in (
-            "max_new_tokens", "draft_tokens", "do_sample", "temperature", "top_k", "top_p")}
-        own = {name: value for name, value in own.items() if value is not None}
-        if request.stop_strings is not None:
-            own["stop_strings"] = _strings(request.stop_strings)
-        if own.get("draft_tokens") == AUTO != params.draft_tokens:
-            raise UserError("draft_tokens 'auto' is a setting of a whole stream: open the stream with it; a number in a "
-                            "request is then its longest draft")
-        if own:
-            params = replace(params, **own)
-            config.check(params)
         if params.stop_strings and self.tokenizer is None:
             raise UserError(f"{self.path}: stop_strings need a tokenizer; put tokenizer.json beside config.json")
         name = f"input {index + 1}" if request.id is None else str(request.id)
-        seed = seed if request.seed is None else request.seed
         if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise UserError(f"{name} has seed {seed!r}; give an int64")
-        tokens = tokens_of(name, request.input, self.tokenizer, self.target.config.vocab_size, self.path)
+        model, warnings = self.target.config, []
+        tokens = tokens_of(name, request.input, self.tokenizer, model.vocab_size, self.path)
+        if not self._has_warned:
+            self._has_warned, warnings = True, list(self.warnings)
         limit = config.max_source or self.source_limit
-        if limit is not None and len(tokens) > limit and not truncation:
-            raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
-        tokens, warnings = cut_source(name, tokens, limit, self.target.end_token)
-        stops = StopStrings(params.stop_strings, self._text) if params.stop_strings else None
+        if limit is not None and len(tokens) > limit:
+            if not truncation:
+                raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
+            warnings.append(f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut "
+                            f"(the limit is {limit})")
+            # a source ends as the tokenizer ends it, unless the model has no end token
+            end = self.target.end_token
+            tokens = tokens[:limit] if end < 0 else [*tokens[: limit - 1], end]
+        end_tokens = self.target.end_tokens if params.eos_token_id is None else params.eos_token_id
+        start_token = self.target.start_token if params.decoder_start_token_id is None else params.decoder_start_token_id
+        for argument, values in (("eos_token_id", end_tokens), ("decoder_start_token_id", [start_token])):
+            if outside := [token for token in values if token >= model.vocab_size]:
+                raise UserError(f"{argument} is {outside[0]}; the model's tokens are 0..{model.vocab_size - 1}")
+        context = Context(np.array(tokens, np.int64), end_tokens, params.max_new_tokens + 1, model.vocab_size,
+                          self.target.backend)
+        processors = make_processors(params, context, index)
+        refused = params.beyond_temperature if self.graphs is not None else ()
+        if config.big_little is not None and processors:
+            refused = params.beyond_temperature
+        if refused:
+            where = "on a CUDA device" if self.graphs is not None else "with big_little"
+            raise UserError(f"{', '.join(refused)}: not supported {where}; leave it out")
         return Job(index, request.id, torch.tensor(tokens, dtype=torch.int64), params, self._width(params.draft_tokens),
-                   int(seed), warnings, stops)
+                   int(seed), warnings, end_tokens, start_token, processors, make_stop_rules(params, self._text))
 
     def _text(self, tokens: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)
-
-
-def _strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from foredraft import embedded
+from foredraft.engine.arguments import checkpoint_settings
 from foredraft.engine.generate import Model
 from foredraft.engine.models.checkpoint import find_checkpoint
 from foredraft.engine.models.t5 import T5
@@ -55,7 +56,8 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
         target = T5(load_weights(folder, dtype, weights))
     else:
         target = T5Cuda(load_cuda_weights(folder, device, dtype, weights))
-    return Model(target, load_tokenizer(folder), drafter, folder, dtype)
+    settings, warnings = checkpoint_settings(folder)
+    return Model(target, load_tokenizer(folder), drafter, folder, dtype, settings=settings, warnings=warnings)
 
 
 def check_device(device: str) -> None:

@@ -17,7 +17,8 @@ class Target(Protocol):
     """The model whose distribution is kept. Tokens and positions are int64, hidden states and logits float32."""
 
     start_token: int
-    end_token: int
+    end_token: int  # the first of end_tokens, or -1
+    end_tokens: tuple[int, ...]
     device: torch.device  # of its tensors, and of the states it decodes
 
     def admit(self, sequences: Sequence[int], sources: Sequence[Tensor]) -> list[Tensor]: ...  # encoder outputs [S_i, C]

@@ -7,8 +7,9 @@ host, except `truncate`, which the host calls between steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from foredraft.kernels.core.backend import backend_of
 from foredraft.kernels.step.commit import COMMIT
+from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
 from foredraft.kernels.step.step_inputs import ALLOWED, STEP_INPUTS
 from foredraft.kernels.verify.accept_triton import CommitTensors
 
@@ -122,11 +124,21 @@ class Host(NamedTuple):
     last_accepted: np.ndarray
 
 
+class LogitsPipeline(Protocol):
+    """What verification needs of the logits processors (engine/sampling/logits_pipeline.py)."""
+
+    is_active: bool  # whether a sequence has any
+
+    def process(self, state: DecodeState, draft: Draft, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+    def record(self, tokens: np.ndarray, counts: np.ndarray, path: np.ndarray) -> None: ...
+
+
 def state_bytes(batch_size: int, draft_tokens: int, capacity: int, width: int) -> int:
     """Bytes of a DecodeState with B = batch_size, K = draft_tokens, T = capacity, C = width."""
     R = draft_tokens + 1
-    # tokens and proposers, hidden, counts by draft position and default parents, step inputs and default path; scalars
-    sequence = 9 * (capacity + 1) + 4 * width + 24 * draft_tokens + 32 * R + 105
+    # tokens and proposers, hidden, counts by draft position and default parents, step inputs and default path; end tokens;
+    # scalars
+    sequence = 9 * (capacity + 1) + 4 * width + 24 * draft_tokens + 32 * R + 8 * MAX_END_TOKENS + 105
     return batch_size * sequence + 8 * R
 
 
@@ -145,6 +157,10 @@ class DecodeState:
     finished : Tensor [B] bool
     limits : Tensor [B] int64
         The length at which a sequence ends, at most T.
+    end_token : int
+        The model's, which a draft ends with; -1 is none.
+    end_tokens : Tensor [B, MAX_END_TOKENS] int64
+        The tokens that end a sequence, then -1.
     proposer : Tensor [B, T + 1] uint8
         Who proposed each token, an index into `registry.PROPOSERS`.
     draft_tokens : Tensor [B] int64
@@ -163,6 +179,8 @@ class DecodeState:
         Verify dense drafts as blocks.
     fallback, rollback : float, float or None
         Thresholds of Big Little Decoder, LOSSY (kernels/verify/big_little_rollback.py).
+    pipeline : LogitsPipeline or None
+        The logits processors of the sequences (CPU only).
     """
 
     def __init__(self, *, limits: Tensor, draft_tokens: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
@@ -171,9 +189,12 @@ class DecodeState:
         self.capacity = int(limits.max()) if capacity is None else capacity
         # set before the first step
         self.block, self.fallback, self.rollback = False, 0.0, None
+        self.pipeline: LogitsPipeline | None = None
         self.max_draft = int(draft_tokens.max())
         self.backend = backend_of(limits)
-        self.end_token = end_token
+        self.start_token, self.end_token = start_token, end_token
+        self.end_tokens = torch.full((B, MAX_END_TOKENS), -1, dtype=torch.int64, device=device)
+        self.end_tokens[:, 0] = end_token
         self.tokens = torch.full((B, self.capacity + 1), start_token, dtype=torch.int64, device=device)
         self.proposer = torch.zeros(B, self.capacity + 1, dtype=torch.uint8, device=device)
         self.lengths = torch.ones(B, dtype=torch.int64, device=device)
@@ -201,6 +222,7 @@ class DecodeState:
             self._host_written, self._host_room, self._host_inside, self._host_chain = (
                 tuple(tensor.numpy() for tensor in tensors)
                 for tensors in (self._written, self._room, self._inside, (self.chain_parents, self._chain_path)))
+            self._host_ends = self.end_tokens.numpy()
         # buffers of a CUDA state: its own, and those of verify.py and draft_sampling.py, allocated in the first step
         self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
         self._inputs = tuple(torch.zeros(B, K + 1, dtype=torch.int64, device=device) for _ in range(3))
@@ -267,24 +289,35 @@ class DecodeState:
         if draft.parents is not None:
             parents, path = draft.parents.numpy(), verification.path.numpy()
         COMMIT[self.backend](*(tensor.numpy() for tensor in verified), path, draft.lengths.numpy(), parents,
-                             draft.proposer.numpy(), hidden.numpy(), self._host_room[1], self.end_token, *self._host_written)
+                             draft.proposer.numpy(), hidden.numpy(), self._host_room[1], self._host_ends,
+                             *self._host_written)
 
     def committed_into(self, draft: Draft, hidden: Tensor) -> CommitTensors:
         """What a commit on CUDA reads of the draft and the state, and what it writes."""
-        return CommitTensors(draft.proposer, hidden, self.limits, self.end_token, *self._written)
+        return CommitTensors(draft.proposer, hidden, self.limits, self.end_tokens, *self._written)
 
     def start(self, sequence: int, *, limit: int, draft_tokens: int, temperature: float, top_k: int, top_p: float,
-              seed: int) -> None:
-        """Start a new request in a sequence (between steps, CPU only). limit <= capacity, draft_tokens <= max_draft."""
+              seed: int, end_tokens: Sequence[int] | None = None, start_token: int | None = None) -> None:
+        """Start a new request in a sequence (between steps, CPU only). limit <= capacity, draft_tokens <= max_draft.
+
+        end_tokens, start_token: None takes the model's.
+        """
         if limit > self.capacity or draft_tokens > self.max_draft:
             raise ValueError(f"limit {limit} and {draft_tokens} drafts in a state of {self.capacity} and {self.max_draft}")
         _tokens, _proposer, lengths, finished, *counters = self._host_written
         for counter in counters:
             counter[sequence] = 0
         lengths[sequence], finished[sequence] = 1, False
+        self.tokens[sequence, 0] = self.start_token if start_token is None else start_token
+        self.set_end_tokens(sequence, [self.end_token] if end_tokens is None else end_tokens)
         self.limits[sequence], self.draft_tokens[sequence], self.seeds[sequence] = limit, draft_tokens, seed
         self.temperature[sequence], self.top_k[sequence], self.top_p[sequence] = temperature, top_k, top_p
         self._update_flags()
+
+    def set_end_tokens(self, sequence: int, tokens: Sequence[int]) -> None:
+        """The tokens that end a sequence, at most MAX_END_TOKENS."""
+        self.end_tokens[sequence] = -1
+        self.end_tokens[sequence, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
 
     def stop(self, sequence: int) -> None:
         """Leave a sequence idle: finished and greedy until it is started again."""

@@ -46,17 +46,23 @@ def verify(state: DecodeState, draft: Draft, hidden: Tensor, target: Target) -> 
     tokens, counts, path = outputs = np.zeros((B, K + 1), np.int64), np.ones(B, np.int64), np.zeros((B, K + 1), np.int64)
     parents = state.chain_parents if draft.parents is None else draft.parents
     proposed = draft.tokens.numpy(), draft.lengths.numpy()
+    pipeline = state.pipeline if state.pipeline is not None and state.pipeline.is_active else None
     if state.rollback is not None:
         ROLLBACK[state.backend](target.logits(hidden).numpy(), *proposed, state.rollback, tokens, counts)
-    elif state.greedy:
+    elif state.greedy and pipeline is None:
         ACCEPT_GREEDY[state.backend](target.choose(hidden).numpy(), *proposed, parents.numpy(), *outputs)
     else:
-        host, distributions = state.host, NO_DISTRIBUTIONS
+        host, distributions, logits = state.host, NO_DISTRIBUTIONS, target.logits(hidden).numpy()
         if draft.logits is not None:
             distributions = draft.logits.contiguous().numpy(), draft.lse.contiguous().numpy()
+        warp = host.temperature, host.top_k, host.top_p
+        if pipeline is not None:
+            warp = pipeline.process(state, draft, logits)
         (BLOCK if state.block and draft.parents is None else ACCEPT_SAMPLED)[state.backend](
-            target.logits(hidden).numpy(), *proposed, parents.numpy(), draft.dense.numpy(), *distributions, host.temperature,
-            host.top_k, host.top_p, host.seeds, host.lengths, *outputs)
+            logits, *proposed, parents.numpy(), draft.dense.numpy(), *distributions, *warp, host.seeds, host.lengths,
+            *outputs)
+        if pipeline is not None:
+            pipeline.record(*outputs)
     tokens, counts, path = map(torch.from_numpy, outputs)
     return Verification(tokens, counts, None if draft.parents is None else path)
 

@@ -215,7 +215,7 @@ def make_drafter(spec: str | Path | Drafter | None, target: Any, target_folder: 
     raise UserError(f"drafter {str(spec)!r} is not known; give {specs()}")
 
 
-def check_settings(drafter: Drafter, params: SamplingParams, config: BatchConfig, on_cuda: bool) -> None:
+def check_drafter_settings(drafter: Drafter, params: SamplingParams, config: BatchConfig, on_cuda: bool) -> None:
     """Refuse what this drafter, or decoding on CUDA, cannot do (UserError)."""
     can, adapts = drafter.capabilities, params.draft_tokens == AUTO
     if on_cuda and (adapts or config.big_little is not None or config.kv_memory is not None):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from foredraft.errors import UserError
 from foredraft.kernels.model.activation import ACTIVATIONS
+from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
 
 # The end token of a model that has none: no token equals it.
 NO_END_TOKEN = -1
@@ -43,8 +44,9 @@ class ModelConfig:
         Whether a feed-forward sublayer is gated (Shazeer 2020).
     head_scale : float
         Factor of the last hidden state before the language-model head.
-    start_token, end_token, pad_token : int
-        `end_token` is `NO_END_TOKEN` where the model has none.
+    start_token, pad_token : int
+    end_tokens : tuple of int
+        Tokens that end a text; none where the model has none.
     source_limit : int or None
         The most source tokens that the checkpoint says it takes.
     """
@@ -64,9 +66,14 @@ class ModelConfig:
     gated: bool
     head_scale: float
     start_token: int
-    end_token: int
+    end_tokens: tuple[int, ...]
     pad_token: int
     source_limit: int | None
+
+    @property
+    def end_token(self) -> int:
+        """The first end token, or `NO_END_TOKEN`."""
+        return self.end_tokens[0] if self.end_tokens else NO_END_TOKEN
 
     @classmethod
     def from_json(cls, path: Path) -> ModelConfig:
@@ -191,16 +198,16 @@ def _t5_config(c: dict, path: str | Path) -> ModelConfig:
         max_distance=c.get("relative_attention_max_distance", 128), epsilon=c.get("layer_norm_epsilon", 1e-6),
         activation=ACTIVATIONS.index(activation), gated=gated,
         head_scale=c["d_model"] ** -0.5 if scaled else 1.0, start_token=c.get("decoder_start_token_id", 0) or 0,
-        end_token=_end_token(c.get("eos_token_id", 1), path), pad_token=c.get("pad_token_id", 0) or 0,
+        end_tokens=_end_tokens(c.get("eos_token_id", 1), path), pad_token=c.get("pad_token_id", 0) or 0,
         source_limit=c.get("n_positions"),
     )
 
 
-def _end_token(entry: int | list[int] | None, path: str | Path) -> int:
-    tokens = sorted(set(entry)) if isinstance(entry, list) else [entry]
-    if len(tokens) > 1:
-        raise UserError(f"{path}: eos_token_id lists {len(tokens)} tokens, {tokens}; one end token is supported: keep one")
-    return NO_END_TOKEN if not tokens or tokens[0] is None else tokens[0]
+def _end_tokens(entry: int | list[int] | None, path: str | Path) -> tuple[int, ...]:
+    tokens = tuple(dict.fromkeys(entry if isinstance(entry, list) else [] if entry is None else [entry]))
+    if len(tokens) > MAX_END_TOKENS:
+        raise UserError(f"{path}: eos_token_id lists {len(tokens)} tokens; keep at most {MAX_END_TOKENS}")
+    return tokens
 
 
 def _mt5_config(c: dict, path: str | Path) -> ModelConfig:

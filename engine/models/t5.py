@@ -33,6 +33,7 @@ class T5:
     Attributes
     ----------
     start_token, end_token : int
+        `end_token` is the first of the model's; -1 is none.
     cache : KVCache
     """
 
@@ -50,6 +51,11 @@ class T5:
         self._logits = torch.zeros(0)
         self._chosen = torch.zeros(0, dtype=torch.int64)
         self._positions = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        return () if self.end_token < 0 else (self.end_token, *self.config.end_tokens[1:])
 
     def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int, pages: int | None = None) -> None:
         """Make room; admitted sequences stay.

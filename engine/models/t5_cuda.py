@@ -46,6 +46,7 @@ class T5Cuda:
     Attributes
     ----------
     start_token, end_token : int
+        `end_token` is the first of the model's; -1 is none.
     device : torch.device
     generation : int
         How often the buffers moved; a graph captured before the last move is stale.
@@ -61,6 +62,11 @@ class T5Cuda:
         self.kind = STORED[weights.stored]
         self.generation, self.buffers = 0, {}
         self.num_sequences = self.slots = self.pages_per_sequence = self.query_positions = self.source_bucket = 0
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        return () if self.end_token < 0 else (self.end_token, *self.config.end_tokens[1:])
 
     def reserve(self, num_sequences: int, positions: int, draft_tokens: int, source: int) -> None:
         """Make room; growing forgets every admitted sequence.

@@ -14,6 +14,7 @@ from foredraft.engine.loop import step
 from foredraft.engine.protocols import Drafter, PagedTarget
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.runtime.scheduler import Scheduler
+from foredraft.engine.sampling.logits_pipeline import LogitsPipeline
 from foredraft.engine.state import DecodeState
 from foredraft.errors import UserError
 from foredraft.memory import available_memory
@@ -76,7 +77,7 @@ class ContinuousBatches(Scheduler):
             top_p=column(1.0), seeds=column(0), start_token=target.start_token, end_token=target.end_token,
             width=target.config.d_model)
         self.state.finished.fill_(True)
-        self.state.block = block
+        self.state.block, self.state.pipeline = block, LogitsPipeline()
         if big_little is not None:
             self.state.fallback, self.state.rollback = map(float, big_little)
         self._finished = self.state.finished.numpy()
@@ -106,8 +107,13 @@ class ContinuousBatches(Scheduler):
         step(self.state, self.target, self.drafter)
         self.passes += 1
         self._drafter.end_step()
+        for sequence, error in self.state.pipeline.errors.items():
+            job = self.running[sequence]
+            job.error = UserError(f"{job.name}: {error}")
         for sequence, job in self._watched.items():
             job.observe(self.state, sequence)
+        if failed := [sequence for sequence, job in self.running.items() if job.error is not None]:
+            self._finished[failed] = True
         if np.count_nonzero(self._finished) == len(self._idle):
             return []
         return self._leave([sequence for sequence in self.running if self._finished[sequence]])
@@ -134,7 +140,9 @@ class ContinuousBatches(Scheduler):
             encoded = self.target.admit([sequence], [job.source])
             self.timer.add("encode", since)
             self.drafter.admit([sequence], [job.source], encoded)
-            self.state.start(sequence, limit=job.limit, draft_tokens=job.draft_tokens, seed=job.seed, **job.distribution)
+            self.state.start(sequence, limit=job.limit, draft_tokens=job.draft_tokens, seed=job.seed,
+                             end_tokens=job.end_tokens, start_token=job.start_token, **job.distribution)
+            self.state.pipeline.start(sequence, job.processors, job.recorder)
             self.running[sequence] = job
             if job.is_watched:
                 self._watched[sequence] = job
@@ -147,6 +155,7 @@ class ContinuousBatches(Scheduler):
         self._drafter.release(sequences)
         for sequence in sequences:
             self.state.stop(sequence)
+            self.state.pipeline.stop(sequence)
             self._watched.pop(sequence, None)
             self._idle.append(sequence)
         return results

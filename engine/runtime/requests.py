@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
+import numpy as np
 from torch import Tensor
 
+from foredraft.engine.arguments import SamplingSettings
 from foredraft.engine.params import SamplingParams
-from foredraft.engine.sampling.stop_strings import StopStrings
+from foredraft.engine.sampling.processor import Processor
+from foredraft.engine.sampling.recorder import Recorder, TokenLogprob
+from foredraft.engine.sampling.stop_rules import StopRule
+from foredraft.engine.sampling.stopping_criteria import MaxTime
 from foredraft.engine.state import DecodeState
 from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
 
 
-@dataclass(frozen=True)
 class Request:
     """One input of a stream, with settings of its own.
 
@@ -25,23 +29,19 @@ class Request:
         A text, or its tokens as the model expects them (T5: `</s>` last).
     id : hashable or None
         Identifies the result, and names the request in errors and warnings; unique among the unfinished requests.
-    max_new_tokens, draft_tokens, do_sample, temperature, top_k, top_p, stop_strings
-        As in SamplingParams; None takes the stream's. max_new_tokens and draft_tokens may not exceed the stream's. Where the
-        stream's draft_tokens is "auto", a number is the longest draft.
-    seed : int or None
-        Int64; the output then does not depend on the request's position in the stream.
+    **settings
+        Fields of SamplingParams; None and what is left out are the stream's. max_new_tokens and draft_tokens may not exceed
+        the stream's. Where the stream's draft_tokens is "auto", a number is the longest draft. `seed` is any int64; the
+        output then does not depend on the request's position in the stream.
     """
 
-    input: str | Sequence[int]
-    id: Any = None
-    max_new_tokens: int | None = None
-    draft_tokens: int | str | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop_strings: str | Sequence[str] | None = None
+    def __init__(self, input: str | Sequence[int], id: Any = None, **settings: Unpack[SamplingSettings]):
+        self.input, self.id = input, id
+        self.settings = {name: value for name, value in settings.items() if value is not None}
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        return f"Request({self.input!r}, id={self.id!r}{settings})"
 
 
 @dataclass
@@ -53,13 +53,17 @@ class Result:
     index : int
         The request's position in its stream, from 0.
     finish_reason : str
-        "stop" (the end token or a stop string), "length", "cancelled" (the tokens so far are kept) or "error".
+        "stop" (an end token, a stop string or a stopping criterion), "length", "time", "cancelled" (the tokens so far are
+        kept) or "error".
     text : str or None
         None without a tokenizer.
     token_ids, proposers : list of int
         As in Output.
     stats : DecodeStats
-        Of this request, without seconds.
+        Of this request, without seconds; `stats.acceptance_rate` is its acceptance.
+    logprobs : list of TokenLogprob or None
+    scores, logits : ndarray [n, V] float32 or None
+        What SamplingParams.logprobs, output_scores and output_logits ask for, of n tokens.
     error : UserError or None
     """
 
@@ -72,11 +76,31 @@ class Result:
     stats: DecodeStats = field(default_factory=DecodeStats)
     warnings: list[str] = field(default_factory=list)
     error: UserError | None = None
+    logprobs: list[TokenLogprob] | None = None
+    scores: np.ndarray | None = None
+    logits: np.ndarray | None = None
 
 
 @dataclass
 class Job:
-    """A checked request: source [S] int64, its K and its seed. `listener` receives new tokens, the start token first."""
+    """A checked request.
+
+    Attributes
+    ----------
+    source : Tensor [S] int64
+    params : SamplingParams
+    draft_tokens : int
+        K.
+    seed : int
+    end_tokens : tuple of int
+    start_token : int
+    processors : sequence of Processor
+    stop_rules : sequence of StopRule
+    listener : callable or None
+        Receives new tokens, the start token first.
+    error : UserError or None
+        A function of the caller failed; the request ends.
+    """
 
     index: int
     id: Any
@@ -85,10 +109,24 @@ class Job:
     draft_tokens: int
     seed: int
     warnings: list[str]
-    stops: StopStrings | None = None
+    end_tokens: tuple[int, ...]
+    start_token: int
+    processors: Sequence[Processor] = ()
+    stop_rules: Sequence[StopRule] = ()
     listener: Callable[[Tensor], None] | None = None
     sent: int = 0
-    was_truncated: bool = False
+    stopped_by: StopRule | None = None
+    error: UserError | None = None
+
+    def __post_init__(self):
+        p = self.params
+        is_recorded = p.logprobs is not None or p.output_scores or p.output_logits
+        self.recorder = Recorder(p.logprobs, p.output_scores, p.output_logits) if is_recorded else None
+
+    @property
+    def name(self) -> str:
+        """What messages call the request."""
+        return f"input {self.index + 1}" if self.id is None else str(self.id)
 
     @property
     def limit(self) -> int:
@@ -104,12 +142,16 @@ class Job:
     @property
     def is_watched(self) -> bool:
         """Whether the host looks at the sequence after every step."""
-        return self.stops is not None or self.listener is not None
+        return bool(self.stop_rules) or self.listener is not None
 
     def observe(self, state: DecodeState, sequence: int) -> None:
-        """After a step: truncate at a stop string, and pass new tokens to the listener."""
-        if self.stops is not None:
-            self.was_truncated |= self.stops.truncate(state, sequence)
+        """After a step: truncate where a rule ends the sequence, and pass new tokens to the listener."""
+        for rule in self.stop_rules:
+            try:
+                if rule.truncate(state, sequence):
+                    self.stopped_by = rule
+            except UserError as error:
+                self.error = UserError(f"{self.name}: {error}")
         if self.listener is not None:
             length = int(state.lengths[sequence])
             self.listener(state.tokens[sequence, self.sent : length].cpu().clone())
@@ -120,6 +162,14 @@ class Job:
         length = int(state.lengths[sequence])
         tokens = state.tokens[sequence, 1:length].tolist()
         if reason is None:
-            reason = "stop" if self.was_truncated or tokens[-1] == state.end_token else "length"
-        return Result(self.index, self.id, reason, None, tokens, state.proposer[sequence, 1:length].tolist(),
-                      DecodeStats.of(state, sequence), self.warnings)
+            reason = ("error" if self.error else "time" if isinstance(self.stopped_by, MaxTime)
+                      else "stop" if self.stopped_by or (tokens and tokens[-1] in self.end_tokens) else "length")
+        result = Result(self.index, self.id, reason, None, tokens, state.proposer[sequence, 1:length].tolist(),
+                        DecodeStats.of(state, sequence), self.warnings, self.error)
+        if self.recorder is not None:
+            kept = self.recorder
+            kept.cut(len(tokens))
+            result.logprobs = None if self.params.logprobs is None else kept.logprobs
+            result.scores = np.array(kept.scores) if self.params.output_scores else None
+            result.logits = np.array(kept.logits) if self.params.output_logits else None
+        return result

@@ -53,7 +53,7 @@ class StaticBatches(Scheduler):
             self.timer.add("encode", since)
             self.drafter.admit(sequences, sources, encoded)
             state = self.graphs.decode(self._state(jobs, capacity), self.target, self.drafter, self._observer(jobs),
-                                       in_step=any(job.stops for job in jobs))
+                                       in_step=any(job.stop_rules for job in jobs))
             results = [job.result(state, sequence) for sequence, job in enumerate(jobs)]
             self.passes += int(state.num_steps.max())
             self.target.release(sequences)
@@ -79,6 +79,9 @@ class StaticBatches(Scheduler):
             seeds=column([job.seed for job in jobs], torch.int64), start_token=self.target.start_token,
             end_token=self.target.end_token, width=self.target.config.d_model, capacity=capacity)
         state.block = self.block
+        for sequence, job in enumerate(jobs):
+            state.set_end_tokens(sequence, job.end_tokens)
+            state.tokens[sequence, 0] = job.start_token
         return state
 
     def _observer(self, jobs: list[Job]):
@@ -94,6 +97,6 @@ class StaticBatches(Scheduler):
         for _, job in watched:
             if job.listener is not None:
                 # transformers' streamers receive the prompt first; an encoder-decoder's prompt is the start token
-                job.listener(torch.tensor([self.target.start_token]))
+                job.listener(torch.tensor([job.start_token]))
                 job.sent = 1
         return observe

@@ -9,7 +9,8 @@ that the accepted drafts passed through, position 0 (the last committed token) f
                                                                               are 0, 1, 2, ...
              draft_proposers [B, K] uint8                                      which drafter proposed each token
              target_hidden [B, R, C] float32                                   the target's decoder output of this step
-             limits [B] int64, end_token int                                   largest length of each sequence
+             limits [B] int64                                                  largest length of each sequence
+             end_tokens [B, MAX_END_TOKENS] int64                              tokens that end it; -1 in unused columns
     written  tokens [B, T + 1] int64, proposer [B, T + 1] uint8, lengths [B] int64, finished [B] bool
              hidden [B, C] float32                                             target_hidden that gave the last token
              num_steps, covered, drafted [B] int64                             totals: steps, steps with drafts, drafts
@@ -29,15 +30,15 @@ from foredraft.kernels.step.commit_triton import commit_triton
 
 
 def commit_reference(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
-                     end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
+                     end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
                      accepted_at, last_counts, last_tested, last_accepted) -> None:
     for b in range(len(lengths)):
         last_counts[b] = last_tested[b] = last_accepted[b] = 0
         if finished[b]:
             continue
         emitted = verified_tokens[b, : min(verified_counts[b], limits[b] - lengths[b])].tolist()
-        if end_token in emitted:
-            emitted = emitted[: emitted.index(end_token) + 1]
+        ends = [i + 1 for i, token in enumerate(emitted) if token in end_tokens[b]]
+        emitted = emitted[: min(ends, default=len(emitted))]
         n, accepted = len(emitted), int(verified_counts[b]) - 1
         proposers = [draft_proposers[b, path[b, i + 1] - 1] if i < accepted else 0 for i in range(n)]
         tokens[b, lengths[b] : lengths[b] + n] = emitted
@@ -52,13 +53,13 @@ def commit_reference(verified_tokens, verified_counts, path, draft_lengths, pare
         covered[b] += draft_lengths[b] > 0
         drafted[b] += draft_lengths[b]
         lengths[b] += n
-        finished[b] = emitted[-1] == end_token or lengths[b] >= limits[b]
+        finished[b] = bool(ends) or lengths[b] >= limits[b]
 
 
 @njit()
 def _commit_loop(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
-                 end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at, accepted_at,
-                 last_counts, last_tested, last_accepted):
+                 end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
+                 accepted_at, last_counts, last_tested, last_accepted):
     for b in range(lengths.shape[0]):
         last_counts[b] = last_tested[b] = last_accepted[b] = 0
         if finished[b]:
@@ -71,7 +72,8 @@ def _commit_loop(verified_tokens, verified_counts, path, draft_lengths, parents,
             token = verified_tokens[b, n]
             tokens[b, lengths[b] + n] = token
             proposer[b, lengths[b] + n] = draft_proposers[b, path[b, n + 1] - 1] if n < accepted else np.uint8(0)
-            ended = token == end_token
+            for i in range(end_tokens.shape[1]):
+                ended = ended or token == end_tokens[b, i]
             n += 1
         hidden[b] = target_hidden[b, path[b, n - 1]]
         last_counts[b], last_accepted[b] = n, min(accepted, n)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.core.backend import constexpr, jit, power_of_2, sequences_per_program, tl
+
+# The most end tokens of a request.
+MAX_END_TOKENS = 8
+END_TOKENS = constexpr(MAX_END_TOKENS)
 
 
 @jit
 def commit_sequences(b, inside, emitted, visited, following, accepted, reached, draft_lengths, draft_proposers,
-                     target_hidden, limits, end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered,
+                     target_hidden, limits, end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered,
                      drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K: tl.constexpr,
                      R_PAD: tl.constexpr, C_TILE: tl.constexpr):
     """Commit sequences b [N] where `inside`; verify/accept_triton.py calls it too.
@@ -23,7 +27,10 @@ def commit_sequences(b, inside, emitted, visited, following, accepted, reached, 
     # all threads have loaded before any thread overwrites
     tl.debug_barrier()
     most = tl.minimum(accepted + 1, limit - length)
-    end = tl.min(tl.where((emitted == end_token) & (n < most[:, None]), n, R_PAD), axis=1)
+    is_end = tl.zeros(emitted.shape, tl.int1)
+    for i in tl.static_range(END_TOKENS):
+        is_end = is_end | (emitted == tl.load(end_tokens + b * END_TOKENS + i, mask=inside, other=-1)[:, None])
+    end = tl.min(tl.where(is_end & (n < most[:, None]), n, R_PAD), axis=1)
     count = tl.where(live, tl.minimum(most, end + 1), 0)
     written = n < count[:, None]
     position = b[:, None] * T1 + length[:, None] + n
@@ -57,7 +64,7 @@ def commit_sequences(b, inside, emitted, visited, following, accepted, reached, 
 
 @jit
 def _commit_kernel(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
-                   end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
+                   end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
                    accepted_at, last_counts, last_tested, last_accepted, B, T1, C, K: tl.constexpr, TILE_B: tl.constexpr,
                    R_PAD: tl.constexpr, C_TILE: tl.constexpr, TREE: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)
@@ -75,18 +82,18 @@ def _commit_kernel(verified_tokens, verified_counts, path, draft_lengths, parent
         parent = tl.load(parents + b[:, None] * K + n, mask=inside[:, None] & (n < proposed[:, None]), other=-1)
         reached = accepted + tl.max((parent == last[:, None]).to(tl.int64), axis=1)
     commit_sequences(b, inside, emitted, visited, following, accepted, reached, draft_lengths, draft_proposers,
-                     target_hidden, limits, end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered,
+                     target_hidden, limits, end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered,
                      drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
 
 
 def commit_triton(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
-                  end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
+                  end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
                   accepted_at, last_counts, last_tested, last_accepted) -> None:
     """One launch, without synchronisation. `parents` None: a draft without branches."""
     (B, R), C = verified_tokens.shape, hidden.shape[1]
     tile = sequences_per_program(B, R)
     _commit_kernel[(-(-B // tile),)](
-        verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits, end_token,
+        verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits, end_tokens,
         tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts,
         last_tested, last_accepted, B, tokens.shape[1], C, K=R - 1, TILE_B=tile, R_PAD=power_of_2(R),
         C_TILE=min(1024, power_of_2(C)), TREE=parents is not None, num_warps=4)

@@ -63,8 +63,8 @@ def walk_draft(tokens, is_accepted, draft_tokens, parents, b, inside, proposed, 
 
 @jit
 def write_verification(emitted, visited, following, accepted, b, inside, verified_tokens, verified_counts, path,
-                       draft_lengths, draft_proposers, target_hidden, limits, end_token, tokens, proposer, lengths, finished,
-                       hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
+                       draft_lengths, draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths,
+                       finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
                        T1, C, K: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr, COMMIT: tl.constexpr):
     """Write tokens, path and counts; then commit them (COMMIT)."""
     n = tl.arange(0, R_PAD)[None, :]
@@ -76,7 +76,7 @@ def write_verification(emitted, visited, following, accepted, b, inside, verifie
     if COMMIT:
         reached = tl.minimum(tl.load(draft_lengths + b, mask=inside, other=0), accepted + 1)
         commit_sequences(b, inside, emitted, visited, following, accepted, reached, draft_lengths, draft_proposers,
-                         target_hidden, limits, end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered,
+                         target_hidden, limits, end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered,
                          drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
 
 
@@ -84,7 +84,7 @@ def write_verification(emitted, visited, following, accepted, b, inside, verifie
 def _accept_kernel(
     logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
     maxima, argmaxes, sums, tickets, verified_tokens, verified_counts, path,
-    draft_proposers, target_hidden, limits, end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered,
+    draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered,
     drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
     B, V, T1, C, draft_stride_b, draft_stride_k, lse_stride_b, lse_stride_k,
     K: tl.constexpr, TILE_B: tl.constexpr, R_PAD: tl.constexpr, PARTS: tl.constexpr, SUB: tl.constexpr, SUBS: tl.constexpr,
@@ -117,7 +117,7 @@ def _accept_kernel(
         emitted, visited, following, accepted = walk_draft(
             token, is_accepted, draft_tokens, parents, b, inside, proposed, K, R_PAD, TREE)
         write_verification(emitted, visited, following, accepted, b, inside, verified_tokens, verified_counts, path,
-                           draft_lengths, draft_proposers, target_hidden, limits, end_token, tokens, proposer, lengths,
+                           draft_lengths, draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths,
                            finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested,
                            last_accepted, T1, C, K, R_PAD, C_TILE, COMMIT)
 
@@ -125,7 +125,7 @@ def _accept_kernel(
 @jit
 def _greedy_kernel(
     chosen, draft_tokens, draft_lengths, parents, verified_tokens, verified_counts, path,
-    draft_proposers, target_hidden, limits, end_token, tokens, proposer, lengths, finished, hidden, num_steps, covered,
+    draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered,
     drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, B, T1, C,
     K: tl.constexpr, TILE_B: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr, TREE: tl.constexpr,
     COMMIT: tl.constexpr,
@@ -140,8 +140,8 @@ def _greedy_kernel(
     emitted, visited, following, accepted = walk_draft(token, is_accepted, draft_tokens, parents, b, inside, proposed, K,
                                                        R_PAD, TREE)
     write_verification(emitted, visited, following, accepted, b, inside, verified_tokens, verified_counts, path,
-                       draft_lengths, draft_proposers, target_hidden, limits, end_token, tokens, proposer, lengths, finished,
-                       hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
+                       draft_lengths, draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths,
+                       finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
                        T1, C, K, R_PAD, C_TILE, COMMIT)
 
 
@@ -151,7 +151,7 @@ class CommitTensors(NamedTuple):
     draft_proposers: Tensor
     target_hidden: Tensor
     limits: Tensor
-    end_token: int
+    end_tokens: Tensor
     tokens: Tensor
     proposer: Tensor
     lengths: Tensor

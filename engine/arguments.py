@@ -1,0 +1,164 @@
+"""Where the settings of a request come from: its own, those of the call, and the checkpoint's generation_config.json.
+
+The later level of these three counts only where the earlier one says nothing, as in transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypedDict
+
+from foredraft.engine.params import MAX_NEW_TOKENS, SamplingParams
+from foredraft.errors import UserError
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The fields of SamplingParams as keyword arguments; None is not given."""
+
+    max_new_tokens: int | None
+    draft_tokens: int | str | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    stop_strings: str | Sequence[str] | None
+    max_length: int | None
+    min_length: int | None
+    min_new_tokens: int | None
+    max_time: float | None
+    eos_token_id: int | Sequence[int] | None
+    decoder_start_token_id: int | None
+    repetition_penalty: float | None
+    encoder_repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
+    encoder_no_repeat_ngram_size: int | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | Sequence[int] | None
+    sequence_bias: Mapping[tuple[int, ...], float] | Sequence | None
+    exponential_decay_length_penalty: tuple[int, float] | None
+    remove_invalid_values: bool | None
+    renormalize_logits: bool | None
+    top_h: float | None
+    min_p: float | None
+    typical_p: float | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
+    logits_processor: Callable | Sequence[Callable] | None
+    prefix_allowed_tokens_fn: Callable | None
+    stopping_criteria: Callable | Sequence[Callable] | None
+    logprobs: int | None
+    output_scores: bool | None
+    output_logits: bool | None
+
+
+NAMES = tuple(field.name for field in fields(SamplingParams))
+# Arguments of transformers' generate that are not supported, and the values with which they ask for nothing.
+UNSUPPORTED: dict[str, tuple] = {
+    "num_beams": (1,), "num_beam_groups": (1,), "diversity_penalty": (0,), "length_penalty": (1,),
+    "early_stopping": (False,), "num_return_sequences": (1,), "penalty_alpha": (0,), "dola_layers": (),
+    "guidance_scale": (1,), "watermarking_config": (), "token_healing": (False,), "constraints": ([],),
+    "force_words_ids": ([],), "output_attentions": (False,), "output_hidden_states": (False,), "assistant_model": (),
+    "negative_prompt_ids": (), "decoder_input_ids": (),
+}
+# Arguments of transformers' generate that say how to compute, not what: accepted, and without effect here.
+WITHOUT_EFFECT = frozenset({
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory", "compile_config", "disable_compile",
+    "prefill_chunk_size", "synced_gpus", "return_dict_in_generate", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
+    "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "use_mtp",
+    "speculation_type", "continuous_batching_config"})
+_MAX, _MIN = frozenset({"max_new_tokens", "max_length"}), frozenset({"min_new_tokens", "min_length"})
+# Entries of a generation_config.json that are no settings, or that other files say for a T5.
+_NO_SETTINGS = frozenset({"transformers_version", "pad_token_id", "bos_token_id", "max_seq_len", "id"})
+
+
+def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments that are given. UserError: one is unknown, or not supported."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in given.items():
+        if name in UNSUPPORTED:
+            if value not in UNSUPPORTED[name]:
+                raise UserError(f"{name}={value!r} is not supported; leave it out")
+        elif name not in NAMES and name not in WITHOUT_EFFECT:
+            near = get_close_matches(name, NAMES, 1)
+            mend = f"did you mean {near[0]!r}?" if near else "leave it out"
+            raise UserError(f"there is no argument {name!r}; {mend}")
+    return {name: value for name, value in given.items() if name in NAMES}
+
+
+def known_settings(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the entries of a GenerationConfig. UserError: one is not supported."""
+    return check_settings({name: value for name, value in entries.items() if name in NAMES or name in UNSUPPORTED})
+
+
+def override(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Both; a limit in tokens of the stronger replaces one in length, and the other way round."""
+    replaced = {name for names in (_MIN, _MAX) if not names.isdisjoint(stronger) for name in names}
+    return {name: value for name, value in weaker.items() if name not in replaced} | dict(stronger)
+
+
+def merge(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> SamplingParams:
+    """The settings of a request: what is given, and defaults for the rest. UserError as SamplingParams.
+
+    A default of the shortest output that is longer than the longest one given is lowered to it.
+    """
+    merged = override(defaults, given)
+    if _MIN.isdisjoint(given) and not _MAX.isdisjoint(given):
+        least = {name: merged.pop(name) for name in _MIN & merged.keys()}
+        shortest = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, **least).min_new_tokens
+        merged["min_new_tokens"] = min(shortest, SamplingParams(**given).max_new_tokens)
+    return SamplingParams(**merged)
+
+
+def checkpoint_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a checkpoint says of decoding: generation_config.json, or where there is none, config.json.
+
+    Returns
+    -------
+    settings : dict
+        Fields of SamplingParams.
+    warnings : list of str
+        One for each entry that cannot be honoured.
+
+    Raises
+    ------
+    UserError
+        A file is not JSON, or an entry has a value that is not possible.
+    """
+    path = folder / "generation_config.json"
+    is_own = path.exists()
+    path = path if is_own else folder / "config.json"
+    if not path.exists():
+        return {}, []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); copy it again") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"{path}: holds no JSON object; copy it again")
+    settings, warnings = {}, []
+    for name, value in entries.items():
+        if name == "eos_token_id" and value is None:
+            settings[name] = ()
+        elif value is None:
+            continue
+        elif name in NAMES and name != "seed":
+            settings[name] = value
+        elif name in UNSUPPORTED:
+            if value not in UNSUPPORTED[name]:
+                warnings.append(f"{path.name}: {name} is {value!r}, which is not supported; decoding goes on without it")
+        elif is_own and name not in WITHOUT_EFFECT | _NO_SETTINGS and not name.startswith("_"):
+            warnings.append(f"{path.name}: {name} is not known; decoding goes on without it")
+    try:
+        SamplingParams(**settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return settings, warnings

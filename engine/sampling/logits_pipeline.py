@@ -1,0 +1,197 @@
+"""The logits processors of a batch: which a request has, in transformers' order, and when they run.
+
+Verification calls `process` with the target's logits at all query positions of a step. At each of them the processors see
+the output as it would be there: the committed tokens and the drafts on the way to the position. Then the choice or the
+sampling at that position is what it would be without drafts, whatever was drafted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from foredraft.engine.params import SamplingParams
+from foredraft.engine.sampling.host_rules import LogitsProcessorFunction, PrefixAllowedTokens
+from foredraft.engine.sampling.no_repeat_ngram import EncoderNoRepeatNgram, NoRepeatNgram
+from foredraft.engine.sampling.penalties import (
+    EncoderRepetitionPenalty,
+    ExponentialDecayLengthPenalty,
+    RepetitionPenalty,
+)
+from foredraft.engine.sampling.processor import Context, Processor
+from foredraft.engine.sampling.recorder import Recorder
+from foredraft.engine.sampling.sequence_bias import BadWords, SequenceBias
+from foredraft.engine.sampling.token_rules import (
+    ForceTokens,
+    MinLength,
+    RemoveInvalidValues,
+    Renormalize,
+    SuppressTokens,
+)
+from foredraft.engine.sampling.truncations import Truncations
+from foredraft.engine.state import DecodeState, Draft
+from foredraft.errors import UserError
+
+
+def make_processors(params: SamplingParams, context: Context, index: int = 0) -> list[Processor]:
+    """The processors of a request, in transformers' order.
+
+    Parameters
+    ----------
+    params : SamplingParams
+    context : Context
+    index : int
+        Of the request in its call, for `prefix_allowed_tokens_fn`.
+
+    Raises
+    ------
+    UserError
+        A token is outside the vocabulary.
+    """
+    p, built = params, {}
+    if p.sequence_bias:
+        built["SequenceBiasLogitsProcessor"] = SequenceBias(p.sequence_bias, context)
+    if p.encoder_repetition_penalty != 1:
+        built["EncoderRepetitionPenaltyLogitsProcessor"] = EncoderRepetitionPenalty(p.encoder_repetition_penalty, context)
+    if p.repetition_penalty != 1:
+        built["RepetitionPenaltyLogitsProcessor"] = RepetitionPenalty(p.repetition_penalty, context)
+    if p.no_repeat_ngram_size:
+        built["NoRepeatNGramLogitsProcessor"] = NoRepeatNgram(p.no_repeat_ngram_size, context)
+    if p.encoder_no_repeat_ngram_size:
+        built["EncoderNoRepeatNGramLogitsProcessor"] = EncoderNoRepeatNgram(p.encoder_no_repeat_ngram_size, context)
+    if p.bad_words_ids:
+        built["NoBadWordsLogitsProcessor"] = BadWords(p.bad_words_ids, context)
+    if p.min_new_tokens and context.end_tokens:
+        built["MinLengthLogitsProcessor"] = MinLength(p.min_new_tokens + 1, context)
+    if p.prefix_allowed_tokens_fn is not None:
+        built["PrefixConstrainedLogitsProcessor"] = PrefixAllowedTokens(p.prefix_allowed_tokens_fn, index, context)
+    if p.forced_bos_token_id is not None:
+        built["ForcedBOSTokenLogitsProcessor"] = ForceTokens("forced_bos_token_id", [p.forced_bos_token_id], context, 1)
+    if p.forced_eos_token_id:
+        built["ForcedEOSTokenLogitsProcessor"] = ForceTokens("forced_eos_token_id", p.forced_eos_token_id, context,
+                                                             context.max_length - 1)
+    if p.remove_invalid_values:
+        built["InfNanRemoveLogitsProcessor"] = RemoveInvalidValues()
+    if p.exponential_decay_length_penalty is not None and context.end_tokens:
+        built["ExponentialDecayLengthPenalty"] = ExponentialDecayLengthPenalty(p.exponential_decay_length_penalty, context)
+    if p.suppress_tokens:
+        built["SuppressTokensLogitsProcessor"] = SuppressTokens(p.suppress_tokens, context)
+    if p.begin_suppress_tokens:
+        length = 1 if p.forced_bos_token_id is None else 2
+        built["SuppressTokensAtBeginLogitsProcessor"] = SuppressTokens(p.begin_suppress_tokens, context, length)
+    # a caller's processor takes the place of ours of the same type, as in transformers
+    for number, function in enumerate(p.logits_processor):
+        name = type(function).__name__
+        built[name if name in built else f"{name} {number}"] = LogitsProcessorFunction(function)
+    if p.has_truncations or (p.do_sample and p.output_scores):
+        built["truncations"] = Truncations(p, context)
+    if p.renormalize_logits and p.output_scores:
+        built["LogitNormalization"] = Renormalize()
+    return list(built.values())
+
+
+@dataclass
+class Slot:
+    """A sequence of the batch: its processors, whether they replace temperature, top-k and top-p, and its recorder."""
+
+    processors: Sequence[Processor] = ()
+    is_warped: bool = False
+    recorder: Recorder | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return bool(self.processors) or self.recorder is not None
+
+
+@dataclass
+class LogitsPipeline:
+    """The processors of every sequence of a batch.
+
+    Attributes
+    ----------
+    slots : dict of int to Slot
+        By sequence; only those with a processor or a recorder.
+    errors : dict of int to UserError
+        By sequence: a function of the caller that raised. The others of the batch go on.
+    """
+
+    slots: dict[int, Slot] = field(default_factory=dict)
+    errors: dict[int, UserError] = field(default_factory=dict)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any sequence has processors or is recorded."""
+        return bool(self.slots)
+
+    def start(self, sequence: int, processors: Sequence[Processor], recorder: Recorder | None) -> None:
+        """A request starts."""
+        slot = Slot(processors, any(isinstance(one, Truncations) for one in processors), recorder)
+        if slot.is_active:
+            self.slots[sequence] = slot
+
+    def stop(self, sequence: int) -> None:
+        """A request has ended."""
+        self.slots.pop(sequence, None)
+        self.errors.pop(sequence, None)
+
+    def process(self, state: DecodeState, draft: Draft, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Process the logits [B, R, V] of a step, in place.
+
+        Returns
+        -------
+        temperature, top_k, top_p : ndarray [B]
+            Of verification: none where processors did that already.
+        """
+        temperature, top_k, top_p = state.host.temperature, state.host.top_k, state.host.top_p
+        warped = [sequence for sequence, slot in self.slots.items() if slot.is_warped]
+        if warped:
+            temperature, top_k, top_p = temperature.copy(), top_k.copy(), top_p.copy()
+            temperature[warped], top_k[warped], top_p[warped] = 1, 0, 1
+        finished, lengths = state.finished.tolist(), draft.lengths.tolist()
+        for sequence, slot in self.slots.items():
+            if finished[sequence]:
+                continue
+            scores = logits[sequence, : lengths[sequence] + 1]
+            if slot.recorder is not None:
+                slot.recorder.before(scores)
+            try:
+                for tokens, row in zip(_prefixes(state, draft, sequence), scores, strict=True):
+                    for processor in slot.processors:
+                        processor(tokens, row)
+            except Exception as error:  # noqa: BLE001  a caller's function may raise anything
+                self.errors.setdefault(sequence, UserError(f"{_name(processor)} failed ({type(error).__name__}: {error})"))
+            if slot.recorder is not None:
+                slot.recorder.after(scores)
+        return temperature, top_k, top_p
+
+    def record(self, tokens: np.ndarray, counts: np.ndarray, path: np.ndarray) -> None:
+        """Record the tokens that verification emits; arguments as in kernels/verify/accept.py."""
+        for sequence, slot in self.slots.items():
+            if slot.recorder is not None:
+                n = counts[sequence]
+                slot.recorder.keep(tokens[sequence, :n], path[sequence, :n])
+
+
+def _prefixes(state: DecodeState, draft: Draft, sequence: int):
+    """The output so far at each query position, a view [t] int64 for each of 0..draft length."""
+    n, length = int(draft.lengths[sequence]), int(state.host.lengths[sequence])
+    written, drafted = state.host.tokens[sequence, :length], draft.tokens.numpy()[sequence, :n]
+    if draft.parents is None:
+        whole = np.concatenate([written, drafted])
+        for r in range(n + 1):
+            yield whole[: length + r]
+        return
+    parents, prefixes = draft.parents.numpy()[sequence, :n], [np.array(written)]
+    for parent, token in zip(parents, drafted, strict=True):
+        prefixes.append(np.append(prefixes[parent], token))
+    yield from prefixes
+
+
+def _name(processor: Processor) -> str:
+    """What messages call a processor."""
+    if isinstance(processor, LogitsProcessorFunction):
+        kind = processor.function
+        return f"logits_processor {getattr(kind, '__name__', type(kind).__name__)}"
+    return "prefix_allowed_tokens_fn" if isinstance(processor, PrefixAllowedTokens) else type(processor).__name__

@@ -1,0 +1,37 @@
+"""What a logits processor is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Processor(Protocol):
+    """Changes the scores of one position, before a token is chosen or sampled there.
+
+    The scores of a drafted position are processed as often as it is drafted, so a processor keeps no state: what it does
+    depends on `tokens` and `scores` alone. That keeps the output the same for every draft.
+    """
+
+    def __call__(self, tokens: np.ndarray, scores: np.ndarray) -> None:
+        """Change `scores` [V] float32 in place; tokens [t] int64 is the output so far, the start token first."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What processors know of a request.
+
+    source : ndarray [S] int64
+    end_tokens : tuple of int, may be empty
+    max_length : int, the longest output, the start token included
+    vocabulary : int, V
+    backend : str, of the kernels
+    """
+
+    source: np.ndarray
+    end_tokens: tuple[int, ...]
+    max_length: int
+    vocabulary: int
+    backend: str

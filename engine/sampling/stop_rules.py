@@ -1,0 +1,29 @@
+"""The rules that end a request, of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from foredraft.engine.params import SamplingParams
+from foredraft.engine.sampling.stop_strings import StopStrings
+from foredraft.engine.sampling.stopping_criteria import MaxTime, StoppingCriteria
+from foredraft.engine.state import DecodeState
+
+
+class StopRule(Protocol):
+    """Ends a sequence at one of the tokens of its last step."""
+
+    def truncate(self, state: DecodeState, sequence: int) -> bool: ...  # whether it did; UserError: it failed
+
+
+def make_stop_rules(params: SamplingParams, decode: Callable[[list[int]], str]) -> list[StopRule]:
+    """`decode`: tokens to text, for stop strings."""
+    rules: list[StopRule] = []
+    if params.stop_strings:
+        rules.append(StopStrings(params.stop_strings, decode))
+    if params.stopping_criteria:
+        rules.append(StoppingCriteria(params.stopping_criteria))
+    if params.max_time is not None:
+        rules.append(MaxTime(params.max_time))
+    return rules

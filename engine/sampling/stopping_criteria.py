@@ -1,0 +1,59 @@
+"""Stop rules that a program passes as functions, with transformers' interface, and a limit of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from foredraft.engine.clock import now
+from foredraft.engine.state import DecodeState
+from foredraft.errors import UserError
+
+
+class StoppingCriteria:
+    """Truncates a sequence where checking it after every single token would have ended it.
+
+    Parameters
+    ----------
+    criteria : sequence of callables
+        input_ids [1, t] int64 and None to whether the text ends there: a bool, or a tensor [1] of it.
+    """
+
+    def __init__(self, criteria: Sequence[Callable[[torch.Tensor, None], torch.Tensor | bool]]):
+        self.criteria, self.checked = tuple(criteria), 1
+
+    def truncate(self, state: DecodeState, sequence: int) -> bool:
+        """Check the tokens of the last step; True where the sequence was truncated. UserError: a function raised."""
+        length, seen = int(state.lengths[sequence]), self.checked
+        self.checked = length
+        for end in range(seen + 1, length + 1):
+            if self._ends(state.tokens[sequence : sequence + 1, :end].cpu().clone()):
+                state.truncate(sequence, end)
+                self.checked = end
+                return True
+        return False
+
+    def _ends(self, tokens: torch.Tensor) -> bool:
+        for criterion in self.criteria:
+            try:
+                if bool(torch.as_tensor(criterion(tokens, None)).all()):
+                    return True
+            except Exception as error:  # noqa: BLE001  a caller's function may raise anything
+                name = getattr(criterion, "__name__", type(criterion).__name__)
+                raise UserError(f"stopping_criteria {name} failed ({type(error).__name__}: {error})") from error
+        return False
+
+
+class MaxTime:
+    """Ends a sequence after the first step that ends later than `seconds` after its start."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.start = seconds, now()
+
+    def truncate(self, state: DecodeState, sequence: int) -> bool:
+        """Whether the sequence was ended."""
+        if now() - self.start < self.seconds or bool(state.finished[sequence]):
+            return False
+        state.truncate(sequence, int(state.lengths[sequence]))
+        return True

@@ -1,0 +1,24 @@
+"""The filters of sampling beyond top-k and top-p."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foredraft.engine.sampling.processor import Context
+from foredraft.kernels.sampling.truncations import TRUNCATIONS
+
+
+class Truncations:
+    """Temperature, top-h, top-k, top-p, min-p, typical-p, epsilon and eta, in this order.
+
+    They replace the temperature, top-k and top-p of verification, which a sequence without other filters is sampled with.
+    """
+
+    def __init__(self, params, context: Context):
+        self.kernel = TRUNCATIONS[context.backend]
+        self.settings = (float(params.temperature), float(params.top_h or 0), params.top_k, float(params.top_p),
+                         float(params.min_p or 0), float(params.typical_p), float(params.epsilon_cutoff),
+                         float(params.eta_cutoff))
+
+    def __call__(self, tokens: np.ndarray, scores: np.ndarray) -> None:
+        self.kernel(scores, *self.settings)
