@@ -17,7 +17,7 @@ from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import check_drafter_settings, make_drafter
-from foredraft.engine.inputs import check_inputs, tokens_of
+from foredraft.engine.inputs import check_inputs, cut_source, tokens_of
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
@@ -35,6 +35,7 @@ from foredraft.engine.runtime.stream import Stream
 from foredraft.engine.sampling.logits_pipeline import make_processors
 from foredraft.engine.sampling.processor import Context
 from foredraft.engine.sampling.stop_rules import make_stop_rules
+from foredraft.engine.score import Scores, score
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
 
@@ -172,6 +173,30 @@ class Model:
         return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
                       self._jobs(requests, given, defaults, params, config, truncation), self._text, in_order)
 
+    def score(self, sources: str | Sequence[str | Sequence[int]], targets: str | Sequence[Any], *, batch_size: int = 8,
+              max_source: int | None = None) -> Scores:
+        """Log-probabilities of given targets, by teacher forcing.
+
+        Parameters
+        ----------
+        sources : str, or sequence of str or token sequences
+        targets : for each source a target (str or token sequence) or a list of targets
+            Of a single str: one target or a list of targets. A text ends as the tokenizer ends it (T5: `</s>`), tokens are
+            scored as they are. Targets of one source share its encoding.
+        batch_size, max_source
+            See params.BatchConfig. The batch size counts sources, and does not change the results.
+
+        Returns
+        -------
+        Scores
+
+        Raises
+        ------
+        UserError
+            An argument, a source or a target is wrong; nothing was scored.
+        """
+        return score(self, sources, targets, BatchConfig(batch_size, max_source))
+
     def _defaults(self, generation_config: Any) -> dict[str, Any]:
         """Settings that count where none is given: of this object, or of the checkpoint."""
         if generation_config is None:
@@ -248,14 +273,10 @@ class Model:
         if not self._has_warned:
             self._has_warned, warnings = True, list(self.warnings)
         limit = config.max_source or self.source_limit
-        if limit is not None and len(tokens) > limit:
-            if not truncation:
-                raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
-            warnings.append(f"{name} has {len(tokens)} tokens; the first {limit} were read, {len(tokens) - limit} were cut "
-                            f"(the limit is {limit})")
-            # a source ends as the tokenizer ends it, unless the model has no end token
-            end = self.target.end_token
-            tokens = tokens[:limit] if end < 0 else [*tokens[: limit - 1], end]
+        if limit is not None and len(tokens) > limit and not truncation:
+            raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
+        tokens, cuts = cut_source(name, tokens, limit, self.target.end_token)
+        warnings += cuts
         end_tokens = self.target.end_tokens if params.eos_token_id is None else params.eos_token_id
         start_token = self.target.start_token if params.decoder_start_token_id is None else params.decoder_start_token_id
         for argument, values in (("eos_token_id", end_tokens), ("decoder_start_token_id", [start_token])):
