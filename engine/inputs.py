@@ -36,7 +36,12 @@ def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path)
             raise UserError(f"{name} has half of a surrogate pair, {item[bad]!a}, at character {bad}; remove it")
         if tokenizer is None:
             raise UserError(f"{path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
-        return tokenizer.encode(item).ids
+        tokens = tokenizer.encode(item).ids
+        if tokens and max(tokens) >= vocabulary:
+            # a tokenizer may have more tokens than the model, such as sentinels that it was not trained with
+            raise UserError(f"{name} holds {tokenizer.id_to_token(max(tokens))!r}, token {max(tokens)}, which the model "
+                            f"lacks: its vocabulary has {vocabulary} tokens; leave it out")
+        return tokens
     try:
         tokens = [operator.index(token) for token in check_inputs(item)]
     except (TypeError, ValueError):

@@ -15,6 +15,7 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.models.tokenizer import load_tokenizer
+from foredraft.engine.models.unread import unread_entries
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.ownership import check_process
 from foredraft.errors import UserError
@@ -57,6 +58,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     else:
         target = T5Cuda(load_cuda_weights(folder, device, dtype, weights))
     settings, warnings = checkpoint_settings(folder)
+    warnings += unread_entries(folder)
     return Model(target, load_tokenizer(folder), drafter, folder, dtype, settings=settings, warnings=warnings)
 
 

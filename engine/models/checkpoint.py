@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foredraft.engine.models.spec import FAMILIES, ModelConfig, TensorParts, check_tensor_names
+from foredraft.engine.models.spec import FAMILIES, ModelConfig, TensorParts
+from foredraft.engine.models.unread import check_tensor_names
 from foredraft.errors import UserError
+
+# Types that weights may be stored in.
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def find_checkpoint(name: str | Path) -> Path:
@@ -120,6 +124,10 @@ class Tensors:
         tensor = self.raw(name)
         if tuple(tensor.shape) != shape:
             raise UserError(f"{self.path}: {name} is {tuple(tensor.shape)}, config.json says {shape}")
+        if tensor.dtype not in FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{self.path}: {name} is stored in {kind}: quantised weights are not read; give the checkpoint "
+                            "in float32, float16 or bfloat16")
         return tensor
 
     def tables(self, config: ModelConfig) -> tuple[str, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,8 +91,13 @@ class ModelConfig:
         """Read the entries of a config.json; error messages call them `path`."""
         kind = entries.get("model_type")
         if kind not in FAMILIES:
-            what = "an encoder-decoder of another family" if entries.get("is_encoder_decoder") else "no encoder-decoder"
-            raise UserError(f"{path}: model_type {kind!r} is {what}; give a T5, T5 v1.1, FLAN-T5 or mT5 checkpoint")
+            other = "an encoder-decoder of another family" if entries.get("is_encoder_decoder") else "no encoder-decoder"
+            raise UserError(f"{path}: model_type {kind!r} is {OTHER_FAMILIES.get(kind, other)}; give a T5, T5 v1.1, "
+                            "FLAN-T5, mT5, UMT5, ByT5 or CodeT5 checkpoint")
+        if method := entries.get("quantization_config"):
+            method = method.get("quant_method", "of an unknown method") if isinstance(method, dict) else method
+            raise UserError(f"{path}: quantization_config ({method}): quantised weights are not read; give the checkpoint "
+                            "in float32, float16 or bfloat16, and weights='int8' to quantise it while it is loaded")
         return FAMILIES[kind].config(entries, path)
 
 
@@ -126,6 +131,7 @@ class Family:
     tensors: all tensors but the embedding and the head, by the engine's names (t5_weights.T5Weights).
     embeddings: the names that the embedding has in checkpoints, all of them the same table. head: absent where it is tied.
     unused: tensors that old checkpoints hold and no implementation reads.
+    entries: those of a config.json that `config` reads; others are warned of, unless this is empty.
     """
 
     config: Callable[[dict, str | Path], ModelConfig]
@@ -133,6 +139,7 @@ class Family:
     embeddings: tuple[str, ...]
     head: str
     unused: frozenset[str] = frozenset()
+    entries: frozenset[str] = frozenset()
 
 
 def tensor_parts(config: ModelConfig, tied: bool, embedding: str | None = None) -> dict[str, TensorParts]:
@@ -156,17 +163,6 @@ def num_parameters(config: ModelConfig, tied: bool) -> int:
     """Distinct weights of a model."""
     return sum(math.prod(parts.full_shape) for name, parts in tensor_parts(config, tied).items()
                if not (tied and name == "head"))
-
-
-def check_tensor_names(config: ModelConfig, names: Iterable[str], path: str | Path) -> None:
-    """UserError if a checkpoint holds a tensor that the model would not read."""
-    family = FAMILIES[config.model_type]
-    known = {*family.embeddings, family.head, *family.unused}
-    known |= {name for parts in family.tensors(config).values() for layer in parts.names for name in layer}
-    if unexpected := sorted(set(names) - known):
-        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
-        raise UserError(f"{path}: holds {unexpected[0]!r}{more}; a {config.model_type} of config.json's sizes has no such "
-                        "tensor: merge adapters into the weights, or give the checkpoint that config.json belongs to")
 
 
 def _t5_config(c: dict, path: str | Path) -> ModelConfig:
@@ -261,8 +257,24 @@ def _t5_tensors(c: ModelConfig, bias_layers: int | None = 1) -> dict[str, Tensor
 T5_FAMILY = Family(
     _t5_config, _t5_tensors,
     embeddings=("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), head="lm_head.weight",
-    unused=frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}))
+    unused=frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}),
+    entries=frozenset("""
+        vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets
+        relative_attention_max_distance layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act tie_word_embeddings
+        scale_decoder_outputs decoder_start_token_id eos_token_id pad_token_id n_positions""".split()))
 
 # By model_type in config.json. UMT5 has a relative bias in every layer.
 FAMILIES = {"t5": T5_FAMILY, "mt5": replace(T5_FAMILY, config=_mt5_config),
             "umt5": replace(T5_FAMILY, tensors=_umt5_tensors)}
+
+# Relatives that need kernels of their own, by model_type.
+OTHER_FAMILIES = {
+    "longt5": "a LongT5, whose local attention is not supported",
+    "switch_transformers": "a Switch Transformer, whose mixture of experts is not supported",
+    "t5gemma": "a T5Gemma, whose decoder is Gemma's and not supported",
+    "t5gemma2": "a T5Gemma 2, whose decoder is Gemma's and not supported",
+    "codet5p": "a CodeT5+ of 2 billion weights or more, whose decoder is CodeGen's and not supported",
+    "codet5p_module": "a CodeT5+ of 2 billion weights or more, whose decoder is CodeGen's and not supported",
+    "pop2piano": "a Pop2Piano, which reads sound and is not supported",
+    "udop": "a UDOP, which reads pictures and is not supported",
+}

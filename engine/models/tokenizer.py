@@ -110,7 +110,8 @@ def _from_merges(path: Path) -> Tokenizer:
         return kind.from_pretrained(path, local_files_only=True).backend_tokenizer
     except Exception as error:  # the library raises many types
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: no tokenizer can be made of vocab.json and merges.txt ({reason}); add tokenizer.json") from None
+        raise UserError(f"{path}: no tokenizer can be made of vocab.json and merges.txt ({reason}); add "
+                        "tokenizer.json") from None
 
 
 def _of_bytes(path: Path, settings: dict[str, Any]) -> Tokenizer:
