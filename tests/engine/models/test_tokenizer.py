@@ -34,24 +34,6 @@ def compare(folder, theirs, decode=True):
     return ours
 
 
-@pytest.fixture(scope="session")
-def spiece(tmp_path_factory):
-    """A folder with a spiece.model of 300 pieces, T5's normaliser and its special tokens."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("spiece")
-    words = ["the quick brown fox does n't jump over lazy dogs", "she sells sea shells , is it not ?",
-             "\u00e9t\u00e9 fin na\u00efve", "I 'm here and we 've seen it . they 're gone !"]
-    random.seed(2)
-    lines = [" ".join(random.choices(" ".join(words).split(), k=8)) for _ in range(400)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(folder / "spiece"), vocab_size=120, model_type="unigram", pad_id=0,
-        eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", user_defined_symbols=["[SEP]"], hard_vocab_limit=False,
-        minloglevel=2)
-    (folder / "spiece.vocab").unlink()
-    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    return folder
-
-
 def t5_tokenizer(folder):
     pytest.importorskip("google.protobuf")
     from transformers import T5Tokenizer
@@ -105,25 +87,6 @@ def test_a_bpe_sentencepiece_model_is_refused(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"\x0a\x03\x0a\x01a" + b"\x12\x02\x18\x02")
     with pytest.raises(UserError, match="a SentencePiece model of type 2; T5 has a unigram model"):
         load_tokenizer(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def merges(tmp_path_factory):
-    """A folder as CodeT5's: byte-level BPE in vocab.json and merges.txt, sentinels in added_tokens.json."""
-    from tokenizers import ByteLevelBPETokenizer
-
-    folder = tmp_path_factory.mktemp("codet5")
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(["def add(a, b): return a + b", "for i in range(10): print(i)"] * 9, vocab_size=300,
-                                  special_tokens=["<pad>", "<s>", "</s>", "<unk>", "<mask>"], show_progress=False)
-    tokenizer.save_model(str(folder))
-    size = tokenizer.get_vocab_size()
-    sentinels = {f"<extra_id_{i}>": size + 9 - i for i in range(10)}
-    (folder / "added_tokens.json").write_text(json.dumps(sentinels))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
-    (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": list(sentinels), "mask_token": {
-        "content": "<mask>", "single_word": False, "lstrip": True, "rstrip": False, "normalized": True}}))
-    return folder
 
 
 def test_vocab_and_merges_equal_transformers(merges, tmp_path):
