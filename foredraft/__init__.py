@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from foredraft.engine.stats import DecodeStats as DecodeStats
     from foredraft.errors import UserError as UserError
     from foredraft.ngram_native.model import NgramModel as NgramModel
+    from foredraft.pipelines import pipeline as pipeline
 
 # the version is defined only here; setuptools and the command line read it
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOME = {
     "Draft": "foredraft.engine.state",
     "register": "foredraft.engine.drafters.registry",
     "NgramModel": "foredraft.ngram_native.model",
+    "pipeline": "foredraft.pipelines",
     "UserError": "foredraft.errors",
 }
 __all__ = [*_HOME, "__version__"]

@@ -46,6 +46,7 @@ def typed_program(path: Path) -> list[str | None]:
     texts: list[str | None] = [result.text for result in results] + out.texts
     scores: foredraft.Scores = model.score(["w5 w6"], [["w7", "w8"]])
     assert len(scores.sums) == 2
+    assert foredraft.pipeline("summarization", model)(["w5 w6"], max_new_tokens=4)[0]["summary_text"] is not None
     params = foredraft.SamplingParams(max_new_tokens=4, temperature=0.5)
     assert params.max_new_tokens == 4 and foredraft.__version__
     return texts

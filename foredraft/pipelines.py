@@ -1,0 +1,258 @@
+"""`pipeline`: summarisation, translation and text to text with the interface of transformers 4's pipelines."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foredraft.engine.arguments import NAMES, UNSUPPORTED, WITHOUT_EFFECT
+from foredraft.engine.generate import Model
+from foredraft.engine.load import load
+from foredraft.engine.params import SamplingParams
+from foredraft.engine.runtime.requests import Request
+from foredraft.engine.runtime.stream import Stream
+from foredraft.errors import UserError
+
+# How the keys of a record begin.
+KEYS = {"summarization": "summary", "translation": "translation", "text2text-generation": "generated"}
+PAIR = re.compile(r"translation_([^_]+)_to_([^_]+)")
+
+
+def pipeline(task: str, model: str | Path | Model | None = None, **arguments: Any) -> Pipeline:
+    """Load a checkpoint for one task; transformers 4's `pipeline`.
+
+    Parameters
+    ----------
+    task : str
+        "summarization", "translation" (also "translation_xx_to_yy") or "text2text-generation".
+    model : str, Path, Model or None
+        A checkpoint's folder or Hugging Face name, or a model that is loaded; None is the embedded model.
+    **arguments
+        Those of `load` (drafter, device, dtype, ...), where device may be a number (-1 is the CPU) and dtype also a
+        torch.dtype, and those of a call of the pipeline, which then are its defaults.
+
+    Returns
+    -------
+    Pipeline
+
+    Raises
+    ------
+    UserError
+        The task is not known, or as `load`.
+    """
+    if not isinstance(task, str) or (task not in KEYS and not PAIR.fullmatch(task)):
+        raise UserError(f"task {task!r} is not known; give 'summarization', 'translation' (or 'translation_xx_to_yy') or "
+                        "'text2text-generation'")
+    if arguments.pop("tokenizer", None) not in (None, model):
+        raise UserError("tokenizer: the checkpoint's own is always used; leave the argument out")
+    if (framework := arguments.pop("framework", None)) not in (None, "pt"):
+        raise UserError(f"framework is {framework!r}; leave it out")
+    if "torch_dtype" in arguments:
+        arguments["dtype"] = arguments.pop("torch_dtype")
+    loading = {name: arguments.pop(name) for name in inspect.signature(load).parameters
+               if name in arguments and name != "path"}
+    if isinstance(model, Model):
+        if loading:
+            raise UserError(f"{', '.join(loading)}: this model is loaded already; pass it to load instead")
+        return Pipeline(task, model, arguments)
+    device = loading.get("device", "cpu")
+    loading["device"] = ("cpu" if device < 0 else f"cuda:{device}") if isinstance(device, int) else str(device)
+    if "dtype" in loading:
+        loading["dtype"] = str(loading["dtype"]).removeprefix("torch.")
+    return Pipeline(task, load(model, **loading), arguments)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of a call: those that the pipeline reads itself, and `settings` for the model."""
+
+    prefix: str
+    copies: int
+    truncation: bool
+    has_text: bool
+    has_tokens: bool
+    settings: dict[str, Any]
+
+
+class Pipeline:
+    """Texts in, texts out, for one task of a checkpoint. Made by `pipeline`.
+
+    The checkpoint's config.json says under `task_specific_params` what the sources of a task begin with, and how the task is
+    decoded by default.
+
+    Attributes
+    ----------
+    task : str
+    model : Model
+    """
+
+    def __init__(self, task: str, model: Model, arguments: Mapping[str, Any]):
+        self.task, self.model = task, model
+        self._key, self._arguments, self._warned = KEYS[task.partition("_")[0]], dict(arguments), set()
+        # wrong arguments are refused before the first call
+        self._call(self._arguments)
+
+    def __call__(self, inputs: str | Iterable[str], **arguments: Any) -> list | Iterator[list[dict[str, Any]]]:
+        """Decode texts.
+
+        Parameters
+        ----------
+        inputs : str, list of str, or another iterable of str
+            An iterable that is no list, such as a generator, is read as sequences become free, and may be endless.
+        return_text, return_tensors : bool
+            What a record holds: "summary_text" ("translation_text", "generated_text"), the default; and "summary_token_ids",
+            [T] int64 with the start token first.
+        num_return_sequences : int
+            Outputs of each input; more than one needs do_sample=True.
+        truncation : bool
+            False refuses a source that is too long; otherwise it is cut, with a warning.
+        src_lang, tgt_lang : str
+            Of translation: the checkpoint's entry "translation_SRC_to_TGT" is used.
+        clean_up_tokenization_spaces : bool
+            Only False.
+        batch_size, max_length, min_length, do_sample, ...
+            As in `Model.generate`. What is not given is taken from the checkpoint's entry for the task.
+
+        Returns
+        -------
+        list or iterator
+            Of a text: a list of one record, or of num_return_sequences. Of a list: a list of records, or of lists of records
+            where num_return_sequences is above 1. Of another iterable: an iterator of lists of records, one for each text.
+
+        Raises
+        ------
+        UserError
+            An argument or an input is wrong.
+        """
+        call = self._call(self._arguments | arguments)
+        if isinstance(inputs, str):
+            return self._all([inputs], call)[0]
+        if isinstance(inputs, (list, tuple)):
+            records = self._all(inputs, call)
+            return [several[0] for several in records] if call.copies == 1 else records
+        try:
+            if isinstance(inputs, (bytes, bytearray, Mapping)):
+                raise TypeError
+            texts = iter(inputs)
+        except TypeError:
+            raise UserError(f"the input is of type {type(inputs).__name__}; give a text, or a list or another iterable of "
+                            "texts") from None
+        return self._read(self._stream(texts, call), call)
+
+    def _all(self, inputs: Iterable[str], call: _Call) -> list[list[dict[str, Any]]]:
+        """The records of each input."""
+        texts = list(_sources(inputs, call.prefix))
+        if call.copies > 1 or not call.truncation:
+            return list(self._read(self._stream(inputs, call), call))
+        out = self.model.generate(texts, **call.settings)
+        _warn(out.warnings, 4)
+        return [[self._record(*one, call)] for one in zip(out.texts, out.token_ids, strict=True)]
+
+    def _stream(self, inputs: Iterable[str], call: _Call) -> Stream:
+        requests = (Request(text, id=f"input {number}" if copy == 0 else f"input {number}, sample {copy + 1}")
+                    for number, text in enumerate(_sources(inputs, call.prefix), 1) for copy in range(call.copies))
+        return self.model.stream(requests, in_order=True, truncation=call.truncation, **call.settings)
+
+    def _read(self, stream: Stream, call: _Call) -> Iterator[list[dict[str, Any]]]:
+        with stream:
+            records = []
+            for result in stream:
+                if result.error is not None:
+                    raise result.error
+                _warn(result.warnings, 3)
+                records.append(self._record(result.text, result.token_ids, call))
+                if len(records) == call.copies:
+                    yield records
+                    records = []
+
+    def _record(self, text: str | None, tokens: list[int], call: _Call) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        if call.has_tokens:
+            start = call.settings.get("decoder_start_token_id", self.model.target.start_token)
+            record[f"{self._key}_token_ids"] = torch.tensor([start, *tokens])
+        if call.has_text:
+            record[f"{self._key}_text"] = text
+        return record
+
+    def _call(self, arguments: Mapping[str, Any]) -> _Call:
+        """UserError: an argument that the pipeline reads itself is wrong."""
+        given = dict(arguments)
+        has_tokens = bool(given.pop("return_tensors", False))
+        has_text = given.pop("return_text", None)
+        has_text = not has_tokens if has_text is None else bool(has_text)
+        if not has_text and not has_tokens:
+            raise UserError("return_text=False leaves nothing to return; give return_tensors=True too")
+        if given.pop("clean_up_tokenization_spaces", False):
+            raise UserError("clean_up_tokenization_spaces=True is not supported; leave it out")
+        truncation = given.pop("truncation", True) not in (False, "do_not_truncate")
+        prefix, defaults = self._entries(self._name(given))
+        if defaults and given.get("generation_config") is None:
+            given["generation_config"] = defaults
+        copies = given.pop("num_return_sequences", 1)
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+            raise UserError(f"num_return_sequences is {copies!r}; give a whole number of at least 1")
+        sampled = given.get("do_sample", defaults.get("do_sample", self.model.settings.get("do_sample", False)))
+        if copies > 1 and not sampled:
+            raise UserError(f"num_return_sequences is {copies}, but greedy decoding has one output; give do_sample=True")
+        return _Call(prefix, copies, truncation, has_text, has_tokens, given)
+
+    def _name(self, given: dict[str, Any]) -> str:
+        """The task's name in task_specific_params; removes the languages from the arguments."""
+        if self._key != "translation":
+            return self.task
+        languages = [given.pop(name, None) for name in ("src_lang", "tgt_lang")]
+        if languages == [None, None]:
+            return self.task
+        if None in languages:
+            raise UserError("src_lang and tgt_lang belong together; give both")
+        return "translation_{}_to_{}".format(*languages)
+
+    def _entries(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The prefix and the settings that config.json has for a task. Warns once of what is not possible."""
+        path = Path(self.model.path) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        tasks = config.get("task_specific_params") or {}
+        entries = tasks.get(name) or {} if isinstance(tasks, dict) else None
+        if not isinstance(entries, dict):
+            raise UserError(f"{path}: task_specific_params holds no object for {name!r}; remove or correct the entry")
+        if name not in tasks and name != self.task:
+            self._warn_once(f"{path}: task_specific_params has no {name!r}: src_lang and tgt_lang have no effect")
+        settings = {key: value for key, value in entries.items() if key in NAMES and value is not None}
+        ignored = [f"{key}={value!r}" for key, value in entries.items() if value is not None and key not in NAMES
+                   and key not in WITHOUT_EFFECT and key != "prefix" and value not in UNSUPPORTED.get(key, ())]
+        if ignored:
+            self._warn_once(f"{path}: task_specific_params of {name!r}: {', '.join(ignored)} not supported; decoding goes "
+                            "on without")
+        try:
+            SamplingParams(**settings)
+        except UserError as error:
+            raise UserError(f"{path}: task_specific_params of {name!r}: {error}") from None
+        return entries.get("prefix") or config.get("prefix") or "", settings
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            _warn([message], 6)
+
+
+def _sources(inputs: Iterable[str], prefix: str) -> Iterator[str]:
+    """Each text behind the prefix. UserError: no text, or an empty one."""
+    for number, text in enumerate(inputs, 1):
+        if not isinstance(text, str):
+            raise UserError(f"input {number} is of type {type(text).__name__}; give a text")
+        if not text.strip():
+            raise UserError(f"input {number} is empty; give some text")
+        yield prefix + text
+
+
+def _warn(messages: Iterable[str], level: int) -> None:
+    for message in dict.fromkeys(messages):
+        warnings.warn(message, stacklevel=level)
