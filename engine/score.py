@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,6 +107,16 @@ def _several(name: str, item: Any) -> list:
     return [items]
 
 
+class _Pass(NamedTuple):
+    """What a sequence reads in one pass: the position of its first token, the tokens, those wanted after them, and the list
+    that their log-probabilities are appended to."""
+
+    start: int
+    tokens: Sequence[int]
+    wanted: Sequence[int]
+    result: list[float]
+
+
 @torch.inference_mode()
 def token_log_probs(target: T5 | T5Cuda, sources: Sequence[Tensor], targets: Sequence[Sequence[Sequence[int]]],
                     batch_size: int, max_positions: int = MAX_POSITIONS) -> list[list[list[float]]]:
@@ -125,14 +135,15 @@ def token_log_probs(target: T5 | T5Cuda, sources: Sequence[Tensor], targets: Seq
     longest = max(len(one) for several in targets for one in several)
     R = max(1, min(longest, max_positions, MAX_LOGITS // (B * V)))
     found: list[list[list[float]]] = [[[] for _ in several] for several in targets]
-    waiting, running = deque(range(len(sources))), [iter(())] * B
+    waiting = deque(range(len(sources)))
+    running: list[Iterator[_Pass]] = [iter(())] * B
     on_device = torch.cuda.device(target.device) if target.device.type == "cuda" else nullcontext()
     target.reserve(B, longest, R - 1, max(map(len, sources)))
     try:
         with on_device:
             while True:
                 tokens, wanted = torch.zeros(2, B, R, dtype=torch.int64)
-                positions, results = torch.full((B, R), -1), []
+                positions, results = torch.full((B, R), -1), list[list[float]]()
                 for sequence in range(B):
                     part = next(running[sequence], None)
                     if part is None and waiting:
@@ -141,10 +152,10 @@ def token_log_probs(target: T5 | T5Cuda, sources: Sequence[Tensor], targets: Seq
                         running[sequence] = _passes(target.start_token, targets[source], found[source], R)
                         part = next(running[sequence])
                     if part is not None:
-                        start, read, following, result = part
-                        tokens[sequence, : len(read)], wanted[sequence, : len(read)] = torch.tensor([read, following])
-                        positions[sequence, : len(read)] = torch.arange(start, start + len(read))
-                        results += [result] * len(read)
+                        n = len(part.tokens)
+                        tokens[sequence, :n], wanted[sequence, :n] = torch.tensor([part.tokens, part.wanted])
+                        positions[sequence, :n] = torch.arange(part.start, part.start + n)
+                        results += [part.result] * n
                 if not results:
                     return found
                 hidden = target.decode(tokens.to(target.device), positions.to(target.device))
@@ -159,9 +170,9 @@ def token_log_probs(target: T5 | T5Cuda, sources: Sequence[Tensor], targets: Seq
 
 
 def _passes(start_token: int, targets: Iterable[Sequence[int]], found: Iterable[list[float]],
-            R: int) -> Iterator[tuple[int, Sequence[int], Sequence[int], list[float]]]:
-    """What a sequence reads in each pass: first position, tokens, the tokens wanted after them, and where results go."""
+            R: int) -> Iterator[_Pass]:
+    """The passes of one source."""
     for wanted, result in zip(targets, found, strict=True):
         read = [start_token, *wanted[:-1]]
         for start in range(0, len(wanted), R):
-            yield start, read[start : start + R], wanted[start : start + R], result
+            yield _Pass(start, read[start : start + R], wanted[start : start + R], result)

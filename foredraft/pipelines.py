@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foredraft.engine.arguments import NAMES, UNSUPPORTED, WITHOUT_EFFECT
+from foredraft.engine.arguments import NAMES, UNSUPPORTED, WITHOUT_EFFECT, override
 from foredraft.engine.generate import Model
 from foredraft.engine.load import load
 from foredraft.engine.params import SamplingParams
@@ -96,11 +96,14 @@ class Pipeline:
 
     def __init__(self, task: str, model: Model, arguments: Mapping[str, Any]):
         self.task, self.model = task, model
-        self._key, self._arguments, self._warned = KEYS[task.partition("_")[0]], dict(arguments), set()
+        self._key, self._arguments, self._warned = KEYS[task.partition("_")[0]], _given(arguments), set[str]()
         # wrong arguments are refused before the first call
         self._call(self._arguments)
 
-    def __call__(self, inputs: str | Iterable[str], **arguments: Any) -> list | Iterator[list[dict[str, Any]]]:
+    def __call__(self, inputs: str | Iterable[str], *, return_text: bool | None = None, return_tensors: bool | None = None,
+                 num_return_sequences: int | None = None, truncation: bool | str | None = None, src_lang: str | None = None,
+                 tgt_lang: str | None = None, clean_up_tokenization_spaces: bool | None = None,
+                 **settings: Any) -> Any:
         """Decode texts.
 
         Parameters
@@ -118,8 +121,8 @@ class Pipeline:
             Of translation: the checkpoint's entry "translation_SRC_to_TGT" is used.
         clean_up_tokenization_spaces : bool
             Only False.
-        batch_size, max_length, min_length, do_sample, ...
-            As in `Model.generate`. What is not given is taken from the checkpoint's entry for the task.
+        **settings
+            The arguments of `Model.generate`. What is not given is taken from the checkpoint's entry for the task.
 
         Returns
         -------
@@ -132,7 +135,10 @@ class Pipeline:
         UserError
             An argument or an input is wrong.
         """
-        call = self._call(self._arguments | arguments)
+        own = {"return_text": return_text, "return_tensors": return_tensors, "num_return_sequences": num_return_sequences,
+               "truncation": truncation, "src_lang": src_lang, "tgt_lang": tgt_lang,
+               "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
+        call = self._call(override(self._arguments, _given(settings | own)))
         if isinstance(inputs, str):
             return self._all([inputs], call)[0]
         if isinstance(inputs, (list, tuple)):
@@ -145,13 +151,13 @@ class Pipeline:
         except TypeError:
             raise UserError(f"the input is of type {type(inputs).__name__}; give a text, or a list or another iterable of "
                             "texts") from None
-        return self._read(self._stream(texts, call), call)
+        return self._read(self._stream(texts, call), call, 3)
 
     def _all(self, inputs: Iterable[str], call: _Call) -> list[list[dict[str, Any]]]:
         """The records of each input."""
         texts = list(_sources(inputs, call.prefix))
         if call.copies > 1 or not call.truncation:
-            return list(self._read(self._stream(inputs, call), call))
+            return list(self._read(self._stream(inputs, call), call, 5))
         out = self.model.generate(texts, **call.settings)
         _warn(out.warnings, 4)
         return [[self._record(*one, call)] for one in zip(out.texts, out.token_ids, strict=True)]
@@ -161,13 +167,15 @@ class Pipeline:
                     for number, text in enumerate(_sources(inputs, call.prefix), 1) for copy in range(call.copies))
         return self.model.stream(requests, in_order=True, truncation=call.truncation, **call.settings)
 
-    def _read(self, stream: Stream, call: _Call) -> Iterator[list[dict[str, Any]]]:
+    def _read(self, stream: Stream, call: _Call, level: int) -> Iterator[list[dict[str, Any]]]:
+        """The records of each input, and its warnings, once."""
         with stream:
-            records = []
+            records: list[dict[str, Any]] = []
             for result in stream:
                 if result.error is not None:
                     raise result.error
-                _warn(result.warnings, 3)
+                if not records:
+                    _warn(result.warnings, level)
                 records.append(self._record(result.text, result.token_ids, call))
                 if len(records) == call.copies:
                     yield records
@@ -190,7 +198,7 @@ class Pipeline:
         has_text = not has_tokens if has_text is None else bool(has_text)
         if not has_text and not has_tokens:
             raise UserError("return_text=False leaves nothing to return; give return_tensors=True too")
-        if given.pop("clean_up_tokenization_spaces", False):
+        if given.pop("clean_up_tokenization_spaces", None):
             raise UserError("clean_up_tokenization_spaces=True is not supported; leave it out")
         truncation = given.pop("truncation", True) not in (False, "do_not_truncate")
         prefix, defaults = self._entries(self._name(given))
@@ -251,6 +259,10 @@ def _sources(inputs: Iterable[str], prefix: str) -> Iterator[str]:
         if not text.strip():
             raise UserError(f"input {number} is empty; give some text")
         yield prefix + text
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _warn(messages: Iterable[str], level: int) -> None:

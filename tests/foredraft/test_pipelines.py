@@ -93,6 +93,8 @@ def test_explicit_arguments_win(model, right):
     assert summarizer(TEXTS[0]) == [{"summary_text": short[0]}]
     assert summarizer(TEXTS[0], max_length=9) == [{"summary_text": right[0]}]
     assert summarizer(TEXTS[0], max_new_tokens=8) == [{"summary_text": right[0]}]
+    summarizer = foredraft.pipeline("summarization", model, max_new_tokens=2, truncation=None)
+    assert summarizer(TEXTS[0], max_length=9) == [{"summary_text": right[0]}]
 
 
 def test_translation_takes_the_languages_of_its_name_or_of_arguments(model):
