@@ -144,6 +144,11 @@ def checkpoint_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
         raise UserError(f"{path}: not readable as JSON ({error}); copy it again") from None
     if not isinstance(entries, dict):
         raise UserError(f"{path}: holds no JSON object; copy it again")
+    return settings_of(entries, path, is_own)
+
+
+def settings_of(entries: Mapping[str, Any], path: Path, is_own: bool) -> tuple[dict[str, Any], list[str]]:
+    """As checkpoint_settings, of the entries of the file at `path`; is_own: which holds nothing else."""
     settings, warnings = {}, []
     for name, value in entries.items():
         if name == "eos_token_id" and value is None:

@@ -71,8 +71,8 @@ class Model:
         """What records say of a model: name, hash, dtype, parameters, drafter, threads."""
         from foredraft.kernels.core.backend import get_num_threads
 
-        return {"model": self.path.name, "hash": weights_hash(self.path), "dtype": self.dtype,
-                "weights": self.target.weights.stored,
+        return {"model": self.path.name, "hash": weights_hash(self.path) if self.path.is_dir() else None,
+                "dtype": self.dtype, "weights": self.target.weights.stored,
                 "parameters": self.target.weights.parameters(), "drafter": self.drafter.name,
                 "threads": get_num_threads()}
 

@@ -1,20 +1,21 @@
-"""`load`: a checkpoint and a drafter become a Model."""
+"""`load`: a checkpoint and a drafter become a Model; `from_transformers`: a model in memory and a drafter do."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from foredraft import embedded
-from foredraft.engine.arguments import checkpoint_settings
+from foredraft.engine.arguments import checkpoint_settings, settings_of
 from foredraft.engine.generate import Model
-from foredraft.engine.models.checkpoint import find_checkpoint
+from foredraft.engine.models.hub import find_adapter, find_checkpoint
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
-from foredraft.engine.models.t5_weights import load_weights
-from foredraft.engine.models.tokenizer import load_tokenizer
+from foredraft.engine.models.t5_cuda_weights import copy_cuda_weights, load_cuda_weights
+from foredraft.engine.models.t5_weights import copy_weights, load_weights
+from foredraft.engine.models.tokenizer import adopt_tokenizer, load_tokenizer
 from foredraft.engine.models.unread import unread_entries
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.ownership import check_process
@@ -23,7 +24,8 @@ from foredraft.kernels.core.backend import HAS_TRITON
 
 
 def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = "lookup", device: str = "cpu",
-         dtype: str = "float32", weights: str | None = None) -> Model:
+         dtype: str = "float32", weights: str | None = None, *, adapter: str | Path | None = None,
+         revision: str | None = None, token: str | None = None) -> Model:
     """Load a T5 checkpoint and a drafter.
 
     Parameters
@@ -40,6 +42,12 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
         Of the embedding and the encoder: "float32" or "bfloat16".
     weights : str or None
         Storage of the decoder's matrices: "fp32", "bf16" or "int8"; None is as the checkpoint holds them. Sums are float32.
+    adapter : str, Path or None
+        A LoRA adapter's folder or Hugging Face name, in PEFT's format; it is merged into the weights.
+    revision : str or None
+        A branch, tag or commit of the checkpoint on the hub.
+    token : str or None
+        For the hub; None is the one that is logged in.
 
     Returns
     -------
@@ -48,18 +56,63 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     Raises
     ------
     UserError
-        No such checkpoint, drafter or device.
+        No such checkpoint, adapter, drafter or device.
     """
     check_process()
     check_device(device)
-    folder = find_checkpoint(embedded.TARGET if path is None else path)
+    folder = find_checkpoint(embedded.TARGET if path is None else path, revision, token)
+    merged = None if adapter is None else find_adapter(adapter, token)
     if device == "cpu":
-        target = T5(load_weights(folder, dtype, weights))
+        target = T5(load_weights(folder, dtype, weights, merged))
     else:
-        target = T5Cuda(load_cuda_weights(folder, device, dtype, weights))
+        target = T5Cuda(load_cuda_weights(folder, device, dtype, weights, merged))
     settings, warnings = checkpoint_settings(folder)
     warnings += unread_entries(folder)
     return Model(target, load_tokenizer(folder), drafter, folder, dtype, settings=settings, warnings=warnings)
+
+
+def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = "lookup",
+                      dtype: str = "float32", weights: str | None = None) -> Model:
+    """Decode with the weights of a transformers model in memory, on its device.
+
+    The model's embedding and those matrices of its encoder that the engine stores as transformers does (the output
+    projections of attention and feed-forward, and `wi` where there is no gate) are shared on the CPU, if they have `dtype`.
+    Everything else is copied: the decoder's matrices and the head are packed for the kernels, and queries, keys and values
+    are joined. On CUDA all weights are copied. Weights that are trained on afterwards are not followed: call this again.
+
+    Parameters
+    ----------
+    model : transformers.T5ForConditionalGeneration
+        Or MT5ForConditionalGeneration or UMT5ForConditionalGeneration. Settings that are not given to `generate` are taken
+        from its generation_config.
+    tokenizer : transformers or tokenizers tokenizer, or None
+        None: inputs are token ids, and outputs have no texts.
+    drafter, dtype, weights
+        See `load`.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    UserError
+        The model is of another class, or holds an adapter or quantised weights.
+    """
+    check_process()
+    if not hasattr(model, "state_dict") or not hasattr(model, "config"):
+        raise UserError(f"the model is of type {type(model).__name__}; give a transformers T5ForConditionalGeneration, or a "
+                        "path to foredraft.load")
+    device = str(next(model.parameters()).device)
+    check_device(device)
+    if device == "cpu":
+        target = T5(copy_weights(model, dtype, weights, shared=True))
+    else:
+        target = T5Cuda(copy_cuda_weights(model, device, dtype, weights))
+    path = Path("the model in memory")
+    config = getattr(model, "generation_config", None)
+    settings, warnings = settings_of({} if config is None else config.to_diff_dict(), path, is_own=False)
+    return Model(target, adopt_tokenizer(tokenizer), drafter, path, dtype, settings=settings, warnings=warnings)
 
 
 def check_device(device: str) -> None:

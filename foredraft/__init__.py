@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from foredraft.engine.drafters.registry import register as register
     from foredraft.engine.generate import Model as Model
+    from foredraft.engine.load import from_transformers as from_transformers
     from foredraft.engine.load import load as load
     from foredraft.engine.output import Output as Output
     from foredraft.engine.params import SamplingParams as SamplingParams
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "foredraft.engine.load",
+    "from_transformers": "foredraft.engine.load",
     "Model": "foredraft.engine.generate",
     "Output": "foredraft.engine.output",
     "Request": "foredraft.engine.runtime.requests",

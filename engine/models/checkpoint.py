@@ -1,14 +1,14 @@
 """The files of a Hugging Face checkpoint, and its tensors by name.
 
 Weights are safetensors, in one file or in shards. They are memory-mapped and read one tensor at a time.
-Pickled weights are refused.
+Pickled weights are refused; `foredraft convert` reads them (pickled.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -22,57 +22,28 @@ from foredraft.errors import UserError
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def find_checkpoint(name: str | Path) -> Path:
-    """Find a checkpoint directory.
-
-    Parameters
-    ----------
-    name : str or Path
-        A directory, or OWNER/NAME on the Hugging Face hub (only json, safetensors and spiece.model files are downloaded).
-
-    Returns
-    -------
-    Path
-        The directory.
-
-    Raises
-    ------
-    UserError
-        There is no such directory, and the hub has no such repository or cannot be reached.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{path}: is a file; give the checkpoint's directory")
-    parts = str(name).split("/")
-    if len(parts) > 2 or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"{name}: no such directory; give a T5 checkpoint directory or a hub id (google/flan-t5-base)")
-    from huggingface_hub import snapshot_download
-
+def indexed_files(index: Path) -> list[Path]:
+    """List the shards that an index file names. UserError: it is unreadable, or a shard is missing."""
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "spiece.model"]))
-    except Exception as error:  # the hub client raises many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: no such directory, and the hub did not give it ({reason[:160]}); "
-                        "give a T5 checkpoint directory") from None
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not a readable index of shards ({error}); copy or download it again") from None
+    for name in names:
+        if not (index.parent / name).exists():
+            raise UserError(f"{index.parent}: shard {name} is missing; copy or download it again")
+    return [index.parent / name for name in names]
 
 
 def safetensors_files(path: Path) -> list[Path]:
     """List a checkpoint's weight files. UserError: one is missing, or the weights are pickled."""
-    index = path / "model.safetensors.index.json"
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        for name in names:
-            if not (path / name).exists():
-                raise UserError(f"{path}: shard {name} is missing; copy or download it again")
-        return [path / name for name in names]
-    single = path / "model.safetensors"
+        return indexed_files(index)
     if single.exists():
         return [single]
     if list(path.glob("*.bin")) or list(path.glob("*.pt")):
-        raise UserError(f"{path}: holds only pickled weights, which are never loaded; load it once with transformers and "
-                        "save it with save_pretrained(), which writes model.safetensors")
+        raise UserError(f"{path}: holds only pickled weights, which are never loaded; run: foredraft convert {path} --out "
+                        "FOLDER, and give FOLDER")
     raise UserError(f"{path}: model.safetensors is missing; give a T5 checkpoint directory")
 
 
@@ -139,19 +110,27 @@ class Tensors:
                 raise UserError(f"{self.path}: {copy} differs from {name}; a {config.model_type} has one embedding")
         return name, family.head not in self.names
 
+    def drop_tied(self, config: ModelConfig) -> None:
+        """Forget the other names of the embedding's values, the head among them."""
+        family = FAMILIES[config.model_type]
+        kept, *others = [name for name in (*family.embeddings, family.head) if name in self.names]
+        for name in others:
+            if torch.equal(self.raw(name), self.raw(kept)):
+                del self._found[name]
+
     def check_names(self, config: ModelConfig) -> None:
         """UserError naming a tensor that a model of this config would not read."""
         check_tensor_names(config, self.names, self.path)
 
 
 class StoredTensors(Tensors):
-    """Tensors of a checkpoint directory, each read from its file when it is fetched."""
+    """Tensors of a checkpoint directory, or of some safetensors files in it, each read when it is fetched."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, files: Iterable[Path] | None = None):
         from safetensors import SafetensorError, safe_open
 
         super().__init__({}, Path(path))
-        for file in safetensors_files(self.path):
+        for file in safetensors_files(self.path) if files is None else files:
             try:
                 handle = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:

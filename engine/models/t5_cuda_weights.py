@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foredraft.engine.models.checkpoint import StoredTensors, fill, read_config
+from foredraft.engine.models.adapter import open_checkpoint
+from foredraft.engine.models.checkpoint import Tensors, fill, read_config
 from foredraft.engine.models.device_memory import Layout, check_memory, layout_bytes
 from foredraft.engine.models.spec import ModelConfig, num_parameters, tensor_parts
-from foredraft.engine.models.t5_weights import DTYPES, check_types, default_storage
+from foredraft.engine.models.t5_weights import DTYPES, check_types, default_storage, model_tensors
 from foredraft.errors import UserError
 
 # How the decoder's matrices and the head may be stored on a device.
@@ -120,8 +121,8 @@ def assemble(config: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, d
     return T5WeightsCuda(config, dtype, stored, tied, device, tensors)
 
 
-def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "float32",
-                      weights: str | None = None) -> T5WeightsCuda:
+def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "float32", weights: str | None = None,
+                      adapter: Path | None = None) -> T5WeightsCuda:
     """Read a checkpoint directory onto a device.
 
     Parameters
@@ -134,6 +135,8 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
     weights : str, optional
         Storage of the decoder's matrices and the head, a key of `STORED`. By default bf16 for a checkpoint in bfloat16, else
         fp32.
+    adapter : Path, optional
+        The folder of a LoRA adapter to merge (adapter.py).
 
     Returns
     -------
@@ -146,16 +149,28 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
     """
     check_types(dtype, weights, tuple(STORED), " on a GPU")
     config = read_config(path)
+    with open_checkpoint(path, config, adapter) as tensors:
+        return _read(tensors, config, device, DTYPES[dtype], weights)
+
+
+def copy_cuda_weights(model, device: torch.device | str, dtype: str = "float32",
+                      weights: str | None = None) -> T5WeightsCuda:
+    """Copy the current weights of a transformers model to a device; as t5_weights.copy_weights."""
+    check_types(dtype, weights, tuple(STORED), " on a GPU")
+    tensors, config = model_tensors(model)
+    return _read(tensors, config, device, DTYPES[dtype], weights)
+
+
+def _read(tensors: Tensors, config: ModelConfig, device: torch.device | str, dtype: torch.dtype,
+          weights: str | None) -> T5WeightsCuda:
     if len(tensor_parts(config, True)["decoder_bias"].names) > 1:
-        raise UserError(f"{path}: a {config.model_type} has a relative bias in each layer, which the CUDA kernels do not "
-                        "read; use device 'cpu'")
-    with StoredTensors(path) as tensors:
-        tensors.check_names(config)
-        name, tied = tensors.tables(config)
-        stored = weights or default_storage(tensors.raw(name), DTYPES[dtype])
-        check_memory(device, weight_bytes(config, DTYPES[dtype], stored, tied), f"{path.name}'s weights",
-                     "give dtype='bfloat16' and weights='bf16', or a smaller model")
-        return assemble(config, DTYPES[dtype], stored, tied, device, tensors.read, embedding=name)
+        raise UserError(f"{tensors.path}: a {config.model_type} has a relative bias in each layer, which the CUDA kernels "
+                        "do not read; use device 'cpu'")
+    name, tied = tensors.tables(config)
+    stored = weights or default_storage(tensors.raw(name), dtype)
+    check_memory(device, weight_bytes(config, dtype, stored, tied), f"the weights of {Path(tensors.path).name}",
+                 "give dtype='bfloat16' and weights='bf16', or a smaller model")
+    return assemble(config, dtype, stored, tied, device, tensors.read, embedding=name)
 
 
 def random_cuda_weights(entries: dict, device: torch.device | str, dtype: str = "bfloat16", seed: int = 0) -> T5WeightsCuda:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.engine.models.checkpoint import StoredTensors, Tensors, fill, read_config
+from foredraft.engine.models.adapter import open_checkpoint
+from foredraft.engine.models.checkpoint import Tensors, fill, read_config
 from foredraft.engine.models.spec import ModelConfig, TensorParts, num_parameters, tensor_parts
 from foredraft.errors import UserError
 from foredraft.kernels.model.linear import pack, quantize
@@ -45,7 +46,8 @@ class T5Weights:
         Of all layers together; where each layer has its own, [L, buckets, H] and [Le, buckets, H].
     encoder_norms [Le, 2, C], encoder_norm [C] : Tensor float32
     encoder_qkv [Le, 3HD, C], encoder_out [Le, C, HD], encoder_ff_in [Le, F or 2F, C], encoder_ff_out [Le, C, F] : Tensor
-        The encoder's are None in a decoder without an encoder.
+        The encoder's are None in a decoder without an encoder. Matrices that are shared with a transformers model are lists
+        of one tensor a layer.
     """
 
     config: ModelConfig
@@ -66,9 +68,9 @@ class T5Weights:
     decoder_bias: Tensor
     encoder_norms: Tensor | None = None
     encoder_qkv: Tensor | None = None
-    encoder_out: Tensor | None = None
-    encoder_ff_in: Tensor | None = None
-    encoder_ff_out: Tensor | None = None
+    encoder_out: Tensor | list[Tensor] | None = None
+    encoder_ff_in: Tensor | list[Tensor] | None = None
+    encoder_ff_out: Tensor | list[Tensor] | None = None
     encoder_norm: Tensor | None = None
     encoder_bias: Tensor | None = None
 
@@ -103,7 +105,7 @@ def default_storage(embedding: Tensor, dtype: torch.dtype) -> str:
     return "bf16" if torch.bfloat16 in (dtype, embedding.dtype) else "fp32"
 
 
-def load_weights(path: Path, dtype: str = "float32", weights: str | None = None) -> T5Weights:
+def load_weights(path: Path, dtype: str = "float32", weights: str | None = None, adapter: Path | None = None) -> T5Weights:
     """Read a checkpoint directory for the CPU. Arithmetic accumulates in float32 whatever the storage.
 
     Parameters
@@ -115,6 +117,8 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None)
     weights : str, optional
         Storage of the decoder's matrices and the head, one of `STORAGES`; int8 quantises each output symmetrically.
         By default bf16 for a checkpoint in bfloat16, else fp32.
+    adapter : Path, optional
+        The folder of a LoRA adapter to merge (adapter.py).
 
     Returns
     -------
@@ -124,21 +128,43 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None)
     ------
     UserError
         A file is missing or unreadable, config.json is of another family, a tensor is missing, has another shape or does not
-        belong to the model.
+        belong to the model, or the adapter cannot be merged.
     """
     check_types(dtype, weights, STORAGES)
     config = read_config(path)
-    with StoredTensors(path) as tensors:
+    with open_checkpoint(path, config, adapter) as tensors:
         loaded = _from_checkpoint(tensors, config, DTYPES[dtype], weights)
     # packing leaves freed copies, a tenth of the model at XL's size
     trim_heap()
     return loaded
 
 
-def copy_weights(model, dtype: str = "float32") -> T5Weights:
-    """Copy the current weights of a transformers T5ForConditionalGeneration."""
-    tensors = Tensors({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-    return _from_checkpoint(tensors, ModelConfig.from_dict(model.config.to_dict(), tensors.path), DTYPES[dtype], None)
+def copy_weights(model, dtype: str = "float32", weights: str | None = None, shared: bool = False) -> T5Weights:
+    """Copy the current weights of a transformers T5ForConditionalGeneration.
+
+    Parameters
+    ----------
+    model : transformers.T5ForConditionalGeneration
+        Or another class of a family in `FAMILIES`.
+    dtype, weights : str
+        As load_weights.
+    shared : bool
+        Do not copy the embedding and those matrices of the encoder that the engine stores as the model does, where they have
+        `dtype` and lie on the CPU: the output projections of attention and feed-forward, and `wi` without a gate.
+    """
+    check_types(dtype, weights, STORAGES)
+    tensors, config = model_tensors(model)
+    tensors = Tensors({name: tensors.raw(name).cpu() for name in tensors.names})
+    return _from_checkpoint(tensors, config, DTYPES[dtype], weights, shared)
+
+
+def model_tensors(model) -> tuple[Tensors, ModelConfig]:
+    """The tensors of a transformers model, those that are tied to others left out, and its config."""
+    tensors = Tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
+    config = ModelConfig.from_dict(model.config.to_dict(), tensors.path)
+    tensors.check_names(config)
+    tensors.drop_tied(config)
+    return tensors, config
 
 
 def decoder_weights(tensors: Tensors, config: ModelConfig, stored: str, dtype: torch.dtype, embedding: np.ndarray,
@@ -147,24 +173,26 @@ def decoder_weights(tensors: Tensors, config: ModelConfig, stored: str, dtype: t
     return _assemble(tensors, config, dtype, stored, False, embedding, head)
 
 
-def _from_checkpoint(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored: str | None) -> T5Weights:
-    tensors.check_names(config)
+def _from_checkpoint(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored: str | None,
+                     shared: bool = False) -> T5Weights:
     name, tied = tensors.tables(config)
     parts = tensor_parts(config, tied, name)
     stored = stored or default_storage(tensors.raw(name), dtype)
-    embedding = _joined(tensors, parts["embedding"], dtype)
+    (embedding,) = (shared and _shared(tensors, parts["embedding"], dtype)) or [_joined(tensors, parts["embedding"], dtype)]
     head = packed(embedding if tied else _joined(tensors, parts["head"], dtype), stored)
-    return _assemble(tensors, config, dtype, stored, tied, _as_numpy(embedding), head)
+    return _assemble(tensors, config, dtype, stored, tied, _as_numpy(embedding), head, shared)
 
 
 def _assemble(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, embedding: np.ndarray,
-              head: np.ndarray) -> T5Weights:
-    found: dict[str, Tensor | np.ndarray] = {"embedding": embedding, "head": head}
+              head: np.ndarray, shared: bool = False) -> T5Weights:
+    found: dict[str, Tensor | list[Tensor] | np.ndarray] = {"embedding": embedding, "head": head}
     for name, parts in tensor_parts(config, tied).items():
         if name in found:
             continue
         if name in ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out"):
             found[name] = _packed_layers(tensors, parts, dtype, stored)
+        elif shared and name in ("encoder_out", "encoder_ff_in", "encoder_ff_out"):
+            found[name] = _shared(tensors, parts, dtype) or _joined(tensors, parts, dtype)
         else:
             is_vector = len(parts.shape) == 1 or name.endswith("_bias")
             found[name] = _joined(tensors, parts, torch.float32 if is_vector else dtype)
@@ -177,6 +205,14 @@ def _joined(tensors: Tensors, parts: TensorParts, dtype: torch.dtype) -> Tensor:
     out = torch.empty(parts.full_shape, dtype=dtype)
     fill(out, parts, tensors.read)
     return out
+
+
+def _shared(tensors: Tensors, parts: TensorParts, dtype: torch.dtype) -> list[Tensor] | None:
+    """The tensors themselves, one a layer; None where they are joined or have another type."""
+    if len(parts.names[0]) > 1:
+        return None
+    found = [tensors.read(name, parts.shape) for (name,) in parts.names]
+    return found if all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in found) else None
 
 
 def _packed_layers(tensors: Tensors, parts: TensorParts, dtype: torch.dtype, stored: str) -> np.ndarray:

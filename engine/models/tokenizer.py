@@ -65,6 +65,28 @@ def load_tokenizer(path: Path) -> Tokenizer | None:
     return tokenizer
 
 
+def adopt_tokenizer(tokenizer: Any) -> Tokenizer | None:
+    """The tokenizer of transformers or tokenizers, or None, as load_tokenizer would have read it; not changed."""
+    from tokenizers import Tokenizer
+
+    if tokenizer is None:
+        return None
+    if type(tokenizer).__name__ == "ByT5Tokenizer":
+        return _of_bytes(Path("the tokenizer in memory"), {"added_tokens_decoder": {
+            number: {"content": token.content, "special": token.special}
+            for number, token in tokenizer.added_tokens_decoder.items()}})
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(f"the tokenizer is of type {type(tokenizer).__name__}; give a fast tokenizer of transformers, or a "
+                        "tokenizers.Tokenizer")
+    found = Tokenizer.from_str(backend.to_str())
+    found.no_truncation()
+    found.no_padding()
+    if getattr(tokenizer, "clean_up_tokenization_spaces", False) and type(found.model).__name__ != "BPE":
+        _clean_up(found)
+    return found
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """The entries of a JSON file; none where there is no file."""
     try:

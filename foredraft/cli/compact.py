@@ -28,7 +28,7 @@ def compact(
     """Make a trained drafter smaller and faster: a draft vocabulary besides the source's tokens, and bfloat16 weights."""
     from foredraft import embedded
     from foredraft.engine.drafters.registry import is_drafter
-    from foredraft.engine.models.checkpoint import find_checkpoint
+    from foredraft.engine.models.hub import find_checkpoint
     from foredraft.engine.models.spec import ModelConfig
     from foredraft.engine.models.t5_weights import DTYPES
     from foredraft.engine.models.tokenizer import load_tokenizer

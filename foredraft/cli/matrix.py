@@ -65,7 +65,7 @@ def matrix(
     from foredraft import embedded
     from foredraft.cli.train import parse_sizes
     from foredraft.engine.load import check_device
-    from foredraft.engine.models.checkpoint import find_checkpoint
+    from foredraft.engine.models.hub import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data
     from foredraft.train.data.heldout import heldout_articles
     from foredraft.train.data.pairs import find_split

@@ -93,7 +93,7 @@ def train(
         raise UserError(f"--drafter {drafter} is not known; use {', '.join(DRAFTERS)}")
     from foredraft import embedded
     from foredraft.engine.load import check_device
-    from foredraft.engine.models.checkpoint import find_checkpoint
+    from foredraft.engine.models.hub import find_checkpoint
     from foredraft.train.data.pairs import find_split
 
     if not data and os.environ.get("FOREDRAFT_DATA") and not (drafter == "ngram" and pseudo_dataset_path):

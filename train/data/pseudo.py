@@ -24,7 +24,8 @@ from foredraft import embedded
 from foredraft.atomic_write import write_atomic
 from foredraft.engine.generate import Model
 from foredraft.engine.load import load
-from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
+from foredraft.engine.models.checkpoint import weights_hash
+from foredraft.engine.models.hub import find_checkpoint
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed

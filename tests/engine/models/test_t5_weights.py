@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.engine.models.checkpoint import find_checkpoint, weights_hash
+from foredraft.engine.models.checkpoint import weights_hash
+from foredraft.engine.models.hub import find_checkpoint
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.errors import UserError
 
@@ -105,4 +106,4 @@ def test_refused_weight_files(copy):
     (copy / "model.safetensors").unlink()
     refuse(copy, "model.safetensors is missing")
     (copy / "pytorch_model.bin").write_bytes(b"pickle")
-    refuse(copy, "only pickled weights, which are never loaded")
+    refuse(copy, "only pickled weights, which are never loaded; run: foredraft convert")

@@ -1,0 +1,151 @@
+"""LoRA adapters (Hu et al. 2022) in PEFT's format, merged into a checkpoint's tensors as these are read: W + scale B A."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from foredraft.engine.models.checkpoint import StoredTensors, Tensors
+from foredraft.engine.models.spec import FAMILIES, ModelConfig
+from foredraft.errors import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MERGE = "merge the adapter with PEFT's merge_and_unload() and save the model"
+# In front of the names of the adapter's tensors.
+_PREFIX, _BASE = "base_model.model.", ".base_layer"
+# Entries of adapter_config.json that are read, that say what the tensors' names say too, or that matter in training alone.
+# PEFT ignores fan_in_fan_out for linear layers, the only ones that a T5 has.
+_KNOWN = frozenset("""
+    peft_type r lora_alpha use_rslora rank_pattern alpha_pattern init_lora_weights task_type auto_mapping peft_version
+    base_model_name_or_path revision inference_mode target_modules exclude_modules lora_dropout fan_in_fan_out
+    modules_to_save layers_to_transform layers_pattern megatron_core qalora_group_size eva_config runtime_config""".split())
+# Initialisations that take a part of the base weights away, so that the base checkpoint is not what the adapter belongs to.
+_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class Adapter(StoredTensors):
+    """An adapter's folder: its settings and tensors.
+
+    Parameters
+    ----------
+    path : Path
+        With adapter_config.json and adapter_model.safetensors.
+
+    Raises
+    ------
+    UserError
+        A file is missing or unreadable, or the adapter is no LoRA, or has an entry that is not supported.
+    """
+
+    def __init__(self, path: Path):
+        self.settings, file = _read_settings(path), path / WEIGHTS
+        if not file.exists():
+            found = "is missing, and adapter_model.bin is pickled" if file.with_suffix(".bin").exists() else "is missing"
+            raise UserError(f"{path}: {WEIGHTS} {found}; save the adapter again with PEFT's save_pretrained()")
+        super().__init__(path, [file])
+
+    def scale(self, module: str) -> float:
+        """alpha / r of a module, or alpha / sqrt(r), by the first pattern that its name ends with."""
+        rank, alpha = (_by_pattern(self.settings.get(f"{name}_pattern") or {}, module, self.settings.get(key, 8))
+                       for name, key in (("rank", "r"), ("alpha", "lora_alpha")))
+        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+
+
+class AdaptedTensors(Tensors):
+    """The tensors of a model with an adapter merged into them.
+
+    Parameters
+    ----------
+    base : Tensors
+    adapter : Adapter
+    config : ModelConfig
+        Of the base model.
+
+    Raises
+    ------
+    UserError
+        The adapter has a tensor that is of no weight of this model.
+    """
+
+    def __init__(self, base: Tensors, adapter: Adapter, config: ModelConfig):
+        super().__init__({}, base.path)
+        family = FAMILIES[config.model_type]
+        self.base, self.adapter, self.head = base, adapter, family.head
+        # the embedding is the head where the checkpoint has none of its own
+        self.embedding = base.tables(config)[0]
+        # PEFT changes the tables of the encoder, of the decoder and the shared one each for itself
+        mergeable = {*base.names, family.head}.difference(family.embeddings)
+        self.replaced, self.pairs = set(), set()
+        for name in adapter.names:
+            # the head's own weights may stand beside its adapter
+            module, _, part = name.removeprefix(_PREFIX).replace(_BASE, "").partition(".lora_")
+            weight = f"{module}.weight" if part else module
+            if not name.startswith(_PREFIX) or part not in ("", "A.weight", "B.weight") or weight not in mergeable:
+                raise UserError(f"{adapter.path}: holds {name!r}, which cannot be merged into {base.path}; {MERGE}")
+            (self.pairs if part else self.replaced).add(weight)
+
+    @property
+    def names(self) -> Collection[str]:
+        return {*self.base.names, *self.replaced, *self.pairs}
+
+    def raw(self, name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        own = next((own for own in (_PREFIX + name, f"{_PREFIX}{module}{_BASE}.weight") if own in self.adapter.names), None)
+        if own is not None:
+            weight = self.adapter.raw(own)
+        else:
+            weight = self.base.raw(self.embedding if name == self.head and name not in self.base.names else name)
+        if name not in self.pairs:
+            return weight
+        a, b = (self.adapter.raw(f"{_PREFIX}{module}.lora_{part}.weight").float() for part in "AB")
+        if (b.shape[0], a.shape[1]) != weight.shape or a.shape[0] != b.shape[1]:
+            raise UserError(f"{self.adapter.path}: the adapter of {module} is {tuple(b.shape)} x {tuple(a.shape)}, the "
+                            f"weight is {tuple(weight.shape)}; give the base model that the adapter was trained on")
+        # summed in float32 and rounded once, as PEFT does
+        return (weight + b @ a * self.adapter.scale(module)).to(weight.dtype)
+
+
+@contextmanager
+def open_checkpoint(path: Path, config: ModelConfig, adapter: Path | None = None) -> Iterator[Tensors]:
+    """The tensors of a checkpoint directory, checked by name, with the adapter of a folder merged into them."""
+    with StoredTensors(path) as stored:
+        stored.check_names(config)
+        if adapter is None:
+            yield stored
+            return
+        with Adapter(adapter) as found:
+            yield AdaptedTensors(stored, found, config)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not (path / CONFIG).exists():
+        raise UserError(f"{path}: {CONFIG} is missing; give the folder of an adapter that PEFT saved")
+    try:
+        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path / CONFIG}: not readable as JSON ({error}); copy or download it again") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path / CONFIG}: holds no JSON object; copy or download it again")
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise UserError(f"{path / CONFIG}: peft_type {kind!r} is not supported, only 'LORA' is; {MERGE}")
+    if str(settings.get("init_lora_weights")).lower().startswith(_CHANGE_BASE):
+        raise UserError(f"{path / CONFIG}: init_lora_weights {settings['init_lora_weights']!r} changes the base weights, "
+                        f"which is not supported; {MERGE}")
+    for name, value in settings.items():
+        if name not in _KNOWN and value not in (None, False, "", "none", [], {}):
+            raise UserError(f"{path / CONFIG}: {name} {value!r} is not supported; {MERGE}")
+    return settings
+
+
+def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,48 @@
+"""Tensors of pytorch_model.bin, read without executing what the pickle says: torch.load with weights_only."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foredraft.engine.models.checkpoint import Tensors, indexed_files
+from foredraft.errors import UserError
+
+
+class PickledTensors(Tensors):
+    """Tensors of a directory's pytorch_model.bin, or of its shards. Files of torch 1.6 and later are memory-mapped."""
+
+    def __init__(self, path: Path):
+        super().__init__({}, path)
+        single, index = path / "pytorch_model.bin", path / "pytorch_model.bin.index.json"
+        if not single.exists() and not index.exists():
+            raise UserError(f"{path}: has neither model.safetensors nor pytorch_model.bin; give a T5 checkpoint directory")
+        for file in indexed_files(index) if index.exists() else [single]:
+            self._found |= _read(file)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        # an old file is no zip archive, and cannot be mapped
+        with open(file, "rb") as opened:
+            is_archive = opened.read(2) == b"PK"
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "weights_only" in str(error).lower():
+            raise UserError(f"{file}: holds code or objects besides tensors, which are never loaded; get the weights from a "
+                            "source that you trust, as safetensors") from None
+        raise _unreadable(file, error) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _unreadable(file, error) from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"{file}: holds no table of tensors; is it a checkpoint of a model?")
+    return found
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return UserError(f"{file}: not a readable checkpoint ({reason}); copy or download it again")
