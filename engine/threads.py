@@ -8,9 +8,22 @@ from foredraft.errors import UserError
 from foredraft.kernels.core.backend import HAS_NUMBA
 
 
+def start_threads() -> None:
+    """Start numba's threads, and leave PyTorch's number of threads as it is.
+
+    numba's start changes that number in the thread in which it happens. The order of sums in PyTorch's matrix products
+    depends on it, and every thread must get the same results.
+    """
+    number = torch.get_num_threads()
+    if HAS_NUMBA:
+        import numba
+
+        numba.get_num_threads()
+    torch.set_num_threads(number)
+
+
 def set_threads(number: int) -> None:
     """Decode with `number` threads in the calling thread. UserError: more than the machine has cores."""
-    torch.set_num_threads(number)
     if HAS_NUMBA:
         import numba
 
@@ -18,3 +31,5 @@ def set_threads(number: int) -> None:
             raise UserError(f"{number} threads are more than the {numba.config.NUMBA_NUM_THREADS} that this machine or "
                             "NUMBA_NUM_THREADS allows")
         numba.set_num_threads(number)
+    # last: numba's start changes PyTorch's number
+    torch.set_num_threads(number)

@@ -1,6 +1,5 @@
-"""Calls from many threads give what they give alone; forks, failures and interrupts."""
+"""Streams of several threads, forks, failures and interrupts; test_threads.py is the stress test."""
 
-import random
 import subprocess
 import sys
 import threading
@@ -22,58 +21,6 @@ def model(tiny_model_path):
     return model
 
 
-def hammer(models, calls, right):
-    """Every thread makes `calls` calls: generate, sampled generate, streams read whole, cancelled or left half read."""
-    wrong, failed = [], []
-
-    def check(index, tokens):
-        if tokens != right[index][: len(tokens)] or not tokens:
-            wrong.append((index, tokens))
-
-    def work(number):
-        draw = random.Random(number)
-        for _ in range(calls):
-            model, kind = draw.choice(models), draw.random()
-            first, second = draw.sample(range(len(TEXTS)), 2)
-            try:
-                if kind < 0.6:
-                    for index, tokens in zip((first, second), model.generate([TEXTS[first], TEXTS[second]],
-                                                                             max_new_tokens=NEW).token_ids, strict=True):
-                        check(index, tokens)
-                        assert len(tokens) == NEW
-                elif kind < 0.7:
-                    model.generate(TEXTS[first], max_new_tokens=NEW, do_sample=True, seed=number)
-                else:
-                    stream = model.stream([Request(TEXTS[index], id=index) for index in (first, second)],
-                                          max_new_tokens=NEW, batch_size=1)
-                    result = next(stream)
-                    check(result.id, result.token_ids)
-                    if kind < 0.8:
-                        stream.cancel(second)
-                    if kind < 0.9:
-                        for result in stream:
-                            if result.finish_reason != "cancelled":
-                                check(result.id, result.token_ids)
-                    else:
-                        stream.close()
-            except Exception as error:
-                failed.append(error)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return wrong, failed
-
-
-@pytest.mark.parametrize("calls", [20, pytest.param(200, marks=pytest.mark.full)])
-def test_eight_threads_get_what_one_thread_gets(model, calls):
-    right = [model.generate(text, max_new_tokens=NEW).token_ids[0] for text in TEXTS]
-    wrong, failed = hammer([model, model.with_drafter(None)], calls, right)
-    assert not wrong and not failed
-
-
 def interleaved(model):
     """The tokens of a stream's second request, during which another call decodes."""
     requests = [Request(TEXTS[0], id=0, max_new_tokens=2), Request(TEXTS[4], id=1)]
@@ -84,7 +31,7 @@ def interleaved(model):
 
 
 def test_without_ownership_calls_disturb_each_other(model, monkeypatch):
-    """The test above can fail."""
+    """test_threads.py can fail."""
     with pytest.raises(UserError, match="still running"):
         interleaved(model)
     monkeypatch.setattr(model.ownership, "acquire", lambda: None)
