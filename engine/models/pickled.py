@@ -30,19 +30,14 @@ def _read(file: Path) -> dict[str, Tensor]:
         with open(file, "rb") as opened:
             is_archive = opened.read(2) == b"PK"
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "weights_only" in str(error).lower():
+    except Exception as error:  # a file that is no checkpoint raises many types
+        if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
             raise UserError(f"{file}: holds code or objects besides tensors, which are never loaded; get the weights from a "
                             "source that you trust, as safetensors") from None
-        raise _unreadable(file, error) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _unreadable(file, error) from None
+        lines = [line for line in str(error).splitlines() if line and not line.startswith("Weights only load failed")]
+        reason = (lines or [type(error).__name__])[0][:120]
+        raise UserError(f"{file}: not a readable checkpoint ({reason}); copy or download it again") from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise UserError(f"{file}: holds no table of tensors; is it a checkpoint of a model?")
     return found
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    return UserError(f"{file}: not a readable checkpoint ({reason}); copy or download it again")

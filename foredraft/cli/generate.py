@@ -33,6 +33,8 @@ def _run(
     in_order: Annotated[bool, typer.Option("--in-order", help="Write --output in the order of --input.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a text that is too long; otherwise it is cut.")] = False,
     target: options.Target = None,
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
     drafter: options.Drafter = "lookup",
     draft_tokens: options.DraftTokens = None,
     verification: options.Verification = "token",
@@ -70,7 +72,7 @@ def _run(
 
         set_threads(threads)
     model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype,
-                           weights=weights)
+                           weights=weights, adapter=adapter, revision=revision)
     if model.tokenizer is None:
         raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
     if prefix is None:

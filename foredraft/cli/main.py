@@ -23,6 +23,7 @@ COMMANDS = {
     "train": ("foredraft.cli.train:train", "Train a drafter for a target."),
     "pseudo": ("foredraft.cli.pseudo:pseudo", "Let the target write training data for its drafters."),
     "matrix": ("foredraft.cli.matrix:matrix", "Train and evaluate every drafter with every method."),
+    "convert": ("foredraft.cli.convert:convert", "Write a checkpoint as safetensors, with an adapter merged."),
     "compact": ("foredraft.cli.compact:compact", "Make a trained drafter smaller and faster."),
     "tune-skip": ("foredraft.cli.tune_skip:tune_skip", "Find the sublayers that self-drafting skips."),
     "tune-tree": ("foredraft.cli.tune_tree:tune_tree", "Find the fastest shape of a draft tree."),

@@ -14,6 +14,10 @@ from foredraft.errors import UserError
 # the model
 Target = Annotated[
     str | None, typer.Option("--target", help="T5 checkpoint: folder or Hugging Face name. Default: the embedded model.")]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", help="LoRA adapter (PEFT's format) to merge: folder or Hugging Face name.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a checkpoint on the hub. Default: main.")]
 Drafter = Annotated[
     str, typer.Option(
         "--drafter", help=f"One of {registry.specs()}.")]

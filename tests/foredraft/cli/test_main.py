@@ -76,7 +76,8 @@ def test_summaries_in_order(command, fake_load, article, tmp_path):
     code, out, _ = command("summarize", article, other, "--drafter", "none", "--target", "somewhere")
     assert code == 0
     assert out.splitlines() == [f"== {article}", "w1 w2 w3 w4 w5", f"== {other}", "w7 w8"]
-    assert fake_load == [("somewhere", {"drafter": None, "device": "cpu", "dtype": "float32", "weights": None})]
+    assert fake_load == [("somewhere", {"drafter": None, "device": "cpu", "dtype": "float32", "weights": None,
+                                        "adapter": None, "revision": None})]
 
 
 def test_standard_input(command, fake_load):
