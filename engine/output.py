@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from foredraft.engine.runtime.requests import Result
+from foredraft.engine.sampling.recorder import TokenLogprob
 from foredraft.engine.stats import DecodeStats
 
 
@@ -20,19 +23,37 @@ class Output:
         Without the start token, with the end token where it was emitted.
     proposers : list of list of int
         Who proposed each token, an index into `registry.PROPOSERS`; 0 is the target.
+    finish_reasons : list of str
+        As in Result.
+    request_stats : list of DecodeStats
+        Of each input; its `acceptance_rate` is that of the input.
+    logprobs : list of (list of TokenLogprob or None)
+    scores, logits : list of (ndarray [n, V] float32 or None)
+        What the arguments `logprobs`, `output_scores` and `output_logits` ask for.
     stats : DecodeStats
+        Of the whole call.
     warnings : list of str
     """
 
     texts: list[str | None] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
     proposers: list[list[int]] = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+    request_stats: list[DecodeStats] = field(default_factory=list)
+    logprobs: list[list[TokenLogprob] | None] = field(default_factory=list)
+    scores: list[np.ndarray | None] = field(default_factory=list)
+    logits: list[np.ndarray | None] = field(default_factory=list)
     stats: DecodeStats = field(default_factory=DecodeStats)
     warnings: list[str] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
-        """Append a request's result; its stats are summed elsewhere."""
+        """Append a request's result; `stats` is summed elsewhere."""
         self.texts.append(result.text)
         self.token_ids.append(result.token_ids)
         self.proposers.append(result.proposers)
+        self.finish_reasons.append(result.finish_reason)
+        self.request_stats.append(result.stats)
+        self.logprobs.append(result.logprobs)
+        self.scores.append(result.scores)
+        self.logits.append(result.logits)
         self.warnings += result.warnings

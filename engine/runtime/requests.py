@@ -92,8 +92,8 @@ class Job:
     draft_tokens : int
         K.
     seed : int
-    end_tokens : tuple of int
-    start_token : int
+    end_tokens, start_token : tuple of int, int
+        None: the model's.
     processors : sequence of Processor
     stop_rules : sequence of StopRule
     listener : callable or None
@@ -109,8 +109,8 @@ class Job:
     draft_tokens: int
     seed: int
     warnings: list[str]
-    end_tokens: tuple[int, ...]
-    start_token: int
+    end_tokens: tuple[int, ...] | None = None
+    start_token: int | None = None
     processors: Sequence[Processor] = ()
     stop_rules: Sequence[StopRule] = ()
     listener: Callable[[Tensor], None] | None = None
@@ -163,7 +163,7 @@ class Job:
         tokens = state.tokens[sequence, 1:length].tolist()
         if reason is None:
             reason = ("error" if self.error else "time" if isinstance(self.stopped_by, MaxTime)
-                      else "stop" if self.stopped_by or (tokens and tokens[-1] in self.end_tokens) else "length")
+                      else "stop" if self.stopped_by or (tokens and tokens[-1] in state.end_tokens[sequence]) else "length")
         result = Result(self.index, self.id, reason, None, tokens, state.proposer[sequence, 1:length].tolist(),
                         DecodeStats.of(state, sequence), self.warnings, self.error)
         if self.recorder is not None:

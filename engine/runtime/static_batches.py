@@ -80,8 +80,10 @@ class StaticBatches(Scheduler):
             end_token=self.target.end_token, width=self.target.config.d_model, capacity=capacity)
         state.block = self.block
         for sequence, job in enumerate(jobs):
-            state.set_end_tokens(sequence, job.end_tokens)
-            state.tokens[sequence, 0] = job.start_token
+            if job.end_tokens is not None:
+                state.set_end_tokens(sequence, job.end_tokens)
+            if job.start_token is not None:
+                state.tokens[sequence, 0] = job.start_token
         return state
 
     def _observer(self, jobs: list[Job]):
@@ -97,6 +99,6 @@ class StaticBatches(Scheduler):
         for _, job in watched:
             if job.listener is not None:
                 # transformers' streamers receive the prompt first; an encoder-decoder's prompt is the start token
-                job.listener(torch.tensor([job.start_token]))
+                job.listener(torch.tensor([self.target.start_token if job.start_token is None else job.start_token]))
                 job.sent = 1
         return observe

@@ -40,5 +40,6 @@ class ExponentialDecayLengthPenalty:
         after = len(tokens) - self.start
         if after > 0:
             before = scores[self.end_tokens]
-            bonus = np.abs(before) * np.float32(self.factor**after - 1)
+            with np.errstate(over="ignore"):
+                bonus = np.abs(before) * np.float32(self.factor**after - 1)
             scores[self.end_tokens] = before + np.where(np.isfinite(before), bonus, np.float32(0))

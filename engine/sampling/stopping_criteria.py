@@ -53,7 +53,8 @@ class MaxTime:
 
     def truncate(self, state: DecodeState, sequence: int) -> bool:
         """Whether the sequence was ended."""
-        if now() - self.start < self.seconds or bool(state.finished[sequence]):
+        length = int(state.lengths[sequence])
+        if length == 1 or now() - self.start < self.seconds or bool(state.finished[sequence]):
             return False
-        state.truncate(sequence, int(state.lengths[sequence]))
+        state.truncate(sequence, length)
         return True

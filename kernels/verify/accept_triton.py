@@ -64,8 +64,9 @@ def walk_draft(tokens, is_accepted, draft_tokens, parents, b, inside, proposed, 
 @jit
 def write_verification(emitted, visited, following, accepted, b, inside, verified_tokens, verified_counts, path,
                        draft_lengths, draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths,
-                       finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
-                       T1, C, K: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr, COMMIT: tl.constexpr):
+                       finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested,
+                       last_accepted, T1, C, K: tl.constexpr, R_PAD: tl.constexpr, C_TILE: tl.constexpr,
+                       COMMIT: tl.constexpr):
     """Write tokens, path and counts; then commit them (COMMIT)."""
     n = tl.arange(0, R_PAD)[None, :]
     written = inside[:, None] & (n <= accepted[:, None])
@@ -141,8 +142,8 @@ def _greedy_kernel(
                                                        R_PAD, TREE)
     write_verification(emitted, visited, following, accepted, b, inside, verified_tokens, verified_counts, path,
                        draft_lengths, draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths,
-                       finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted,
-                       T1, C, K, R_PAD, C_TILE, COMMIT)
+                       finished, hidden, num_steps, covered, drafted, tested_at, accepted_at, last_counts, last_tested,
+                       last_accepted, T1, C, K, R_PAD, C_TILE, COMMIT)
 
 
 class CommitTensors(NamedTuple):

@@ -128,10 +128,8 @@ def test_any_mix_of_requests_in_any_order_is_what_each_gives_alone(model, draft_
     stopped = sum(result.finish_reason == "stop" for result in results.values())
     assert 0 < cancelled < 20 and stopped > 5
     for request in requests:
-        own = {name: getattr(request, name) for name in ("do_sample", "temperature", "top_k", "top_p", "stop_strings")}
-        own = {name: value for name, value in own.items() if value is not None}
-        alone = model.generate(request.input, draft_tokens=0, max_new_tokens=request.max_new_tokens, seed=[request.seed],
-                               **own).token_ids[0]
+        own = request.settings | {"draft_tokens": 0, "seed": [request.settings["seed"]]}
+        alone = model.generate(request.input, **own).token_ids[0]
         result = results[request.id]
         if result.finish_reason == "cancelled":
             alone = alone[: len(result.token_ids)]

@@ -7,9 +7,18 @@ import torch
 from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.step import commit_triton as triton_file
 from foredraft.kernels.step.commit import commit_numba, commit_reference
-from foredraft.kernels.step.commit_triton import commit_triton
+from foredraft.kernels.step.commit_triton import MAX_END_TOKENS, commit_triton
 
 DEVICE = "cpu" if is_interpreted() else "cuda"
+
+
+def end_tokens(rng, B):
+    """None, one, or several for each sequence."""
+    found = np.full((B, MAX_END_TOKENS), -1)
+    for row in found:
+        row[: rng.integers(0, 4)] = 1
+        row[: rng.integers(0, 3)] = rng.integers(0, 6)
+    return found
 
 
 def case(B, K, T, C, seed):
@@ -20,7 +29,7 @@ def case(B, K, T, C, seed):
             np.sort(rng.integers(1, R, (B, R)), 1) if K else np.zeros((B, R), int), draft_lengths,
             np.sort(rng.integers(0, np.arange(1, K + 1), (B, K)), 1) if K else np.zeros((B, 0), int),
             rng.integers(1, 4, (B, K)).astype(np.uint8), rng.standard_normal((B, R, C)).astype(np.float32),
-            np.minimum(lengths + rng.integers(1, 2 * R, B), T), 1]
+            np.minimum(lengths + rng.integers(1, 2 * R, B), T), end_tokens(rng, B)]
     read[2][:, 0] = 0
     written = [rng.integers(0, 9, (B, T + 1)), np.zeros((B, T + 1), np.uint8), lengths, rng.random(B) < 0.2,
                np.zeros((B, C), np.float32), *(np.zeros(B, int) for _ in range(3)),
@@ -43,7 +52,8 @@ def test_a_leaf_of_a_tree_is_no_rejection():
     parents, R, C = np.array([[0, 0, 2]]), 4, 1
     for path, tested in (([0], 1), ([0, 1], 1), ([0, 2], 2), ([0, 2, 3], 2)):
         read = [np.full((1, R), 5), np.array([len(path)]), np.array([path + [0] * (R - len(path))]), np.array([3]), parents,
-                np.ones((1, 3), np.uint8), np.zeros((1, R, C), np.float32), np.array([20]), 1]
+                np.ones((1, 3), np.uint8), np.zeros((1, R, C), np.float32), np.array([20]),
+                np.array([[1] + [-1] * 7])]
         for commits in (commit_reference, commit_numba):
             written = [np.zeros((1, 21), int), np.zeros((1, 21), np.uint8), np.ones(1, int), np.zeros(1, bool),
                        np.zeros((1, C), np.float32), *(np.zeros(1, int) for _ in range(3)),
