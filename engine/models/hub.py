@@ -104,6 +104,8 @@ def _refusal(name: str, revision: str | None, error: Exception) -> UserError:
         reason = "it has no such repository, or shows it only with a token; check the name, or set HF_TOKEN"
     elif isinstance(error, errors.LocalEntryNotFoundError):
         reason = "it cannot be reached, and nothing is in the cache; connect once, or give a directory"
+    elif isinstance(error, errors.HfHubHTTPError):
+        reason = f"it answers {error.response.status_code} for {error.response.request.url}; try again, or give a directory"
     else:
         lines = str(error).strip().splitlines()
         reason = f"{lines[0][:160] if lines else type(error).__name__}; try again, or give a directory"
