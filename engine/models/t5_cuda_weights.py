@@ -168,7 +168,7 @@ def _read(tensors: Tensors, config: ModelConfig, device: torch.device | str, dty
                         "do not read; use device 'cpu'")
     name, tied = tensors.tables(config)
     stored = weights or default_storage(tensors.raw(name), dtype)
-    check_memory(device, weight_bytes(config, dtype, stored, tied), f"the weights of {Path(tensors.path).name}",
+    check_memory(device, weight_bytes(config, dtype, stored, tied), f"{Path(tensors.path).name}'s weights",
                  "give dtype='bfloat16' and weights='bf16', or a smaller model")
     return assemble(config, dtype, stored, tied, device, tensors.read, embedding=name)
 

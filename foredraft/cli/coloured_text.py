@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -22,14 +23,17 @@ def style(proposer: str) -> str | None:
 
 
 def pieces(tokens: Sequence[int], proposers: Sequence[str], tokenizer) -> list[tuple[str, str]]:
-    """(text, proposer) of every token that has a text; proposers are names of PROPOSERS."""
-    found, done, tokens = [], "", list(tokens)
+    """(text, proposer) of every token that adds to the text; proposers are names of PROPOSERS."""
+    found, done, tokens = [], 0, list(tokens)
+    whole = tokenizer.decode(tokens, skip_special_tokens=True)
     for end, proposer in enumerate(proposers, 1):
         # decoded from the start each time: a token alone would lose the space before it
         text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        if len(text) > len(done):
-            found.append((text[len(done):], proposer))
-        done = text
+        # a later token may still change the end, such as half a character
+        settled = len(os.path.commonprefix((text, whole)))
+        if settled > done:
+            found.append((whole[done:settled], proposer))
+            done = settled
     return found
 
 

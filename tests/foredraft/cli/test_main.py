@@ -185,6 +185,21 @@ def test_colours_cover_the_text(word_tokenizer):
     assert "lookup" in meaning and "ngram" not in meaning
 
 
+def test_colours_of_half_characters():
+    """Tokens of bytes: the text is whole where a character's last byte has come."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from foredraft.cli import coloured_text as show
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: token for token, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokens = tokenizer.encode("a\u4e2db").ids
+    found = show.pieces(tokens, ["target", "lookup", "lookup", "ngram", "target"], tokenizer)
+    assert found == [("a", "target"), ("\u4e2d", "ngram"), ("b", "target")]
+
+
 def test_streaming_on_a_terminal(fake_model):
     from rich.console import Console
 
