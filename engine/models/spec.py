@@ -265,7 +265,7 @@ T5_FAMILY = Family(
 
 # By model_type in config.json. UMT5 has a relative bias in every layer.
 FAMILIES = {"t5": T5_FAMILY, "mt5": replace(T5_FAMILY, config=_mt5_config),
-            "umt5": replace(T5_FAMILY, tensors=_umt5_tensors)}
+            "umt5": replace(T5_FAMILY, tensors=_umt5_tensors, entries=T5_FAMILY.entries | {"scalable_attention"})}
 
 # Relatives that need kernels of their own, by model_type.
 OTHER_FAMILIES = {

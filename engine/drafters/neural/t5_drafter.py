@@ -32,7 +32,7 @@ from foredraft.engine.models.checkpoint import StoredTensors, Tensors
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import T5Weights, decoder_weights, load_weights
-from foredraft.engine.models.tokenizer import load_tokenizer
+from foredraft.engine.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.errors import UserError
@@ -197,7 +197,7 @@ class T5Model(nn.Module):
         entries = self.model.config.to_dict() | {"architectures": ["T5ForConditionalGeneration"],
                                                  "dtype": str(dtype).removeprefix("torch.")}
         save_files(folder, entries, tensors)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
+        for name in TOKENIZER_FILES:
             if (self.target / name).is_file():
                 shutil.copyfile(self.target / name, Path(folder) / name)
 

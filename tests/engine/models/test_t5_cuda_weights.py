@@ -8,7 +8,7 @@ from foredraft.engine.models import device_memory
 from foredraft.engine.models import t5_cuda_weights as cuda_weights
 from foredraft.engine.models.device_memory import check_memory
 from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import load_cuda_weights, random_cuda_weights, weight_bytes
+from foredraft.engine.models.t5_cuda_weights import copy_cuda_weights, load_cuda_weights, random_cuda_weights, weight_bytes
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.errors import UserError
 
@@ -67,6 +67,17 @@ def test_too_little_memory_says_how_much_and_what_to_lower(monkeypatch):
 def little(monkeypatch, free: int) -> None:
     """A device of so many free bytes."""
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: free)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_a_model_in_memory_are_those_of_its_checkpoint(tiny_checkpoint, dtype):
+    from transformers import T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    copied, loaded = copy_cuda_weights(model, "cpu", dtype), load_cuda_weights(tiny_checkpoint, "cpu", dtype)
+    assert copied.tensors.keys() == loaded.tensors.keys() and copied.tied == loaded.tied
+    assert all(torch.equal(copied.tensors[name], tensor) for name, tensor in loaded.tensors.items())
+    assert copied.embedding.data_ptr() != model.shared.weight.data_ptr()
 
 
 def test_weights_that_do_not_fit_are_not_loaded(monkeypatch, tiny_checkpoint):
