@@ -9,6 +9,9 @@ from typing import Any
 
 from foredraft.errors import UserError
 
+# The share of a text's tokens that may be unknown without a warning.
+MOST_UNKNOWN = 0.01
+
 
 def check_inputs(inputs: Any) -> Iterable:
     """UserError: no list of inputs. Bytes and mappings are iterable, but never meant."""
@@ -51,6 +54,15 @@ def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path)
     if not all(0 <= token < vocabulary for token in tokens):
         raise UserError(f"{name} holds a token id outside 0..{vocabulary - 1}; use the model's own tokenizer")
     return tokens
+
+
+def unknown_share(name: str, item: Any, tokens: list[int], tokenizer: Any) -> list[str]:
+    """A warning where more than MOST_UNKNOWN of a text's tokens are <unk>."""
+    unknown = tokenizer.token_to_id("<unk>") if isinstance(item, str) else None
+    share = tokens.count(unknown) / len(tokens) if tokens and unknown is not None else 0
+    if share <= MOST_UNKNOWN:
+        return []
+    return [f"{name}: {share:.0%} of its tokens are <unk>: the model's vocabulary lacks these characters"]
 
 
 def cut_source(name: str, tokens: list[int], limit: int | None, end_token: int) -> tuple[list[int], list[str]]:

@@ -82,6 +82,12 @@ def test_tokenizers_of_any_kind(tiny_model_path, tokenizer):
     assert without.generate([[5, 9, 1]], max_new_tokens=3).texts == [None]
 
 
+def test_a_trained_drafter_needs_the_folder_that_it_belongs_to(tiny_model_path):
+    with pytest.raises(UserError, match="lstm: a trained drafter belongs to a checkpoint's folder") as caught:
+        foredraft.from_transformers(theirs(tiny_model_path), drafter="lstm")
+    assert "\n" not in str(caught.value)
+
+
 def test_models_that_are_refused(tiny_model_path):
     from transformers import BartConfig, BartForConditionalGeneration
 

@@ -256,6 +256,9 @@ def target_entries(target: str | Path) -> dict[str, Any]:
 
 def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
     """UserError unless the drafter in `folder` fits the target in the folder `target`."""
+    if not (Path(target) / "config.json").exists():
+        raise UserError(f"{folder}: a trained drafter belongs to a checkpoint's folder, and {target} has none; save the "
+                        "model and load its folder, or give lookup")
     c = ModelConfig.from_json(Path(target) / "config.json")
     for what, ours, its in (("vocabulary", config.vocab_size, c.vocab_size), ("width", config.d_model, c.d_model)):
         if ours != its:
