@@ -17,7 +17,7 @@ from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.drafters.registry import check_drafter_settings, make_drafter
-from foredraft.engine.inputs import check_inputs, cut_source, tokens_of
+from foredraft.engine.inputs import check_inputs, cut_source, tokens_of, unknown_share
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
@@ -275,6 +275,7 @@ class Model:
         limit = config.max_source or self.source_limit
         if limit is not None and len(tokens) > limit and not truncation:
             raise UserError(f"{name} has {len(tokens)} tokens, the limit is {limit}; shorten it, or raise max_source")
+        warnings += unknown_share(name, request.input, tokens, self.tokenizer)
         tokens, cuts = cut_source(name, tokens, limit, self.target.end_token)
         warnings += cuts
         end_tokens = self.target.end_tokens if params.eos_token_id is None else params.eos_token_id
