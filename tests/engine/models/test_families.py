@@ -59,9 +59,10 @@ def check_logits(folder, tolerance=1e-4, **options):
 
 
 # as transformers 4 wrote it and as transformers 5 does: tied or not, scaled or not, by either entry, or by none
+@pytest.mark.first(12)
+@pytest.mark.parametrize(("kind", "model_type"), [("T5", "t5"), ("MT5", "mt5"), ("UMT5", "umt5")])
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize(("tied", "scaled"), [(True, None), (False, None), (None, None), (True, False), (False, True)])
-@pytest.mark.parametrize(("kind", "model_type"), [("T5", "t5"), ("MT5", "mt5"), ("UMT5", "umt5")])
 def test_tied_or_not_and_scaled_or_not(tmp_path, kind, model_type, tied, scaled, head):
     folder = written(tmp_path / "model", kind, tie_word_embeddings=tied, scale_decoder_outputs=scaled)
     if head:
