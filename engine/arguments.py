@@ -53,6 +53,9 @@ class SamplingSettings(TypedDict, total=False):
     eta_cutoff: float | None
     logits_processor: Callable | Sequence[Callable] | None
     prefix_allowed_tokens_fn: Callable | None
+    choices: Sequence[str] | Sequence[Sequence[int]] | None
+    regex: str | None
+    json_schema: str | Mapping | None
     stopping_criteria: Callable | Sequence[Callable] | None
     logprobs: int | None
     output_scores: bool | None

@@ -16,7 +16,7 @@ from foredraft.engine.arguments import SamplingSettings, check_settings, known_s
 from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
-from foredraft.engine.drafters.registry import check_drafter_settings, make_drafter
+from foredraft.engine.drafters.registry import CONSTRAINT, PROPOSERS, check_drafter_settings, make_drafter
 from foredraft.engine.inputs import check_inputs, cut_source, tokens_of, unknown_share
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
@@ -32,6 +32,7 @@ from foredraft.engine.runtime.requests import Job, Request, Result
 from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.runtime.static_batches import StaticBatches
 from foredraft.engine.runtime.stream import Stream
+from foredraft.engine.sampling.grammar import GrammarVocabulary
 from foredraft.engine.sampling.logits_pipeline import make_processors
 from foredraft.engine.sampling.processor import Context
 from foredraft.engine.sampling.stop_rules import make_stop_rules
@@ -129,13 +130,20 @@ class Model:
             began, output = now(), Output()
             if jobs:
                 lengths, seeded = [len(job.source) for job in jobs], seed is not None
-                with Stream(self.ownership, lambda: self._scheduler(params, config, lengths, seeded), iter(jobs), self._text,
-                            in_order=True) as stream:
+                stream = Stream(self.ownership, lambda: self._scheduler(params, config, lengths, seeded), iter(jobs),
+                                self._text, in_order=True)
+                try:
                     for result in stream:
                         if result.error is not None:
                             raise result.error
                         output.add(result)
                     output.stats = stream.stats
+                finally:
+                    try:
+                        stream.close()
+                    finally:
+                        # an interrupt may have come before the first call did anything
+                        stream.close()
             output.stats.close_seconds(now() - began)
             return output
         finally:
@@ -231,7 +239,8 @@ class Model:
             pages = sum(sorted(map(pages_of, lengths))[-batch_size:])
         return ContinuousBatches(
             self.target, drafter, batch_size=batch_size, max_new_tokens=params.max_new_tokens, draft_tokens=width,
-            longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=block, big_little=config.big_little)
+            longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=block, big_little=config.big_little,
+            constraint_proposer=PROPOSERS.index(CONSTRAINT))
 
     def _width(self, draft_tokens: int | str) -> int:
         """The longest draft, K of the state."""
@@ -284,7 +293,7 @@ class Model:
             if outside := [token for token in values if token >= model.vocab_size]:
                 raise UserError(f"{argument} is {outside[0]}; the model's tokens are 0..{model.vocab_size - 1}")
         context = Context(np.array(tokens, np.int64), end_tokens, params.max_new_tokens + 1, model.vocab_size,
-                          self.target.backend)
+                          self.target.backend, self._encode if self.tokenizer is not None else None, self._grammars)
         processors = make_processors(params, context, index)
         refused = params.beyond_temperature if self.graphs is not None else ()
         if config.big_little is not None and processors:
@@ -294,6 +303,16 @@ class Model:
             raise UserError(f"{', '.join(refused)}: not supported {where}; leave it out")
         return Job(index, request.id, torch.tensor(tokens, dtype=torch.int64), params, self._width(params.draft_tokens),
                    int(seed), warnings, end_tokens, start_token, processors, make_stop_rules(params, self._text))
+
+    def _encode(self, text: str) -> list[int]:
+        """The tokens of an output, without the end token."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _grammars(self) -> GrammarVocabulary | None:
+        """The tokenizer for regex and json_schema; None without one."""
+        end = self.target.config.end_token
+        return None if self.tokenizer is None else GrammarVocabulary(self.tokenizer, self.target.config.vocab_size, end)
 
     def _text(self, tokens: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -38,6 +38,8 @@ def step(state: DecodeState, target: Target, drafter: Drafter) -> None:
         Proposes the drafts. All sequences were admitted to it before.
     """
     draft = drafter.draft(state)  # tokens [B, K], lengths [B]
+    if state.pipeline is not None and state.pipeline.is_active:
+        state.pipeline.force(state, draft)  # tokens that a constraint leaves no choice of
     tokens, positions, parents = state.inputs(draft)  # [B, R]; position -1: not read
     hidden = target.decode(tokens, positions, parents)  # [B, R, C]
     verification = verify(state, draft, hidden, target)  # tokens [B, R], counts [B]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -77,6 +78,12 @@ class SamplingParams:
         Each maps input_ids [1, t] and scores [1, V] to new scores, as in transformers, and keeps no state.
     prefix_allowed_tokens_fn : callable or None
         Maps the request's index and input_ids [t] to the tokens allowed next.
+    choices : sequence of str or of token sequences
+        The output is one of these.
+    regex : str or None
+        The whole output matches this regular expression (Rust's syntax, without look-around).
+    json_schema : str, mapping or None
+        The output is a JSON text of this schema. regex and json_schema need `foredraft[grammar]`.
     stopping_criteria : sequence of callables
         Each maps input_ids [1, t] and None to whether the text ends there.
     logprobs : int or None
@@ -124,6 +131,9 @@ class SamplingParams:
     eta_cutoff: float = 0.0
     logits_processor: tuple[Callable, ...] = ()
     prefix_allowed_tokens_fn: Callable | None = None
+    choices: tuple[str | tuple[int, ...], ...] = ()
+    regex: str | None = None
+    json_schema: str | None = None
     stopping_criteria: tuple[Callable, ...] = ()
     logprobs: int | None = None
     output_scores: bool = False
@@ -151,6 +161,8 @@ class SamplingParams:
         for name in ("logits_processor", "stopping_criteria"):
             if any(not callable(one) for one in getattr(self, name)):
                 raise UserError(f"{name} holds something that cannot be called; give functions")
+        if len(self.constraints) > 1:
+            raise UserError(f"{' and '.join(self.constraints)} are given; give one of them")
         if self.prefix_allowed_tokens_fn is not None and not callable(self.prefix_allowed_tokens_fn):
             raise UserError("prefix_allowed_tokens_fn cannot be called; give a function")
 
@@ -176,6 +188,11 @@ class SamplingParams:
         put("sequence_bias", tuple(_bias(pair) for pair in biases))
         if self.exponential_decay_length_penalty is not None:
             put("exponential_decay_length_penalty", _decay(self.exponential_decay_length_penalty))
+        choices = (self.choices,) if isinstance(self.choices, str) else _listed(self, "choices")
+        put("choices", tuple(one if isinstance(one, str) else _sequence("choices", one) for one in choices))
+        put("json_schema", _schema(self.json_schema))
+        if self.regex is not None and not isinstance(self.regex, str):
+            raise UserError(f"regex is {self.regex!r}; give a regular expression as a text")
         for name in ("logits_processor", "stopping_criteria"):
             given = getattr(self, name)
             put(name, (given,) if callable(given) and not isinstance(given, Iterable) else _listed(self, name))
@@ -186,6 +203,11 @@ class SamplingParams:
                    if name in given and getattr(self, name) != getattr(SamplingParams, name)]
         if ignored and not self.do_sample:
             warnings.warn(f"{', '.join(ignored)} without effect: do_sample is False", stacklevel=3)
+
+    @property
+    def constraints(self) -> list[str]:
+        """The names of the constraints given."""
+        return [name for name in ("choices", "regex", "json_schema") if getattr(self, name)]
 
     @property
     def beyond_temperature(self) -> list[str]:
@@ -330,3 +352,16 @@ def _decay(given: Any) -> tuple[int, float]:
         return int(start), float(factor)
     except (TypeError, ValueError):
         raise UserError(f"exponential_decay_length_penalty is {given!r}; give (start, factor), such as (20, 1.1)") from None
+
+
+def _schema(given: Any) -> str | None:
+    """A JSON schema as a text."""
+    if given is None:
+        return None
+    try:
+        schema = json.loads(given) if isinstance(given, str) else given
+        if not isinstance(schema, (Mapping, bool)):
+            raise ValueError("no object")
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"json_schema is not a JSON schema ({error}); give an object, or its text") from None

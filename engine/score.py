@@ -68,11 +68,15 @@ def score(model: Model, sources: Any, targets: Any, config: BatchConfig) -> Scor
         encoder_tokens.append(torch.tensor(source, dtype=torch.int64))
         decoder_tokens.append([tokens(f"target {index} of {name}", item) for index, item in enumerate(items, 1)])
     if encoder_tokens:
-        model.ownership.acquire()
         try:
+            model.ownership.acquire(scores)
             found = token_log_probs(target, encoder_tokens, decoder_tokens, config.batch_size)
         finally:
-            model.ownership.release()
+            try:
+                model.ownership.release(scores)
+            finally:
+                # an interrupt may have come before the first call did anything
+                model.ownership.release(scores)
         scores.token_ids = [one for several in decoder_tokens for one in several]
         scores.token_log_probs = [one for several in found for one in several]
         scores.sums = [math.fsum(one) for one in scores.token_log_probs]

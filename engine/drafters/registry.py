@@ -21,7 +21,7 @@ from foredraft.errors import UserError
 if TYPE_CHECKING:
     from foredraft.engine.protocols import Drafter
 
-TARGET, CUSTOM = "target", "custom"
+TARGET, CUSTOM, CONSTRAINT = "target", "custom", "constraint"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ ENTRIES: dict[str, Entry] = {
     AUTO: Entry("auto:AutoDrafter", "cuda.lookup_cuda:LookupDrafterCuda", "", "[:FOLDER,FOLDER]"),
 }
 # Who proposed a token; 0 is the target itself.
-PROPOSERS = [TARGET, *dict.fromkeys(entry.proposer for entry in ENTRIES.values() if entry.proposer), CUSTOM]
+PROPOSERS = [TARGET, *dict.fromkeys(entry.proposer for entry in ENTRIES.values() if entry.proposer), CUSTOM, CONSTRAINT]
 
 
 def register(name: str, cuda: bool = False) -> Callable[[type], type]:

@@ -124,7 +124,14 @@ class KVCache:
             # each sequence may exchange its source for one of S positions; sequences beyond B keep theirs
             before = np.pad(self.pool.pages_per_sequence, (0, max(0, num_sequences - self.num_sequences)))
             pages = int(np.maximum(before[:num_sequences], pages_of(source)).sum() + before[num_sequences:].sum())
-        num_sequences, slots = max(num_sequences, self.num_sequences), max(slots, self.slots)
+        try:
+            self._grow(max(num_sequences, self.num_sequences), max(slots, self.slots), pages, pages_of(source))
+        except BaseException:
+            # too little memory, or an interrupt: no buffer may be missing
+            self.clear()
+            raise
+
+    def _grow(self, num_sequences: int, slots: int, pages: int, width: int) -> None:
         allocated = self.pool.allocated()
         if (num_sequences, slots) != (self.num_sequences, self.slots):
             # old buffers with nothing to keep are released before the new ones are allocated
@@ -142,7 +149,7 @@ class KVCache:
             for new, kept in zip((self.pages_k, self.pages_v), old, strict=False):
                 new[:, allocated] = kept[:, allocated]
             self.pool.most_used = len(allocated)
-        self.pool.reserve(num_sequences, pages, pages_of(source))
+        self.pool.reserve(num_sequences, pages, width)
 
     def fits(self, source: int) -> bool:
         """Whether enough pages are free for S source positions."""

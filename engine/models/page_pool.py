@@ -57,16 +57,20 @@ class PagePool:
             raise MemoryError(f"sequence {sequence} needs {count} pages, {self.free} of {self.pages} are free")
         self.release(sequence)
         self.reserve(0, 0, count)
-        for index in range(count):
-            self.table[sequence, index] = self._free.pop()
+        first = len(self._free) - count
+        self.table[sequence, :count] = self._free[first:][::-1]
+        # no call between these two lines: an interrupt comes after a call, and must neither lose a page nor share it
+        del self._free[first:]
         self.pages_per_sequence[sequence] = count
         self.most_used = max(self.most_used, self.pages - self.free)
 
     def release(self, sequence: int) -> None:
         """Free a sequence's pages, if it has any."""
         count = int(self.pages_per_sequence[sequence])
-        self._free.extend(self.table[sequence, :count][::-1].tolist())
+        pages = self.table[sequence, :count][::-1].tolist()
+        # as above: an interrupt comes after both
         self.pages_per_sequence[sequence] = 0
+        self._free.extend(pages)
 
     def allocated(self) -> np.ndarray:
         """The numbers of all allocated pages, [n] int64."""

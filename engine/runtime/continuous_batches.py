@@ -44,6 +44,8 @@ class ContinuousBatches(Scheduler):
         Verify sampled drafts as blocks.
     big_little : (float, float) or None
         Fallback and rollback of Big Little Decoder, LOSSY.
+    constraint_proposer : int
+        The entry of `registry.PROPOSERS` for tokens that a constraint forces.
 
     Raises
     ------
@@ -53,7 +55,7 @@ class ContinuousBatches(Scheduler):
 
     def __init__(self, target: PagedTarget, drafter: Drafter, *, batch_size: int, max_new_tokens: int, draft_tokens: int,
                  longest: int, pages: int | None = None, kv_memory: int | None = None, block: bool = False,
-                 big_little: tuple[float, float] | None = None):
+                 big_little: tuple[float, float] | None = None, constraint_proposer: int = 0):
         cache = target.cache
         # sequences that an interrupted call left admitted would keep their pages
         target.release(range(cache.num_sequences))
@@ -77,7 +79,7 @@ class ContinuousBatches(Scheduler):
             top_p=column(1.0), seeds=column(0), start_token=target.start_token, end_token=target.end_token,
             width=target.config.d_model)
         self.state.finished.fill_(True)
-        self.state.block, self.state.pipeline = block, LogitsPipeline()
+        self.state.block, self.state.pipeline = block, LogitsPipeline(constraint_proposer)
         if big_little is not None:
             self.state.fallback, self.state.rollback = map(float, big_little)
         self._finished = self.state.finished.numpy()

@@ -26,25 +26,50 @@ def check_process() -> None:
 
 
 class Ownership:
-    """A lock that a thread never waits for while it holds it, and that any thread may release."""
+    """At most one object owns the model. A thread never waits for itself, and any thread may release.
+
+    An interrupt (Ctrl-C) may come anywhere between two calls. Therefore the owner is an object that exists before `acquire`:
+    whoever was interrupted calls `release`, which does nothing for an object that is not the owner.
+    """
 
     def __init__(self):
-        self._lock = threading.Lock()
+        # reentrant: the garbage collector may close a stream while its thread holds this lock
+        self._lock = threading.RLock()
+        self._owner: object | None = None
         self._thread: int | None = None
+        # locked while the owner has the model
+        self._busy = threading.Lock()
 
-    def acquire(self) -> None:
-        """Wait until no stream uses the model. UserError: this thread would wait for itself; a forked process."""
+    def acquire(self, owner: object) -> None:
+        """Wait until nobody owns the model. UserError: this thread would wait for itself; a forked process."""
         check_process()
-        if self._thread == threading.get_ident():
-            raise UserError("a stream of this model is still running; read it to its end, or close() it, before the next")
-        self._lock.acquire()
-        self.mark()
+        busy = threading.Lock()
+        busy.acquire()
+        while True:
+            with self._lock:
+                if self._owner is None:
+                    self._busy, self._thread, self._owner = busy, threading.get_ident(), owner
+                    return
+                if self._thread == threading.get_ident():
+                    raise UserError("a stream of this model is still running; read it to its end, or close() it, before the "
+                                    "next")
+                other = self._busy
+            with other:
+                pass
 
-    def mark(self) -> None:
-        """The calling thread is the one that runs the stream now."""
-        self._thread = threading.get_ident()
+    def is_owned_by(self, owner: object) -> bool:
+        with self._lock:
+            return self._owner is owner
 
-    def release(self) -> None:
-        """Let the next one in."""
-        self._thread = None
-        self._lock.release()
+    def mark(self, owner: object) -> None:
+        """The calling thread is the one that runs the owner now."""
+        with self._lock:
+            if self._owner is owner:
+                self._thread = threading.get_ident()
+
+    def release(self, owner: object) -> None:
+        """Let the next one in, if `owner` is the owner."""
+        with self._lock:
+            if self._owner is owner:
+                self._owner = self._thread = None
+                self._busy.release()

@@ -31,7 +31,7 @@ class Stream:
                  text: Callable[[list[int]], str | None], in_order: bool = False):
         # `_lock` guards all fields; `_opening` is held while the stream waits for the model, so that close() need not wait
         self._lock, self._opening = threading.RLock(), threading.Lock()
-        self._ownership, self._is_owner = ownership, False
+        self._ownership, self._is_started = ownership, False
         self._open, self._jobs, self._text, self._in_order = open_scheduler, jobs, text, in_order
         self._scheduler: Scheduler | None = None
         self._ready: deque[Result] = deque()
@@ -51,14 +51,15 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        # an interrupt may have left it half made
+        if hasattr(self, "_stats"):
+            self.close()
 
     def __next__(self) -> Result:
         try:
             self._start()
             with self._lock, torch.inference_mode():
-                if self._is_owner:
-                    self._ownership.mark()
+                self._ownership.mark(self)
                 while not self._ready and self._is_open:
                     self._advance()
                 if self._ready:
@@ -89,7 +90,7 @@ class Stream:
         """
         with self._lock, torch.inference_mode():
             index = self._indices.get(id)
-            if self._scheduler is None or index is None:
+            if self._scheduler is None or index is None or not self._is_open:
                 return False
             result = self._scheduler.cancel(index)
             if result is not None:
@@ -100,28 +101,25 @@ class Stream:
         """Drop the unfinished requests and release the model; no further result comes."""
         with self._lock, torch.inference_mode():
             self._is_open = False
-            if not self._is_owner:
-                return
-            # a second call, after an interrupt, has nothing left to release
-            self._is_owner = False
             try:
-                if self._scheduler is not None:
+                # a second call, after an interrupt, must not touch what the next owner uses
+                if self._scheduler is not None and self._ownership.is_owned_by(self):
                     self._scheduler.close()
             finally:
-                self._ownership.release()
+                self._ownership.release(self)
 
     def _start(self) -> None:
         """Become the owner of the model, once; closed meanwhile: not at all."""
-        if self._is_owner or not self._is_open:
+        if self._is_started or not self._is_open:
             return
         with self._opening:
-            if self._is_owner or not self._is_open:
+            if self._is_started or not self._is_open:
                 return
-            self._ownership.acquire()
+            self._ownership.acquire(self)
             with self._lock:
-                self._is_owner = self._is_open
-                if not self._is_owner:
-                    self._ownership.release()
+                self._is_started = True
+                if not self._is_open:
+                    self._ownership.release(self)
 
     def _advance(self) -> None:
         """Submit what there is room for, then one step of the scheduler."""

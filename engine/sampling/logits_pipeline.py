@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from foredraft.engine.params import SamplingParams
+from foredraft.engine.sampling.constraint import Choices, Constraint, ConstraintProcessor
+from foredraft.engine.sampling.grammar import Grammar
 from foredraft.engine.sampling.host_rules import LogitsProcessorFunction, PrefixAllowedTokens
 from foredraft.engine.sampling.no_repeat_ngram import EncoderNoRepeatNgram, NoRepeatNgram
 from foredraft.engine.sampling.penalties import (
@@ -29,6 +32,7 @@ from foredraft.engine.sampling.token_rules import (
     RemoveInvalidValues,
     Renormalize,
     SuppressTokens,
+    check_tokens,
 )
 from foredraft.engine.sampling.truncations import Truncations
 from foredraft.engine.state import DecodeState, Draft
@@ -81,6 +85,8 @@ def make_processors(params: SamplingParams, context: Context, index: int = 0) ->
     if p.begin_suppress_tokens:
         length = 1 if p.forced_bos_token_id is None else 2
         built["SuppressTokensAtBeginLogitsProcessor"] = SuppressTokens(p.begin_suppress_tokens, context, length)
+    if p.constraints:
+        built["constraint"] = ConstraintProcessor(make_constraint(params, context))
     # a caller's processor takes the place of ours of the same type, as in transformers
     for number, function in enumerate(p.logits_processor):
         name = type(function).__name__
@@ -92,6 +98,22 @@ def make_processors(params: SamplingParams, context: Context, index: int = 0) ->
     return list(built.values())
 
 
+def make_constraint(params: SamplingParams, context: Context) -> Constraint:
+    """The constraint of a request. UserError: it needs a tokenizer, an end token, or more tokens than allowed."""
+    (name,) = params.constraints
+    if name != "choices":
+        if context.grammars is None:
+            raise UserError(f"{name} needs a tokenizer; put tokenizer.json beside config.json")
+        return Grammar(name, getattr(params, name), context.grammars, context)
+    if context.encode is None and any(isinstance(choice, str) for choice in params.choices):
+        raise UserError("choices as texts need a tokenizer; put tokenizer.json beside config.json, or give token ids")
+    sequences = [context.encode(choice) if isinstance(choice, str) else check_tokens("choices", choice, context)
+                 for choice in params.choices]
+    if not all(sequences):
+        raise UserError("choices holds an empty text; leave it out")
+    return Choices(sequences, context)
+
+
 @dataclass
 class Slot:
     """A sequence of the batch: its processors, whether they replace temperature, top-k and top-p, and its recorder."""
@@ -99,6 +121,7 @@ class Slot:
     processors: Sequence[Processor] = ()
     is_warped: bool = False
     recorder: Recorder | None = None
+    constraint: Constraint | None = None
 
     @property
     def is_active(self) -> bool:
@@ -111,12 +134,15 @@ class LogitsPipeline:
 
     Attributes
     ----------
+    proposer : int
+        Of tokens that a constraint forces, in `registry.PROPOSERS`.
     slots : dict of int to Slot
         By sequence; only those with a processor or a recorder.
     errors : dict of int to UserError
         By sequence: a function of the caller that raised. The others of the batch go on.
     """
 
+    proposer: int = 0
     slots: dict[int, Slot] = field(default_factory=dict)
     errors: dict[int, UserError] = field(default_factory=dict)
 
@@ -127,7 +153,9 @@ class LogitsPipeline:
 
     def start(self, sequence: int, processors: Sequence[Processor], recorder: Recorder | None) -> None:
         """A request starts."""
-        slot = Slot(processors, any(isinstance(one, Truncations) for one in processors), recorder)
+        constraints = [one.constraint for one in processors if isinstance(one, ConstraintProcessor)]
+        slot = Slot(processors, any(isinstance(one, Truncations) for one in processors), recorder,
+                    constraints[0] if constraints else None)
         if slot.is_active:
             self.slots[sequence] = slot
 
@@ -135,6 +163,28 @@ class LogitsPipeline:
         """A request has ended."""
         self.slots.pop(sequence, None)
         self.errors.pop(sequence, None)
+
+    def force(self, state: DecodeState, draft: Draft) -> None:
+        """Put what constraints force into a draft, in place of what the drafter proposed there."""
+        constrained = [sequence for sequence, slot in self.slots.items() if slot.constraint is not None]
+        if not constrained:
+            return
+        room, width = state.allowed().numpy(), draft.tokens.shape[1]
+        if draft.logits is None and draft.parents is None and width < room.max(initial=0):
+            more = (0, int(room.max()) - width)
+            draft.tokens, draft.proposer = (torch.nn.functional.pad(one, more) for one in (draft.tokens, draft.proposer))
+        room = np.minimum(room, draft.tokens.shape[1])
+        for sequence in constrained:
+            written = state.host.tokens[sequence, 1 : state.host.lengths[sequence]].tolist()
+            forced = self.slots[sequence].constraint.forced(written, int(room[sequence])) if room[sequence] else []
+            n = len(forced)
+            tokens, lengths = draft.tokens.numpy(), draft.lengths.numpy()
+            if n == 0 or (draft.parents is None and lengths[sequence] >= n and tokens[sequence, :n].tolist() == forced):
+                continue
+            tokens[sequence, :n], lengths[sequence], draft.proposer.numpy()[sequence, :n] = forced, n, self.proposer
+            draft.dense.numpy()[sequence] = False
+            if draft.parents is not None:
+                draft.parents.numpy()[sequence, :n] = np.arange(n)
 
     def process(self, state: DecodeState, draft: Draft, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Process the logits [B, R, V] of a step, in place.

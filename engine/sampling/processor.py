@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class Context:
     max_length : int, the longest output, the start token included
     vocabulary : int, V
     backend : str, of the kernels
+    encode : callable or None, text to tokens without an end token; None without a tokenizer
+    grammars : GrammarVocabulary or None, for regex and json_schema; None without a tokenizer
     """
 
     source: np.ndarray
@@ -35,3 +38,5 @@ class Context:
     max_length: int
     vocabulary: int
     backend: str
+    encode: Callable[[str], list[int]] | None = None
+    grammars: Any = None
