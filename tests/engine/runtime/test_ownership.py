@@ -34,8 +34,8 @@ def test_without_ownership_calls_disturb_each_other(model, monkeypatch):
     """test_threads.py can fail."""
     with pytest.raises(UserError, match="still running"):
         interleaved(model)
-    monkeypatch.setattr(model.ownership, "acquire", lambda: None)
-    monkeypatch.setattr(model.ownership, "release", lambda: None)
+    monkeypatch.setattr(model.ownership, "acquire", lambda owner: None)
+    monkeypatch.setattr(model.ownership, "release", lambda owner: None)
     # the other call has released the stream's source: its attention divides by zero
     with pytest.raises(ZeroDivisionError):
         interleaved(model)
