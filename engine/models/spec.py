@@ -208,7 +208,11 @@ def _end_tokens(entry: int | list[int] | None, path: str | Path) -> tuple[int, .
 
 def _mt5_config(c: dict, path: str | Path) -> ModelConfig:
     # whatever its config.json says of tied embeddings, the output is not scaled
-    return _t5_config(c | {"scale_decoder_outputs": False}, path)
+    return _umt5_config(c | {"scale_decoder_outputs": False}, path)
+
+
+def _umt5_config(c: dict, path: str | Path) -> ModelConfig:
+    return _t5_config({"feed_forward_proj": "gated-gelu"} | c, path)
 
 
 def _umt5_tensors(c: ModelConfig) -> dict[str, TensorParts]:
@@ -265,7 +269,8 @@ T5_FAMILY = Family(
 
 # By model_type in config.json. UMT5 has a relative bias in every layer.
 FAMILIES = {"t5": T5_FAMILY, "mt5": replace(T5_FAMILY, config=_mt5_config),
-            "umt5": replace(T5_FAMILY, tensors=_umt5_tensors, entries=T5_FAMILY.entries | {"scalable_attention"})}
+            "umt5": replace(T5_FAMILY, config=_umt5_config, tensors=_umt5_tensors,
+                            entries=T5_FAMILY.entries | {"scalable_attention"})}
 
 # Relatives that need kernels of their own, by model_type.
 OTHER_FAMILIES = {

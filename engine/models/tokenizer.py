@@ -50,19 +50,32 @@ def load_tokenizer(path: Path) -> Tokenizer | None:
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path / 'tokenizer.json'}: not a readable tokenizer ({error}); copy it again") from None
-    elif (path / "spiece.model").exists():
-        tokenizer = _from_sentencepiece(path, settings)
-    elif (path / "vocab.json").exists() and (path / "merges.txt").exists():
-        tokenizer = _from_merges(path)
-    elif "ByT5Tokenizer" in (settings.get("tokenizer_class"), _read_json(path / "config.json").get("tokenizer_class")):
-        tokenizer = _of_bytes(path, settings)
     else:
-        return None
+        try:
+            tokenizer = _from_parts(path, settings)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: tokenizer_config.json, added_tokens.json or special_tokens_map.json has an entry of "
+                            f"the wrong kind ({type(error).__name__}: {error}); copy or download them again") from None
+        if tokenizer is None:
+            return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if settings.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
         _clean_up(tokenizer)
     return tokenizer
+
+
+def _from_parts(path: Path, settings: dict[str, Any]) -> Tokenizer | None:
+    """A tokenizer without tokenizer.json."""
+    if (path / "spiece.model").exists():
+        return _from_sentencepiece(path, settings)
+    if (path / "vocab.json").exists() and (path / "merges.txt").exists():
+        return _from_merges(path)
+    if "ByT5Tokenizer" in (settings.get("tokenizer_class"), _read_json(path / "config.json").get("tokenizer_class")):
+        return _of_bytes(path, settings)
+    return None
 
 
 def adopt_tokenizer(tokenizer: Any) -> Tokenizer | None:

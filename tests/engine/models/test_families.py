@@ -73,6 +73,17 @@ def test_tied_or_not_and_scaled_or_not(tmp_path, kind, model_type, tied, scaled,
     check_logits(folder)
 
 
+@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])
+def test_entries_that_a_family_has_defaults_for(tmp_path, kind):
+    folder = written(tmp_path, kind)
+    left_out = {"feed_forward_proj", "dense_act_fn", "is_gated_act", "layer_norm_epsilon", "relative_attention_max_distance",
+                "pad_token_id", "eos_token_id", "scale_decoder_outputs", "tie_word_embeddings"}
+    kept = {name: value for name, value in json.loads((folder / "config.json").read_text()).items() if name not in left_out}
+    (folder / "config.json").write_text(json.dumps(kept))
+    check_logits(folder)
+    assert load_weights(folder).config.gated == (kind != "T5")
+
+
 @pytest.mark.parametrize(("dtype", "stored"), [
     (torch.float32, "fp32"), (torch.float16, "fp32"), (torch.bfloat16, "bf16"), (torch.float64, "fp32")])
 @pytest.mark.parametrize("sharded", [False, True])

@@ -74,6 +74,17 @@ def test_spiece_model_saved_by_transformers_equals_its_tokenizer_json(spiece, tm
     assert [one.encode(text).ids for text in texts()] == [other.encode(text).ids for text in texts()]
 
 
+@pytest.mark.parametrize("settings", [
+    {"extra_ids": None}, {"added_tokens_decoder": [1]}, {"added_tokens_decoder": {"x": {"content": "a"}}},
+    {"added_tokens_decoder": {"400": {}}}, {"unk_token": {"text": "<unk>"}}, {"eos_token": 5}])
+def test_settings_of_the_wrong_kind(spiece, tmp_path, settings):
+    folder = shutil.copytree(spiece, tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="has an entry of the wrong kind") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("data", [b"", b"text", b"\x0a\x05\x0a\x01", b"\x0b", bytes(100)])
 def test_a_file_that_is_no_sentencepiece_model(tmp_path, data):
     (tmp_path / "spiece.model").write_bytes(data)
