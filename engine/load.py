@@ -19,6 +19,7 @@ from foredraft.engine.models.tokenizer import adopt_tokenizer, load_tokenizer
 from foredraft.engine.models.unread import unread_entries
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.ownership import check_process
+from foredraft.engine.transformers_model import TransformersModel
 from foredraft.errors import UserError
 from foredraft.kernels.core.backend import HAS_TRITON
 
@@ -72,13 +73,14 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
 
 
 def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = "lookup",
-                      dtype: str = "float32", weights: str | None = None) -> Model:
+                      dtype: str = "float32", weights: str | None = None) -> TransformersModel:
     """Decode with the weights of a transformers model in memory, on its device.
 
     The model's embedding and those matrices of its encoder that the engine stores as transformers does (the output
     projections of attention and feed-forward, and `wi` where there is no gate) are shared on the CPU, if they have `dtype`.
     Everything else is copied: the decoder's matrices and the head are packed for the kernels, and queries, keys and values
-    are joined. On CUDA all weights are copied. Weights that are trained on afterwards are not followed: call this again.
+    are joined. On CUDA all weights are copied. Weights that an optimizer changes afterwards are taken over by the next
+    `generate` with tensors.
 
     Parameters
     ----------
@@ -92,7 +94,8 @@ def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | D
 
     Returns
     -------
-    Model
+    TransformersModel
+        Its `generate` takes and returns tensors as transformers' does, and texts or lists as Model's.
 
     Raises
     ------
@@ -105,14 +108,19 @@ def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | D
                         "path to foredraft.load")
     device = str(next(model.parameters()).device)
     check_device(device)
-    if device == "cpu":
-        target = T5(copy_weights(model, dtype, weights, shared=True))
-    else:
-        target = T5Cuda(copy_cuda_weights(model, device, dtype, weights))
     path = Path("the model in memory")
     config = getattr(model, "generation_config", None)
     settings, warnings = settings_of({} if config is None else config.to_diff_dict(), path, is_own=False)
-    return Model(target, adopt_tokenizer(tokenizer), drafter, path, dtype, settings=settings, warnings=warnings)
+    adopted = adopt_tokenizer(tokenizer)
+
+    def remake() -> Model:
+        if device == "cpu":
+            target = T5(copy_weights(model, dtype, weights, shared=True))
+        else:
+            target = T5Cuda(copy_cuda_weights(model, device, dtype, weights))
+        return Model(target, adopted, drafter, path, dtype, settings=settings, warnings=warnings)
+
+    return TransformersModel(model, remake)
 
 
 def check_device(device: str) -> None:

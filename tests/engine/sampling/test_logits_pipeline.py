@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from doubles import chi_square
 from transformers import GenerationConfig, LogitsProcessorList, T5Config, T5ForConditionalGeneration
 
 import foredraft
@@ -11,7 +12,6 @@ from foredraft import embedded
 from foredraft.engine.sampling.logits_pipeline import LogitsPipeline, make_processors
 from foredraft.engine.sampling.processor import Context
 from foredraft.errors import UserError
-from tests.doubles import chi_square
 
 ASSETS = embedded.TARGET.parent
 NEW = 24

@@ -1,0 +1,159 @@
+"""A transformers model whose `generate` runs here: tensors in, tensors out, as transformers pads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foredraft.engine.generate import Model
+from foredraft.engine.output import Output
+from foredraft.errors import UserError
+
+# What transformers generates with where neither the call nor a generation_config says more.
+_DEFAULTS = {"max_new_tokens": 20, "top_k": 50}
+# Arguments that Seq2SeqTrainer and scripts pass along, and that change nothing here.
+_PASSED_ALONG = ("labels", "tokenizer", "use_model_defaults", "custom_generate")
+
+
+class TransformersModel(Model):
+    """Made by `from_transformers`; everything but `generate` with tensors is as in Model.
+
+    Attributes
+    ----------
+    reference : transformers.PreTrainedModel
+        The model in memory, whose weights are used. When an optimizer has changed them, the next `generate` takes them over.
+    """
+
+    def __init__(self, reference: Any, remake: Callable[[], Model]):
+        """remake: a Model of the reference's current weights."""
+        self.reference, self._remake = reference, remake
+        self.refresh()
+
+    @property
+    def config(self) -> Any:
+        """The reference's configuration."""
+        return self.reference.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The reference's generation configuration."""
+        return self.reference.generation_config
+
+    def refresh(self) -> None:
+        """Take over the reference's weights; needed only after a change that PyTorch does not count (through `.data`)."""
+        self._version = self._current_version()
+        vars(self).pop("adaptive", None)
+        vars(self).update(vars(self._remake()))
+
+    def _current_version(self) -> list[tuple[int, int]]:
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.reference.parameters()]
+
+    def with_drafter(self, drafter: Any) -> Model:
+        """The same weights, as they are now, with another drafter; it takes texts or lists of tokens."""
+        return Model(self.target, self.tokenizer, drafter, self.path, self.dtype, self.ownership, self.settings)
+
+    @torch.inference_mode()
+    def generate(self, inputs: Any = None, *, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+                 generation_config: Any = None, return_dict_in_generate: bool | None = None,
+                 num_return_sequences: int | None = None, decoder_input_ids: Tensor | None = None, **arguments: Any) -> Any:
+        """transformers' `generate` for tensors; `Model.generate` for texts and lists.
+
+        Parameters
+        ----------
+        inputs, input_ids : Tensor [B, S] int64
+            Either of them.
+        attention_mask : Tensor [B, S] or None
+            0 at padding; None: where the pad token is.
+        generation_config : transformers.GenerationConfig or None
+        return_dict_in_generate : bool or None
+        num_return_sequences : int or None
+            Outputs of each input, with sampling.
+        decoder_input_ids : Tensor [B, 1] or None
+            The start token.
+        **arguments
+            Those of `Model.generate`. Without a limit 20 tokens are generated, as in transformers. Without `seed`, PyTorch's
+            generator is used.
+
+        Returns
+        -------
+        Tensor [B n, T] int64, or transformers.generation.GenerateEncoderDecoderOutput
+            Outputs with the start token, padded with the pad token. `scores` and `logits` give the pad token probability 1
+            behind the end of a sequence.
+        """
+        tensor = input_ids if input_ids is not None else inputs
+        if not isinstance(tensor, Tensor):
+            if attention_mask is not None or num_return_sequences not in (None, 1) or return_dict_in_generate:
+                raise UserError("attention_mask, num_return_sequences and return_dict_in_generate go with input_ids as a "
+                                "tensor; give one")
+            return super().generate(inputs, generation_config=generation_config, **arguments)
+        if self._version != self._current_version():
+            self.refresh()
+        config = generation_config if generation_config is not None else self.reference.generation_config
+
+        def setting(name: str, given: Any, default: Any) -> Any:
+            found = getattr(config, name, None) if given is None else given
+            return default if found is None else found
+
+        arguments = {name: value for name, value in arguments.items() if name not in _PASSED_ALONG and value is not None}
+        pad = setting("pad_token_id", arguments.pop("pad_token_id", None), self.target.config.pad_token)
+        copies = setting("num_return_sequences", num_return_sequences, 1)
+        if copies > 1 and not setting("do_sample", arguments.get("do_sample"), False):
+            raise UserError(f"num_return_sequences is {copies} in greedy decoding, whose outputs are all the same; pass "
+                            "do_sample=True")
+        sources = [row for row in _rows(tensor, attention_mask, pad) for _ in range(copies)]
+        if decoder_input_ids is not None:
+            if decoder_input_ids.shape[1] != 1 or len(set(decoder_input_ids[:, 0].tolist())) > 1:
+                raise UserError(f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)}; give one start token, the "
+                                "same for every input")
+            arguments["decoder_start_token_id"] = int(decoder_input_ids[0, 0])
+        arguments.setdefault("seed", int(torch.randint(2**62, ())))
+        defaults = {name: value for name, value in _DEFAULTS.items() if getattr(config, name, None) is None}
+        if getattr(config, "max_length", None) is not None:
+            defaults.pop("max_new_tokens", None)
+        known = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        entries = {name: value for name, value in known.items() if value is not None and name != "num_return_sequences"}
+        arguments.setdefault("batch_size", len(sources))
+        out = super().generate(sources, generation_config=defaults | entries, **arguments)
+        return self._result(out, tensor.device, pad, arguments, setting("return_dict_in_generate", return_dict_in_generate,
+                                                                        False))
+
+    def _result(self, out: Output, device: torch.device, pad: int, arguments: dict[str, Any], as_dict: bool) -> Any:
+        start = arguments.get("decoder_start_token_id", self.settings.get("decoder_start_token_id", self.target.start_token))
+        longest = max(map(len, out.token_ids))
+        sequences = torch.full((len(out.token_ids), longest + 1), pad, dtype=torch.int64)
+        sequences[:, 0] = start
+        for row, tokens in zip(sequences, out.token_ids, strict=True):
+            row[1 : len(tokens) + 1] = torch.tensor(tokens)
+        if not as_dict:
+            return sequences.to(device)
+        from transformers.generation import GenerateEncoderDecoderOutput
+
+        return GenerateEncoderDecoderOutput(
+            sequences=sequences.to(device), **{name: self._steps(getattr(out, name), longest, pad, device)
+                                               for name in ("scores", "logits")})
+
+    def _steps(self, kept: list, longest: int, pad: int, device: torch.device) -> tuple[Tensor, ...] | None:
+        """The scores of every step [B, V], of those of every sequence [n, V]."""
+        if kept[0] is None:
+            return None
+        found = torch.full((len(kept), longest, self.target.config.vocab_size), -torch.inf)
+        found[:, :, pad] = 0
+        for row, scores in zip(found, kept, strict=True):
+            row[: len(scores)] = torch.from_numpy(scores)
+        return tuple(found.to(device).unbind(1))
+
+
+def _rows(tensor: Tensor, mask: Tensor | None, pad: int) -> list[list[int]]:
+    """The tokens of each input [B, S], without padding."""
+    if tensor.dim() != 2:
+        raise UserError(f"input_ids has shape {tuple(tensor.shape)}; give [batch, length]")
+    mask = tensor != pad if mask is None else mask.bool()
+    if mask.shape != tensor.shape:
+        raise UserError(f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(tensor.shape)}; make them equal")
+    edges = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
+    if (bad := (edges > 1).nonzero()).numel():
+        raise UserError(f"attention_mask has a gap in row {int(bad[0])}; give one run of ones in each row")
+    return [row[kept].tolist() for row, kept in zip(tensor, mask, strict=True)]
