@@ -151,16 +151,17 @@ class Model:
             if streamer is not None:
                 streamer.end()
 
-    def stream(self, requests: Iterable[Request | str | Sequence[int]], *, in_order: bool = False, truncation: bool = True,
-               generation_config: Any = None, batch_size: int = 8, max_source: int | None = None,
+    def stream(self, requests: Iterable[Request | str | Sequence[int] | None], *, in_order: bool = False,
+               truncation: bool = True, generation_config: Any = None, batch_size: int = 8, max_source: int | None = None,
                kv_memory: int | None = None, verification: str = "token", big_little: tuple[float, float] | None = None,
                **settings: Unpack[SamplingSettings]) -> Stream:
         """Decode requests as they come; until the stream ends or is closed, calls of other threads wait.
 
         Parameters
         ----------
-        requests : iterable of Request, str or token sequences
-            May be endless; read as sequences become free.
+        requests : iterable of Request, str, token sequences or None
+            May be endless; read as sequences become free. None says that there is no request at the moment: the stream goes
+            on with those that it has, and asks again after the next step.
         in_order : bool
             Results in the order of the requests; otherwise as they end.
         truncation : bool
@@ -248,15 +249,20 @@ class Model:
             return 0
         return MAX_DRAFT if draft_tokens == AUTO else draft_tokens
 
-    def _jobs(self, requests: Iterable[Request | str | Sequence[int]], given: Mapping[str, Any],
+    def _jobs(self, requests: Iterable[Request | str | Sequence[int] | None], given: Mapping[str, Any],
               defaults: Mapping[str, Any], params: SamplingParams, config: BatchConfig,
-              truncation: bool) -> Iterator[Job | Result]:
-        """Each request checked; a Result with the error of one that cannot be decoded.
+              truncation: bool) -> Iterator[Job | Result | None]:
+        """Each request checked; a Result with the error of one that cannot be decoded; None where there is no request now.
 
         given, defaults: settings of the call; params: what they make of a request without settings of its own.
         """
         call_seed = secrets.randbits(63) if params.seed is None else params.seed
-        for index, request in enumerate(requests):
+        index = -1
+        for request in requests:
+            if request is None:
+                yield None
+                continue
+            index += 1
             request = request if isinstance(request, Request) else Request(request)
             try:
                 own = check_settings(request.settings)
@@ -298,11 +304,14 @@ class Model:
         refused = params.beyond_temperature if self.graphs is not None else ()
         if config.big_little is not None and processors:
             refused = params.beyond_temperature
+        if request.on_progress is not None and self.graphs is not None:
+            refused = [*refused, "on_progress"]
         if refused:
             where = "on a CUDA device" if self.graphs is not None else "with big_little"
             raise UserError(f"{', '.join(refused)}: not supported {where}; leave it out")
         return Job(index, request.id, torch.tensor(tokens, dtype=torch.int64), params, self._width(params.draft_tokens),
-                   int(seed), warnings, end_tokens, start_token, processors, make_stop_rules(params, self._text))
+                   int(seed), warnings, end_tokens, start_token, processors, make_stop_rules(params, self._text),
+                   on_progress=request.on_progress)
 
     def _encode(self, text: str) -> list[int]:
         """The tokens of an output, without the end token."""

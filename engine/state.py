@@ -176,6 +176,8 @@ class DecodeState:
         Tokens tested and accepted, by position in the draft; testing ends at the first rejection.
     last_tested, last_accepted, last_counts : Tensor [B] int64
         Of the last step.
+    last_draft : Draft or None
+        Of the last step; None before the first one, and after steps that a CUDA kernel commits.
     block : bool
         Verify dense drafts as blocks.
     fallback, rollback : float, float or None
@@ -191,6 +193,7 @@ class DecodeState:
         # set before the first step
         self.block, self.fallback, self.rollback = False, 0.0, None
         self.pipeline: LogitsPipeline | None = None
+        self.last_draft: Draft | None = None
         self.max_draft = int(draft_tokens.max())
         self.backend = backend_of(limits)
         self.start_token, self.end_token = start_token, end_token
@@ -286,6 +289,7 @@ class DecodeState:
             path = self._chain_path if verification.path is None else verification.path
             COMMIT["triton"](*verified, path, draft.lengths, draft.parents, *self.committed_into(draft, hidden))
             return
+        self.last_draft = draft
         parents, path = self._host_chain
         if draft.parents is not None:
             parents, path = draft.parents.numpy(), verification.path.numpy()

@@ -20,6 +20,26 @@ from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a step added to the output of a request.
+
+    Attributes
+    ----------
+    token_ids, proposers : list of int
+        As in Output; empty when the request starts.
+    rejected : list of int
+        The drafted tokens of the step that were not accepted; of a tree none are listed.
+    logprobs : list of TokenLogprob or None
+        Of `token_ids`, as in Result.
+    """
+
+    token_ids: list[int]
+    proposers: list[int]
+    rejected: list[int]
+    logprobs: list[TokenLogprob] | None = None
+
+
 class Request:
     """One input of a stream, with settings of its own.
 
@@ -29,14 +49,18 @@ class Request:
         A text, or its tokens as the model expects them (T5: `</s>` last).
     id : hashable or None
         Identifies the result, and names the request in errors and warnings; unique among the unfinished requests.
+    on_progress : callable or None
+        Receives a Progress when the request starts and after each of its steps, on the thread that reads the stream, which
+        waits for it. CPU only.
     **settings
         Fields of SamplingParams; None and what is left out are the stream's. max_new_tokens and draft_tokens may not exceed
         the stream's. Where the stream's draft_tokens is "auto", a number is the longest draft. `seed` is any int64; the
         output then does not depend on the request's position in the stream.
     """
 
-    def __init__(self, input: str | Sequence[int], id: Any = None, **settings: Unpack[SamplingSettings]):
-        self.input, self.id = input, id
+    def __init__(self, input: str | Sequence[int], id: Any = None, on_progress: Callable[[Progress], object] | None = None,
+                 **settings: Unpack[SamplingSettings]):
+        self.input, self.id, self.on_progress = input, id, on_progress
         self.settings = {name: value for name, value in settings.items() if value is not None}
 
     def __repr__(self) -> str:
@@ -98,6 +122,8 @@ class Job:
     stop_rules : sequence of StopRule
     listener : callable or None
         Receives new tokens, the start token first.
+    on_progress : callable or None
+        As in Request; not together with `listener`.
     error : UserError or None
         A function of the caller failed; the request ends.
     """
@@ -114,6 +140,7 @@ class Job:
     processors: Sequence[Processor] = ()
     stop_rules: Sequence[StopRule] = ()
     listener: Callable[[Tensor], None] | None = None
+    on_progress: Callable[[Progress], object] | None = None
     sent: int = 0
     stopped_by: StopRule | None = None
     error: UserError | None = None
@@ -142,10 +169,10 @@ class Job:
     @property
     def is_watched(self) -> bool:
         """Whether the host looks at the sequence after every step."""
-        return bool(self.stop_rules) or self.listener is not None
+        return bool(self.stop_rules) or self.listener is not None or self.on_progress is not None
 
     def observe(self, state: DecodeState, sequence: int) -> None:
-        """After a step: truncate where a rule ends the sequence, and pass new tokens to the listener."""
+        """At the start and after a step: truncate where a rule ends the sequence, and report the new tokens."""
         for rule in self.stop_rules:
             try:
                 if rule.truncate(state, sequence):
@@ -156,6 +183,25 @@ class Job:
             length = int(state.lengths[sequence])
             self.listener(state.tokens[sequence, self.sent : length].cpu().clone())
             self.sent = length
+        elif self.on_progress is not None:
+            try:
+                self.on_progress(self._progress(state, sequence))
+            except Exception as error:
+                self.error = UserError(f"{self.name}: on_progress failed with {type(error).__name__}: {error}")
+
+    def _progress(self, state: DecodeState, sequence: int) -> Progress:
+        first, length = max(self.sent, 1), int(state.lengths[sequence])
+        self.sent = length
+        tokens = state.tokens[sequence, first:length].tolist()
+        logprobs = None if self.params.logprobs is None else self.recorder.logprobs[first - 1 : length - 1]
+        rejected: list[int] = []
+        if tokens and (draft := state.last_draft) is not None and draft.parents is None:
+            drafted = draft.tokens[sequence, : int(draft.lengths[sequence])].tolist()
+            for position, (token, emitted) in enumerate(zip(drafted, tokens, strict=False)):
+                if token != emitted:
+                    rejected = drafted[position:]
+                    break
+        return Progress(tokens, state.proposer[sequence, first:length].tolist(), rejected, logprobs)
 
     def result(self, state: DecodeState, sequence: int, reason: str | None = None) -> Result:
         """What its sequence of the state holds."""

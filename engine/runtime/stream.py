@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,20 +19,28 @@ if TYPE_CHECKING:
     from foredraft.engine.runtime.scheduler import Scheduler
 
 
+_END = object()
+
+
 class Stream:
     """An iterator of one Result for each request, and a context manager that closes it.
 
-    Requests are read as sequences become free, at most a batch ahead, so they may come from an endless iterator. A request
-    that cannot be decoded gives a Result with its `error`, and the others go on.
+    Requests are read as sequences become free, at most a batch ahead, so they may come from an endless iterator. Where it
+    gives None the stream decodes what it has and asks again after the next step; with nothing left to decode the iterator
+    should wait instead. A request that cannot be decoded gives a Result with its `error`, and the others go on.
 
-    The stream owns the model from its first step until it ends or is closed. Any thread may read, cancel and close it.
+    The stream owns the model from its first step until it ends or is closed. Any thread may read, cancel and close it: it
+    waits for no more than the running step and the iterator.
     """
 
-    def __init__(self, ownership: Ownership, open_scheduler: Callable[[], Scheduler], jobs: Iterator[Job | Result],
+    def __init__(self, ownership: Ownership, open_scheduler: Callable[[], Scheduler], jobs: Iterator[Job | Result | None],
                  text: Callable[[list[int]], str | None], in_order: bool = False):
         # `_lock` guards all fields; `_opening` is held while the stream waits for the model, so that close() need not wait
-        self._lock, self._opening = threading.RLock(), threading.Lock()
-        self._ownership, self._is_started = ownership, False
+        self._lock, self._opening = threading.Condition(threading.RLock()), threading.Lock()
+        # threads that want the lock; the reader lets them go first between two steps
+        self._visitors: deque[None] = deque()
+        # not the stream itself, which a forgotten stream could not be collected with
+        self._ownership, self._owner, self._is_started = ownership, object(), False
         self._open, self._jobs, self._text, self._in_order = open_scheduler, jobs, text, in_order
         self._scheduler: Scheduler | None = None
         self._ready: deque[Result] = deque()
@@ -59,9 +68,10 @@ class Stream:
         try:
             self._start()
             with self._lock, torch.inference_mode():
-                self._ownership.mark(self)
                 while not self._ready and self._is_open:
+                    self._ownership.mark(self._owner)
                     self._advance()
+                    self._lock.wait_for(lambda: not self._visitors)
                 if self._ready:
                     return self._ready.popleft()
         except BaseException:
@@ -73,7 +83,7 @@ class Stream:
     def stats(self) -> DecodeStats:
         """Sums over the requests that have ended, and seconds of the stream by part; "total" is the caller's to set."""
         total = DecodeStats()
-        with self._lock:
+        with self._visit():
             total.merge(self._stats)
             if self._scheduler is not None:
                 total.passes, total.slots = self._scheduler.passes, self._scheduler.passes * self._scheduler.batch_size
@@ -88,7 +98,7 @@ class Stream:
         bool
             Whether it was unfinished; then its result says "cancelled".
         """
-        with self._lock, torch.inference_mode():
+        with self._visit(), torch.inference_mode():
             index = self._indices.get(id)
             if self._scheduler is None or index is None or not self._is_open:
                 return False
@@ -99,14 +109,26 @@ class Stream:
 
     def close(self) -> None:
         """Drop the unfinished requests and release the model; no further result comes."""
-        with self._lock, torch.inference_mode():
+        with self._visit(), torch.inference_mode():
             self._is_open = False
             try:
                 # a second call, after an interrupt, must not touch what the next owner uses
-                if self._scheduler is not None and self._ownership.is_owned_by(self):
+                if self._scheduler is not None and self._ownership.is_owned_by(self._owner):
                     self._scheduler.close()
             finally:
-                self._ownership.release(self)
+                self._ownership.release(self._owner)
+
+    @contextmanager
+    def _visit(self) -> Iterator[None]:
+        """The lock, between two steps of the thread that reads."""
+        self._visitors.append(None)
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._visitors.pop()
+            with self._lock:
+                self._lock.notify_all()
 
     def _start(self) -> None:
         """Become the owner of the model, once; closed meanwhile: not at all."""
@@ -115,21 +137,21 @@ class Stream:
         with self._opening:
             if self._is_started or not self._is_open:
                 return
-            self._ownership.acquire(self)
+            self._ownership.acquire(self._owner)
             with self._lock:
                 self._is_started = True
                 if not self._is_open:
-                    self._ownership.release(self)
+                    self._ownership.release(self._owner)
 
     def _advance(self) -> None:
         """Submit what there is room for, then one step of the scheduler."""
         if self._scheduler is None:
             self._scheduler = self._open()
         while self._has_more and self._scheduler.has_room:
-            job = next(self._jobs, None)
-            self._has_more = job is not None
+            job = next(self._jobs, _END)
+            self._has_more = job is not _END
             # deliver an error before reading on, so that many errors do not pile up
-            if job is None or not self._submit(job):
+            if job is _END or job is None or not self._submit(job):
                 break
         if not self._has_more and not self._scheduler.is_busy:
             self.close()

@@ -1,6 +1,7 @@
 """model.stream and model.generate on any number of requests: order, laziness, per-request parameters, errors, cancelling."""
 
 import random
+import threading
 
 import pytest
 
@@ -175,3 +176,73 @@ def test_sampling_arguments_without_sampling_are_named(model):
     for call in (model.generate, lambda text, **options: list(model.stream(text, **options))):
         with pytest.warns(UserWarning, match="temperature=0.5, top_k=3 without effect"):
             call("w5", max_new_tokens=2, temperature=0.5, top_k=3)
+
+
+def test_requests_enter_while_others_run(model):
+    """None is "nothing now": running sequences go on, and a request that comes later enters beside them."""
+    steps, came = [], []
+
+    def requests():
+        yield Request(TEXTS[0], id="first", on_progress=lambda progress: steps.append(len(progress.token_ids)))
+        while len(steps) < 5:
+            yield None
+        came.append(len(steps))
+        yield Request(TEXTS[1], id="second", max_new_tokens=2)
+        while not came[1:]:
+            yield None
+
+    with model.stream(requests(), max_new_tokens=30, draft_tokens=0, batch_size=2) as stream:
+        assert next(stream).id == "second" and came == [5]
+        came.append(len(steps))
+        result = next(stream)
+        assert result.id == "first" and list(stream) == []
+    assert [r.index for r in (result,)] == [0] and came[1] < 12
+    assert result.token_ids == model.generate(TEXTS[0], max_new_tokens=30).token_ids[0]
+
+
+def test_progress_of_a_request(model):
+    seen = []
+    request = Request(TEXTS[6], logprobs=2, on_progress=seen.append)
+    result = next(model.stream([request], max_new_tokens=25))
+    assert seen[0].token_ids == [] and len(seen) == 1 + result.stats.steps
+    for name in ("token_ids", "proposers", "logprobs"):
+        assert [one for progress in seen for one in getattr(progress, name)] == getattr(result, name)
+    drafted = sum(len(progress.rejected) for progress in seen) + result.stats.accepted
+    # what was drafted past the end of the output was neither accepted nor rejected
+    assert 0 < sum(len(progress.rejected) for progress in seen) and drafted <= result.stats.drafted <= drafted + 5
+    # nothing is reported twice or late where a stop string cuts the last step
+    stop = model.tokenizer.id_to_token(result.token_ids[9])
+    seen.clear()
+    cut = next(model.stream([Request(TEXTS[6], stop_strings=stop, on_progress=seen.append)], max_new_tokens=25))
+    assert [token for progress in seen for token in progress.token_ids] == cut.token_ids and len(cut.token_ids) <= 10
+
+
+def test_progress_that_fails_costs_one_request(model):
+    results = list(model.stream(["w5", Request("w6", on_progress=lambda progress: 1 / 0), "w7"], max_new_tokens=4,
+                                in_order=True))
+    assert [result.finish_reason for result in results] == ["length", "error", "length"]
+    assert "input 2: on_progress failed with ZeroDivisionError" in str(results[1].error)
+
+
+def test_another_thread_cancels_within_a_step(model):
+    """It does not wait for the next result, however many steps that takes."""
+    steps, at = [], []
+    started = threading.Event()
+
+    def on_progress(progress):
+        steps.append(progress)
+        started.set()
+
+    def cancel():
+        started.wait(60)
+        at.append(len(steps))
+        assert stream.cancel("endless") and stream.stats.requests == 1
+        at.append(len(steps))
+
+    stream = model.stream([Request(TEXTS[6], id="endless", on_progress=on_progress)], max_new_tokens=3000, draft_tokens=0)
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    result = next(stream)
+    thread.join()
+    assert result.finish_reason == "cancelled" and at[1] - at[0] < 100 and len(result.token_ids) < 2000
+    assert list(stream) == [] and model.generate("w5", max_new_tokens=2).texts
