@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from numbers import Number
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -57,6 +58,10 @@ class SamplingSettings(TypedDict, total=False):
     regex: str | None
     json_schema: str | Mapping | None
     stopping_criteria: Callable | Sequence[Callable] | None
+    num_beams: int | None
+    length_penalty: float | None
+    early_stopping: bool | str | None
+    num_return_sequences: int | None
     logprobs: int | None
     output_scores: bool | None
     output_logits: bool | None
@@ -65,8 +70,7 @@ class SamplingSettings(TypedDict, total=False):
 NAMES = tuple(field.name for field in fields(SamplingParams))
 # Arguments of transformers' generate that are not supported, and the values with which they ask for nothing.
 UNSUPPORTED: dict[str, tuple] = {
-    "num_beams": (1,), "num_beam_groups": (1,), "diversity_penalty": (0,), "length_penalty": (1,),
-    "early_stopping": (False,), "num_return_sequences": (1,), "penalty_alpha": (0,), "dola_layers": (),
+    "num_beam_groups": (1,), "diversity_penalty": (0,), "penalty_alpha": (0,), "dola_layers": (),
     "guidance_scale": (1,), "watermarking_config": (), "token_healing": (False,), "constraints": ([],),
     "force_words_ids": ([],), "output_attentions": (False,), "output_hidden_states": (False,), "assistant_model": (),
     "negative_prompt_ids": (), "decoder_input_ids": (),
@@ -88,7 +92,7 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in settings.items() if value is not None}
     for name, value in given.items():
         if name in UNSUPPORTED:
-            if value not in UNSUPPORTED[name]:
+            if not _asks_for_nothing(name, value):
                 raise UserError(f"{name}={value!r} is not supported; leave it out")
         elif name not in NAMES and name not in WITHOUT_EFFECT:
             near = get_close_matches(name, NAMES, 1)
@@ -97,8 +101,17 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in NAMES}
 
 
-def known_settings(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings among the entries of a GenerationConfig. UserError: one is not supported."""
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether an argument that is not supported has a value without effect."""
+    return isinstance(value, (Number, list)) and value in UNSUPPORTED[name]
+
+
+def known_settings(config: Any) -> dict[str, Any]:
+    """The settings in a GenerationConfig or a mapping. UserError: it is neither, or one is not supported."""
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise UserError(f"generation_config is of type {type(config).__name__}; give a transformers.GenerationConfig or a "
+                        "dict")
+    entries = config if isinstance(config, Mapping) else config.to_dict()
     return check_settings({name: value for name, value in entries.items() if name in NAMES or name in UNSUPPORTED})
 
 
@@ -161,7 +174,7 @@ def settings_of(entries: Mapping[str, Any], path: Path, is_own: bool) -> tuple[d
         elif name in NAMES and name != "seed":
             settings[name] = value
         elif name in UNSUPPORTED:
-            if value not in UNSUPPORTED[name]:
+            if not _asks_for_nothing(name, value):
                 warnings.append(f"{path.name}: {name} is {value!r}, which is not supported; decoding goes on without it")
         elif is_own and name not in WITHOUT_EFFECT | _NO_SETTINGS and not name.startswith("_"):
             warnings.append(f"{path.name}: {name} is not known; decoding goes on without it")

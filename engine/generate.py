@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from foredraft.engine.arguments import SamplingSettings, check_settings, known_settings, merge, override
+from foredraft.engine.checks import listed
 from foredraft.engine.clock import now
 from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT, AdaptiveDrafter
 from foredraft.engine.drafters.none import NoDrafter
@@ -108,8 +109,10 @@ class Model:
         UserError
             An argument or an input is wrong, or a function of the caller failed.
         """
+        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise UserError(f"the streamer is of type {type(streamer).__name__}; give an object with put and end")
         try:
-            own_seeds = None if seed is None or isinstance(seed, int) else list(seed)
+            own_seeds = None if seed is None or isinstance(seed, Integral) else listed("seed", seed)
             given = check_settings(settings | {"seed": None if own_seeds else seed})
             defaults = self._defaults(generation_config)
             config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
@@ -118,8 +121,10 @@ class Model:
                 raise UserError(f"a streamer takes one input, not {len(inputs)}; call generate once for each")
             if own_seeds is not None and len(own_seeds) != len(inputs):
                 raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
-            requests = [Request(item, seed=own_seeds and own_seeds[index]) for index, item in enumerate(inputs)]
             params = self._params(given, defaults, config)
+            copies = params.num_return_sequences if params.num_beams == 1 else 1
+            requests = [_request(item, index, copy, copies, own_seeds) for index, item in enumerate(inputs)
+                        for copy in range(copies)]
             params.warn_ignored(given)
             # all inputs are checked before the first is decoded
             jobs = list(self._jobs(requests, given, defaults, params, config, truncation=True))
@@ -178,6 +183,8 @@ class Model:
         config = BatchConfig(batch_size, max_source, kv_memory, verification, big_little)
         params = self._params(given, defaults, config)
         params.warn_ignored(given)
+        if params.num_return_sequences > params.num_beams:
+            raise UserError("num_return_sequences goes with num_beams in a stream; submit a request for each sample")
         requests = [requests] if isinstance(requests, str) else check_inputs(requests)
         return Stream(self.ownership, lambda: self._scheduler(params, config, None, True),
                       self._jobs(requests, given, defaults, params, config, truncation), self._text, in_order)
@@ -210,8 +217,7 @@ class Model:
         """Settings that count where none is given: of this object, or of the checkpoint."""
         if generation_config is None:
             return self.settings
-        entries = generation_config if isinstance(generation_config, Mapping) else generation_config.to_dict()
-        return override(self.settings, known_settings(entries))
+        return override(self.settings, known_settings(generation_config))
 
     def _params(self, given: Mapping[str, Any], defaults: Mapping[str, Any], config: BatchConfig) -> SamplingParams:
         adaptive = {"draft_tokens": AUTO} if self.drafter.capabilities.adaptive else {}
@@ -226,6 +232,7 @@ class Model:
         if self.graphs is not None:
             return StaticBatches(self.target, drafter, self.graphs, config.batch_size, block)
         width = self._width(params.draft_tokens)
+        beam_drafter = drafter if width else NoDrafter()
         if width == 0:
             drafter = NoDrafter()
         elif params.draft_tokens == AUTO or drafter.capabilities.adaptive:
@@ -241,7 +248,7 @@ class Model:
         return ContinuousBatches(
             self.target, drafter, batch_size=batch_size, max_new_tokens=params.max_new_tokens, draft_tokens=width,
             longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=block, big_little=config.big_little,
-            constraint_proposer=PROPOSERS.index(CONSTRAINT))
+            constraint_proposer=PROPOSERS.index(CONSTRAINT), num_beams=params.num_beams, beam_drafter=beam_drafter)
 
     def _width(self, draft_tokens: int | str) -> int:
         """The longest draft, K of the state."""
@@ -325,3 +332,11 @@ class Model:
 
     def _text(self, tokens: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _request(item: Any, index: int, copy: int, copies: int, seeds: Sequence[int] | None) -> Request:
+    """The request of an input; of one of several samples of it."""
+    seed = None if seeds is None else seeds[index]
+    if copies == 1:
+        return Request(item, seed=seed)
+    return Request(item, id=f"input {index + 1}, output {copy + 1}", seed=None if seed is None else request_seed(seed, copy))

@@ -13,7 +13,7 @@ from foredraft.engine.stats import DecodeStats
 
 @dataclass
 class Output:
-    """The results of `Model.generate`, in the order of its inputs.
+    """The results of `Model.generate`, in the order of its inputs; num_return_sequences results of each stand together.
 
     Attributes
     ----------
@@ -30,6 +30,10 @@ class Output:
     logprobs : list of (list of TokenLogprob or None)
     scores, logits : list of (ndarray [n, V] float32 or None)
         What the arguments `logprobs`, `output_scores` and `output_logits` ask for.
+    sequence_scores : list of (float or None)
+        The scores of hypotheses of beam search (Hypothesis.score).
+    beam_indices : list of (list of int or None)
+        The beam that a hypothesis continued at each step (Hypothesis.beams).
     stats : DecodeStats
         Of the whole call.
     warnings : list of str
@@ -43,17 +47,27 @@ class Output:
     logprobs: list[list[TokenLogprob] | None] = field(default_factory=list)
     scores: list[np.ndarray | None] = field(default_factory=list)
     logits: list[np.ndarray | None] = field(default_factory=list)
+    sequence_scores: list[float | None] = field(default_factory=list)
+    beam_indices: list[list[int] | None] = field(default_factory=list)
     stats: DecodeStats = field(default_factory=DecodeStats)
     warnings: list[str] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         """Append a request's result; `stats` is summed elsewhere."""
-        self.texts.append(result.text)
-        self.token_ids.append(result.token_ids)
-        self.proposers.append(result.proposers)
-        self.finish_reasons.append(result.finish_reason)
-        self.request_stats.append(result.stats)
-        self.logprobs.append(result.logprobs)
-        self.scores.append(result.scores)
-        self.logits.append(result.logits)
+        if result.hypotheses is None:
+            outputs = [(result.text, result.token_ids, result.proposers, None, None)]
+        else:
+            outputs = [(one.text, one.token_ids, [0] * len(one.token_ids), one.score, one.beams)
+                       for one in result.hypotheses]
+        for text, tokens, proposers, score, beams in outputs:
+            self.texts.append(text)
+            self.token_ids.append(tokens)
+            self.proposers.append(proposers)
+            self.sequence_scores.append(score)
+            self.beam_indices.append(beams)
+            self.finish_reasons.append(result.finish_reason)
+            self.request_stats.append(result.stats)
+            self.logprobs.append(result.logprobs)
+            self.scores.append(result.scores)
+            self.logits.append(result.logits)
         self.warnings += result.warnings

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
+from foredraft.engine import checks
 from foredraft.errors import UserError
 
 MAX_DRAFT_TOKENS = 64
 # As many as a step can compare with (kernels/step/commit_triton.py).
 MAX_END_TOKENS = 8
 AUTO = "auto"
+MAX_BEAMS = 32
 DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS = 128, 100_000
 VERIFICATIONS = ("token", "block")
 
@@ -78,7 +78,7 @@ class SamplingParams:
         Each maps input_ids [1, t] and scores [1, V] to new scores, as in transformers, and keeps no state.
     prefix_allowed_tokens_fn : callable or None
         Maps the request's index and input_ids [t] to the tokens allowed next.
-    choices : sequence of str or of token sequences
+    choices : sequence of str or of token sequences, or None
         The output is one of these.
     regex : str or None
         The whole output matches this regular expression (Rust's syntax, without look-around).
@@ -86,6 +86,15 @@ class SamplingParams:
         The output is a JSON text of this schema. regex and json_schema need `foredraft[grammar]`.
     stopping_criteria : sequence of callables
         Each maps input_ids [1, t] and None to whether the text ends there.
+    num_beams : int
+        Beams of beam search, at most 32; 1 is off. With do_sample continuations are sampled.
+    length_penalty : float
+        A hypothesis' sum of log-probabilities is divided by its length to this power.
+    early_stopping : bool or "never"
+        True: the search ends with num_beams hypotheses; False: when the best running beam is worse than them at its present
+        length; "never": also at the greatest length.
+    num_return_sequences : int
+        Outputs of each input: hypotheses, the best first, or samples.
     logprobs : int or None
         Return the log-probability of every token, and of this many of the likeliest, before processors and temperature.
     output_scores, output_logits : bool
@@ -131,71 +140,52 @@ class SamplingParams:
     eta_cutoff: float = 0.0
     logits_processor: tuple[Callable, ...] = ()
     prefix_allowed_tokens_fn: Callable | None = None
-    choices: tuple[str | tuple[int, ...], ...] = ()
+    choices: tuple[str | tuple[int, ...], ...] | None = None
     regex: str | None = None
     json_schema: str | None = None
     stopping_criteria: tuple[Callable, ...] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
     logprobs: int | None = None
     output_scores: bool = False
     output_logits: bool = False
 
     def __post_init__(self):
-        self._normalise()
-        for name, (low, high) in _WHOLE.items():
-            _check_int(self, name, low, high)
-        for name, bounds in _NUMBERS.items():
-            _check_number(self, name, *bounds)
+        for name, (check, *arguments) in _CHECKS.items():
+            value = getattr(self, name)
+            self._put(name, getattr(SamplingParams, name) if value is None else check(name, value, *arguments))
+        if self.max_new_tokens is None:
+            self._put("max_new_tokens", DEFAULT_NEW_TOKENS if self.max_length is None else self.max_length - 1)
+        if self.min_new_tokens is None:
+            self._put("min_new_tokens", max((self.min_length or 0) - 1, 0))
         if isinstance(self.draft_tokens, str) and self.draft_tokens != AUTO:
             raise UserError(f"draft_tokens is {self.draft_tokens!r}; give a whole number or {AUTO!r}")
         if self.draft_tokens != AUTO:
-            _check_int(self, "draft_tokens", 0, MAX_DRAFT_TOKENS)
-        if self.do_sample and not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; give a number above 0 (greedy is do_sample=False)")
-        if any(not text for text in self.stop_strings):
-            raise UserError("stop_strings holds an empty text; leave it out")
+            self._put("draft_tokens", checks.whole_number("draft_tokens", self.draft_tokens, 0, MAX_DRAFT_TOKENS))
+        if self.do_sample and self.temperature == 0:
+            raise UserError("temperature is 0; give a number above 0 (greedy is do_sample=False)")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens} "
                             "(min_length and max_length count one token more); lower the first or raise the second")
         if self.eos_token_id is not None and len(self.eos_token_id) > MAX_END_TOKENS:
             raise UserError(f"eos_token_id lists {len(self.eos_token_id)} tokens; give at most {MAX_END_TOKENS}")
-        for name in ("logits_processor", "stopping_criteria"):
-            if any(not callable(one) for one in getattr(self, name)):
-                raise UserError(f"{name} holds something that cannot be called; give functions")
         if len(self.constraints) > 1:
             raise UserError(f"{' and '.join(self.constraints)} are given; give one of them")
+        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
+            raise UserError(f"num_return_sequences is {self.num_return_sequences}, more than num_beams, {self.num_beams}; "
+                            "lower the first or raise the second")
+        if self.num_return_sequences > 1 and self.num_beams == 1 and not self.do_sample:
+            raise UserError(f"num_return_sequences is {self.num_return_sequences} in greedy decoding, whose outputs are all "
+                            "the same; pass do_sample=True or num_beams")
+        if self.num_beams > 1 and self.logprobs is not None:
+            raise UserError("logprobs does not go with num_beams; use output_scores, or the scores of the hypotheses")
         if self.prefix_allowed_tokens_fn is not None and not callable(self.prefix_allowed_tokens_fn):
             raise UserError("prefix_allowed_tokens_fn cannot be called; give a function")
 
-    def _normalise(self) -> None:
-        """Lists become tuples, and lengths of an output become numbers of new tokens."""
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        for name in ("max_length", "min_length"):
-            if getattr(self, name) is not None:
-                _check_int(self, name, 0)
-        if self.max_new_tokens is None:
-            put("max_new_tokens", DEFAULT_NEW_TOKENS if self.max_length is None else self.max_length - 1)
-        if self.min_new_tokens is None:
-            put("min_new_tokens", max((self.min_length or 0) - 1, 0))
-        put("stop_strings", (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings))
-        if self.eos_token_id is not None:
-            put("eos_token_id", _tokens("eos_token_id", self.eos_token_id))
-        for name in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
-            put(name, _tokens(name, getattr(self, name)))
-        put("bad_words_ids", tuple(_sequence("bad_words_ids", words) for words in _listed(self, "bad_words_ids")))
-        biases = self.sequence_bias.items() if isinstance(self.sequence_bias, Mapping) else _listed(self, "sequence_bias")
-        put("sequence_bias", tuple(_bias(pair) for pair in biases))
-        if self.exponential_decay_length_penalty is not None:
-            put("exponential_decay_length_penalty", _decay(self.exponential_decay_length_penalty))
-        choices = (self.choices,) if isinstance(self.choices, str) else _listed(self, "choices")
-        put("choices", tuple(one if isinstance(one, str) else _sequence("choices", one) for one in choices))
-        put("json_schema", _schema(self.json_schema))
-        if self.regex is not None and not isinstance(self.regex, str):
-            raise UserError(f"regex is {self.regex!r}; give a regular expression as a text")
-        for name in ("logits_processor", "stopping_criteria"):
-            given = getattr(self, name)
-            put(name, (given,) if callable(given) and not isinstance(given, Iterable) else _listed(self, name))
+    def _put(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def warn_ignored(self, given: Iterable[str]) -> None:
         """Warn of the sampling arguments among `given` that have no effect, because do_sample is False."""
@@ -207,13 +197,14 @@ class SamplingParams:
     @property
     def constraints(self) -> list[str]:
         """The names of the constraints given."""
-        return [name for name in ("choices", "regex", "json_schema") if getattr(self, name)]
+        return [name for name in ("choices", "regex", "json_schema") if getattr(self, name) is not None]
 
     @property
     def beyond_temperature(self) -> list[str]:
         """The arguments given that need a logits processor or a record of scores."""
         plain = {"max_new_tokens", "draft_tokens", "do_sample", "seed", "stop_strings", "max_length", "min_length",
-                 "min_new_tokens", "max_time", "eos_token_id", "decoder_start_token_id", "stopping_criteria", *_SAMPLING[:3]}
+                 "min_new_tokens", "num_return_sequences", "max_time", "eos_token_id", "decoder_start_token_id",
+                 "stopping_criteria", *_SAMPLING[:3]}
         names = [field.name for field in fields(self) if field.name not in plain]
         given = [name for name in names if getattr(self, name) != getattr(SamplingParams, name)]
         return given + ["min_new_tokens"] * (self.min_new_tokens > 0)
@@ -226,15 +217,26 @@ class SamplingParams:
 
 # Arguments of sampling alone; the first three are part of verification.
 _SAMPLING = ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-# The bounds of whole numbers, and of numbers: (low, high, whether the low bound is allowed).
-_WHOLE = {
-    "max_new_tokens": (1, MAX_NEW_TOKENS), "min_new_tokens": (0, math.inf), "top_k": (0, math.inf),
-    "seed": (0, 2**63 - 1), "no_repeat_ngram_size": (0, math.inf), "encoder_no_repeat_ngram_size": (0, math.inf),
-    "forced_bos_token_id": (0, math.inf), "decoder_start_token_id": (0, math.inf), "logprobs": (0, 1000)}
-_NUMBERS = {
-    "top_p": (0, 1, False), "typical_p": (0, 1, False), "top_h": (0, 1, True), "min_p": (0, 1, True),
-    "epsilon_cutoff": (0, 1, True), "eta_cutoff": (0, 1, True), "repetition_penalty": (0, math.inf, False),
-    "encoder_repetition_penalty": (0, math.inf, False), "max_time": (0, math.inf, False)}
+# How each argument is checked and made a plain value; draft_tokens and prefix_allowed_tokens_fn apart. Whole numbers have
+# (low, high) bounds, numbers (low, high, whether the low bound is allowed).
+_CHECKS: dict[str, tuple] = {
+    "max_new_tokens": (checks.whole_number, 1, MAX_NEW_TOKENS), "max_length": (checks.whole_number, 2, MAX_NEW_TOKENS + 1),
+    **dict.fromkeys(("min_new_tokens", "min_length", "top_k", "seed", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+                     "forced_bos_token_id", "decoder_start_token_id"), (checks.whole_number, 0)),
+    "num_beams": (checks.whole_number, 1, MAX_BEAMS), "num_return_sequences": (checks.whole_number, 1),
+    "length_penalty": (checks.number, -math.inf, math.inf, False), "early_stopping": (checks.early_stopping,),
+    "logprobs": (checks.whole_number, 0, 1000), "temperature": (checks.number, 0, math.inf, True),
+    **dict.fromkeys(("top_p", "typical_p"), (checks.number, 0, 1, False)),
+    **dict.fromkeys(("top_h", "min_p", "epsilon_cutoff", "eta_cutoff"), (checks.number, 0, 1, True)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "max_time"), (checks.number, 0, math.inf, False)),
+    **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits", "output_scores", "output_logits"),
+                    (checks.flag,)),
+    **dict.fromkeys(("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"),
+                    (checks.token_ids,)),
+    **dict.fromkeys(("logits_processor", "stopping_criteria"), (checks.functions,)),
+    "stop_strings": (checks.texts,), "bad_words_ids": (checks.token_sequences,), "sequence_bias": (checks.biases,),
+    "exponential_decay_length_penalty": (checks.decay,), "choices": (checks.choices,), "regex": (checks.expression,),
+    "json_schema": (checks.schema,)}
 
 
 @dataclass(frozen=True)
@@ -270,98 +272,25 @@ class BatchConfig:
     def __post_init__(self):
         if self.verification not in VERIFICATIONS:
             raise UserError(f"verification is {self.verification!r}; give {' or '.join(VERIFICATIONS)}")
-        _check_int(self, "batch_size", 1)
-        if self.max_source is not None:
-            _check_int(self, "max_source", 2)
-        if self.kv_memory is not None:
-            _check_int(self, "kv_memory", 1)
+        for name, low in (("batch_size", 1), ("max_source", 2), ("kv_memory", 1)):
+            if name == "batch_size" or getattr(self, name) is not None:
+                checks.whole_number(name, getattr(self, name), low)
         if self.big_little is not None:
-            fallback, rollback = self.big_little
-            if not 0 <= fallback <= 1 or not rollback >= 0:
-                raise UserError(f"big_little is {fallback:g},{rollback:g}; give a probability (fallback) and nats of 0 or "
-                                "more (rollback), such as 0.6,4")
+            try:
+                fallback, rollback = map(float, self.big_little)
+                is_possible = 0 <= fallback <= 1 and rollback >= 0
+            except (TypeError, ValueError):
+                is_possible = False
+            if not is_possible:
+                raise UserError(f"big_little is {self.big_little!r}; give a probability (fallback) and nats of 0 or more "
+                                "(rollback), such as (0.6, 4)")
 
     def check(self, params: SamplingParams) -> None:
         """Refuse request settings that contradict these (UserError)."""
         if self.big_little is not None and params.do_sample:
             raise UserError("big_little is greedy only: the small model's tokens have no distribution; leave sampling out")
+        if params.num_beams > 1 and (self.big_little is not None or self.verification == "block"):
+            what = "big_little" if self.big_little is not None else "block verification"
+            raise UserError(f"num_beams is {params.num_beams}: beam search does not go with {what}; leave one of them out")
         if self.big_little is not None and params.draft_tokens == AUTO:
             raise UserError("big_little ends drafts by its fallback; give draft_tokens a number, the longest draft")
-
-
-def _check_int(settings: SamplingParams | BatchConfig, name: str, low: int, high: float = math.inf) -> None:
-    value = getattr(settings, name)
-    if value is None and name in ("seed", "forced_bos_token_id", "decoder_start_token_id", "logprobs"):
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
-        bound = f"between {low} and {high}" if high < math.inf else f"of at least {low}"
-        raise UserError(f"{name} is {value!r}; give a whole number {bound}")
-
-
-def _check_number(settings: SamplingParams, name: str, low: float, high: float, includes_low: bool) -> None:
-    value = getattr(settings, name)
-    if value is None and name == "max_time":
-        return
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or math.isinf(value) or (value == low and not includes_low):
-        bound = f"of at least {low}" if includes_low else f"above {low}"
-        raise UserError(f"{name} is {value!r}; give a number {bound}" + (f" and at most {high}" if high < math.inf else ""))
-
-
-def _listed(settings: SamplingParams, name: str) -> tuple:
-    value = getattr(settings, name)
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise UserError(f"{name} is {value!r}; give a list")
-    return tuple(value)
-
-
-def _tokens(name: str, given: Any) -> tuple[int, ...]:
-    """A token, or several, as a tuple."""
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        given = (given,)
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise UserError(f"{name} is {given!r}; give a token id or a list of token ids")
-    tokens = tuple(given.tolist() if hasattr(given, "tolist") else given)
-    for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
-            raise UserError(f"{name} holds {token!r}; give token ids, whole numbers of at least 0")
-    return tuple(map(int, tokens))
-
-
-def _sequence(name: str, given: Any) -> tuple[int, ...]:
-    tokens = _tokens(name, given) if not isinstance(given, Integral) else ()
-    if not tokens:
-        raise UserError(f"{name} holds {given!r}; give lists of at least one token id")
-    return tokens
-
-
-def _bias(pair: Any) -> tuple[tuple[int, ...], float]:
-    try:
-        sequence, bias = pair
-        bias = float(bias)
-    except (TypeError, ValueError):
-        raise UserError(f"sequence_bias holds {pair!r}; give pairs of a list of token ids and a number") from None
-    if math.isnan(bias):
-        raise UserError(f"sequence_bias holds {pair!r}; give a number")
-    return _sequence("sequence_bias", sequence), bias
-
-
-def _decay(given: Any) -> tuple[int, float]:
-    try:
-        start, factor = given
-        return int(start), float(factor)
-    except (TypeError, ValueError):
-        raise UserError(f"exponential_decay_length_penalty is {given!r}; give (start, factor), such as (20, 1.1)") from None
-
-
-def _schema(given: Any) -> str | None:
-    """A JSON schema as a text."""
-    if given is None:
-        return None
-    try:
-        schema = json.loads(given) if isinstance(given, str) else given
-        if not isinstance(schema, (Mapping, bool)):
-            raise ValueError("no object")
-        return json.dumps(schema)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"json_schema is not a JSON schema ({error}); give an object, or its text") from None

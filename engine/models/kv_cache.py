@@ -172,6 +172,17 @@ class KVCache:
         self.pool.release(sequence)
         self.sources[sequence] = 0
 
+    def share(self, owner: int, sequence: int) -> None:
+        """Let a sequence read the source of another one, which must keep it as long."""
+        self.pool.share(owner, sequence)
+        self.sources[sequence] = self.sources[owner]
+
+    def copy_slots(self, source: int, sequence: int, first: int, last: int) -> int:
+        """Copy the slots first..last-1 of one sequence to another; returns the bytes."""
+        for cache in (self.k, self.v):
+            cache[:, sequence, :, first:last] = cache[:, source, :, first:last]
+        return self.sequence_bytes(last - first)
+
     def write_source(self, layer: int, sequence: int, k: Tensor, v: Tensor) -> None:
         """Write one layer's cross-attention keys and values [S, H, D] into the pages of the sequence."""
         k, v, S = k.numpy(), v.numpy(), k.shape[0]

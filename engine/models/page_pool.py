@@ -11,6 +11,8 @@ import numpy as np
 class PagePool:
     """Sequences allocate and release whole pages of one pool: no page has two owners, and none is lost.
 
+    A sequence may read the pages of another one (`share`); it must stop before their owner releases them.
+
     A released page is allocated again before one that never was, so that memory beyond `most_used` pages is never touched.
 
     Attributes
@@ -63,6 +65,11 @@ class PagePool:
         del self._free[first:]
         self.pages_per_sequence[sequence] = count
         self.most_used = max(self.most_used, self.pages - self.free)
+
+    def share(self, owner: int, sequence: int) -> None:
+        """Let a sequence read the pages of another one, which remains their owner; those of its own are released."""
+        self.release(sequence)
+        self.table[sequence] = self.table[owner]
 
     def release(self, sequence: int) -> None:
         """Free a sequence's pages, if it has any."""

@@ -6,12 +6,13 @@ Sources are encoded one by one: the number of positions in a library GEMM change
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from foredraft.engine.clock import now
 from foredraft.engine.loop import step
 from foredraft.engine.protocols import Drafter, PagedTarget
+from foredraft.engine.runtime.beam_batch import BeamBatch
+from foredraft.engine.runtime.beam_search import BeamSearch
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.sampling.logits_pipeline import LogitsPipeline
@@ -31,7 +32,7 @@ class ContinuousBatches(Scheduler):
     target : PagedTarget
     drafter : Drafter
     batch_size : int
-        The most sequences; fewer where memory is short.
+        The most requests; fewer where memory is short.
     max_new_tokens, draft_tokens : int
         The most that a request may ask for.
     longest : int
@@ -44,6 +45,10 @@ class ContinuousBatches(Scheduler):
         Verify sampled drafts as blocks.
     big_little : (float, float) or None
         Fallback and rollback of Big Little Decoder, LOSSY.
+    num_beams : int
+        The most beams that a request may ask for; each is a sequence.
+    beam_drafter : Drafter or None
+        Drafts for beams; None is `drafter`.
     constraint_proposer : int
         The entry of `registry.PROPOSERS` for tokens that a constraint forces.
 
@@ -55,13 +60,17 @@ class ContinuousBatches(Scheduler):
 
     def __init__(self, target: PagedTarget, drafter: Drafter, *, batch_size: int, max_new_tokens: int, draft_tokens: int,
                  longest: int, pages: int | None = None, kv_memory: int | None = None, block: bool = False,
-                 big_little: tuple[float, float] | None = None, constraint_proposer: int = 0):
+                 big_little: tuple[float, float] | None = None, constraint_proposer: int = 0, num_beams: int = 1,
+                 beam_drafter: Drafter | None = None):
         cache = target.cache
         # sequences that an interrupted call left admitted would keep their pages
         target.release(range(cache.num_sequences))
         limit = int(available_memory() * MEMORY_SHARE) + cache.used_bytes() if kv_memory is None else kv_memory
         slots = max_new_tokens + draft_tokens + 2
-        batch_size, pages = cache.plan(batch_size, slots, longest, pages, limit)
+        batch_size, pages = cache.plan(batch_size * num_beams, slots, longest, pages, limit)
+        if batch_size < num_beams:
+            raise UserError(f"kv_memory is {limit / 1e6:,.1f} MB, room for {batch_size} of {num_beams} beams; raise it, or "
+                            "lower num_beams, max_source or max_new_tokens")
         if cache.nbytes(batch_size, slots, pages) > limit:
             # the buffers of earlier calls are larger than the limit
             cache.clear()
@@ -74,11 +83,17 @@ class ContinuousBatches(Scheduler):
         def column(value: float) -> torch.Tensor:
             return torch.full((batch_size,), value)
 
-        self.state = DecodeState(
-            limits=column(max_new_tokens + 1), draft_tokens=column(draft_tokens), temperature=column(0.0), top_k=column(0),
-            top_p=column(1.0), seeds=column(0), start_token=target.start_token, end_token=target.end_token,
-            width=target.config.d_model)
-        self.state.finished.fill_(True)
+        def idle_state() -> DecodeState:
+            state = DecodeState(
+                limits=column(max_new_tokens + 1), draft_tokens=column(draft_tokens), temperature=column(0.0),
+                top_k=column(0), top_p=column(1.0), seeds=column(0), start_token=target.start_token,
+                end_token=target.end_token, width=target.config.d_model)
+            state.finished.fill_(True)
+            return state
+
+        self.state, self._num_beams = idle_state(), num_beams
+        # beams have a state of their own: passes of their own read them, and no verification sees them
+        self.beams = BeamBatch(self.target, beam_drafter or self.drafter, idle_state() if num_beams > 1 else self.state)
         self.state.block, self.state.pipeline = block, LogitsPipeline(constraint_proposer)
         if big_little is not None:
             self.state.fallback, self.state.rollback = map(float, big_little)
@@ -90,11 +105,12 @@ class ContinuousBatches(Scheduler):
 
     @property
     def is_busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.beams.running)
 
     def submit(self, job: Job) -> None:
         for name, wanted, most in (("max_new_tokens", job.params.max_new_tokens, self.state.capacity - 1),
-                                   ("draft_tokens", job.draft_tokens, self.state.max_draft)):
+                                   ("draft_tokens", job.draft_tokens, self.state.max_draft),
+                                   ("num_beams", job.params.num_beams, self._num_beams)):
             if wanted > most:
                 raise UserError(f"{name} is {wanted}, the stream's is {most}; open the stream with the largest {name} of "
                                 "its requests")
@@ -104,8 +120,14 @@ class ContinuousBatches(Scheduler):
     def step(self) -> list[Result]:
         if self.waiting and self._idle:
             self._admit()
-        if not self.running:
-            return []
+        results = self._step() if self.running else []
+        if self.beams.running:
+            self.passes += 1
+            results += [self._leave_beams(search) for search in self.beams.step()]
+        return results
+
+    def _step(self) -> list[Result]:
+        """A step of the requests without beams."""
         step(self.state, self.target, self.drafter)
         self.passes += 1
         self._drafter.end_step()
@@ -116,32 +138,43 @@ class ContinuousBatches(Scheduler):
             job.observe(self.state, sequence)
         if failed := [sequence for sequence, job in self.running.items() if job.error is not None]:
             self._finished[failed] = True
-        if np.count_nonzero(self._finished) == len(self._idle):
-            return []
         return self._leave([sequence for sequence in self.running if self._finished[sequence]])
 
     def cancel(self, index: int) -> Result | None:
         for sequence, job in self.running.items():
             if job.index == index:
                 return self._leave([sequence], "cancelled")[0]
+        for search in self.beams.running:
+            if search.job.index == index:
+                return self._leave_beams(search, "cancelled")
         return super().cancel(index)
 
     def close(self) -> None:
         if self._target is not None:
             # every sequence: an admission may have been interrupted
             self._target.release(range(self.batch_size))
-            self._drafter.release(list(self.running))
+            self._drafter.release([*self.running, *(one for search in self.beams.running for one in search.sequences)])
             super().close()
             self.running.clear()
+            self.beams.running.clear()
             self._target = None
 
     def _admit(self) -> None:
-        while self.waiting and self._idle and self.cache.fits(len(self.waiting[0].source)):
-            job, sequence = self.waiting.popleft(), self._idle.pop()
+        while self.waiting and self.waiting[0].params.num_beams <= len(self._idle) and self.cache.fits(
+                len(self.waiting[0].source)):
+            job = self.waiting.popleft()
+            n = job.params.num_beams
+            sequences = self._take_idle(n)
             since = now()
-            encoded = self.target.admit([sequence], [job.source])
+            encoded = self.target.admit(sequences[:1], [job.source])
+            for sequence in sequences[1:]:
+                self.cache.share(sequences[0], sequence)
             self.timer.add("encode", since)
-            self.drafter.admit([sequence], [job.source], encoded)
+            self.drafter.admit(sequences, [job.source] * n, list(encoded) * n)
+            if n > 1:
+                self.beams.start(job, sequences)
+                continue
+            (sequence,) = sequences
             self.state.start(sequence, limit=job.limit, draft_tokens=job.draft_tokens, seed=job.seed,
                              end_tokens=job.end_tokens, start_token=job.start_token, **job.distribution)
             self.state.pipeline.start(sequence, job.processors, job.recorder)
@@ -150,7 +183,20 @@ class ContinuousBatches(Scheduler):
                 self._watched[sequence] = job
                 job.observe(self.state, sequence)
 
+    def _take_idle(self, n: int) -> list[int]:
+        """n idle sequences, side by side where possible: then a pass reads the source of their beams once."""
+        if n == 1:
+            return [self._idle.pop()]
+        idle = sorted(self._idle)
+        starts = [i for i in range(len(idle) - n, -1, -1) if idle[i + n - 1] - idle[i] == n - 1]
+        first = starts[0] if starts else len(idle) - n
+        taken = idle[first : first + n]
+        self._idle = idle[:first] + idle[first + n :]
+        return taken
+
     def _leave(self, sequences: list[int], reason: str | None = None) -> list[Result]:
+        if not sequences:
+            return []
         results = [self.running.pop(sequence).result(self.state, sequence, reason) for sequence in sequences]
         # before the state is reset: a drafter may read the finished output
         self._target.release(sequences)
@@ -161,3 +207,11 @@ class ContinuousBatches(Scheduler):
             self._watched.pop(sequence, None)
             self._idle.append(sequence)
         return results
+
+    def _leave_beams(self, search: BeamSearch, reason: str | None = None) -> Result:
+        result = self.beams.result(search, reason)
+        self._target.release(search.sequences)
+        self._drafter.release(search.sequences)
+        self.beams.stop(search)
+        self._idle += search.sequences
+        return result

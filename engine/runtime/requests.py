@@ -69,6 +69,26 @@ class Request:
 
 
 @dataclass
+class Hypothesis:
+    """An output of beam search.
+
+    Attributes
+    ----------
+    token_ids : list of int
+    score : float
+        The sum of its tokens' log-probabilities, after processors, divided by length^length_penalty.
+    beams : list of int
+        The beam that it continued at each step, in the order of scores.
+    text : str or None
+    """
+
+    token_ids: list[int]
+    score: float
+    beams: list[int]
+    text: str | None = None
+
+
+@dataclass
 class Result:
     """The outcome of one request.
 
@@ -87,7 +107,9 @@ class Result:
         Of this request, without seconds; `stats.acceptance_rate` is its acceptance.
     logprobs : list of TokenLogprob or None
     scores, logits : ndarray [n, V] float32 or None
-        What SamplingParams.logprobs, output_scores and output_logits ask for, of n tokens.
+        What SamplingParams.logprobs, output_scores and output_logits ask for, of n tokens; of beams [n, num_beams, V].
+    hypotheses : list of Hypothesis or None
+        Of beam search, as many as num_return_sequences, the best first; token_ids and text are the best one's.
     error : UserError or None
     """
 
@@ -103,6 +125,7 @@ class Result:
     logprobs: list[TokenLogprob] | None = None
     scores: np.ndarray | None = None
     logits: np.ndarray | None = None
+    hypotheses: list[Hypothesis] | None = None
 
 
 @dataclass
@@ -219,3 +242,14 @@ class Job:
             result.scores = np.array(kept.scores) if self.params.output_scores else None
             result.logits = np.array(kept.logits) if self.params.output_logits else None
         return result
+
+    def beam_result(self, hypotheses: list[Hypothesis], steps: int, scores: np.ndarray | None, logits: np.ndarray | None,
+                    end_tokens: list[int], reason: str | None = None) -> Result:
+        """The result of a beam search that took `steps` passes."""
+        tokens = hypotheses[0].token_ids if hypotheses else []
+        if reason is None:
+            is_full = len(tokens) == self.params.max_new_tokens and tokens[-1] not in end_tokens
+            reason = "error" if self.error else "length" if is_full else "stop"
+        stats = DecodeStats(requests=1, steps=steps, emitted=len(tokens))
+        return Result(self.index, self.id, reason, None, tokens, [0] * len(tokens), stats, self.warnings, self.error,
+                      scores=scores, logits=logits, hypotheses=hypotheses)

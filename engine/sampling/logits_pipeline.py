@@ -91,9 +91,9 @@ def make_processors(params: SamplingParams, context: Context, index: int = 0) ->
     for number, function in enumerate(p.logits_processor):
         name = type(function).__name__
         built[name if name in built else f"{name} {number}"] = LogitsProcessorFunction(function)
-    if p.has_truncations or (p.do_sample and p.output_scores):
+    if p.has_truncations or (p.do_sample and (p.output_scores or p.num_beams > 1)):
         built["truncations"] = Truncations(p, context)
-    if p.renormalize_logits and p.output_scores:
+    if p.renormalize_logits and (p.output_scores or p.num_beams > 1):
         built["LogitNormalization"] = Renormalize()
     return list(built.values())
 
@@ -208,10 +208,9 @@ class LogitsPipeline:
                 slot.recorder.before(scores)
             try:
                 for tokens, row in zip(_prefixes(state, draft, sequence), scores, strict=True):
-                    for processor in slot.processors:
-                        processor(tokens, row)
-            except Exception as error:  # noqa: BLE001  a caller's function may raise anything
-                self.errors.setdefault(sequence, UserError(f"{_name(processor)} failed ({type(error).__name__}: {error})"))
+                    process_row(slot.processors, tokens, row)
+            except UserError as error:
+                self.errors.setdefault(sequence, error)
             if slot.recorder is not None:
                 slot.recorder.after(scores)
         return temperature, top_k, top_p
@@ -222,6 +221,15 @@ class LogitsPipeline:
             if slot.recorder is not None:
                 n = counts[sequence]
                 slot.recorder.keep(tokens[sequence, :n], path[sequence, :n])
+
+
+def process_row(processors: Sequence[Processor], tokens: np.ndarray, scores: np.ndarray) -> None:
+    """Run the processors of a request on the scores [V] of one position. UserError: one failed."""
+    for processor in processors:
+        try:
+            processor(tokens, scores)
+        except Exception as error:  # noqa: BLE001  a caller's function may raise anything
+            raise UserError(f"{_name(processor)} failed ({type(error).__name__}: {error})") from error
 
 
 def _prefixes(state: DecodeState, draft: Draft, sequence: int):

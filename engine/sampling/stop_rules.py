@@ -15,6 +15,7 @@ class StopRule(Protocol):
     """Ends a sequence at one of the tokens of its last step."""
 
     def truncate(self, state: DecodeState, sequence: int) -> bool: ...  # whether it did; UserError: it failed
+    def ends(self, tokens: list[int]) -> bool: ...  # of beams: whether an output, the start token included, ends here
 
 
 def make_stop_rules(params: SamplingParams, decode: Callable[[list[int]], str]) -> list[StopRule]:

@@ -28,6 +28,10 @@ class StopStrings:
                     return True
         return False
 
+    def ends(self, tokens: list[int]) -> bool:
+        """Whether an output, the start token included, ends here."""
+        return self._stops(tokens[1:])
+
     def _stops(self, tokens: list[int]) -> bool:
         text = self.decode(tokens)
         return any(string in text for string in self.strings)

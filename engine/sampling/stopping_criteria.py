@@ -34,6 +34,10 @@ class StoppingCriteria:
                 return True
         return False
 
+    def ends(self, tokens: list[int]) -> bool:
+        """Whether an output, the start token included, ends here. UserError: a function raised."""
+        return self._ends(torch.tensor([tokens]))
+
     def _ends(self, tokens: torch.Tensor) -> bool:
         for criterion in self.criteria:
             try:
@@ -50,6 +54,10 @@ class MaxTime:
 
     def __init__(self, seconds: float):
         self.seconds, self.start = seconds, now()
+
+    def ends(self, tokens: list[int]) -> bool:
+        """Whether the time is over."""
+        return now() - self.start >= self.seconds
 
     def truncate(self, state: DecodeState, sequence: int) -> bool:
         """Whether the sequence was ended."""

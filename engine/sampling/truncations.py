@@ -19,6 +19,8 @@ class Truncations:
         self.settings = (float(params.temperature), float(params.top_h or 0), params.top_k, float(params.top_p),
                          float(params.min_p or 0), float(params.typical_p), float(params.epsilon_cutoff),
                          float(params.eta_cutoff))
+        # beams need a continuation beside the end tokens, as in transformers
+        self.kept = 1 if params.num_beams == 1 else max(2, len(context.end_tokens) + 1)
 
     def __call__(self, tokens: np.ndarray, scores: np.ndarray) -> None:
-        self.kernel(scores, *self.settings)
+        self.kernel(scores, *self.settings, self.kept)

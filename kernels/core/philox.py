@@ -4,7 +4,8 @@
     seed any int64; the rest int64 >= 0, of which the low 32 bits count
 
 Draws that must be independent use different streams: POINT (the target's token when drafts are point masses), DRAFT (a
-drafted token), ACCEPT (the acceptance test of a drafted token), RESIDUAL (the token that replaces a rejected one).
+drafted token), ACCEPT (the acceptance test of a drafted token), RESIDUAL (the token that replaces a rejected one), BEAM (the
+choice among the continuations of beams).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from foredraft.kernels.core.backend import njit
 
-POINT, DRAFT, ACCEPT, RESIDUAL = range(4)
+POINT, DRAFT, ACCEPT, RESIDUAL, BEAM = range(5)
 
 _MASK = 0xFFFFFFFF
 

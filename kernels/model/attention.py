@@ -13,7 +13,8 @@
     out         [n, H, D] float32
 
 A query attends to the committed slots below positions[b, 0] and to its ancestors and itself, in ascending order of slots, so
-its bits depend on its own sequence alone. Cross-attention reads the pages of a sequence once for all its queries.
+its bits depend on its own sequence alone. Cross-attention reads the pages of a source once for all queries of its sequence,
+and of sequences beside it that share them.
 """
 
 from __future__ import annotations
@@ -140,12 +141,12 @@ def _self_tasks(q, sequences, queries, positions, parents, k, v, bias, first, la
 
 
 @njit()
-def _groups(sequences):
-    """[g + 1]: where each sequence's queries begin, and the end of the last one's."""
+def _groups(sequences, table):
+    """[g + 1]: where the queries of each source begin, and the end of the last one's; a page belongs to one source."""
     starts = np.empty(sequences.shape[0] + 1, np.int64)
     count = 0
     for i in range(sequences.shape[0]):
-        if i == 0 or sequences[i] != sequences[i - 1]:
+        if i == 0 or table[sequences[i], 0] != table[sequences[i - 1], 0]:
             starts[count] = i
             count += 1
     starts[count] = sequences.shape[0]
@@ -224,7 +225,7 @@ def cross_attention_loop(q, sequences, pages_k, pages_v, table, sources, out, th
     longest = 0
     for i in range(n):
         longest = max(longest, sources[sequences[i]])
-    starts = _groups(sequences)
+    starts = _groups(sequences, table)
     if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
         _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, 0, (starts.shape[0] - 1) * H, out)
     else:

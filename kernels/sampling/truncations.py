@@ -10,8 +10,7 @@
                                 (Meister et al. 2022); 1: off
     epsilon      float          keep tokens of at least this probability (Hewitt et al. 2022); 0: off
     eta          float          the same with min(eta, sqrt(eta) e^-entropy) (Hewitt et al. 2022, eq. 4); 0: off
-
-At least one token is kept.
+    kept         int            every filter but top-h keeps at least so many of the most probable tokens
 """
 
 from __future__ import annotations
@@ -37,7 +36,13 @@ def _entropy(p: np.ndarray) -> float:
     return -sum(value * math.log(value) for value in p.tolist() if value > 0)
 
 
-def truncations_reference(scores, temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta) -> None:
+def _least_kept(scores: np.ndarray, kept: int) -> float:
+    """The score of the `kept`-th most probable token."""
+    return float(np.sort(scores)[-min(kept, len(scores))])
+
+
+def truncations_reference(scores, temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta,
+                          kept=1) -> None:
     scores /= np.float32(temperature)
     if top_h > 0:
         order = np.argsort(-scores, kind="stable")[:TOP_H_TOKENS]
@@ -53,29 +58,28 @@ def truncations_reference(scores, temperature, top_h, top_k, top_p, min_p, typic
         scores[removed] = -np.inf
     if top_k > 0 or top_p < 1:
         weights = np.empty_like(scores)
-        warp_reference(scores, 1.0, top_k, top_p, weights)
-        scores[weights == 0] = -np.inf
-    largest = scores.max()
+        warp_reference(scores, 1.0, max(top_k, kept) if top_k > 0 else 0, top_p, weights)
+        scores[(weights == 0) & (scores < _least_kept(scores, kept))] = -np.inf
     if min_p > 0:
         p = _probabilities(scores)
-        scores[p < min_p * p.max()] = -np.inf
+        scores[(p < min_p * p.max()) & (scores < _least_kept(scores, kept))] = -np.inf
     if typical_p < 1:
         p = _probabilities(scores)
         entropy = _entropy(p)
         distance = {token: abs(-math.log(p[token]) - entropy) for token in range(len(p)) if p[token] > 0}
         order, reached, last = sorted(distance, key=lambda token: (distance[token], token)), 0.0, None
-        for last in order:
+        for count, last in enumerate(order):
             reached += p[last]
-            if reached >= typical_p:
+            if reached >= typical_p and count + 1 >= kept:
                 break
         scores[[token for token in range(len(p)) if distance.get(token, math.inf) > distance[last]]] = -np.inf
-        largest = scores.max()
     if epsilon > 0:
         p = _probabilities(scores)
-        scores[(p < epsilon) & (scores < largest)] = -np.inf
+        scores[(p < epsilon) & (scores < _least_kept(scores, kept))] = -np.inf
     if eta > 0:
         p = _probabilities(scores)
-        scores[(p < min(eta, math.sqrt(eta) * math.exp(-_entropy(p)))) & (scores < largest)] = -np.inf
+        least = min(eta, math.sqrt(eta) * math.exp(-_entropy(p)))
+        scores[(p < least) & (scores < _least_kept(scores, kept))] = -np.inf
 
 
 @njit()
@@ -95,9 +99,16 @@ def _softmax(scores, p):
 
 
 @njit()
-def _remove_below(scores, p, least):
-    """Remove what is less probable than `least`, but never the most probable."""
-    largest = largest_loop(scores)
+def _least_kept_loop(scores, kept):
+    if kept == 1:
+        return largest_loop(scores)
+    return np.sort(scores)[max(0, scores.shape[0] - kept)]
+
+
+@njit()
+def _remove_below(scores, p, least, kept):
+    """Remove what is less probable than `least`, but never the `kept` most probable."""
+    largest = _least_kept_loop(scores, kept)
     for i in range(scores.shape[0]):
         if p[i] < least and scores[i] < largest:
             scores[i] = np.float32(-np.inf)
@@ -118,17 +129,18 @@ def _top_h(scores, top_h):
 
 
 @njit()
-def _typical(scores, p, typical_p):
+def _typical(scores, p, typical_p, kept):
     entropy = _softmax(scores, p)
     distance = np.empty(p.shape[0])
     for i in range(p.shape[0]):
         distance[i] = abs(-np.log(p[i]) - entropy) if p[i] > 0 else np.inf
-    reached, farthest = 0.0, np.inf
+    reached, farthest, count = 0.0, np.inf, 0
     for i in np.argsort(distance, kind="mergesort"):
         if p[i] > 0:
             farthest = distance[i]
             reached += p[i]
-        if reached >= typical_p:
+            count += 1
+        if reached >= typical_p and count >= kept:
             break
     for i in range(p.shape[0]):
         if distance[i] > farthest:
@@ -136,7 +148,7 @@ def _typical(scores, p, typical_p):
 
 
 @njit()
-def truncations_numba(scores, temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta):
+def truncations_numba(scores, temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta, kept):
     V, divisor = scores.shape[0], np.float32(temperature)
     for i in range(V):
         scores[i] = scores[i] / divisor
@@ -144,22 +156,23 @@ def truncations_numba(scores, temperature, top_h, top_k, top_p, min_p, typical_p
         _top_h(scores, top_h)
     if top_k > 0 or top_p < 1:
         weights = np.empty(V, np.float32)
-        warp_loop(scores, np.float32(1.0), np.int64(top_k), np.float32(top_p), weights)
+        warp_loop(scores, np.float32(1.0), np.int64(max(top_k, kept) if top_k > 0 else 0), np.float32(top_p), weights)
+        least = _least_kept_loop(scores, kept)
         for i in range(V):
-            if weights[i] == 0:
+            if weights[i] == 0 and scores[i] < least:
                 scores[i] = np.float32(-np.inf)
     p = np.empty(V)
     if min_p > 0:
         _softmax(scores, p)
-        _remove_below(scores, p, min_p * p.max())
+        _remove_below(scores, p, min_p * p.max(), kept)
     if typical_p < 1:
-        _typical(scores, p, typical_p)
+        _typical(scores, p, typical_p, kept)
     if epsilon > 0:
         _softmax(scores, p)
-        _remove_below(scores, p, epsilon)
+        _remove_below(scores, p, epsilon, kept)
     if eta > 0:
         entropy = _softmax(scores, p)
-        _remove_below(scores, p, min(eta, np.sqrt(eta) * np.exp(-entropy)))
+        _remove_below(scores, p, min(eta, np.sqrt(eta) * np.exp(-entropy)), kept)
 
 
 TRUNCATIONS = {"reference": truncations_reference, "numba": truncations_numba}

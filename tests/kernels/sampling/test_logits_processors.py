@@ -60,17 +60,18 @@ def test_sequence_bias(seed):
     assert np.array_equal(reference, numba) and not np.array_equal(reference, scores)
 
 
+@pytest.mark.parametrize("kept", [1, 3])
 @pytest.mark.parametrize("settings", [
     (0.7, 0, 0, 1, 0, 1, 0, 0), (1, 0.5, 0, 1, 0, 1, 0, 0), (1, 0, 9, 0.8, 0, 1, 0, 0), (1, 0, 0, 1, 0.1, 1, 0, 0),
     (1, 0, 0, 1, 0, 0.5, 0, 0), (1, 0, 0, 1, 0, 1, 0.05, 0), (1, 0, 0, 1, 0, 1, 0, 0.05),
     (1.3, 0.9, 20, 0.9, 0.02, 0.9, 0.01, 0.01)])
-def test_truncations(settings):
+def test_truncations(settings, kept):
     temperature, top_h, top_k, top_p, *rest = settings
     for seed in range(10):
         _, scores, _ = random_case(seed)
         found = [scores.copy(), scores.copy()]
         for backend, values in zip(("reference", "numba"), found, strict=True):
-            TRUNCATIONS[backend](values, temperature, top_h, top_k, top_p, *rest)
-        kept = [values > -np.inf for values in found]
-        assert np.array_equal(*kept) and kept[0].any()
-        assert np.allclose(found[0][kept[0]], found[1][kept[0]], rtol=1e-6)
+            TRUNCATIONS[backend](values, temperature, top_h, top_k, top_p, *rest, kept)
+        remaining = [values > -np.inf for values in found]
+        assert np.array_equal(*remaining) and remaining[0].sum() >= (kept if top_h == 0 else 1)
+        assert np.allclose(found[0][remaining[0]], found[1][remaining[0]], rtol=1e-6)

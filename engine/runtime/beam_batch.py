@@ -1,0 +1,131 @@
+"""The beam requests of a batch: one pass of the target reads all their beams, and caches follow the beams.
+
+A beam that is the first to continue another one keeps that one's sequence. Every further one takes the sequence of a beam
+that was dropped, and copies what the caches of the two do not have in common: the positions behind their common tokens.
+
+With drafts a pass also reads each beam's draft. The next step's logits are then there already, if every running beam of a
+step continues another one by its drafted token, and no two continue the same one. Steps that this saves change nothing else,
+so the outcome is that of beam search without drafts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from foredraft.engine.protocols import Drafter, PagedTarget
+from foredraft.engine.runtime.beam_search import BeamSearch
+from foredraft.engine.runtime.requests import Job, Result
+from foredraft.engine.state import DecodeState
+from foredraft.errors import UserError
+
+
+class BeamBatch:
+    """Searches that run together.
+
+    Parameters
+    ----------
+    target : PagedTarget
+    drafter : Drafter
+    state : DecodeState
+        Of the batch's sequences; only those of beams are ever unfinished.
+
+    Attributes
+    ----------
+    running : list of BeamSearch
+    copied_bytes : int
+        Keys and values copied between beams so far.
+    """
+
+    def __init__(self, target: PagedTarget, drafter: Drafter, state: DecodeState):
+        self.target, self.drafter, self.state = target, drafter, state
+        self.running: list[BeamSearch] = []
+        self.passes = self.steps = self.copied_bytes = 0
+
+    def start(self, job: Job, sequences: list[int]) -> None:
+        """A request starts in sequences that the target and the drafter have admitted."""
+        for sequence in sequences:
+            self.state.start(sequence, limit=job.limit, draft_tokens=job.draft_tokens, temperature=0.0, top_k=0, top_p=1.0,
+                             seed=job.seed, end_tokens=job.end_tokens, start_token=job.start_token)
+            self.state.finished[sequence] = sequence != sequences[0]
+        start = self.state.start_token if job.start_token is None else job.start_token
+        self.running.append(BeamSearch(job, sequences, start, self.state.end_tokens[sequences[0]].numpy().copy(),
+                                       self.target.config.vocab_size))
+
+    def stop(self, search: BeamSearch) -> None:
+        """A request leaves."""
+        self.running.remove(search)
+        for sequence in search.sequences:
+            self.state.stop(sequence)
+
+    def step(self) -> list[BeamSearch]:
+        """One pass, and as many steps of every search as it holds the logits for; returns the searches that are over."""
+        draft = self.drafter.draft(self.state)
+        tokens, positions, parents = self.state.inputs(draft)
+        logits = self.target.logits(self.target.decode(tokens, positions, parents)).numpy()
+        self.passes += 1
+        self.drafter.end_step()
+        drafted, lengths = draft.tokens.numpy(), draft.lengths.numpy()
+        ended = []
+        for search in self.running:
+            try:
+                self._advance(search, logits, drafted, lengths)
+            except UserError as error:
+                search.job.error = UserError(f"{search.job.name}: {error}")
+                search.is_over = True
+            if search.is_over:
+                ended.append(search)
+        return ended
+
+    def _advance(self, search: BeamSearch, logits: np.ndarray, drafted: np.ndarray, lengths: np.ndarray) -> None:
+        search.passes += 1
+        r = 0
+        while True:
+            parents = search.advance(logits, r)
+            self.steps += 1
+            if search.is_over:
+                return
+            first = search.length == 2
+            self._follow(search, parents)
+            sequences = search.sequences
+            new = search.tokens[:, search.length - 1]
+            if first or len(set(parents.tolist())) < len(parents):
+                return
+            if any(lengths[sequence] <= r or drafted[sequence, r] != token
+                   for sequence, token in zip(sequences, new.tolist(), strict=True)):
+                return
+            r += 1
+
+    def _follow(self, search: BeamSearch, parents: np.ndarray) -> None:
+        """Give every running beam a sequence whose caches hold its tokens, but for the last one, and write its tokens."""
+        host, length = self.state.host, search.length
+        before = search.sequences
+        taken: dict[int, int] = {}
+        for beam, parent in enumerate(parents.tolist()):
+            if before[parent] not in taken.values():
+                taken[beam] = before[parent]
+        free = [sequence for sequence in before if sequence not in taken.values()]
+        cached = length - 1
+        after = []
+        for beam, parent in enumerate(parents.tolist()):
+            sequence = taken.get(beam)
+            if sequence is None:
+                sequence, source = free.pop(), before[parent]
+                same = 0
+                if search.length > 2:
+                    differing = np.flatnonzero(host.tokens[sequence, :cached] != host.tokens[source, :cached])
+                    same = int(differing[0]) if len(differing) else cached
+                self.copied_bytes += self.target.cache.copy_slots(source, sequence, same, cached)
+            after.append(sequence)
+        search.sequences = after
+        for beam, sequence in enumerate(after):
+            host.tokens[sequence, :length] = search.tokens[beam, :length]
+        host.lengths[after] = length
+        if length == 2:
+            self.state.finished[torch.tensor(after)] = False
+
+    def result(self, search: BeamSearch, reason: str | None = None) -> Result:
+        """Of a search that is over or was cancelled."""
+        kept = search.records
+        scores, logits = (np.array(steps) if steps else None for steps in ((kept.scores, kept.logits) if kept else ((), ())))
+        return search.job.beam_result(search.hypotheses(), search.passes, scores, logits, search.end_tokens.tolist(), reason)
