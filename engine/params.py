@@ -165,7 +165,7 @@ class SamplingParams:
         if self.draft_tokens != AUTO:
             self._put("draft_tokens", checks.whole_number("draft_tokens", self.draft_tokens, 0, MAX_DRAFT_TOKENS))
         if self.do_sample and self.temperature == 0:
-            raise UserError("temperature is 0; give a number above 0 (greedy is do_sample=False)")
+            raise UserError(f"temperature is {self.temperature}; give a number above 0 (greedy is do_sample=False)")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens} "
                             "(min_length and max_length count one token more); lower the first or raise the second")

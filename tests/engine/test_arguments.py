@@ -5,7 +5,9 @@ import typing
 import warnings
 from dataclasses import fields
 
+import numpy as np
 import pytest
+import torch
 
 import foredraft
 from foredraft.engine.arguments import SamplingSettings, checkpoint_settings, merge
@@ -31,6 +33,11 @@ def checkpoint(tiny_model_path, tmp_path):
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model_path):
+    return foredraft.load(tiny_model_path)
 
 
 def test_the_typed_arguments_are_the_fields():
@@ -109,7 +116,7 @@ def test_a_bad_file_is_named(checkpoint, text, message):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9, more than max_new_tokens, 8"),
     ({"min_length": 9, "max_length": 8}, "min_new_tokens is 8, more than max_new_tokens, 7"),
-    ({"max_length": 1}, "max_new_tokens is 0; give a whole number between 1"),
+    ({"max_length": 1}, "max_length is 1; give a whole number between 2"),
     ({"repetition_penalty": 0}, "repetition_penalty is 0; give a number above 0"),
     ({"repetition_penalty": "1.2"}, "repetition_penalty is '1.2'; give a number above 0"),
     ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size is 2.5; give a whole number"),
@@ -123,7 +130,7 @@ def test_a_bad_file_is_named(checkpoint, text, message):
     ({"typical_p": 0}, "typical_p is 0; give a number above 0"),
     ({"max_time": 0}, "max_time is 0; give a number above 0"),
     ({"logits_processor": [5]}, "logits_processor holds something that cannot be called"),
-    ({"stopping_criteria": 5}, "stopping_criteria is 5; give a list"),
+    ({"stopping_criteria": 5}, "stopping_criteria is 5; give functions"),
     ({"prefix_allowed_tokens_fn": 5}, "prefix_allowed_tokens_fn cannot be called"),
     ({"eos_token_id": [True]}, "eos_token_id holds True; give token ids"),
     ({"logprobs": -1}, "logprobs is -1; give a whole number"),
@@ -137,6 +144,45 @@ def test_bad_arguments_are_one_line(tiny_model_path, arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         model.generate([SOURCE], **arguments)
     assert "\n" not in str(caught.value)
+
+
+WRONG = [5, -1, 1.5, "x", b"x", {"a": 1}, [None], ["x"], [[5]], [[]], object(), torch.tensor([[5, 6]]), np.array(5),
+         float("nan"), float("inf"), (1, 2, 3), 10**30, "", [""]]
+
+
+@pytest.mark.filterwarnings("ignore:.*without effect")
+@pytest.mark.parametrize("name", [*SamplingSettings.__annotations__, "generation_config", "streamer", "batch_size",
+                                  "max_source", "kv_memory", "verification", "big_little", "guidance_scale"])
+def test_a_value_of_any_wrong_type_is_one_line(small, name):
+    for value in WRONG:
+        for others in ({}, {"do_sample": True}):
+            try:
+                small.generate([SOURCE], **{"max_new_tokens": 2} | others | {name: value})
+            except UserError as error:
+                assert "\n" not in str(error)
+
+
+def test_one_bad_setting_does_not_end_a_stream(small):
+    requests = [foredraft.Request(SOURCE), foredraft.Request(SOURCE, stop_strings=[5]),
+                foredraft.Request(SOURCE, do_sample=True, temperature="warm"), foredraft.Request(SOURCE)]
+    reasons = [result.finish_reason for result in small.stream(requests, in_order=True, max_new_tokens=2)]
+    assert reasons == ["length", "error", "error", "length"]
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_are_read(small):
+    plain = {"do_sample": True, "seed": 7, "temperature": 0.5, "top_p": 0.75, "top_k": 9, "max_new_tokens": 6,
+             "eos_token_id": (1, 4), "suppress_tokens": (3,), "bad_words_ids": ((5, 6),)}
+    given = {"do_sample": np.bool_(True), "seed": np.int64(7), "temperature": np.float32(0.5), "top_p": np.float32(0.75),
+             "top_k": np.int32(9), "max_new_tokens": np.int64(6), "eos_token_id": torch.tensor([1, 4]),
+             "suppress_tokens": np.array(3), "bad_words_ids": torch.tensor([[5, 6]])}
+    assert SamplingParams(**given) == SamplingParams(**plain)
+    assert small.generate([SOURCE], **given).token_ids == small.generate([SOURCE], **plain).token_ids
+
+
+def test_empty_constraints_are_refused(small):
+    for arguments in ({"choices": []}, {"regex": ""}):
+        with pytest.raises(UserError, match="give"):
+            small.generate([SOURCE], **arguments)
 
 
 def test_arguments_of_transformers_that_only_say_how_are_accepted(tiny_model_path):
