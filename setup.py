@@ -11,7 +11,7 @@ ROOMS = ("engine", "kernels", "ngram_native", "train", "bench")
 FOLDERS = [*ROOMS, *(f"{room}.{inner}" for room in ROOMS for inner in find_namespace_packages(room, exclude=DATA))]
 
 setup(
-    packages=["foredraft", "foredraft.cli", "foredraft.cli.bench", "foredraft.assets",
+    packages=["foredraft", "foredraft.cli", "foredraft.cli.bench", "foredraft.server", "foredraft.assets",
               *(f"foredraft.{folder}" for folder in FOLDERS)],
     package_dir={
         "foredraft": "foredraft", "foredraft.assets": "assets",
@@ -19,5 +19,6 @@ setup(
     },
     # only the data named here: the automatic search takes the folders of assets for packages
     include_package_data=False,
-    package_data={"foredraft.assets": ["*", "**/*"], "foredraft.bench.report": ["*.css"]},
+    package_data={"foredraft.assets": ["*", "**/*"], "foredraft.bench.report": ["*.css"],
+                  "foredraft.server": ["page.html"]},
 )

@@ -16,6 +16,7 @@ from foredraft.errors import UserError
 COMMANDS = {
     "summarize": ("foredraft.cli.generate:summarize", "Summarise texts, or a file of articles."),
     "generate": ("foredraft.cli.generate:generate", "Any task of a T5: text in, text out."),
+    "serve": ("foredraft.cli.serve:serve", "Serve a model over HTTP, with a page that shows the drafts."),
     "warm-up": ("foredraft.cli.warm_up:warm_up", "Compile the kernels now, so that the first request does not wait."),
     "demo": ("foredraft.cli.demo:demo", "Summarise a text and measure what drafts gain, in a minute."),
     "eval": ("foredraft.cli.eval:evaluate", "Acceptance, cost and speed-up of a drafter."),

@@ -1,0 +1,76 @@
+"""`foredraft serve`: an HTTP server with OpenAI's routes, and a page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foredraft.cli import options
+from foredraft.errors import UserError
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="T5 checkpoint: folder or Hugging Face name. Default: the "
+                                                           "embedded model.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free port.")] = 8000,
+    served_name: Annotated[
+        str | None, typer.Option("--served-name", help="What clients call the model. Default: MODEL.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="FOREDRAFT_API_KEY", show_default=False,
+                                 help="Bearer token that clients must send. Default: none.")] = None,
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="Put before chat messages, such as 'summarize: '. Default: none.")] = "",
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    drafter: options.Drafter = "auto",
+    draft_tokens: options.DraftTokens = None,
+    batch_size: options.BatchSize = 16,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most new tokens that a request may ask for.")] = 512,
+    max_source: options.MaxSource = None,
+    kv_memory: options.KvMemory = None,
+    max_queue: Annotated[int, typer.Option("--max-queue", help="Texts that may wait; more get status 429.")] = 256,
+    max_body: Annotated[int, typer.Option("--max-body", help="Largest body of a request, in bytes.")] = 1_000_000,
+    timeout: Annotated[float, typer.Option("--timeout", help="Most seconds of a request.")] = 300.0,
+    shutdown_timeout: Annotated[
+        float, typer.Option("--shutdown-timeout", help="Seconds to finish requests when the server is stopped.")] = 30.0,
+    dtype: options.Dtype = "float32",
+    weights: options.Weights = None,
+    threads: options.Threads = None,
+) -> None:
+    """Serve a model over HTTP: OpenAI's and TGI's routes, metrics, and a page that shows the drafts."""
+    import foredraft
+    from foredraft.cli.output import announce_compilation, notice
+
+    try:
+        from foredraft.server import run
+        from foredraft.server.app import create_app
+        from foredraft.server.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("foredraft"):
+            raise
+        raise UserError(f"serve needs the package {error.name!r}: pip install 'foredraft[serve]'") from None
+
+    settings = ServerSettings(
+        name=served_name or model or "foredraft", prefix=prefix, batch_size=batch_size, max_tokens=max_tokens,
+        max_source=max_source, draft_tokens=None if draft_tokens is None else options.parse_draft_tokens(draft_tokens),
+        kv_memory=None if kv_memory is None else int(kv_memory * 1e9), max_queue=max_queue, max_body=max_body,
+        api_key=api_key, timeout=timeout, shutdown_timeout=shutdown_timeout)
+    listening = run.bind(host, port)
+    is_local = run.is_loopback(host)
+    if not is_local and api_key is None:
+        notice(f"anyone who reaches {host} may use this server; give --api-key to ask for a key")
+    announce_compilation()
+    if threads is not None:
+        from foredraft.engine.threads import set_threads
+
+        set_threads(threads)
+    loaded = foredraft.load(model, drafter=None if drafter == "none" else drafter, dtype=dtype, weights=weights,
+                            adapter=adapter, revision=revision)
+    app = create_app(loaded, settings, is_local)
+    app.state.engine.warm_up()
+    at = listening.getsockname()
+    notice(f"http://{'localhost' if is_local else at[0]}:{at[1]}/ serves {settings.name}")
+    run.serve(app, listening)

@@ -1,0 +1,1 @@
+"""The HTTP server. Needs `foredraft[serve]`; `import foredraft` does not import it."""

@@ -1,0 +1,302 @@
+"""The engine thread: one `Model.stream` that requests enter and leave, and the queue before it.
+
+The event loop's thread submits tickets and cancels them. The engine thread takes tickets out of the queue as sequences
+become free, and sends what comes of them back to the event loop, all events of a step at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+from foredraft.engine.draft_length.adaptive_drafter import MAX_DRAFT
+from foredraft.engine.generate import Model
+from foredraft.engine.params import AUTO, SamplingParams
+from foredraft.engine.runtime.requests import Progress, Request, Result
+from foredraft.engine.runtime.stream import Stream
+from foredraft.errors import UserError
+from foredraft.server.errors import ApiError, internal_error
+from foredraft.server.logs import log
+from foredraft.server.metrics import Metrics
+from foredraft.server.settings import ServerSettings
+
+# Failures of the stream without a result between them after which the server gives up.
+MAX_FAILURES = 3
+WARM_UP = "the old bridge will close on monday. the council said a free boat would run until the old bridge is open."
+
+
+class Failed:
+    """The stream has failed under a ticket."""
+
+
+Event = Progress | Result | Failed
+
+
+class Ticket:
+    """One sequence on its way through the server.
+
+    Parameters
+    ----------
+    index : int
+        Among the sequences of its HTTP request.
+    source : sequence of int
+        Tokens.
+    settings : mapping
+        Fields of SamplingParams.
+    events : asyncio.Queue
+        Receives pairs of a ticket and an event; the last event is a Result or Failed.
+    is_streamed : bool
+        Whether to send Progress.
+    """
+
+    def __init__(self, index: int, source: Sequence[int], settings: Mapping[str, Any], events: asyncio.Queue,
+                 is_streamed: bool):
+        self.index, self.source, self.settings = index, source, settings
+        self.events, self.is_streamed = events, is_streamed
+        self.submitted, self.started, self.first_token, self.last_token = perf_counter(), 0.0, 0.0, 0.0
+
+    def __str__(self) -> str:
+        """What messages call it."""
+        return "the prompt" if self.index == 0 else f"prompt {self.index + 1}"
+
+
+def most_drafted(model: Model, settings: ServerSettings) -> int:
+    """The longest draft that a request may ask for."""
+    is_adaptive = model.drafter.capabilities.adaptive
+    default = AUTO if is_adaptive else model.settings.get("draft_tokens", SamplingParams.draft_tokens)
+    draft_tokens = default if settings.draft_tokens is None else settings.draft_tokens
+    return MAX_DRAFT if draft_tokens == AUTO else draft_tokens
+
+
+class Engine:
+    """Decodes tickets; all methods are called on the thread of the event loop, `warm_up` before it runs."""
+
+    def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics):
+        self.model, self.settings, self.metrics = model, settings, metrics
+        self.most_drafted = most_drafted(model, settings)
+        self._lock = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._running: set[Ticket] = set()
+        self._is_closing, self._has_failed = False, False
+        self._outbox: list[tuple[Ticket, Event]] = []
+        self._stream: Stream | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # a cancellation waits for the running step, which the event loop must not
+        self._cancellers = ThreadPoolExecutor(16, "cancel")
+        # when the last sequences ended, for Retry-After
+        self._ends: deque[float] = deque(maxlen=64)
+
+    def _open(self, requests: Any) -> Stream:
+        s = self.settings
+        own = {} if s.draft_tokens is None else {"draft_tokens": s.draft_tokens}
+        return self.model.stream(requests, truncation=False, batch_size=s.batch_size, max_source=s.max_source,
+                                 kv_memory=s.kv_memory, max_new_tokens=s.max_tokens, **own)
+
+    def warm_up(self) -> None:
+        """Compile the kernels that requests use, alone and in batches. UserError: the settings are not possible."""
+        limit = min(12, self.settings.max_tokens)
+        plain, sampled = dict(max_new_tokens=limit), dict(max_new_tokens=limit, do_sample=True, top_p=0.9)
+        count = min(2, self.settings.batch_size)
+        for settings in ([plain], [plain] * count, [sampled], [plain, sampled][:count]):
+            for result in self._open([Request(WARM_UP, **one) for one in settings]):
+                if result.error is not None:
+                    raise result.error
+
+    def start(self) -> None:
+        """Begin to decode."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and not self._has_failed
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.is_alive and not self._is_closing
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Queue all of them, or none. ApiError: the queue is full, or the server ends."""
+        with self._lock:
+            if not self.is_ready:
+                raise ApiError(503, "the server does not take requests any more", code="unavailable",
+                               headers={"retry-after": "5"})
+            free = self.settings.batch_size - len(self._running)
+            if len(self._waiting) + len(tickets) > self.settings.max_queue + max(free, 0):
+                self.metrics.refused.inc()
+                raise ApiError(429, f"the queue is full: {len(self._waiting)} sequences wait; try again later",
+                               code="queue_full", headers={"retry-after": str(self._retry_after())})
+            self._waiting.extend(tickets)
+            self._lock.notify_all()
+
+    def _retry_after(self) -> int:
+        """Seconds until half of the queue has ended, at the pace of the last sequences."""
+        if len(self._ends) < 2:
+            return 1
+        pace = (len(self._ends) - 1) / max(perf_counter() - self._ends[0], 1e-3)
+        return min(max(math.ceil(len(self._waiting) / 2 / pace), 1), 60)
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Forget tickets: their sequences are free after the running step."""
+        with self._lock:
+            for ticket in tickets:
+                if ticket in self._running and self._stream is not None:
+                    self._cancellers.submit(self._stream.cancel, ticket)
+                elif ticket in self._waiting:
+                    self._waiting.remove(ticket)
+
+    async def stop(self) -> None:
+        """Take no more requests, finish those that are there, and end the thread."""
+        with self._lock:
+            self._is_closing = True
+            self._lock.notify_all()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, self.settings.shutdown_timeout)
+            if self._thread.is_alive():
+                with self._lock:
+                    left = [*self._waiting, *self._running]
+                self.cancel(left)
+                await asyncio.to_thread(self._thread.join, self.settings.shutdown_timeout)
+        self._cancellers.shutdown(wait=False)
+
+    def _requests(self) -> Iterator[Request | None]:
+        """What the stream reads: a request as a sequence is free, None while others run, and nothing after the end."""
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._waiting or self._running or self._is_closing)
+                ticket = None
+                if self._waiting and len(self._running) < self.settings.batch_size:
+                    ticket = self._waiting.popleft()
+                    ticket.started = perf_counter()
+                    self._running.add(ticket)
+                elif self._is_closing and not self._waiting:
+                    return
+            yield None if ticket is None else Request(
+                ticket.source, id=ticket, on_progress=self._reporter(ticket) if ticket.is_streamed else None,
+                **ticket.settings)
+
+    def _reporter(self, ticket: Ticket):
+        return lambda progress: self._send(ticket, progress) if progress.token_ids else None
+
+    def _run(self) -> None:
+        failures = 0
+        while failures < MAX_FAILURES:
+            try:
+                with self._open(self._requests()) as stream:
+                    self._stream = stream
+                    for result in stream:
+                        failures = 0
+                        self._finish(result)
+                return
+            except Exception as error:
+                failures += 1
+                log("engine failed", logging.ERROR, error)
+                self._fail(failures == MAX_FAILURES)
+
+    def _finish(self, result: Result) -> None:
+        with self._lock:
+            self._running.discard(result.id)
+        self._ends.append(perf_counter())
+        self._send(result.id, result)
+
+    def _fail(self, is_last: bool) -> None:
+        """Answer the tickets of a stream that has failed; after the last failure also those that wait."""
+        with self._lock:
+            lost = [*self._running]
+            self._running.clear()
+            if is_last:
+                self._has_failed = True
+                lost += self._waiting
+                self._waiting.clear()
+        for ticket in lost:
+            self._send(ticket, Failed())
+
+    def _send(self, ticket: Ticket, event: Event) -> None:
+        self._outbox.append((ticket, event))
+        if len(self._outbox) == 1:
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                # the loop has ended; nobody waits for an answer
+                self._outbox.clear()
+
+    def _deliver(self) -> None:
+        """On the event loop: everything that was sent since the last call."""
+        events, self._outbox = self._outbox, []
+        at = perf_counter()
+        for ticket, event in events:
+            self.metrics.observe(ticket, event, at)
+            ticket.events.put_nowait((ticket, event))
+
+
+class Generation:
+    """The sequences of one HTTP request. `close` frees those that are not finished."""
+
+    def __init__(self, engine: Engine, sources: Sequence[Sequence[int]], settings: Sequence[Mapping[str, Any]],
+                 is_streamed: bool):
+        self.engine, self.events = engine, asyncio.Queue()
+        self.tickets = [Ticket(index, source, own, self.events, is_streamed)
+                        for index, (source, own) in enumerate(zip(sources, settings, strict=True))]
+        self.unfinished = set(self.tickets)
+        self.deadline = asyncio.get_running_loop().time() + engine.settings.timeout
+        engine.submit(self.tickets)
+
+    async def next(self, patience: float | None = None) -> tuple[int, Progress | Result] | None:
+        """The next event and the index of its sequence; None after `patience` seconds without one.
+
+        ApiError: the request failed or took too long.
+        """
+        until = self.deadline
+        if patience is not None:
+            until = min(until, asyncio.get_running_loop().time() + patience)
+        try:
+            async with asyncio.timeout_at(until):
+                ticket, event = await self.events.get()
+        except TimeoutError:
+            if until < self.deadline:
+                return None
+            raise ApiError(504, f"the request took longer than {self.engine.settings.timeout:g} seconds",
+                           code="timeout") from None
+        if isinstance(event, Failed):
+            self.unfinished.discard(ticket)
+            raise internal_error()
+        if isinstance(event, Result):
+            self.unfinished.discard(ticket)
+            if isinstance(event.error, UserError):
+                raise ApiError(400, str(event.error), code="invalid_value")
+            if event.finish_reason == "cancelled":
+                raise ApiError(503, "the server was stopped before the request ended", code="unavailable")
+        return ticket.index, event
+
+    async def results(self) -> list[Result]:
+        """All results, in the order of the sequences."""
+        found: dict[int, Result] = {}
+        while self.unfinished:
+            index, event = await self.next()
+            if isinstance(event, Result):
+                found[index] = event
+        return [found[index] for index in range(len(self.tickets))]
+
+    def close(self) -> None:
+        """Cancel what is not finished; may be called again."""
+        left, self.unfinished = self.unfinished, set()
+        if left:
+            self.engine.cancel(list(left))

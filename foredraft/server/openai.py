@@ -1,0 +1,176 @@
+"""OpenAI's routes: completions, chat completions and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from foredraft.engine.runtime.requests import Progress, Result
+from foredraft.server import translate
+from foredraft.server.answers import (
+    Choice,
+    event,
+    event_stream,
+    log_usage,
+    timestamp,
+    unless_disconnected,
+    usage,
+)
+from foredraft.server.engine import Engine, Generation
+from foredraft.server.errors import ApiError, json_response
+from foredraft.server.schemas import ChatRequest, CompletionRequest, OpenAIFields
+from foredraft.server.text import StopCutter, TextStream
+
+
+class Completions:
+    """How /v1/completions writes its answers."""
+
+    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
+
+    def choice(self, index: int, choice: Choice, text: str) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": self.logprobs(choice.tokens) if choice.tokens else None,
+                "finish_reason": choice.finish_reason}
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """A chunk before the first text."""
+        return None
+
+    def delta(self, index: int, text: str, tokens: list[dict[str, Any]], finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": self.logprobs(tokens) if tokens else None,
+                "finish_reason": finish_reason}
+
+    def logprobs(self, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"tokens": [token["token"] for token in tokens], "token_logprobs": [token["logprob"] for token in tokens],
+                "top_logprobs": [{top["token"]: top["logprob"] for top in token["top"]} for token in tokens],
+                "text_offset": [token["offset"] for token in tokens]}
+
+
+class Chat:
+    """How /v1/chat/completions writes its answers."""
+
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def choice(self, index: int, choice: Choice, text: str) -> dict[str, Any]:
+        return {"index": index, "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": self.logprobs(choice.tokens) if choice.tokens else None, "finish_reason": choice.finish_reason}
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+
+    def delta(self, index: int, text: str, tokens: list[dict[str, Any]], finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": text} if text or not finish_reason else {},
+                "logprobs": self.logprobs(tokens) if tokens else None, "finish_reason": finish_reason}
+
+    def logprobs(self, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+        def one(token: dict[str, Any]) -> dict[str, Any]:
+            return {"token": token["token"], "logprob": token["logprob"], "bytes": list(token["token"].encode())}
+
+        return {"content": [one(token) | {"top_logprobs": [one(top) for top in token["top"]]} for token in tokens],
+                "refusal": None}
+
+
+def routes(engine: Engine) -> APIRouter:
+    """The routes of one engine."""
+    router, settings, started = APIRouter(), engine.settings, timestamp()
+    limit = settings.max_source or engine.model.source_limit
+
+    async def answer(request: Request, body: OpenAIFields, prompts: list, own: dict[str, Any], form: Any) -> Response:
+        translate.check_model(body.model, settings)
+        if len(prompts) * body.n > settings.max_choices:
+            raise ApiError(400, f"the request asks for {len(prompts) * body.n} outputs, the server's limit is "
+                           f"{settings.max_choices}; send several requests", "n", "invalid_value")
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(400, "stream_options needs stream=true", "stream_options", "invalid_value")
+        translate.check_settings(engine, own)
+        sources = [translate.source_of(engine.model, prompt, "the prompt" if index == 0 else f"prompt {index + 1}", limit,
+                                       body.truncate_prompt_tokens) for index, prompt in enumerate(prompts)]
+        copies = [source for source in sources for _ in range(body.n)]
+        each = [own | seed for seed in translate.seeds(body.seed, len(copies))]
+        stops = [] if body.include_stop_str_in_output or body.stop is None else (
+            [body.stop] if isinstance(body.stop, str) else body.stop)
+        choices = [Choice(TextStream(engine.model.tokenizer), StopCutter(stops)) for _ in copies]
+        head = {"id": f"{form.prefix}-{uuid4().hex}", "object": form.chunk_kind if body.stream else form.kind,
+                "created": timestamp(), "model": settings.name}
+        generation = Generation(engine, copies, each, body.stream)
+        if body.stream:
+            return await streamed(request, body, generation, sources, choices, head, form)
+        try:
+            results = await unless_disconnected(request, generation.results())
+        finally:
+            generation.close()
+        found = []
+        for index, (choice, result) in enumerate(zip(choices, results, strict=True)):
+            choice.whole(result)
+            found.append(form.choice(index, choice, choice.text)
+                         | ({"details": {"pieces": choice.pieces, "stats": choice.stats}} if body.details else {}))
+        log_usage(request, sources, choices)
+        return json_response(head | {"choices": found, "usage": usage(sources, choices), "system_fingerprint": None})
+
+    async def streamed(request: Request, body: OpenAIFields, generation: Generation, sources: list, choices: list[Choice],
+                       head: dict[str, Any], form: Any) -> Response:
+        begun: set[int] = set()
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        blank = {"usage": None} if with_usage else {}
+
+        def chunk(choice: dict[str, Any]) -> dict[str, Any]:
+            return head | {"choices": [choice]} | blank
+
+        def chunks(index: int, found: Progress | Result) -> Iterator[dict[str, Any]]:
+            choice = choices[index]
+            if index not in begun:
+                begun.add(index)
+                if (first := form.first(index)) is not None:
+                    yield chunk(first)
+            if isinstance(found, Progress):
+                text, pieces, tokens = choice.add(found)
+                if text or tokens or (body.details and pieces):
+                    yield chunk(form.delta(index, text, tokens, None)
+                                | ({"details": {"pieces": pieces}} if body.details else {}))
+                return
+            rest = choice.finish(found)
+            details = {"details": {"pieces": [], "stats": choice.stats}} if body.details else {}
+            yield chunk(form.delta(index, rest, [], choice.finish_reason) | details)
+
+        def end() -> Iterator[bytes]:
+            log_usage(request, sources, choices)
+            if with_usage:
+                yield event(head | {"choices": [], "usage": usage(sources, choices)})
+            yield b"data: [DONE]\n\n"
+
+        return await event_stream(request, generation, chunks, end)
+
+    @router.post("/v1/completions")
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Complete a text, or each of several; the prompt is what the encoder reads."""
+        return await answer(request, body, translate.prompts_of(body.prompt), translate.completion_settings(body),
+                            Completions())
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer the last message of the user."""
+        text = translate.chat_text(body, settings.prefix)
+        return await answer(request, body, [text], translate.chat_settings(body), Chat())
+
+    def card() -> dict[str, Any]:
+        model = engine.model
+        return {"id": settings.name, "object": "model", "created": started, "owned_by": "foredraft", "max_model_len": limit,
+                "foredraft": {"drafter": model.drafter.name, "prefix": settings.prefix, "max_tokens": settings.max_tokens,
+                              "weights": model.target.weights.stored, "dtype": model.dtype}}
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        """The one model."""
+        return json_response({"object": "list", "data": [card()]})
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """The model of this name."""
+        translate.check_model(name, settings)
+        return json_response(card())
+
+    return router

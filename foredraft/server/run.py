@@ -1,0 +1,49 @@
+"""Run an application until the process is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from foredraft.errors import UserError
+from foredraft.server.logs import configure, log
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens. UserError: the address is taken or not of this machine."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(1024)
+        return found
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; give another address or port") from None
+
+
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Answer until SIGINT or SIGTERM; what runs then is finished, for at most `shutdown_timeout` seconds."""
+    configure()
+    engine = app.state.engine
+    settings = engine.settings
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, date_header=True, lifespan="on",
+        timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1, timeout_keep_alive=30, ws="none")
+    at = listening.getsockname()
+    log("serving", model=settings.name, address=f"{at[0]}:{at[1]}", drafter=engine.model.drafter.name)
+    uvicorn.Server(config).run(sockets=[listening])
+    log("stopped")

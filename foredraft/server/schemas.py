@@ -1,0 +1,186 @@
+"""The bodies of requests. Unknown fields are refused, and types are not converted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+INT64 = 2**63 - 1
+Token = Annotated[int, Field(ge=0, le=INT64)]
+Tokens = list[Token]
+Whole = Annotated[int, Field(ge=0, le=INT64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """Refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class EngineFields(Strict):
+    """Fields of SamplingParams that are not in OpenAI's requests, with the same names and meanings."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=INT64)] | None = None
+    draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
+    do_sample: bool | None = None
+    top_k: Whole | None = None
+    stop_strings: str | list[str] | None = None
+    max_length: Whole | None = None
+    min_length: Whole | None = None
+    min_new_tokens: Whole | None = None
+    max_time: Positive | None = None
+    eos_token_id: Token | Tokens | None = None
+    decoder_start_token_id: Token | None = None
+    repetition_penalty: Positive | None = None
+    encoder_repetition_penalty: Positive | None = None
+    no_repeat_ngram_size: Whole | None = None
+    encoder_no_repeat_ngram_size: Whole | None = None
+    bad_words_ids: list[Tokens] | None = None
+    suppress_tokens: Tokens | None = None
+    begin_suppress_tokens: Tokens | None = None
+    forced_bos_token_id: Token | None = None
+    forced_eos_token_id: Token | Tokens | None = None
+    sequence_bias: list[tuple[Tokens, float]] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
+    top_h: Share | None = None
+    min_p: Share | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    epsilon_cutoff: Share | None = None
+    eta_cutoff: Share | None = None
+    choices: list[str] | list[Tokens] | None = None
+    regex: str | None = None
+    json_schema: str | dict[str, Any] | None = None
+
+
+ENGINE_FIELDS = tuple(EngineFields.model_fields)
+
+
+class StreamOptions(Strict):
+    """What a stream holds besides the text."""
+
+    include_usage: bool = False
+
+
+class OpenAIFields(EngineFields):
+    """What completions and chat completions have in common."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INT64)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    user: str | None = None
+    # of this server
+    speculative: bool = Field(True, description="False decodes without drafts.")
+    details: bool = Field(False, description="Say who proposed each piece of the text, and what was rejected.")
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT64)] | None = Field(
+        None, description="Cut longer sources to so many tokens; -1: to the most that the model takes.")
+    include_stop_str_in_output: bool = False
+
+
+class CompletionRequest(OpenAIFields):
+    """POST /v1/completions; the prompt is the encoder's text."""
+
+    prompt: str | list[str] | Tokens | list[Tokens]
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    echo: bool = False
+    suffix: str | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class JsonSchema(Strict):
+    """OpenAI's wrapper of a JSON schema."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What the output must be: a text, any JSON object, or JSON of a schema (`value` is TGI's name of it)."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    value: dict[str, Any] | None = None
+
+
+class ChatRequest(OpenAIFields):
+    """POST /v1/chat/completions; the encoder's text is the system message, or else the prefix, and the last message."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT64)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class Grammar(Strict):
+    """TGI's constraint of an output."""
+
+    type: Literal["json", "regex"]
+    value: str | dict[str, Any]
+
+
+class GenerateParameters(Strict):
+    """TGI's parameters."""
+
+    adapter_id: str | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    decoder_input_details: bool | None = None
+    details: bool | None = None
+    do_sample: bool | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    grammar: Grammar | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=INT64)] | None = None
+    repetition_penalty: Positive | None = None
+    return_full_text: bool | None = None
+    seed: Annotated[int, Field(ge=0, le=INT64)] | None = None
+    stop: list[str] | None = None
+    temperature: Annotated[float, Field(gt=0, le=100)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=INT64)] | None = None
+    top_n_tokens: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    truncate: Annotated[int, Field(ge=1, le=INT64)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    watermark: bool | None = None
+
+
+class GenerateRequest(Strict):
+    """POST /generate, in TGI's shape."""
+
+    inputs: str
+    parameters: GenerateParameters | None = None
+    stream: bool = False

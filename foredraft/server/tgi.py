@@ -1,0 +1,113 @@
+"""The routes of Hugging Face's text-generation-inference: /generate, /generate_stream and /."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from foredraft.engine.runtime.requests import Progress, Result
+from foredraft.server import translate
+from foredraft.server.answers import Choice, event_stream, log_usage, unless_disconnected
+from foredraft.server.engine import Engine, Generation
+from foredraft.server.errors import ApiError, json_response
+from foredraft.server.schemas import GenerateParameters, GenerateRequest
+from foredraft.server.text import StopCutter, TextStream
+
+ROUTES = ("/", "/generate", "/generate_stream")
+# TGI's limit where a request has none
+NEW_TOKENS = 100
+
+
+def finish_reason(result: Result, end_token: int) -> str:
+    """In TGI's words."""
+    if result.finish_reason != "stop":
+        return "length"
+    return "eos_token" if result.token_ids and result.token_ids[-1] == end_token else "stop_sequence"
+
+
+def routes(engine: Engine) -> APIRouter:
+    """The routes of one engine."""
+    router, settings = APIRouter(), engine.settings
+    limit = settings.max_source or engine.model.source_limit
+    tokenizer, end_token = engine.model.tokenizer, engine.model.target.end_token
+    special = set(tokenizer.get_added_tokens_decoder()) if tokenizer is not None else set()
+
+    def token(entry: dict[str, Any]) -> dict[str, Any]:
+        return {"id": entry["id"], "text": entry["token"], "logprob": entry["logprob"], "special": entry["id"] in special}
+
+    async def answer(request: Request, body: GenerateRequest, is_streamed: bool) -> Response:
+        p = body.parameters or GenerateParameters()
+        own = translate.generate_settings(p)
+        own.setdefault("max_new_tokens", min(NEW_TOKENS, settings.max_tokens))
+        if p.details or is_streamed or p.top_n_tokens:
+            own["logprobs"] = p.top_n_tokens or 0
+        translate.check_settings(engine, own)
+        # TGI cuts what is too long only where it is told to
+        source = translate.source_of(engine.model, body.inputs, "inputs", limit, p.truncate)
+        generation = Generation(engine, [source], [own | translate.seeds(p.seed, 1)[0]], is_streamed)
+        # stop strings stay in TGI's texts
+        choice = Choice(TextStream(tokenizer), StopCutter([]))
+        if is_streamed:
+            return await streamed(request, generation, p, source, choice)
+        try:
+            result, = await unless_disconnected(request, generation.results())
+        finally:
+            generation.close()
+        choice.whole(result)
+        log_usage(request, [source], [choice])
+        found: dict[str, Any] = {"generated_text": choice.text}
+        if p.details:
+            found["details"] = {
+                "finish_reason": finish_reason(result, end_token), "generated_tokens": len(result.token_ids),
+                "seed": p.seed, "prefill": [], "tokens": [token(entry) for entry in choice.tokens]}
+            if p.top_n_tokens:
+                found["details"]["top_tokens"] = [[token(top) for top in entry["top"]] for entry in choice.tokens]
+        return json_response(found)
+
+    async def streamed(request: Request, generation: Generation, p: GenerateParameters, source: list[int],
+                       choice: Choice) -> Response:
+        count = 0
+        held: dict[str, Any] | None = None
+
+        def events(_index: int, found: Progress | Result) -> Iterator[dict[str, Any]]:
+            # the last token carries the whole text, so one token is held back
+            nonlocal count, held
+            if isinstance(found, Progress):
+                _text, _pieces, tokens = choice.add(found)
+                for entry in tokens:
+                    if held is not None:
+                        yield held
+                    count += 1
+                    held = {"index": count, "token": token(entry), "generated_text": None, "details": None}
+                    if p.top_n_tokens:
+                        held["top_tokens"] = [token(top) for top in entry["top"]]
+                return
+            choice.finish(found)
+            log_usage(request, [source], [choice])
+            if held is not None:
+                yield held | {"generated_text": choice.text, "details": {
+                    "finish_reason": finish_reason(found, end_token), "generated_tokens": len(found.token_ids),
+                    "input_length": len(source), "seed": p.seed}}
+
+        return await event_stream(request, generation, events, lambda: iter(()), ApiError.tgi_body)
+
+    @router.post("/generate")
+    async def generate(request: Request, body: GenerateRequest) -> Response:
+        """Generate a text from `inputs`; with `stream` as server-sent events."""
+        return await answer(request, body, body.stream)
+
+    @router.post("/generate_stream")
+    async def generate_stream(request: Request, body: GenerateRequest) -> Response:
+        """Generate a text as server-sent events."""
+        return await answer(request, body, True)
+
+    @router.post("/")
+    async def root(request: Request, body: GenerateRequest) -> Response:
+        """What /generate does, for clients that know only the address."""
+        return await answer(request, body, body.stream)
+
+    return router

@@ -1,0 +1,192 @@
+"""From the fields of a request to the engine's: sources in tokens, and settings of SamplingParams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foredraft.engine.arguments import merge
+from foredraft.engine.generate import Model
+from foredraft.engine.inputs import tokens_of
+from foredraft.errors import UserError
+from foredraft.kernels.core.philox import request_seed
+from foredraft.server.engine import Engine
+from foredraft.server.errors import ApiError
+from foredraft.server.schemas import ENGINE_FIELDS, ChatRequest, CompletionRequest, GenerateParameters, OpenAIFields
+from foredraft.server.settings import ServerSettings
+
+# what clients send that have no name for the model of a server
+PLACEHOLDERS = ("tgi", "dummy")
+
+
+def refuse(param: str, message: str, status: int = 400) -> ApiError:
+    return ApiError(status, f"{param} {message}", param, "unsupported_parameter")
+
+
+def check_model(name: str | None, settings: ServerSettings) -> None:
+    """404 where a client asks for another model."""
+    if name is not None and name not in (settings.name, *PLACEHOLDERS):
+        raise ApiError(404, f"this server has no such model; it serves {settings.name!r}", "model", "model_not_found")
+
+
+def prompts_of(prompt: str | list) -> list[str | list[int]]:
+    """The prompts of a completion: a text, a list of texts, tokens or a list of tokens."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    if not prompt:
+        raise ApiError(400, "prompt is empty; give a text", "prompt", "invalid_value")
+    return prompt
+
+
+def source_of(model: Model, item: str | Sequence[int], name: str, limit: int | None, truncate: int | None) -> list[int]:
+    """The tokens of a prompt. truncate: cut to so many, -1 is the limit, None refuses what is too long."""
+    try:
+        tokens = tokens_of(name, item, model.tokenizer, model.target.config.vocab_size, model.path)
+    except UserError as error:
+        # a message that names a file is for the operator
+        message = str(error) if str(error).startswith(name) else f"{name} cannot be read; this model has no tokenizer"
+        raise ApiError(400, message, "prompt", "invalid_value") from None
+    most = limit
+    if truncate is not None and truncate >= 0:
+        most = truncate if limit is None else min(truncate, limit)
+        if most < 2:
+            raise ApiError(400, f"truncate_prompt_tokens is {truncate}; give at least 2", "truncate_prompt_tokens",
+                           "invalid_value")
+    if most is None or len(tokens) <= most:
+        return tokens
+    if truncate is None:
+        raise ApiError(400, f"{name} has {len(tokens)} tokens, the limit is {most}; shorten it, or give "
+                       "truncate_prompt_tokens", "prompt", "context_length_exceeded")
+    end = model.target.end_token
+    return tokens[:most] if end < 0 else [*tokens[: most - 1], end]
+
+
+def common_settings(body: OpenAIFields) -> dict[str, Any]:
+    """Settings of the fields that completions and chat completions share."""
+    settings = {name: value for name in ENGINE_FIELDS if (value := getattr(body, name)) is not None}
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(body, name):
+            raise refuse(name, "is not supported; use repetition_penalty")
+    for name, other, value in (("max_tokens", "max_new_tokens", body.max_tokens), ("stop", "stop_strings", body.stop)):
+        if value is None:
+            continue
+        if other in settings:
+            raise ApiError(400, f"{name} and {other} are given; give one of them", name, "invalid_value")
+        settings[other] = value
+    if body.logit_bias:
+        if "sequence_bias" in settings:
+            raise ApiError(400, "logit_bias and sequence_bias are given; give one of them", "logit_bias", "invalid_value")
+        settings["sequence_bias"] = [([_token(name)], bias) for name, bias in body.logit_bias.items()]
+    if not body.speculative:
+        if settings.get("draft_tokens"):
+            raise ApiError(400, "draft_tokens and speculative=false contradict each other; give one of them", "speculative",
+                           "invalid_value")
+        settings["draft_tokens"] = 0
+    settings |= sampling(body.temperature, body.top_p, settings)
+    return settings
+
+
+def _token(name: str) -> int:
+    if not (name.isascii() and name.isdigit()) or len(name) > 18:
+        raise ApiError(400, "logit_bias has a key that is no token id; give whole numbers", "logit_bias", "invalid_value")
+    return int(name)
+
+
+def sampling(temperature: float | None, top_p: float | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """do_sample, temperature and top_p. Sampling begins with a temperature above 0 or a filter of sampling."""
+    found = {} if top_p is None else {"top_p": top_p}
+    if temperature == 0:
+        if settings.get("do_sample"):
+            raise ApiError(400, "do_sample and temperature 0 contradict each other; give one of them", "temperature",
+                           "invalid_value")
+        return found | {"do_sample": False}
+    if temperature is not None:
+        found["temperature"] = temperature
+    filters = ("top_k", "typical_p", "min_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+    if "do_sample" not in settings and (found or any(settings.get(name) for name in filters)):
+        found["do_sample"] = True
+    return found
+
+
+def completion_settings(body: CompletionRequest) -> dict[str, Any]:
+    """Settings of a completion, the seed left out."""
+    if (body.best_of or 1) > 1:
+        raise refuse("best_of", "above 1 is not supported; leave it out")
+    if body.echo:
+        raise refuse("echo", "is not supported: the prompt is the encoder's text, no part of the output; leave it out")
+    if body.suffix:
+        raise refuse("suffix", "is not supported; leave it out")
+    return common_settings(body) | ({} if body.logprobs is None else {"logprobs": body.logprobs})
+
+
+def chat_settings(body: ChatRequest) -> dict[str, Any]:
+    """Settings of a chat completion, the seed left out."""
+    if body.max_completion_tokens is not None:
+        if body.max_tokens is not None:
+            raise ApiError(400, "max_tokens and max_completion_tokens are given; give one of them",
+                           "max_completion_tokens", "invalid_value")
+        body = body.model_copy(update={"max_tokens": body.max_completion_tokens})
+    settings = common_settings(body)
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs=true", "top_logprobs", "invalid_value")
+    if body.logprobs:
+        settings["logprobs"] = body.top_logprobs or 0
+    if (form := body.response_format) is not None and form.type != "text":
+        schema = form.json_schema.schema_ if form.json_schema is not None else form.value
+        if schema is None and form.type == "json_schema":
+            raise ApiError(400, "response_format has type json_schema and no json_schema", "response_format",
+                           "invalid_value")
+        if {"json_schema", "regex", "choices"} & settings.keys():
+            raise ApiError(400, "response_format and another constraint are given; give one of them", "response_format",
+                           "invalid_value")
+        settings["json_schema"] = {"type": "object"} if schema is None else schema
+    return settings
+
+
+def chat_text(body: ChatRequest, prefix: str) -> str:
+    """The encoder's text of a chat: the system message, or else the prefix, before the last message of the user."""
+    users = [message for message in body.messages if message.role == "user"]
+    if not users:
+        raise ApiError(400, "messages has no message of the role user", "messages", "invalid_value")
+    system = " ".join(message.text for message in body.messages if message.role in ("system", "developer"))
+    return (f"{system} " if system.strip() else prefix) + users[-1].text
+
+
+def generate_settings(p: GenerateParameters) -> dict[str, Any]:
+    """Settings of TGI's parameters, the seed left out."""
+    for name in ("watermark", "return_full_text", "decoder_input_details", "frequency_penalty", "adapter_id", "best_of"):
+        if (getattr(p, name) or 0) > 1 if name == "best_of" else getattr(p, name):
+            raise refuse(name, "is not supported; leave it out", 422)
+    names = ("do_sample", "max_new_tokens", "repetition_penalty", "top_k", "typical_p")
+    settings = {name: value for name in names if (value := getattr(p, name)) is not None}
+    if p.stop:
+        settings["stop_strings"] = p.stop
+    if p.grammar is not None:
+        if p.grammar.type == "regex" and not isinstance(p.grammar.value, str):
+            raise ApiError(422, "grammar of type regex needs a text as value", "grammar", "invalid_value")
+        settings["json_schema" if p.grammar.type == "json" else "regex"] = p.grammar.value
+    return settings | sampling(p.temperature, p.top_p, settings)
+
+
+def check_settings(engine: Engine, settings: dict[str, Any]) -> None:
+    """400 where SamplingParams refuses the settings, or where they ask for more than the server gives."""
+    limit, drafted = engine.settings.max_tokens, settings.get("draft_tokens", 0)
+    if drafted > engine.most_drafted:
+        raise ApiError(400, f"draft_tokens is {drafted}, the server's limit is {engine.most_drafted}", "draft_tokens",
+                       "invalid_value")
+    try:
+        params = merge(settings, engine.model.settings)
+    except UserError as error:
+        raise ApiError(400, str(error), code="invalid_value") from None
+    asked = {"max_new_tokens", "max_length"} & settings.keys()
+    if params.max_new_tokens > limit and asked:
+        raise ApiError(400, f"max_tokens is {params.max_new_tokens}, the server's limit is {limit}", "max_tokens",
+                       "invalid_value")
+    # said in any case: a stream's own limit counts for requests that say nothing
+    settings.pop("max_length", None)
+    settings["max_new_tokens"] = min(params.max_new_tokens, limit)
+
+
+def seeds(seed: int | None, count: int) -> list[dict[str, int]]:
+    """The seed of each sequence, as Model.generate derives them from one seed; none given: random ones."""
+    return [{} if seed is None else {"seed": request_seed(seed, index)} for index in range(count)]
