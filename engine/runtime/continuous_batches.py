@@ -135,7 +135,8 @@ class ContinuousBatches(Scheduler):
             job = self.running[sequence]
             job.error = UserError(f"{job.name}: {error}")
         for sequence, job in self._watched.items():
-            job.observe(self.state, sequence)
+            if job.error is None:
+                job.observe(self.state, sequence)
         if failed := [sequence for sequence, job in self.running.items() if job.error is not None]:
             self._finished[failed] = True
         return self._leave([sequence for sequence in self.running if self._finished[sequence]])

@@ -116,12 +116,16 @@ def make_constraint(params: SamplingParams, context: Context) -> Constraint:
 
 @dataclass
 class Slot:
-    """A sequence of the batch: its processors, whether they replace temperature, top-k and top-p, and its recorder."""
+    """A sequence of the batch: its processors, whether they replace temperature, top-k and top-p, and its recorder.
+
+    failed: the query positions of the present step where a processor failed.
+    """
 
     processors: Sequence[Processor] = ()
     is_warped: bool = False
     recorder: Recorder | None = None
     constraint: Constraint | None = None
+    failed: set[int] = field(default_factory=set)
 
     @property
     def is_active(self) -> bool:
@@ -206,21 +210,61 @@ class LogitsPipeline:
             scores = logits[sequence, : lengths[sequence] + 1]
             if slot.recorder is not None:
                 slot.recorder.before(scores)
-            try:
-                for tokens, row in zip(_prefixes(state, draft, sequence), scores, strict=True):
-                    process_row(slot.processors, tokens, row)
-            except UserError as error:
-                self.errors.setdefault(sequence, error)
+            slot.failed = self._process_sequence(state, draft, sequence, scores)
             if slot.recorder is not None:
                 slot.recorder.after(scores)
         return temperature, top_k, top_p
 
+    def _process_sequence(self, state: DecodeState, draft: Draft, sequence: int, scores: np.ndarray) -> set[int]:
+        """Process the scores [n + 1, V] of a sequence at the positions where its drafts may be accepted.
+
+        The others are not read, and a caller's function sees no output that decoding without drafts could not have.
+
+        Returns
+        -------
+        set of int
+            The query positions where a processor failed; the first one's failure ends the request.
+        """
+        processors, failed = self.slots[sequence].processors, set()
+        drafted = draft.tokens.numpy()[sequence].tolist()
+        parents = state.chain_parents if draft.parents is None else draft.parents
+        parents = parents.numpy()[sequence].tolist()
+        is_greedy, ends = state.host.temperature[sequence] == 0, state.end_tokens[sequence].tolist()
+        reached = np.zeros(len(scores), np.bool_)
+        for r, tokens in enumerate(_prefixes(state, draft, sequence)):
+            if r > 0:
+                parent, token = parents[r - 1], drafted[r - 1]
+                if not reached[parent] or token in ends or not _may_emit(scores[parent], token, is_greedy):
+                    continue
+            try:
+                process_row(processors, tokens, scores[r])
+                reached[r] = True
+            except UserError as error:
+                if r == 0:
+                    self.errors[sequence] = error
+                failed.add(r)
+        return failed
+
     def record(self, tokens: np.ndarray, counts: np.ndarray, path: np.ndarray) -> None:
-        """Record the tokens that verification emits; arguments as in kernels/verify/accept.py."""
+        """Record the tokens that verification emits; arguments as in kernels/verify/accept.py.
+
+        Tokens from a position where a processor failed are not emitted: if the text goes on there, the next step fails.
+        """
         for sequence, slot in self.slots.items():
+            if slot.failed:
+                places = [i for i in range(1, counts[sequence]) if path[sequence, i] in slot.failed]
+                counts[sequence] = min(places, default=counts[sequence])
             if slot.recorder is not None:
                 n = counts[sequence]
                 slot.recorder.keep(tokens[sequence, :n], path[sequence, :n])
+
+
+def _may_emit(scores: np.ndarray, token: int, is_greedy: bool) -> bool:
+    """Whether a draft's token may be accepted, by the processed scores [V] of its position."""
+    if is_greedy:
+        return int(scores.argmax()) == token
+    # where every token is forbidden, verification still emits one
+    return scores[token] > -np.inf or not scores.max() > -np.inf
 
 
 def process_row(processors: Sequence[Processor], tokens: np.ndarray, scores: np.ndarray) -> None:

@@ -308,6 +308,60 @@ def test_a_processor_that_fails_names_its_request_and_leaves_the_others_alone(ch
     assert model.generate(SOURCES, max_new_tokens=NEW).token_ids == plain
 
 
+@pytest.mark.parametrize("drafter", ["lookup", "tree:2x2x1:lookup"])
+def test_a_callers_function_sees_what_decoding_without_drafts_shows_it(checkpoints, drafter):
+    """Greedy: each prefix of the output once. Sampled: no output that has probability 0."""
+    _, model = checkpoints["v1.1"]
+    model, seen = model.with_drafter(drafter), []
+
+    def looks(input_ids, scores):
+        seen.append(input_ids[0].tolist())
+        return scores
+
+    out = model.generate(SOURCES[:1], max_new_tokens=NEW, logits_processor=looks, eos_token_id=[1, 17])
+    assert out.stats.accepted > 0
+    assert seen == [[0, *out.token_ids[0][:n]] for n in range(len(out.token_ids[0]))]
+
+    allowed = [[5, 9, 33, 1], [5, 9, 40, 5, 1], [7, 8, 1], [50, 50, 12, 1]]
+
+    def in_the_trie(index, input_ids):
+        written = input_ids[1:].tolist()
+        return sorted({one[len(written)] for one in allowed if one[: len(written)] == written and len(one) > len(written)})
+
+    for settings in ({}, {"do_sample": True, "temperature": 4.0, "seed": 3}):
+        found = model.generate(SOURCES * 8, prefix_allowed_tokens_fn=in_the_trie, **settings).token_ids
+        assert all(tokens in allowed for tokens in found)
+
+
+def test_a_failure_behind_a_rejected_draft_or_the_end_does_not_count(checkpoints):
+    _, model = checkpoints["v1.1"]
+    plain = model.generate(SOURCES, max_new_tokens=NEW, do_sample=True, seed=4, temperature=0.5).token_ids
+
+    def never_wrong(index):
+        def fails(input_ids, scores):
+            if input_ids[0, 1:].tolist() != plain[index][: input_ids.shape[1] - 1]:
+                raise RuntimeError("no such output")
+            return scores
+        return fails
+
+    requests = [foredraft.Request(source, id=i, logits_processor=never_wrong(i)) for i, source in enumerate(SOURCES)]
+    seeds = {"do_sample": True, "seed": 4, "temperature": 0.5}
+    found = {result.id: result for result in model.stream(requests, max_new_tokens=NEW, **seeds)}
+    assert [found[i].token_ids for i in range(len(SOURCES))] == plain
+    assert sum(result.stats.accepted for result in found.values()) > 0
+
+    def at_the_sixth(input_ids, scores):
+        if input_ids.shape[1] == 6:
+            raise RuntimeError("too long")
+        return scores
+
+    settings = {"logits_processor": at_the_sixth, "eos_token_id": [], "max_new_tokens": NEW}
+    with pytest.raises(UserError, match="too long"):
+        model.generate(SOURCES[:1], **settings)
+    out = model.generate(SOURCES, stopping_criteria=lambda input_ids, _: input_ids.shape[1] == 6, **settings)
+    assert [len(tokens) for tokens in out.token_ids] == [5] * len(SOURCES)
+
+
 def test_processors_of_a_tree_see_the_path_of_each_node(checkpoints):
     _, model = checkpoints["v1.1"]
     wanted = model.with_drafter(None).generate(SOURCES, max_new_tokens=NEW, repetition_penalty=1.3, no_repeat_ngram_size=3)
