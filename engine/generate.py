@@ -122,6 +122,8 @@ class Model:
             if own_seeds is not None and len(own_seeds) != len(inputs):
                 raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
             params = self._params(given, defaults, config)
+            if streamer is not None and params.num_return_sequences * params.num_beams > 1:
+                raise UserError("a streamer takes no beams and one output; leave num_beams and num_return_sequences out")
             copies = params.num_return_sequences if params.num_beams == 1 else 1
             requests = [_request(item, index, copy, copies, own_seeds) for index, item in enumerate(inputs)
                         for copy in range(copies)]

@@ -48,13 +48,13 @@ def truncations_reference(scores, temperature, top_h, top_k, top_p, min_p, typic
         order = np.argsort(-scores, kind="stable")[:TOP_H_TOKENS]
         p = _probabilities(scores[order])
         most, reached = top_h * _entropy(p), 0.0
-        kept = [order[0]]
+        chosen = [order[0]]
         for token, value in zip(order.tolist(), p.tolist(), strict=True):
             reached -= value * math.log(value) if value > 0 else 0.0
             if reached <= most:
-                kept.append(token)
+                chosen.append(token)
         removed = np.ones(len(scores), np.bool_)
-        removed[kept] = False
+        removed[chosen] = False
         scores[removed] = -np.inf
     if top_k > 0 or top_p < 1:
         weights = np.empty_like(scores)
