@@ -116,12 +116,13 @@ class Choice:
             if progress.rejected and number == len(progress.token_ids) - 1:
                 pieces.append({"text": self.text_stream.peek(progress.rejected), "proposer": "rejected"})
             offset = len(self.text)
-            shown = self.cutter.push(self.text_stream.push(token))
+            piece = self.text_stream.push(token)
+            shown = self.cutter.push(piece)
             self.text += shown
             if shown:
                 pieces.append({"text": shown, "proposer": PROPOSERS[proposer]})
             if progress.logprobs is not None:
-                known.append(self._known(progress.logprobs[number], offset))
+                known.append(self._known(progress.logprobs[number], piece, offset))
         self.tokens += known
         self.pieces += [piece for piece in pieces if piece["proposer"] != "rejected"]
         return "".join(piece["text"] for piece in pieces if piece["proposer"] != "rejected"), pieces, known
@@ -139,9 +140,10 @@ class Choice:
         self.finish(result)
         return self
 
-    def _known(self, entry: TokenLogprob, offset: int) -> dict[str, Any]:
+    def _known(self, entry: TokenLogprob, piece: str, offset: int) -> dict[str, Any]:
         tokenizer = self.text_stream.tokenizer
-        return {"id": entry.token, "token": token_text(tokenizer, entry.token), "logprob": entry.logprob, "offset": offset,
+        return {"id": entry.token, "token": token_text(tokenizer, entry.token), "piece": piece, "logprob": entry.logprob,
+                "offset": offset,
                 "top": [{"id": token, "token": token_text(tokenizer, token), "logprob": logprob}
                         for token, logprob in entry.top]}
 

@@ -37,7 +37,8 @@ def routes(engine: Engine) -> APIRouter:
     special = set(tokenizer.get_added_tokens_decoder()) if tokenizer is not None else set()
 
     def token(entry: dict[str, Any]) -> dict[str, Any]:
-        return {"id": entry["id"], "text": entry["token"], "logprob": entry["logprob"], "special": entry["id"] in special}
+        return {"id": entry["id"], "text": entry.get("piece", entry["token"]), "logprob": entry["logprob"],
+                "special": entry["id"] in special}
 
     async def answer(request: Request, body: GenerateRequest, is_streamed: bool) -> Response:
         p = body.parameters or GenerateParameters()
