@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from foredraft.engine.arguments import NAMES, UNSUPPORTED, WITHOUT_EFFECT, override
+from foredraft.engine.arguments import override, settings_of
 from foredraft.engine.generate import Model
 from foredraft.engine.load import load
-from foredraft.engine.params import SamplingParams
 from foredraft.engine.runtime.requests import Request
 from foredraft.engine.runtime.stream import Stream
 from foredraft.errors import UserError
@@ -72,10 +71,14 @@ def pipeline(task: str, model: str | Path | Model | None = None, **arguments: An
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of a call: those that the pipeline reads itself, and `settings` for the model."""
+    """The arguments of a call: those that the pipeline reads itself, and `settings` for the model.
+
+    outputs: of each input; beams: whether one beam search finds them.
+    """
 
     prefix: str
-    copies: int
+    outputs: int
+    beams: bool
     truncation: bool
     has_text: bool
     has_tokens: bool
@@ -114,7 +117,7 @@ class Pipeline:
             What a record holds: "summary_text" ("translation_text", "generated_text"), the default; and "summary_token_ids",
             [T] int64 with the start token first.
         num_return_sequences : int
-            Outputs of each input; more than one needs do_sample=True.
+            Outputs of each input; more than one needs do_sample=True or num_beams.
         truncation : bool
             False refuses a source that is too long; otherwise it is cut, with a warning.
         src_lang, tgt_lang : str
@@ -143,7 +146,7 @@ class Pipeline:
             return self._all([inputs], call)[0]
         if isinstance(inputs, (list, tuple)):
             records = self._all(inputs, call)
-            return [several[0] for several in records] if call.copies == 1 else records
+            return [several[0] for several in records] if call.outputs == 1 else records
         try:
             if isinstance(inputs, (bytes, bytearray, Mapping)):
                 raise TypeError
@@ -156,16 +159,19 @@ class Pipeline:
     def _all(self, inputs: Iterable[str], call: _Call) -> list[list[dict[str, Any]]]:
         """The records of each input."""
         texts = list(_sources(inputs, call.prefix))
-        if call.copies > 1 or not call.truncation:
+        if not call.truncation:
             return list(self._read(self._stream(inputs, call), call, 5))
-        out = self.model.generate(texts, **call.settings)
+        out = self.model.generate(texts, num_return_sequences=call.outputs, **call.settings)
         _warn(out.warnings, 4)
-        return [[self._record(*one, call)] for one in zip(out.texts, out.token_ids, strict=True)]
+        records = [self._record(*one, call) for one in zip(out.texts, out.token_ids, strict=True)]
+        return [records[start : start + call.outputs] for start in range(0, len(records), call.outputs)]
 
     def _stream(self, inputs: Iterable[str], call: _Call) -> Stream:
-        requests = (Request(text, id=f"input {number}" if copy == 0 else f"input {number}, sample {copy + 1}")
-                    for number, text in enumerate(_sources(inputs, call.prefix), 1) for copy in range(call.copies))
-        return self.model.stream(requests, in_order=True, truncation=call.truncation, **call.settings)
+        samples = 1 if call.beams else call.outputs
+        requests = (Request(text, id=f"input {number}" if sample == 0 else f"input {number}, output {sample + 1}")
+                    for number, text in enumerate(_sources(inputs, call.prefix), 1) for sample in range(samples))
+        return self.model.stream(requests, in_order=True, truncation=call.truncation,
+                                 num_return_sequences=call.outputs if call.beams else 1, **call.settings)
 
     def _read(self, stream: Stream, call: _Call, level: int) -> Iterator[list[dict[str, Any]]]:
         """The records of each input, and its warnings, once."""
@@ -176,8 +182,9 @@ class Pipeline:
                     raise result.error
                 if not records:
                     _warn(result.warnings, level)
-                records.append(self._record(result.text, result.token_ids, call))
-                if len(records) == call.copies:
+                outputs: list[Any] = [result] if result.hypotheses is None else result.hypotheses
+                records += [self._record(one.text, one.token_ids, call) for one in outputs]
+                if len(records) >= call.outputs:
                     yield records
                     records = []
 
@@ -204,13 +211,15 @@ class Pipeline:
         prefix, defaults = self._entries(self._name(given))
         if defaults and given.get("generation_config") is None:
             given["generation_config"] = defaults
-        copies = given.pop("num_return_sequences", 1)
-        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-            raise UserError(f"num_return_sequences is {copies!r}; give a whole number of at least 1")
-        sampled = given.get("do_sample", defaults.get("do_sample", self.model.settings.get("do_sample", False)))
-        if copies > 1 and not sampled:
-            raise UserError(f"num_return_sequences is {copies}, but greedy decoding has one output; give do_sample=True")
-        return _Call(prefix, copies, truncation, has_text, has_tokens, given)
+        effective = self.model.settings | defaults | given
+        beams, outputs = effective.get("num_beams", 1) != 1, effective.get("num_return_sequences", 1)
+        if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
+            raise UserError(f"num_return_sequences is {outputs!r}; give a whole number of at least 1")
+        if outputs > 1 and not beams and not effective.get("do_sample"):
+            raise UserError(f"num_return_sequences is {outputs}, but greedy decoding has one output; give do_sample=True or "
+                            "num_beams")
+        given.pop("num_return_sequences", None)
+        return _Call(prefix, outputs, beams, truncation, has_text, has_tokens, given)
 
     def _name(self, given: dict[str, Any]) -> str:
         """The task's name in task_specific_params; removes the languages from the arguments."""
@@ -233,16 +242,10 @@ class Pipeline:
             raise UserError(f"{path}: task_specific_params holds no object for {name!r}; remove or correct the entry")
         if name not in tasks and name != self.task:
             self._warn_once(f"{path}: task_specific_params has no {name!r}: src_lang and tgt_lang have no effect")
-        settings = {key: value for key, value in entries.items() if key in NAMES and value is not None}
-        ignored = [f"{key}={value!r}" for key, value in entries.items() if value is not None and key not in NAMES
-                   and key not in WITHOUT_EFFECT and key != "prefix" and value not in UNSUPPORTED.get(key, ())]
-        if ignored:
-            self._warn_once(f"{path}: task_specific_params of {name!r}: {', '.join(ignored)} not supported; decoding goes "
-                            "on without")
-        try:
-            SamplingParams(**settings)
-        except UserError as error:
-            raise UserError(f"{path}: task_specific_params of {name!r}: {error}") from None
+        where = Path(f"{path}: task_specific_params of {name!r}")
+        settings, ignored = settings_of({key: value for key, value in entries.items() if key != "prefix"}, where, True)
+        for message in ignored:
+            self._warn_once(message)
         return entries.get("prefix") or config.get("prefix") or "", settings
 
     def _warn_once(self, message: str) -> None:

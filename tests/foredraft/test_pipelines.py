@@ -16,6 +16,7 @@ TASKS = {
     "summarization": {"prefix": "w50 ", "max_length": 9, "min_length": 4, "no_repeat_ngram_size": 2},
     "translation_en_to_de": {"prefix": "w60 w61 ", "max_length": 6},
     "translation_en_to_fr": {"prefix": "w62 ", "num_beams": 4, "early_stopping": True, "max_length": 6},
+    "translation_en_to_ro": {"prefix": "w63 ", "guidance_scale": 4, "max_length": 6},
 }
 
 
@@ -116,11 +117,11 @@ def test_text2text_has_no_prefix(model):
 
 
 def test_an_entry_that_cannot_be_honoured_is_warned_of_once(model):
-    with pytest.warns(UserWarning, match="num_beams=4, early_stopping=True not supported; decoding goes on without"):
-        translator = foredraft.pipeline("translation_en_to_fr", model)
+    with pytest.warns(UserWarning, match="'translation_en_to_ro': guidance_scale is 4, which is not supported"):
+        translator = foredraft.pipeline("translation_en_to_ro", model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        expected = model.generate("w62 " + TEXTS[0], max_length=6).texts[0]
+        expected = model.generate("w63 " + TEXTS[0], max_length=6).texts[0]
         assert translator(TEXTS[0]) == [{"translation_text": expected}]
 
 
@@ -149,12 +150,29 @@ def test_samples(model):
     one, several = generator(TEXTS[0], num_return_sequences=4), generator(TEXTS[:2], num_return_sequences=3)
     assert len(one) == 4 and len({record["generated_text"] for record in one}) > 1
     assert [len(records) for records in several] == [3, 3]
-    assert several[0] == one[:3]
+    texts = model.generate(TEXTS[:2], do_sample=True, max_length=12, seed=3, num_return_sequences=3).texts
+    assert several == [[{"generated_text": text} for text in texts[start : start + 3]] for start in (0, 3)]
+    assert [record["generated_text"] for record in one] == model.generate(
+        TEXTS[0], do_sample=True, max_length=12, seed=3, num_return_sequences=4).texts
     assert [len(records) for records in generator(iter(TEXTS), num_return_sequences=2)] == [2, 2, 2]
     assert generator(TEXTS) == [{"generated_text": text} for text in model.generate(
         TEXTS, do_sample=True, max_length=12, seed=3).texts]
     with pytest.raises(UserError, match="num_return_sequences is 2, but greedy decoding has one output"):
         generator(TEXTS, num_return_sequences=2, do_sample=False)
+
+
+def test_beams(model):
+    settings = {"num_beams": 4, "early_stopping": True, "max_length": 6}
+    translator = foredraft.pipeline("translation_en_to_fr", model)
+    sources = ["w62 " + text for text in TEXTS]
+    expected = [{"translation_text": text} for text in model.generate(sources, **settings).texts]
+    assert translator(TEXTS) == expected
+    assert [records for (records,) in translator(iter(TEXTS))] == expected
+    texts = model.generate(sources, num_return_sequences=3, **settings).texts
+    expected = [[{"translation_text": text} for text in texts[start : start + 3]] for start in (0, 3, 6)]
+    assert translator(TEXTS, num_return_sequences=3) == expected
+    assert list(translator(iter(TEXTS), num_return_sequences=3)) == expected
+    assert translator(TEXTS, num_return_sequences=3, truncation=False) == expected
 
 
 def test_tensors_instead_of_texts(model, right, summarizer):
