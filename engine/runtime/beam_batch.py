@@ -13,7 +13,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from foredraft.engine.clock import now
 from foredraft.engine.protocols import Drafter, PagedTarget
+from foredraft.engine.runtime.beam_draft_length import BeamDraftLength
 from foredraft.engine.runtime.beam_search import BeamSearch
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.state import DecodeState
@@ -33,6 +35,9 @@ class BeamBatch:
     Attributes
     ----------
     running : list of BeamSearch
+    draft_length : BeamDraftLength
+    passes, steps : int
+        Of the target, and of all searches.
     copied_bytes : int
         Keys and values copied between beams so far.
     """
@@ -40,6 +45,7 @@ class BeamBatch:
     def __init__(self, target: PagedTarget, drafter: Drafter, state: DecodeState):
         self.target, self.drafter, self.state = target, drafter, state
         self.running: list[BeamSearch] = []
+        self.draft_length = BeamDraftLength()
         self.passes = self.steps = self.copied_bytes = 0
 
     def start(self, job: Job, sequences: list[int]) -> None:
@@ -60,40 +66,49 @@ class BeamBatch:
 
     def step(self) -> list[BeamSearch]:
         """One pass, and as many steps of every search as it holds the logits for; returns the searches that are over."""
+        since = now()
+        self._set_draft_lengths()
         draft = self.drafter.draft(self.state)
         tokens, positions, parents = self.state.inputs(draft)
         logits = self.target.logits(self.target.decode(tokens, positions, parents)).numpy()
         self.passes += 1
         self.drafter.end_step()
-        drafted, lengths = draft.tokens.numpy(), draft.lengths.numpy()
-        ended = []
+        ended, tested, saved = [], 0, 0
         for search in self.running:
+            search.passes += 1
             try:
-                self._advance(search, logits, drafted, lengths)
+                counts = self._advance(search, logits, draft.tokens.numpy(), draft.lengths.numpy())
+                tested, saved = tested + counts[0], saved + counts[1]
             except UserError as error:
                 search.job.error = UserError(f"{search.job.name}: {error}")
                 search.is_over = True
             if search.is_over:
                 ended.append(search)
+        self.draft_length.learn(int((positions >= 0).sum()), now() - since, tested, saved)
         return ended
 
-    def _advance(self, search: BeamSearch, logits: np.ndarray, drafted: np.ndarray, lengths: np.ndarray) -> None:
-        search.passes += 1
-        r = 0
+    def _set_draft_lengths(self) -> None:
+        """Set how many tokens the beams draft in this pass; a search's first pass reads the start token alone."""
+        begun = [search for search in self.running if search.length > 1]
+        most = max((search.job.draft_tokens for search in begun), default=0)
+        width = self.draft_length.choose(most, sum(len(search.sequences) for search in begun))
+        for search in self.running:
+            self.state.host.draft_tokens[search.sequences] = min(width, search.job.draft_tokens) if search in begun else 0
+
+    def _advance(self, search: BeamSearch, logits: np.ndarray, drafted: np.ndarray, lengths: np.ndarray) -> tuple[int, int]:
+        """The steps of one search; returns how many of them drafts might have followed, and how many they did."""
+        has_begun, r = search.length > 1, 0
         while True:
             parents = search.advance(logits, r)
             self.steps += 1
             if search.is_over:
-                return
-            first = search.length == 2
+                return r, r
+            most = int(lengths[search.sequences].max())
             self._follow(search, parents)
-            sequences = search.sequences
-            new = search.tokens[:, search.length - 1]
-            if first or len(set(parents.tolist())) < len(parents):
-                return
-            if any(lengths[sequence] <= r or drafted[sequence, r] != token
-                   for sequence, token in zip(sequences, new.tolist(), strict=True)):
-                return
+            following = zip(search.sequences, search.tokens[:, search.length - 1].tolist(), strict=True)
+            if not has_begun or len(set(parents.tolist())) < len(parents) or any(
+                    lengths[sequence] <= r or drafted[sequence, r] != token for sequence, token in following):
+                return r + (r < most), r
             r += 1
 
     def _follow(self, search: BeamSearch, parents: np.ndarray) -> None:

@@ -93,7 +93,8 @@ class ContinuousBatches(Scheduler):
 
         self.state, self._num_beams = idle_state(), num_beams
         # beams have a state of their own: passes of their own read them, and no verification sees them
-        self.beams = BeamBatch(self.target, beam_drafter or self.drafter, idle_state() if num_beams > 1 else self.state)
+        self.beams = BeamBatch(self.target, self.timer.watch(beam_drafter or drafter, {"draft": "draft"}),
+                               idle_state() if num_beams > 1 else self.state)
         self.state.block, self.state.pipeline = block, LogitsPipeline(constraint_proposer)
         if big_little is not None:
             self.state.fallback, self.state.rollback = map(float, big_little)
@@ -154,7 +155,8 @@ class ContinuousBatches(Scheduler):
         if self._target is not None:
             # every sequence: an admission may have been interrupted
             self._target.release(range(self.batch_size))
-            self._drafter.release([*self.running, *(one for search in self.beams.running for one in search.sequences)])
+            self._drafter.release(list(self.running))
+            self.beams.drafter.release([one for search in self.beams.running for one in search.sequences])
             super().close()
             self.running.clear()
             self.beams.running.clear()
@@ -171,7 +173,7 @@ class ContinuousBatches(Scheduler):
             for sequence in sequences[1:]:
                 self.cache.share(sequences[0], sequence)
             self.timer.add("encode", since)
-            self.drafter.admit(sequences, [job.source] * n, list(encoded) * n)
+            (self.drafter if n == 1 else self.beams.drafter).admit(sequences, [job.source] * n, list(encoded) * n)
             if n > 1:
                 self.beams.start(job, sequences)
                 continue
@@ -212,7 +214,7 @@ class ContinuousBatches(Scheduler):
     def _leave_beams(self, search: BeamSearch, reason: str | None = None) -> Result:
         result = self.beams.result(search, reason)
         self._target.release(search.sequences)
-        self._drafter.release(search.sequences)
+        self.beams.drafter.release(search.sequences)
         self.beams.stop(search)
         self._idle += search.sequences
         return result
