@@ -42,7 +42,7 @@ def converted(folder: Path) -> tempfile.TemporaryDirectory:
 
 
 class Translator:
-    """Greedy or sampled decoding of id lists by CTranslate2, on as many threads as torch uses."""
+    """Greedy, sampled or beam decoding of id lists by CTranslate2, on as many threads as torch uses."""
 
     def __init__(self, folder: Path, compute_type: str):
         self.files = converted(folder)
@@ -52,9 +52,11 @@ class Translator:
         self.engine = ctranslate2.Translator(self.files.name, device="cpu", inter_threads=1, compute_type=compute_type,
                                              intra_threads=torch.get_num_threads())
 
-    def __call__(self, sources: Sequence[Sequence[int]], longest: int, shortest: int = 1, **options) -> list[list[int]]:
+    def __call__(self, sources: Sequence[Sequence[int]], longest: int, shortest: int = 1, beams: int = 1,
+                 **options) -> list[list[int]]:
         """Ids of each source, `shortest` to `longest` of them; the end token is given where the output is shorter."""
         texts = [[str(token) for token in source] for source in sources]
-        results = self.engine.translate_batch(texts, beam_size=1, min_decoding_length=shortest, max_decoding_length=longest,
-                                              max_input_length=0, return_end_token=True, **options)
+        results = self.engine.translate_batch(
+            texts, beam_size=beams, min_decoding_length=shortest, max_decoding_length=longest, max_input_length=0,
+            return_end_token=True, **options)
         return [[int(token) for token in result.hypotheses[0]] for result in results]

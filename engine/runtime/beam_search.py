@@ -10,6 +10,7 @@ from foredraft.engine.runtime.requests import Hypothesis, Job
 from foredraft.engine.sampling.logits_pipeline import process_row
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.sampling.beam_candidates import BEAM_CANDIDATES
+from foredraft.kernels.sampling.log_softmax import LOG_SOFTMAX
 from foredraft.kernels.step.beam_step import BEAM_STEP, NEVER
 
 BACKEND = "numba" if HAS_NUMBA else "reference"
@@ -109,8 +110,7 @@ class BeamSearch:
                 continue
             done.add(sequence)
             row = logits[sequence, r]
-            top = row.max()
-            row -= top + np.float32(np.log(np.exp(row - top, dtype=np.float64).sum()))
+            LOG_SOFTMAX[BACKEND](row)
             process_row(self.job.processors, self.tokens[beam, : self.length], row)
         if self.records is not None:
             if before is not None:

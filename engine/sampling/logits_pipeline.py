@@ -87,14 +87,16 @@ def make_processors(params: SamplingParams, context: Context, index: int = 0) ->
         built["SuppressTokensAtBeginLogitsProcessor"] = SuppressTokens(p.begin_suppress_tokens, context, length)
     if p.constraints:
         built["constraint"] = ConstraintProcessor(make_constraint(params, context))
-    # a caller's processor takes the place of ours of the same type, as in transformers
+    ours = set(built)
     for number, function in enumerate(p.logits_processor):
-        name = type(function).__name__
-        built[name if name in built else f"{name} {number}"] = LogitsProcessorFunction(function)
+        # transformers' own takes the place of ours of the same type, as there
+        name = type(function).__name__ if type(function).__module__.startswith("transformers.") else ""
+        built[name if name in ours else f"{name} {number}"] = LogitsProcessorFunction(function)
+        ours.discard(name)
     if p.has_truncations or (p.do_sample and (p.output_scores or p.num_beams > 1)):
         built["truncations"] = Truncations(p, context)
     if p.renormalize_logits and (p.output_scores or p.num_beams > 1):
-        built["LogitNormalization"] = Renormalize()
+        built["LogitNormalization"] = Renormalize(context)
     return list(built.values())
 
 

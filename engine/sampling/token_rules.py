@@ -8,6 +8,7 @@ import numpy as np
 
 from foredraft.engine.sampling.processor import Context
 from foredraft.errors import UserError
+from foredraft.kernels.sampling.log_softmax import LOG_SOFTMAX
 
 _FLOAT32 = np.finfo(np.float32)
 
@@ -65,6 +66,8 @@ class RemoveInvalidValues:
 class Renormalize:
     """Scores become log-probabilities; no choice changes."""
 
+    def __init__(self, context: Context):
+        self.kernel = LOG_SOFTMAX[context.backend]
+
     def __call__(self, tokens: np.ndarray, scores: np.ndarray) -> None:
-        top = scores.max()
-        scores -= top + np.float32(np.log(np.sum(np.exp(scores - top, dtype=np.float64))))
+        self.kernel(scores)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from foredraft.kernels.sampling.log_softmax import LOG_SOFTMAX
 from foredraft.kernels.sampling.no_repeat_ngram import NO_REPEAT_NGRAM
 from foredraft.kernels.sampling.repetition_penalty import REPETITION_PENALTY
 from foredraft.kernels.sampling.sequence_bias import SEQUENCE_BIAS
@@ -75,3 +76,12 @@ def test_truncations(settings, kept):
         remaining = [values > -np.inf for values in found]
         assert np.array_equal(*remaining) and remaining[0].sum() >= (kept if top_h == 0 else 1)
         assert np.allclose(found[0][remaining[0]], found[1][remaining[0]], rtol=1e-6)
+
+
+def test_log_softmax():
+    for seed in range(3):
+        _, scores, _ = random_case(seed)
+        found = both(LOG_SOFTMAX, scores)
+        finite = scores > -np.inf
+        assert np.allclose(found[0][finite], found[1][finite], atol=1e-5) and not (found[1][~finite] > -np.inf).any()
+        assert abs(np.exp(found[1].astype(np.float64)).sum() - 1) < 1e-6
