@@ -178,6 +178,8 @@ def settings_of(entries: Mapping[str, Any], path: Path, is_own: bool) -> tuple[d
                 warnings.append(f"{path.name}: {name} is {value!r}, which is not supported; decoding goes on without it")
         elif is_own and name not in WITHOUT_EFFECT | _NO_SETTINGS and not name.startswith("_"):
             warnings.append(f"{path.name}: {name} is not known; decoding goes on without it")
+    if entries.get("decoder_start_token_id") is None and isinstance(entries.get("bos_token_id"), int):
+        settings["decoder_start_token_id"] = entries["bos_token_id"]
     try:
         SamplingParams(**settings)
     except UserError as error:

@@ -309,7 +309,9 @@ class Model:
                 raise UserError(f"{argument} is {outside[0]}; the model's tokens are 0..{model.vocab_size - 1}")
         context = Context(np.array(tokens, np.int64), end_tokens, params.max_new_tokens + 1, model.vocab_size,
                           self.target.backend, self._encode if self.tokenizer is not None else None, self._grammars)
-        processors = make_processors(params, context, index)
+        # the outputs of an input that is sampled several times are one input for prefix_allowed_tokens_fn
+        copies = params.num_return_sequences if params.num_beams == 1 else 1
+        processors = make_processors(params, context, index // copies)
         refused = params.beyond_temperature if self.graphs is not None else ()
         if config.big_little is not None and processors:
             refused = params.beyond_temperature

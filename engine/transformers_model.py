@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foredraft.engine.arguments import known_settings
 from foredraft.engine.generate import Model
+from foredraft.engine.models.tokenizer import adopt_tokenizer
 from foredraft.engine.output import Output
 from foredraft.errors import UserError
 
 # What transformers generates with where neither the call nor a generation_config says more.
 _DEFAULTS = {"max_new_tokens": 20, "top_k": 50}
 # Arguments that Seq2SeqTrainer and scripts pass along, and that change nothing here.
-_PASSED_ALONG = ("labels", "tokenizer", "use_model_defaults", "custom_generate")
+_PASSED_ALONG = ("labels", "use_model_defaults", "custom_generate")
 
 
 class TransformersModel(Model):
@@ -58,7 +60,7 @@ class TransformersModel(Model):
     @torch.inference_mode()
     def generate(self, inputs: Any = None, *, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
                  generation_config: Any = None, return_dict_in_generate: bool | None = None,
-                 num_return_sequences: int | None = None, decoder_input_ids: Tensor | None = None, **arguments: Any) -> Any:
+                 decoder_input_ids: Tensor | None = None, tokenizer: Any = None, **arguments: Any) -> Any:
         """transformers' `generate` for tensors; `Model.generate` for texts and lists.
 
         Parameters
@@ -69,25 +71,24 @@ class TransformersModel(Model):
             0 at padding; None: where the pad token is.
         generation_config : transformers.GenerationConfig or None
         return_dict_in_generate : bool or None
-        num_return_sequences : int or None
-            Outputs of each input, with sampling.
         decoder_input_ids : Tensor [B, 1] or None
-            The start token.
+            The start token of every output, and nothing else.
+        tokenizer
+            For `stop_strings` and texts in `choices`, of a model that was made without one.
         **arguments
             Those of `Model.generate`. Without a limit 20 tokens are generated, as in transformers. Without `seed`, PyTorch's
             generator is used.
 
         Returns
         -------
-        Tensor [B n, T] int64, or transformers.generation.GenerateEncoderDecoderOutput
-            Outputs with the start token, padded with the pad token. `scores` and `logits` give the pad token probability 1
-            behind the end of a sequence.
+        Tensor [B n, T] int64, or GenerateEncoderDecoderOutput or GenerateBeamEncoderDecoderOutput of transformers
+            num_return_sequences = n outputs of each input with the start token, padded with the pad token. `scores` and
+            `logits` give the pad token probability 1 behind the end of a sequence.
         """
         tensor = input_ids if input_ids is not None else inputs
         if not isinstance(tensor, Tensor):
-            if attention_mask is not None or num_return_sequences not in (None, 1) or return_dict_in_generate:
-                raise UserError("attention_mask, num_return_sequences and return_dict_in_generate go with input_ids as a "
-                                "tensor; give one")
+            if attention_mask is not None or return_dict_in_generate:
+                raise UserError("attention_mask and return_dict_in_generate go with input_ids as a tensor; give one")
             return super().generate(inputs, generation_config=generation_config, **arguments)
         if self._version != self._current_version():
             self.refresh()
@@ -99,51 +100,61 @@ class TransformersModel(Model):
 
         arguments = {name: value for name, value in arguments.items() if name not in _PASSED_ALONG and value is not None}
         pad = setting("pad_token_id", arguments.pop("pad_token_id", None), self.target.config.pad_token)
-        copies = setting("num_return_sequences", num_return_sequences, 1)
-        if copies > 1 and not setting("do_sample", arguments.get("do_sample"), False):
-            raise UserError(f"num_return_sequences is {copies} in greedy decoding, whose outputs are all the same; pass "
-                            "do_sample=True")
-        sources = [row for row in _rows(tensor, attention_mask, pad) for _ in range(copies)]
-        if decoder_input_ids is not None:
-            if decoder_input_ids.shape[1] != 1 or len(set(decoder_input_ids[:, 0].tolist())) > 1:
-                raise UserError(f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)}; give one start token, the "
-                                "same for every input")
-            arguments["decoder_start_token_id"] = int(decoder_input_ids[0, 0])
-        arguments.setdefault("seed", int(torch.randint(2**62, ())))
+        if tokenizer is not None and self.tokenizer is None:
+            self.tokenizer = adopt_tokenizer(tokenizer)
+            vars(self).pop("_grammars", None)
+        sources = _rows(tensor, attention_mask, pad)
+        start = setting("decoder_start_token_id", arguments.get("decoder_start_token_id"),
+                        self.settings.get("decoder_start_token_id", self.target.start_token))
+        if decoder_input_ids is not None and (decoder_input_ids.shape[1:] != (1,) or (decoder_input_ids != start).any()):
+            raise UserError(f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)}; only the start token {start} "
+                            "of every output is supported: leave decoder_input_ids out")
+        if setting("do_sample", arguments.get("do_sample"), False):
+            arguments.setdefault("seed", int(torch.randint(2**62, ())))
         defaults = {name: value for name, value in _DEFAULTS.items() if getattr(config, name, None) is None}
         if getattr(config, "max_length", None) is not None:
             defaults.pop("max_new_tokens", None)
-        known = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        entries = {name: value for name, value in known.items() if value is not None and name != "num_return_sequences"}
-        arguments.setdefault("batch_size", len(sources))
-        out = super().generate(sources, generation_config=defaults | entries, **arguments)
-        return self._result(out, tensor.device, pad, arguments, setting("return_dict_in_generate", return_dict_in_generate,
-                                                                        False))
+        beams = setting("num_beams", arguments.get("num_beams"), 1)
+        arguments.setdefault("batch_size", len(sources) * beams)
+        out = super().generate(sources, generation_config=defaults | known_settings(config), **arguments)
+        sequences = _padded([[start, *tokens] for tokens in out.token_ids], pad).to(tensor.device)
+        if not setting("return_dict_in_generate", return_dict_in_generate, False):
+            return sequences
+        return self._result(out, sequences, pad, beams, len(out.token_ids) // len(sources))
 
-    def _result(self, out: Output, device: torch.device, pad: int, arguments: dict[str, Any], as_dict: bool) -> Any:
-        start = arguments.get("decoder_start_token_id", self.settings.get("decoder_start_token_id", self.target.start_token))
-        longest = max(map(len, out.token_ids))
-        sequences = torch.full((len(out.token_ids), longest + 1), pad, dtype=torch.int64)
-        sequences[:, 0] = start
-        for row, tokens in zip(sequences, out.token_ids, strict=True):
-            row[1 : len(tokens) + 1] = torch.tensor(tokens)
-        if not as_dict:
-            return sequences.to(device)
-        from transformers.generation import GenerateEncoderDecoderOutput
+    def _result(self, out: Output, sequences: Tensor, pad: int, beams: int, copies: int) -> Any:
+        """transformers' object of outputs; copies: outputs of each input."""
+        from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
-        return GenerateEncoderDecoderOutput(
-            sequences=sequences.to(device), **{name: self._steps(getattr(out, name), longest, pad, device)
-                                               for name in ("scores", "logits")})
+        if beams == 1:
+            steps = {name: self._steps(getattr(out, name), pad, sequences.device) for name in ("scores", "logits")}
+            return GenerateEncoderDecoderOutput(sequences=sequences, **steps)
+        # each output of an input has the steps of all its beams
+        steps = {name: None if kept[0] is None else self._steps(
+                     [beam for one in kept[::copies] for beam in one.swapaxes(0, 1)], pad, sequences.device)
+                 for name, kept in (("scores", out.scores), ("logits", out.logits))}
+        indices = [[number // copies * beams + beam for beam in found] for number, found in enumerate(out.beam_indices)]
+        return GenerateBeamEncoderDecoderOutput(
+            sequences=sequences, sequences_scores=torch.tensor(out.sequence_scores).to(sequences.device),
+            beam_indices=_padded(indices, -1).to(sequences.device), **steps)
 
-    def _steps(self, kept: list, longest: int, pad: int, device: torch.device) -> tuple[Tensor, ...] | None:
+    def _steps(self, kept: list, pad: int, device: torch.device) -> tuple[Tensor, ...] | None:
         """The scores of every step [B, V], of those of every sequence [n, V]."""
         if kept[0] is None:
             return None
-        found = torch.full((len(kept), longest, self.target.config.vocab_size), -torch.inf)
+        found = torch.full((len(kept), max(map(len, kept)), self.target.config.vocab_size), -torch.inf)
         found[:, :, pad] = 0
         for row, scores in zip(found, kept, strict=True):
             row[: len(scores)] = torch.from_numpy(scores)
         return tuple(found.to(device).unbind(1))
+
+
+def _padded(rows: list[list[int]], pad: int) -> Tensor:
+    """The rows as a tensor [B, T] int64."""
+    found = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.int64)
+    for row, tokens in zip(found, rows, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    return found
 
 
 def _rows(tensor: Tensor, mask: Tensor | None, pad: int) -> list[list[int]]:

@@ -77,11 +77,78 @@ def test_several_samples_of_an_input_are_repeated_by_pytorchs_seed(pair):
     outputs = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        outputs.append(model.generate(padded(ROWS), do_sample=True, temperature=4.0,
+        outputs.append(model.generate(padded(ROWS), do_sample=True, temperature=9.0,
                                       num_return_sequences=3, max_new_tokens=12))
     assert outputs[0].shape[0] == 12 and torch.equal(outputs[0], outputs[1])
     assert outputs[0].shape != outputs[2].shape or not torch.equal(outputs[0], outputs[2])
     assert len({tuple(row.tolist()) for row in outputs[0][:3]}) > 1
+
+
+@pytest.mark.parametrize("arguments", [
+    {"generation_config": GenerationConfig(decoder_start_token_id=9, max_new_tokens=9)},
+    {"decoder_start_token_id": 9, "max_new_tokens": 9},
+    {"decoder_input_ids": torch.zeros(4, 1, dtype=torch.int64), "max_new_tokens": 9}])
+def test_the_start_token_is_the_one_asked_for(pair, arguments):
+    reference, model = pair
+    with torch.no_grad():
+        wanted = reference.generate(padded(ROWS), attention_mask=(padded(ROWS) != 0).long(), **arguments)
+    assert torch.equal(model.generate(padded(ROWS), **arguments), wanted)
+
+
+def test_the_start_token_may_be_the_token_of_the_beginning(pair):
+    reference, _ = pair
+    reference.generation_config = GenerationConfig(bos_token_id=7, eos_token_id=1, pad_token_id=0, max_new_tokens=9)
+    with torch.no_grad():
+        wanted = reference.generate(padded(ROWS), attention_mask=(padded(ROWS) != 0).long())
+    assert torch.equal(foredraft.from_transformers(reference).generate(padded(ROWS)), wanted) and int(wanted[0, 0]) == 7
+
+
+def test_beams_as_transformers(pair):
+    reference, model = pair
+    arguments = dict(num_beams=3, num_return_sequences=2, max_new_tokens=12, no_repeat_ngram_size=2, output_scores=True,
+                     output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad():
+        wanted = reference.generate(torch.tensor(ROWS[:1]), **arguments)
+    found = model.generate(torch.tensor(ROWS[:1]), **arguments)
+    assert type(found) is type(wanted)
+    assert torch.equal(found.sequences, wanted.sequences) and torch.equal(found.beam_indices, wanted.beam_indices)
+    assert torch.allclose(found.sequences_scores, wanted.sequences_scores, atol=1e-4)
+    for name in ("scores", "logits"):
+        assert torch.allclose(torch.stack(found[name]), torch.stack(wanted[name]), atol=1e-3)
+    both = model.generate(padded(ROWS[:2]), **arguments)
+    assert both.sequences.shape[0] == both.sequences_scores.shape[0] == 4 and both.scores[0].shape == (6, 100)
+    assert int(both.beam_indices[2:].max()) > 2
+
+
+def test_greedy_decoding_leaves_pytorchs_generator_alone(pair):
+    _, model = pair
+    torch.manual_seed(3)
+    wanted = torch.rand(3)
+    torch.manual_seed(3)
+    model.generate(padded(ROWS), max_new_tokens=4)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_prefix_function_is_told_the_input_of_several_samples(pair):
+    reference, model = pair
+    arguments = dict(do_sample=True, top_k=1, num_return_sequences=2, max_new_tokens=5,
+                     attention_mask=(padded(ROWS) != 0).long(),
+                     prefix_allowed_tokens_fn=lambda index, ids: [1, 3 + index, 7 + index, 9])
+    with torch.no_grad():
+        wanted = reference.generate(padded(ROWS), **arguments)
+    assert torch.equal(model.generate(padded(ROWS), **arguments), wanted)
+
+
+def test_stop_strings_with_a_tokenizer_as_an_argument(tiny_model_path):
+    from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+
+    reference = AutoModelForSeq2SeqLM.from_pretrained(tiny_model_path, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_model_path / "tokenizer.json"), eos_token="</s>")
+    free = foredraft.from_transformers(reference, tokenizer).generate(ROWS, max_new_tokens=12)
+    word = free.texts[0].split()[2]
+    arguments = dict(input_ids=padded(ROWS[:1]), max_new_tokens=12, stop_strings=[word])
+    found = foredraft.from_transformers(reference).generate(tokenizer=tokenizer, **arguments)
+    assert found.shape[1] < 13 and tokenizer.decode(found[0], skip_special_tokens=True).endswith(word)
 
 
 def test_weights_that_an_optimizer_changes_are_followed(pair):
@@ -147,7 +214,9 @@ def test_bad_tensors_are_one_line(pair):
             (dict(input_ids=ids, attention_mask=ids[:2]), "attention_mask has shape"),
             (dict(input_ids=ids, attention_mask=gap), "attention_mask has a gap in row 0"),
             (dict(input_ids=ids, num_return_sequences=2), "num_return_sequences is 2 in greedy decoding"),
+            (dict(input_ids=ids, generation_config=5), "generation_config is of type int; give a transformers"),
             (dict(input_ids=ids, decoder_input_ids=ids), "decoder_input_ids has shape"),
+            (dict(input_ids=ids, decoder_input_ids=ids[:, :1]), r"shape \(4, 1\); only the start token 0"),
             (dict(input_ids=ids, encoder_outputs=1), "there is no argument 'encoder_outputs'"),
             (dict(inputs=["w5"], attention_mask=ids), "go with input_ids as a tensor")):
         with pytest.raises(UserError, match=message):

@@ -362,6 +362,22 @@ def test_a_failure_behind_a_rejected_draft_or_the_end_does_not_count(checkpoints
     assert [len(tokens) for tokens in out.token_ids] == [5] * len(SOURCES)
 
 
+def test_transformers_own_classes_take_the_place_of_arguments(checkpoints):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    reference, model = checkpoints["v1.1"]
+
+    class Mine(LikeLate):
+        pass
+
+    Mine.__name__ = "RepetitionPenaltyLogitsProcessor"
+    for given in ([RepetitionPenaltyLogitsProcessor(1.6)], [Mine()],
+                  [RepetitionPenaltyLogitsProcessor(1.6), RepetitionPenaltyLogitsProcessor(1.2)]):
+        arguments = {"repetition_penalty": 1.3, "logits_processor": LogitsProcessorList(given)}
+        wanted = [theirs(reference, source, **arguments) for source in SOURCES]
+        assert ours(model, draft_tokens=5, **arguments) == wanted
+
+
 def test_processors_of_a_tree_see_the_path_of_each_node(checkpoints):
     _, model = checkpoints["v1.1"]
     wanted = model.with_drafter(None).generate(SOURCES, max_new_tokens=NEW, repetition_penalty=1.3, no_repeat_ngram_size=3)
