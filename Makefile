@@ -5,7 +5,7 @@ RUN = .venv/bin/python -m
 # each process starts with tests of other kernels, so that few are compiled twice
 PYTEST = $(RUN) pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench docs serve axe clean
 
 demo: .venv/.ready
 	$(RUN) foredraft demo
@@ -26,6 +26,14 @@ check: .venv/.ready
 # one thread, so that a run means something on a machine that others use too; foredraft bench compare A B tells two apart
 bench: .venv/.ready
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) pytest -q bench --benchmark-enable --benchmark-min-rounds=20 --benchmark-autosave --benchmark-columns=median,iqr,rounds
+
+# the embedded model on http://localhost:8000/; drafts of a fixed length, so that the page always shows some
+serve: .venv/.ready
+	$(RUN) foredraft serve --drafter lookup+ngram --draft-tokens 5
+
+# the checker of the page's accessibility; without it that test is skipped
+axe:
+	npm install --prefix .venv/axe --no-save axe-core
 
 docs: .venv/.docs
 	$(RUN) mkdocs build --strict

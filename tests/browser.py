@@ -93,14 +93,16 @@ class Browser:
         one, self.rest = self.rest.split(b"\0", 1)
         return json.loads(one)
 
-    def open(self, page: Path, width: int, dark: bool, height: int = 900) -> dict:
-        """Load a page at a width in CSS pixels and a theme. PROBE's findings, `errors` of console and scripts, `loaded`:
-        what was asked for over any scheme but file and data."""
+    def open(self, page: Path | str, width: int, dark: bool, height: int = 900) -> dict:
+        """Load a page, a file or an address, at a width in CSS pixels and a theme.
+
+        PROBE's findings, `errors` of console and scripts, `loaded`: what was asked for over any scheme but file and data.
+        """
         self.tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.tell("Emulation.setEmulatedMedia", features=[theme])
         self.events.clear()
-        self.tell("Page.navigate", url=page.resolve().as_uri())
+        self.tell("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._message())
         found = self.evaluate(PROBE)
@@ -111,7 +113,16 @@ class Browser:
                         "loaded": [url for url in urls if not url.startswith(("file:", "data:"))]}
 
     def evaluate(self, script: str):
-        return self.tell("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        """The value of an expression, of a promise when it has one."""
+        found = self.tell("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        return found["result"].get("value")
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """A key down and up; modifiers: 1 Alt, 2 Ctrl, 4 Meta, 8 Shift."""
+        code = {"Enter": 13, "Escape": 27, "Tab": 9}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.tell("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
+                      modifiers=modifiers)
 
     def screenshot(self, path: Path) -> None:
         """The whole page, as PNG."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from html import escape
 from importlib.resources import files
 
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import foredraft
+from foredraft import embedded
 from foredraft.engine.generate import Model
 from foredraft.errors import UserError
 from foredraft.server import openai, tgi
@@ -22,6 +24,8 @@ from foredraft.server.errors import ApiError, json_response
 from foredraft.server.metrics import Metrics
 from foredraft.server.settings import ServerSettings
 
+# the text that the page begins with
+SAMPLE = "01-harbour-bridge.txt"
 # the page loads nothing from elsewhere, and no other page may show it
 PAGE_POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
                "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -64,7 +68,9 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
     app.state.engine = engine
     app.include_router(openai.routes(engine))
     app.include_router(tgi.routes(engine))
+    sample = (embedded.TEXTS / SAMPLE).read_text(encoding="utf-8").strip()
     page = files("foredraft.server").joinpath("page.html").read_text(encoding="utf-8")
+    page = page.replace("{{sample}}", escape(sample))
 
     @app.get("/")
     async def root() -> Response:

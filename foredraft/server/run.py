@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 
 import uvicorn
@@ -45,5 +46,8 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1, timeout_keep_alive=30, ws="none")
     at = listening.getsockname()
     log("serving", model=settings.name, address=f"{at[0]}:{at[1]}", drafter=engine.model.drafter.name)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal again when all is done, which would end the process with an error
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
     log("stopped")

@@ -27,7 +27,9 @@ LINKS = ("engine", "kernels", "ngram_native", "train", "bench", "assets")
 PROBE = (
     "import foredraft, foredraft.kernels.core.backend, foredraft.ngram_native.prompt_lookup.source_index as index, "
     "foredraft.train.data.pairs, foredraft.bench.harness.cases as cases\n"
+    "from importlib.resources import files\n"
     "from foredraft import embedded\n"
+    "assert files('foredraft.server').joinpath('page.html').is_file()\n"
     "assert (embedded.TARGET / 'config.json').is_file() and cases.sample_texts(), embedded.TARGET\n"
     "print(foredraft.__version__, foredraft.__file__, index.__name__)\n"
 )
