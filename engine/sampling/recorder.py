@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foredraft.kernels.core.backend import HAS_NUMBA
+from foredraft.kernels.sampling.log_softmax import LOG_SOFTMAX
+
+BACKEND = "numba" if HAS_NUMBA else "reference"
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -72,10 +77,9 @@ class Recorder:
             del kept[length:]
 
     def _logprob(self, token: int, logits: np.ndarray) -> TokenLogprob:
-        values = logits.astype(np.float64)
-        values -= values.max()
-        values -= np.log(np.exp(values).sum())
-        top = min(self.top, len(values))
-        # stable, so that of equal tokens the lower one comes first
-        order = np.argsort(-values, kind="stable")[:top] if top else []
-        return TokenLogprob(token, float(values[token]), tuple((int(i), float(values[i])) for i in order))
+        values = logits.copy()
+        LOG_SOFTMAX[BACKEND](values)
+        best = np.argpartition(-values, self.top)[: self.top] if 0 < self.top < len(values) else np.arange(min(self.top, len(values)))
+        # of equal tokens the lower one comes first
+        order = sorted(best.tolist(), key=lambda i: (-values[i], i))
+        return TokenLogprob(token, float(values[token]), tuple((i, float(values[i])) for i in order))
