@@ -123,6 +123,8 @@ def choices(name: str, given: Any) -> tuple[str | tuple[int, ...], ...]:
     found = (given,) if isinstance(given, str) else listed(name, given)
     if not found:
         raise UserError(f"{name} is an empty list; give at least one")
+    if any(isinstance(one, str) and not one for one in found):
+        raise UserError(f"{name} holds an empty text; leave it out")
     return tuple(one if isinstance(one, str) else token_sequence(name, one) for one in found)
 
 

@@ -176,6 +176,8 @@ class Stream:
         self._stats.merge(result.stats)
         if result.error is None:
             result.text = self._text(result.token_ids)
+            for hypothesis in result.hypotheses or ():
+                hypothesis.text = self._text(hypothesis.token_ids)
         if not self._in_order:
             self._ready.append(result)
             return

@@ -44,6 +44,13 @@ def _run(
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     max_new_tokens: options.MaxNewTokens = 256,
+    min_new_tokens: options.MinNewTokens = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    no_repeat_ngram_size: options.NoRepeatNgramSize = None,
+    choices: options.Choices = None,
+    regex: options.Regex = None,
+    json_schema: options.JsonSchema = None,
+    settings: options.Settings = None,
     batch_size: options.BatchSize = 8,
     max_source: options.MaxSource = None,
     kv_memory: options.KvMemory = None,
@@ -57,12 +64,16 @@ def _run(
     """The body of both commands; `command` is the name of one of them."""
     if (input is None) != (output is None) or sum(map(bool, (files, text, input))) > 1:
         raise UserError("give FILEs, or --text TEXT, or --input FILE.jsonl with --output FILE.jsonl")
+    from foredraft.cli.sampling_settings import parse_settings
+
     config = dict(
         max_new_tokens=max_new_tokens, do_sample=temperature != 0,
         temperature=temperature if temperature != 0 else 1.0, top_k=top_k, top_p=top_p, seed=seed,
         batch_size=batch_size, max_source=max_source, kv_memory=None if kv_memory is None else int(kv_memory * 1e9),
         verification=verification, big_little=options.parse_big_little(big_little),
         **({} if draft_tokens is None else {"draft_tokens": options.parse_draft_tokens(draft_tokens)}),
+        **parse_settings(json_schema, settings, min_new_tokens=min_new_tokens, repetition_penalty=repetition_penalty,
+                         no_repeat_ngram_size=no_repeat_ngram_size, choices=choices or None, regex=regex),
     )
     _check(config, input, output)
     names, texts = ([], []) if input else _texts(text) if text else _read(files or [])
@@ -217,7 +228,8 @@ def _generate_and_print(model, names: list[str], texts: list[str], config: dict)
                 print(f"== {name}")
             print(text)
         return out
-    if len(texts) > 1:
+    beams = config.get("num_beams", model.settings.get("num_beams", 1))
+    if len(texts) > 1 or beams > 1:
         out = model.generate(texts, **config)
         coloured_text.print_outputs(console, names, out, model.tokenizer)
         return out

@@ -7,6 +7,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from foredraft.cli import settings_file
 from foredraft.cli.journal import STDOUT, Journal
+from foredraft.cli.sampling_settings import OPTIONS
 from foredraft.engine.clock import now
 from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.runtime.requests import Request
@@ -129,7 +131,16 @@ def settings_of(model, params: SamplingParams, config: BatchConfig, prefix: str 
         "--verification": config.verification if drafts_matter else None,
         "--batch-size": config.batch_size if drafts_matter and adapts else None,
         "--big-little": "{:g},{:g}".format(*config.big_little) if config.big_little is not None else None,
+        **_further_settings(params),
     }
+
+
+def _further_settings(params: SamplingParams) -> dict[str, str]:
+    """{flag: value} of the settings that differ from their defaults, but for those with a line in settings_of."""
+    listed = ("max_new_tokens", "max_length", "draft_tokens", "do_sample", "temperature", "top_k", "top_p", "seed")
+    found = {field.name: getattr(params, field.name) for field in fields(params) if field.name not in listed}
+    return {OPTIONS.get(name, f"--set {name}"): json.dumps(value) for name, value in found.items()
+            if value != getattr(SamplingParams, name) and (name, value) != ("min_new_tokens", 0)}
 
 
 def check_output(output: Path, source: Path) -> None:

@@ -50,6 +50,21 @@ BigLittle = Annotated[
         "--big-little", help="FALLBACK,ROLLBACK of Big Little Decoder, such as 0.6,4. LOSSY, greedy only. Default: off.")]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "--gen-length", help="Longest output, in tokens.")]
+MinNewTokens = Annotated[
+    int | None, typer.Option("--min-new-tokens", help="Shortest output, in tokens.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", help="Above 1: tokens of the output become less likely.")]
+NoRepeatNgramSize = Annotated[
+    int | None, typer.Option("--no-repeat-ngram-size", help="No n-gram of this size occurs twice in the output.")]
+Choices = Annotated[
+    list[str] | None, typer.Option("--choices", help="The output is one of the given texts; repeatable.")]
+Regex = Annotated[str | None, typer.Option("--regex", help="The output matches this regular expression.")]
+JsonSchema = Annotated[
+    Path | None, typer.Option("--json-schema", metavar="FILE", help="The output is JSON of the schema in this file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other setting of Python's SamplingParams, such as num_beams=4 or "
+                                            "'stop_strings=[\"END\"]'; repeatable.")]
 MaxSource = Annotated[
     int | None, typer.Option("--max-source", help="Source tokens kept. Default: the target's own limit.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Texts decoded together.")]

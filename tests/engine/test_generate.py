@@ -137,3 +137,10 @@ def test_wrong_types_are_one_line(model, wrong):
     with pytest.raises(UserError) as error:
         model.generate(wrong, max_new_tokens=2)
     assert "give a text" in str(error.value) or "give one of the two" in str(error.value)
+
+
+def test_hypotheses_have_texts(tiny_model_path):
+    model = foredraft.load(tiny_model_path)
+    out = model.generate(["w5 w9 w33", "w7 w8"], num_beams=3, num_return_sequences=2, max_new_tokens=6)
+    assert len(out.texts) == 4
+    assert out.texts == [model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in out.token_ids]

@@ -163,6 +163,8 @@ def test_a_run_is_resumed_only_with_its_settings(summarize, articles, model, tmp
             ((*sampling[:3], "5", *sampling[4:]), "with --seed 4", "with --seed 5"),
             ((*sampling[:2], *sampling[4:]), "with --seed 4", "without --seed"),
             ((*sampling, "--max-source", "9"), "without --max-source", "with --max-source 9"),
+            ((*sampling, "--repetition-penalty", "1.5"), "without --repetition-penalty", "with --repetition-penalty 1.5"),
+            ((*sampling, "--set", "min_p=0.25"), "without --set min_p", "with --set min_p 0.25"),
             ((*sampling, "--max-new-tokens", "6"), "with --max-new-tokens 7", "with --max-new-tokens 6")):
         code, _, err = summarize(*others)
         assert code == 2 and f"out.jsonl: was begun {was}, this run is {now}; use the earlier settings" in err
@@ -179,6 +181,22 @@ def test_a_run_is_resumed_only_with_its_settings(summarize, articles, model, tmp
     output.unlink()
     assert summarize()[0] == 0 and json.loads(settings.read_text())["--temperature"] == 0
     assert list(tmp_path.glob(".out*")) == []
+
+
+def test_settings_of_a_request_are_options(summarize, articles, model, tmp_path):
+    inputs = [one["article"] for one in map(json.loads, (tmp_path / "articles.jsonl").read_text().splitlines())]
+    for number, (options, settings) in enumerate((
+            (("--repetition-penalty", "1.5", "--no-repeat-ngram-size", "2"),
+             {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}),
+            (("--choices", "w5 w6", "--choices", "w7"), {"choices": ["w5 w6", "w7"]}),
+            (("--set", "stop_strings=w9", "--set", "bad-words-ids=[[5], [6, 7]]", "--set", "num_beams=2"),
+             {"stop_strings": "w9", "bad_words_ids": [[5], [6, 7]], "num_beams": 2}))):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        (tmp_path / "out.jsonl.settings.json").unlink(missing_ok=True)
+        code, _, err = summarize("--set", "eos_token_id=1", *options, "--in-order")
+        assert code == 0, (number, err)
+        wanted = model.generate(inputs, max_new_tokens=7, eos_token_id=1, **settings).texts
+        assert [line["summary"] for line in written(tmp_path)] == wanted
 
 
 def test_settings_of_sampled_drafts(model):

@@ -143,6 +143,20 @@ def test_missing_texts(command, fake_load, tmp_path):
     ("--temperature", "nan", "temperature is nan"),
     ("--top-p", "0", "top_p is 0"),
     ("--max-new-tokens", "0", "max_new_tokens is 0"),
+    ("--min-new-tokens", "-1", "--min-new-tokens: min_new_tokens is -1"),
+    ("--min-new-tokens", "300", "min_new_tokens is 300, more than max_new_tokens"),
+    ("--repetition-penalty", "0", "--repetition-penalty: repetition_penalty is 0"),
+    ("--no-repeat-ngram-size", "-2", "--no-repeat-ngram-size: no_repeat_ngram_size is -2"),
+    ("--choices", "", "--choices: choices holds an empty text"),
+    ("--regex", "", "--regex: regex is ''"),
+    ("--json-schema", "none.json", "--json-schema none.json: no such file"),
+    ("--json-schema", __file__, "json_schema is not a JSON schema"),
+    ("--set", "min_p=2", "--set min_p=2: min_p is 2; give a number"),
+    ("--set", "min_p=warm", "--set min_p=warm: min_p is 'warm'; give a number"),
+    ("--set", "min_p", "--set is 'min_p'; give NAME=VALUE"),
+    ("--set", "minp=0.1", "--set minp: there is no such setting; did you mean min_p?"),
+    ("--set", "top_k=5", "--set top_k: has an option of its own; give --top-k"),
+    ("--set", "logprobs=2", "--set logprobs: only in Python"),
 ])
 def test_values_out_of_range(command, fake_load, article, option, value, message):
     assert message in one_line_error(command("summarize", article, option, value))
