@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,8 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free port.")] = 8000,
     served_name: Annotated[
-        str | None, typer.Option("--served-name", help="What clients call the model. Default: MODEL.")] = None,
+        str | None, typer.Option("--served-name", help="What clients call the model. Default: MODEL, a folder's last part.")
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="FOREDRAFT_API_KEY", show_default=False,
                                  help="Bearer token that clients must send. Default: none.")] = None,
@@ -53,8 +55,10 @@ def serve(
             raise
         raise UserError(f"serve needs the package {error.name!r}: pip install 'foredraft[serve]'") from None
 
+    # a folder's own name: no answer and no log holds a path
+    name = "foredraft" if model is None else Path(model).name if Path(model).is_dir() else model
     settings = ServerSettings(
-        name=served_name or model or "foredraft", prefix=prefix, batch_size=batch_size, max_tokens=max_tokens,
+        name=served_name or name, prefix=prefix, batch_size=batch_size, max_tokens=max_tokens,
         max_source=max_source, draft_tokens=None if draft_tokens is None else options.parse_draft_tokens(draft_tokens),
         kv_memory=None if kv_memory is None else int(kv_memory * 1e9), max_queue=max_queue, max_body=max_body,
         api_key=api_key, timeout=timeout, shutdown_timeout=shutdown_timeout)

@@ -1,0 +1,164 @@
+"""A load of HTTP requests on a server of this machine: closed and open loops, and their latencies.
+
+The client shares the machine's cores with the server, so it does little: bare HTTP/1.1 over asyncio's streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter, sleep
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from foredraft.errors import UserError
+
+SHARES = (50, 95, 99)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status and body of an answer; seconds from sending (or from the planned arrival) to its first part and to its end."""
+
+    status: int
+    body: bytes
+    first: float
+    total: float
+
+
+class Connection:
+    """Requests one after another to one address, over one connection."""
+
+    def __init__(self, port: int):
+        self.port, self.streams = port, None
+
+    async def post(self, path: str, body: bytes, since: float | None = None) -> Answer:
+        """`since`: when the request should have been sent."""
+        if self.streams is None:
+            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self.streams
+        since = perf_counter() if since is None else since
+        writer.write(b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+                     % (path.encode(), len(body), body))
+        await writer.drain()
+        status = int((await reader.readline()).split()[1])
+        length, first = None, 0.0
+        while (line := await reader.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        if length is not None:
+            found = await reader.readexactly(length)
+        else:
+            parts = []
+            while size := int(await reader.readline(), 16):
+                parts.append(await reader.readexactly(size))
+                first = first or perf_counter() - since
+                await reader.readline()
+            await reader.readline()
+            found = b"".join(parts)
+        total = perf_counter() - since
+        return Answer(status, found, first or total, total)
+
+    def close(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
+async def closed_loop(port: int, path: str, bodies: Sequence[bytes], clients: int) -> tuple[list[Answer], float]:
+    """Each of `clients` sends its next request when the last one is answered. The answers in order, and seconds in all."""
+    answers: list[Answer | None] = [None] * len(bodies)
+    left = iter(range(len(bodies)))
+
+    async def client() -> None:
+        connection = Connection(port)
+        for number in left:
+            answers[number] = await connection.post(path, bodies[number])
+        connection.close()
+
+    began = perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answers, perf_counter() - began
+
+
+async def open_loop(port: int, path: str, bodies: Sequence[bytes], rate: float,
+                    seed: int = 0) -> tuple[list[Answer], float]:
+    """Requests arrive as a Poisson process of `rate` a second, whatever the server does; latencies count from arrivals."""
+    draw, idle = random.Random(seed), []
+
+    async def one(body: bytes, at: float) -> Answer:
+        connection = idle.pop() if idle else Connection(port)
+        try:
+            return await connection.post(path, body, at)
+        finally:
+            idle.append(connection)
+
+    began, at, tasks = perf_counter(), 0.0, []
+    for body in bodies:
+        at += draw.expovariate(rate)
+        await asyncio.sleep(max(began + at - perf_counter(), 0))
+        tasks.append(asyncio.create_task(one(body, began + at)))
+    answers = await asyncio.gather(*tasks)
+    seconds = perf_counter() - began
+    for connection in idle:
+        connection.close()
+    return answers, seconds
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that `share` percent of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(len(ordered) * share / 100), 1) - 1]
+
+
+def figures(answers: Sequence[Answer], seconds: float, texts: Callable[[Answer], str],
+            truth: Sequence[str]) -> dict[str, Any]:
+    """Requests a second, percentiles of latency and of the time to the first part, and how many answers are wrong."""
+    right = [answer for answer in answers if answer.status == 200]
+    differ = sum(answer.status == 200 and texts(answer) != text for answer, text in zip(answers, truth, strict=True))
+    found: dict[str, Any] = {"requests": len(answers), "failed": len(answers) - len(right), "differ": differ,
+                             "seconds": seconds, "requests_per_second": len(right) / seconds}
+    for name, values in (("latency", [one.total for one in right]), ("first", [one.first for one in right])):
+        found[name] = {f"p{share}": percentile(values, share) for share in SHARES} if values else None
+    return found
+
+
+def streamed_text(answer: Answer) -> str:
+    """The text of a streamed completion."""
+    events = [json.loads(line[6:]) for line in answer.body.decode().split("\n\n") if line.startswith("data: {")]
+    return "".join(choice["text"] for event in events for choice in event.get("choices", ()))
+
+
+@contextmanager
+def process(arguments: Sequence[str], port: int, ready: str, patience: float = 900.0) -> Iterator[None]:
+    """A Python module as a server, from its first answer on `ready` to the end of the block."""
+    running = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL)
+    try:
+        until = perf_counter() + patience
+        while True:
+            if running.poll() is not None:
+                raise UserError(f"{arguments[0]}: the server ended with exit code {running.returncode} before it was ready")
+            try:
+                with urlopen(f"http://127.0.0.1:{port}{ready}", timeout=5):
+                    break
+            except (URLError, OSError):
+                if perf_counter() > until:
+                    raise UserError(f"{arguments[0]}: the server was not ready within {patience:g} s") from None
+                sleep(0.2)
+        yield
+    finally:
+        running.terminate()
+        try:
+            running.wait(60)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
