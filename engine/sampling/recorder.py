@@ -79,7 +79,8 @@ class Recorder:
     def _logprob(self, token: int, logits: np.ndarray) -> TokenLogprob:
         values = logits.copy()
         LOG_SOFTMAX[BACKEND](values)
-        best = np.argpartition(-values, self.top)[: self.top] if 0 < self.top < len(values) else np.arange(min(self.top, len(values)))
+        top = min(self.top, len(values) - 1)
+        best = np.argpartition(-values, top)[:top]
         # of equal tokens the lower one comes first
         order = sorted(best.tolist(), key=lambda i: (-values[i], i))
         return TokenLogprob(token, float(values[token]), tuple((i, float(values[i])) for i in order))

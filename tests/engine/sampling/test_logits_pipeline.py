@@ -96,7 +96,7 @@ def ours(model, **arguments):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["v1.1", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("v1.0", "deep"))])
 def test_each_argument_alone_gives_transformers_tokens(checkpoints, kind, name):
     reference, model = checkpoints[kind]
     arguments = {name: ARGUMENTS[name]}
