@@ -102,8 +102,7 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = validation_error(error, 422 if request.url.path in tgi.ROUTES else 400)
-        return await api_error(request, found)
+        return await api_error(request, validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -117,18 +116,18 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
     return app
 
 
-def validation_error(error: RequestValidationError, status: int) -> ApiError:
+def validation_error(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body, without repeating what the client sent but the name of a field."""
     first = error.errors()[0]
     kind, where = first["type"], [str(part) for part in first["loc"] if part != "body"]
     if kind == "json_invalid":
-        return ApiError(status, "the body is not JSON", code="invalid_json")
+        return ApiError(400, "the body is not JSON", code="invalid_json")
     param = where[0][:100] if where else None
     place = ".".join(where)[:200]
     if kind == "extra_forbidden":
-        return ApiError(status, f"there is no field {place!a}; leave it out", param, "unknown_field")
+        return ApiError(400, f"there is no field {place!a}; leave it out", param, "unknown_field")
     if kind == "missing":
         what = f"{place} is missing" if place else "the body is empty"
-        return ApiError(status, f"{what}; give it", param, "missing_field")
+        return ApiError(400, f"{what}; give it", param, "missing_field")
     message = first["msg"][:1].lower() + first["msg"][1:200]
-    return ApiError(status, f"{place or 'the body'}: {message}", param, "invalid_value")
+    return ApiError(400, f"{place or 'the body'}: {message}", param, "invalid_value")

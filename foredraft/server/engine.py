@@ -101,11 +101,17 @@ class Engine:
                                  kv_memory=s.kv_memory, max_new_tokens=s.max_tokens, **own)
 
     def warm_up(self) -> None:
-        """Compile the kernels that requests use, alone and in batches. UserError: the settings are not possible."""
-        limit = min(12, self.settings.max_tokens)
-        plain, sampled = dict(max_new_tokens=limit), dict(max_new_tokens=limit, do_sample=True, top_p=0.9)
+        """Compile the kernels that requests use, alone and in batches, so that none waits for that while others run.
+
+        UserError: the settings are not possible.
+        """
+        plain: dict[str, Any] = dict(max_new_tokens=min(12, self.settings.max_tokens))
+        sampled = plain | dict(do_sample=True, top_p=0.9)
+        rules = sampled | dict(
+            top_k=50, min_p=0.001, typical_p=0.95, repetition_penalty=1.1, encoder_repetition_penalty=1.1,
+            no_repeat_ngram_size=3, encoder_no_repeat_ngram_size=8, logprobs=2, suppress_tokens=[2])
         count = min(2, self.settings.batch_size)
-        for settings in ([plain], [plain] * count, [sampled], [plain, sampled][:count]):
+        for settings in ([plain], [plain] * count, [sampled], [plain, sampled][:count], [rules], [plain | dict(logprobs=2)]):
             for result in self._open([Request(WARM_UP, **one) for one in settings]):
                 if result.error is not None:
                     raise result.error

@@ -47,7 +47,10 @@ class ApiError(Exception):
         return {"error": self.message, "error_type": kind}
 
     def response(self, tgi: bool = False) -> Response:
-        return json_response(self.tgi_body() if tgi else self.body(), self.status, self.headers)
+        if not tgi:
+            return json_response(self.body(), self.status, self.headers)
+        # TGI's status of what is wrong with a request
+        return json_response(self.tgi_body(), 422 if self.status == 400 else self.status, self.headers)
 
 
 def render(content: Any) -> bytes:

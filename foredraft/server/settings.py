@@ -62,6 +62,8 @@ class ServerSettings:
             value = getattr(self, name)
             if not 1 <= value <= high:
                 raise UserError(f"{name} is {value}; give a number between 1 and {high}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; give a whole number of at least 1")
         for name in ("timeout", "body_timeout", "write_timeout", "shutdown_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}; give a number of seconds above 0")

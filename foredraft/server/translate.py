@@ -19,8 +19,8 @@ from foredraft.server.settings import ServerSettings
 PLACEHOLDERS = ("tgi", "dummy")
 
 
-def refuse(param: str, message: str, status: int = 400) -> ApiError:
-    return ApiError(status, f"{param} {message}", param, "unsupported_parameter")
+def refuse(param: str, message: str) -> ApiError:
+    return ApiError(400, f"{param} {message}", param, "unsupported_parameter")
 
 
 def check_model(name: str | None, settings: ServerSettings) -> None:
@@ -156,14 +156,14 @@ def generate_settings(p: GenerateParameters) -> dict[str, Any]:
     """Settings of TGI's parameters, the seed left out."""
     for name in ("watermark", "return_full_text", "decoder_input_details", "frequency_penalty", "adapter_id", "best_of"):
         if (getattr(p, name) or 0) > 1 if name == "best_of" else getattr(p, name):
-            raise refuse(name, "is not supported; leave it out", 422)
+            raise refuse(name, "is not supported; leave it out")
     names = ("do_sample", "max_new_tokens", "repetition_penalty", "top_k", "typical_p")
     settings = {name: value for name in names if (value := getattr(p, name)) is not None}
     if p.stop:
         settings["stop_strings"] = p.stop
     if p.grammar is not None:
         if p.grammar.type == "regex" and not isinstance(p.grammar.value, str):
-            raise ApiError(422, "grammar of type regex needs a text as value", "grammar", "invalid_value")
+            raise ApiError(400, "grammar of type regex needs a text as value", "grammar", "invalid_value")
         settings["json_schema" if p.grammar.type == "json" else "regex"] = p.grammar.value
     return settings | sampling(p.temperature, p.top_p, settings)
 

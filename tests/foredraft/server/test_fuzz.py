@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from live_server import endless, live
+from live_server import PATIENCE, endless, live
 
 schemathesis = pytest.importorskip("schemathesis")
 ROUTES = ("/v1/completions", "/v1/chat/completions", "/generate", "/generate_stream")
@@ -29,7 +29,7 @@ def test_no_request_breaks_the_server(server, route, count):
                   suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case):
-            answer = case.call(base_url=server.url)
+            answer = case.call(base_url=server.url, timeout=PATIENCE)
             assert answer.status_code in (200, 400, 404, 405, 411, 413, 415, 422), (answer.status_code, case.body)
             if answer.status_code != 200 and route != "/generate_stream":
                 error = answer.json()["error"]
