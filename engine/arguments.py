@@ -73,18 +73,18 @@ UNSUPPORTED: dict[str, tuple] = {
     "num_beam_groups": (1,), "diversity_penalty": (0,), "penalty_alpha": (0,), "dola_layers": (),
     "guidance_scale": (1,), "watermarking_config": (), "token_healing": (False,), "constraints": ([],),
     "force_words_ids": ([],), "output_attentions": (False,), "output_hidden_states": (False,), "assistant_model": (),
-    "negative_prompt_ids": (), "decoder_input_ids": (),
+    "negative_prompt_ids": (), "negative_prompt_attention_mask": (), "custom_generate": (), "decoder_input_ids": (),
 }
-# Arguments of transformers' generate that say how to compute, not what: accepted, and without effect here.
+# Arguments of transformers' generate that say how to compute or to pad, not what: accepted, and without effect here.
 WITHOUT_EFFECT = frozenset({
     "use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory", "compile_config", "disable_compile",
     "prefill_chunk_size", "synced_gpus", "return_dict_in_generate", "is_assistant", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
     "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "use_mtp",
-    "speculation_type", "continuous_batching_config"})
+    "speculation_type", "continuous_batching_config", "pad_token_id", "bos_token_id"})
 _MAX, _MIN = frozenset({"max_new_tokens", "max_length"}), frozenset({"min_new_tokens", "min_length"})
-# Entries of a generation_config.json that are no settings, or that other files say for a T5.
-_NO_SETTINGS = frozenset({"transformers_version", "pad_token_id", "bos_token_id", "max_seq_len", "id"})
+# Entries of a generation_config.json that are no settings.
+_NO_SETTINGS = frozenset({"transformers_version", "max_seq_len", "id"})
 
 
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -308,7 +308,8 @@ class Model:
             if outside := [token for token in values if token >= model.vocab_size]:
                 raise UserError(f"{argument} is {outside[0]}; the model's tokens are 0..{model.vocab_size - 1}")
         context = Context(np.array(tokens, np.int64), end_tokens, params.max_new_tokens + 1, model.vocab_size,
-                          self.target.backend, self._encode if self.tokenizer is not None else None, self._grammars)
+                          self.target.backend, self._encode if self.tokenizer is not None else None, self._grammars,
+                          self._text)
         # the outputs of an input that is sampled several times are one input for prefix_allowed_tokens_fn
         copies = params.num_return_sequences if params.num_beams == 1 else 1
         processors = make_processors(params, context, index // copies)

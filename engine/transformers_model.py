@@ -17,7 +17,7 @@ from foredraft.errors import UserError
 # What transformers generates with where neither the call nor a generation_config says more.
 _DEFAULTS = {"max_new_tokens": 20, "top_k": 50}
 # Arguments that Seq2SeqTrainer and scripts pass along, and that change nothing here.
-_PASSED_ALONG = ("labels", "use_model_defaults", "custom_generate")
+_PASSED_ALONG = ("labels", "use_model_defaults")
 
 
 class TransformersModel(Model):
@@ -115,7 +115,7 @@ class TransformersModel(Model):
         if getattr(config, "max_length", None) is not None:
             defaults.pop("max_new_tokens", None)
         beams = setting("num_beams", arguments.get("num_beams"), 1)
-        arguments.setdefault("batch_size", len(sources) * beams)
+        arguments.setdefault("batch_size", len(sources))
         out = super().generate(sources, generation_config=defaults | known_settings(config), **arguments)
         sequences = _padded([[start, *tokens] for tokens in out.token_ids], pad).to(tensor.device)
         if not setting("return_dict_in_generate", return_dict_in_generate, False):

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from foredraft.engine.params import SamplingParams as SamplingParams
     from foredraft.engine.protocols import Capabilities as Capabilities
     from foredraft.engine.protocols import Drafter as Drafter
+    from foredraft.engine.runtime.requests import Hypothesis as Hypothesis
     from foredraft.engine.runtime.requests import Request as Request
     from foredraft.engine.runtime.requests import Result as Result
+    from foredraft.engine.sampling.recorder import TokenLogprob as TokenLogprob
     from foredraft.engine.score import Scores as Scores
     from foredraft.engine.state import Draft as Draft
     from foredraft.engine.stats import DecodeStats as DecodeStats
     from foredraft.errors import UserError as UserError
     from foredraft.ngram_native.model import NgramModel as NgramModel
+    from foredraft.pipelines import Pipeline as Pipeline
     from foredraft.pipelines import pipeline as pipeline
 
 # the version is defined only here; setuptools and the command line read it
@@ -44,6 +47,8 @@ _HOME = {
     "Output": "foredraft.engine.output",
     "Request": "foredraft.engine.runtime.requests",
     "Result": "foredraft.engine.runtime.requests",
+    "Hypothesis": "foredraft.engine.runtime.requests",
+    "TokenLogprob": "foredraft.engine.sampling.recorder",
     "SamplingParams": "foredraft.engine.params",
     "Scores": "foredraft.engine.score",
     "DecodeStats": "foredraft.engine.stats",
@@ -53,6 +58,7 @@ _HOME = {
     "register": "foredraft.engine.drafters.registry",
     "NgramModel": "foredraft.ngram_native.model",
     "pipeline": "foredraft.pipelines",
+    "Pipeline": "foredraft.pipelines",
     "UserError": "foredraft.errors",
 }
 __all__ = [*_HOME, "__version__"]

@@ -111,8 +111,10 @@ def make_constraint(params: SamplingParams, context: Context) -> Constraint:
         raise UserError("choices as texts need a tokenizer; put tokenizer.json beside config.json, or give token ids")
     sequences = [context.encode(choice) if isinstance(choice, str) else check_tokens("choices", choice, context)
                  for choice in params.choices]
-    if not all(sequences):
-        raise UserError("choices holds an empty text; leave it out")
+    for choice, sequence in zip(params.choices, sequences, strict=True):
+        if isinstance(choice, str) and (written := context.decode(sequence)) != choice:
+            raise UserError(f"choices holds {choice!r}, which this tokenizer writes as {written!r}; give a text that it "
+                            "keeps")
     return Choices(sequences, context)
 
 

@@ -31,6 +31,7 @@ class Context:
     backend : str, of the kernels
     encode : callable or None, text to tokens without an end token; None without a tokenizer
     grammars : GrammarVocabulary or None, for regex and json_schema; None without a tokenizer
+    decode : callable or None, tokens to text
     """
 
     source: np.ndarray
@@ -40,3 +41,4 @@ class Context:
     backend: str
     encode: Callable[[str], list[int]] | None = None
     grammars: Any = None
+    decode: Callable[[list[int]], str] | None = None

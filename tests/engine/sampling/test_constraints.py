@@ -89,6 +89,8 @@ def test_what_cannot_be_is_one_line(model, tiny_model_path):
     for settings, message in (
             ({"choices": LABELS, "regex": "a"}, "choices and regex are given; give one of them"),
             ({"choices": ["yes", ""]}, "choices holds an empty text"),
+            ({"choices": ["a{b", "yes"]}, "choices holds 'a{b', which this tokenizer writes as 'ab'"),
+            ({"choices": ["yes", "not  yet"]}, "choices holds 'not  yet', which this tokenizer writes as 'not yet'"),
             ({"choices": LABELS, "max_new_tokens": 3}, "choices need . tokens, max_new_tokens is 3; raise it"),
             ({"choices": LABELS, "eos_token_id": []}, "choices need an end token"),
             ({"choices": 5}, "choices is 5; give a list"),
