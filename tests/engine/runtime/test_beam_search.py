@@ -315,3 +315,12 @@ def test_bad_arguments_are_one_line(checkpoints):
         model.generate([[5, 1]], num_beams=2, streamer=Streamer())
     (refused,) = model.stream([foredraft.Request([5, 1], num_beams=4)], num_beams=2)
     assert str(refused.error).startswith("num_beams is 4, the stream's is 2; open the stream with the largest num_beams")
+
+
+def test_a_cuda_device_refuses_what_it_cannot_do(checkpoints):
+    model = checkpoints["v1.0"][1].with_drafter(None)
+    model.graphs = object()  # a model on a device has captured graphs
+    for arguments, names in ((dict(num_beams=2), "num_beams"), (dict(repetition_penalty=1.2, min_new_tokens=3),
+                                                               "repetition_penalty, min_new_tokens")):
+        with pytest.raises(UserError, match=f"{names}: not supported on a CUDA device; leave it out"):
+            model.generate([[5, 1]], **arguments)
