@@ -42,14 +42,19 @@ class Connection:
 
     async def post(self, path: str, body: bytes, since: float | None = None) -> Answer:
         """`since`: when the request should have been sent."""
-        if self.streams is None:
+        since, is_new = perf_counter() if since is None else since, self.streams is None
+        if is_new:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
-        since = perf_counter() if since is None else since
         writer.write(b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
                      % (path.encode(), len(body), body))
         await writer.drain()
-        status = int((await reader.readline()).split()[1])
+        line = await reader.readline()
+        if not line and not is_new:
+            # the server has closed a connection that was idle for long
+            self.close()
+            return await self.post(path, body, since)
+        status = int(line.split()[1])
         length, first = None, 0.0
         while (line := await reader.readline()) != b"\r\n":
             name, _, value = line.partition(b":")
