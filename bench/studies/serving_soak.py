@@ -162,7 +162,8 @@ def main(
             sleep(0.1)
     per_hour, error = slope(samples)
     record |= {"clients": clients, "load_seconds": seconds, "counts": dict(counts),
-               "stuck": left["running"] + left["waiting"], "megabytes": samples[-1][1], "megabytes_per_hour": per_hour, "standard_error": error, "samples": samples}
+               "stuck": left["running"] + left["waiting"], "megabytes": samples[-1][1], "megabytes_per_hour": per_hour,
+               "standard_error": error, "samples": samples}
     finish([record], out, [Table(
         "Mixed load", ("requests", *KINDS, "failed", "differ", "stuck", "MB", "MB an hour"),
         [[str(sum(counts[kind] for kind in KINDS)), *(str(counts[kind]) for kind in KINDS), str(counts["failed"]),
