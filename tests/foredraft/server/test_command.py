@@ -43,7 +43,8 @@ def test_curl(server):
     assert "HTTP/1.1 415" in curl("-i", f"{server.url}/v1/completions", "-d", body)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command(tiny_model_path, number):
     """A signal lets a running request finish; the log is JSON; the exit code is 0."""
     port = free_port()

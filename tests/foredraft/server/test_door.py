@@ -137,6 +137,6 @@ def test_importing_foredraft_does_not_import_the_server():
     import subprocess
     import sys
 
-    script = ("import sys, foredraft, foredraft.cli.serve, foredraft.engine.generate\n"
+    script = ("import sys, foredraft, foredraft.cli.main, foredraft.cli.serve\n"
               "print([name for name in ('fastapi', 'uvicorn', 'starlette', 'prometheus_client') if name in sys.modules])")
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"

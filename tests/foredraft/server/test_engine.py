@@ -57,7 +57,7 @@ def alone(offline, body):
     return result.text
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [24, pytest.param(400, marks=pytest.mark.full)])
 def test_a_mixed_load_gives_what_each_request_gives_alone(server, offline, count):
     """Streamed or not, some wrong, some clients gone before the end."""
     bodies = list(mixed(3, count))

@@ -17,7 +17,8 @@ def server(tiny_model_path):
 
 
 # 1,250 for each route, right and wrong ones: 10,000 requests
-@pytest.mark.parametrize("count", [20, pytest.param(1250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.full),
+                                   pytest.param(1250, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_request_breaks_the_server(server, route, count):
     from schemathesis.generation import GenerationMode
