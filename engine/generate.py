@@ -26,6 +26,7 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.output import Output
 from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.protocols import Drafter
+from foredraft.engine.runtime.beam_draft_length import BeamDraftLength
 from foredraft.engine.runtime.continuous_batches import ContinuousBatches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.engine.runtime.ownership import Ownership
@@ -59,6 +60,11 @@ class Model:
     def adaptive(self) -> AdaptiveDrafter:
         """The drafter with adaptive draft lengths; it keeps what it has learned between calls."""
         return AdaptiveDrafter(self.drafter)
+
+    @cached_property
+    def beam_draft_length(self) -> BeamDraftLength:
+        """How many tokens beams draft; it keeps what it has learned between calls."""
+        return BeamDraftLength()
 
     @property
     def source_limit(self) -> int | None:
@@ -250,7 +256,8 @@ class Model:
         return ContinuousBatches(
             self.target, drafter, batch_size=batch_size, max_new_tokens=params.max_new_tokens, draft_tokens=width,
             longest=longest or 1, pages=pages, kv_memory=config.kv_memory, block=block, big_little=config.big_little,
-            constraint_proposer=PROPOSERS.index(CONSTRAINT), num_beams=params.num_beams, beam_drafter=beam_drafter)
+            constraint_proposer=PROPOSERS.index(CONSTRAINT), num_beams=params.num_beams,
+            beam_drafter=beam_drafter, beam_draft_length=self.beam_draft_length)
 
     def _width(self, draft_tokens: int | str) -> int:
         """The longest draft, K of the state."""

@@ -342,5 +342,7 @@ class DecodeState:
             before, after = int(last[sequence]), min(int(last[sequence]), kept)
             at[sequence, after:before] -= 1
             last[sequence] = after
+        # another rule may truncate the same step further
+        self.last_counts[sequence] = kept
         self.lengths[sequence] = length
         self.finished[sequence] = True

@@ -31,21 +31,21 @@ class BeamBatch:
     drafter : Drafter
     state : DecodeState
         Of the batch's sequences; only those of beams are ever unfinished.
+    draft_length : BeamDraftLength
+        What earlier batches have taught.
 
     Attributes
     ----------
     running : list of BeamSearch
-    draft_length : BeamDraftLength
     passes, steps : int
         Of the target, and of all searches.
     copied_bytes : int
         Keys and values copied between beams so far.
     """
 
-    def __init__(self, target: PagedTarget, drafter: Drafter, state: DecodeState):
-        self.target, self.drafter, self.state = target, drafter, state
+    def __init__(self, target: PagedTarget, drafter: Drafter, state: DecodeState, draft_length: BeamDraftLength):
+        self.target, self.drafter, self.state, self.draft_length = target, drafter, state, draft_length
         self.running: list[BeamSearch] = []
-        self.draft_length = BeamDraftLength()
         self.passes = self.steps = self.copied_bytes = 0
 
     def start(self, job: Job, sequences: list[int]) -> None:

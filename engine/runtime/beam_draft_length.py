@@ -17,7 +17,7 @@ FIRST = 6
 
 
 class BeamDraftLength:
-    """The estimates of one batch. Without measurements a step is assumed to be saved in half of all cases."""
+    """The estimates of one model. Without measurements a step is assumed to be saved in half of all cases."""
 
     def __init__(self):
         self.tested, self.saved = 2.0, 1.0

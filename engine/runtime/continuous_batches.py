@@ -12,6 +12,7 @@ from foredraft.engine.clock import now
 from foredraft.engine.loop import step
 from foredraft.engine.protocols import Drafter, PagedTarget
 from foredraft.engine.runtime.beam_batch import BeamBatch
+from foredraft.engine.runtime.beam_draft_length import BeamDraftLength
 from foredraft.engine.runtime.beam_search import BeamSearch
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.runtime.scheduler import Scheduler
@@ -49,6 +50,8 @@ class ContinuousBatches(Scheduler):
         The most beams that a request may ask for; each is a sequence.
     beam_drafter : Drafter or None
         Drafts for beams; None is `drafter`.
+    beam_draft_length : BeamDraftLength or None
+        What earlier batches have taught; None: nothing yet.
     constraint_proposer : int
         The entry of `registry.PROPOSERS` for tokens that a constraint forces.
 
@@ -61,7 +64,7 @@ class ContinuousBatches(Scheduler):
     def __init__(self, target: PagedTarget, drafter: Drafter, *, batch_size: int, max_new_tokens: int, draft_tokens: int,
                  longest: int, pages: int | None = None, kv_memory: int | None = None, block: bool = False,
                  big_little: tuple[float, float] | None = None, constraint_proposer: int = 0, num_beams: int = 1,
-                 beam_drafter: Drafter | None = None):
+                 beam_drafter: Drafter | None = None, beam_draft_length: BeamDraftLength | None = None):
         cache = target.cache
         # sequences that an interrupted call left admitted would keep their pages
         target.release(range(cache.num_sequences))
@@ -94,7 +97,7 @@ class ContinuousBatches(Scheduler):
         self.state, self._num_beams = idle_state(), num_beams
         # beams have a state of their own: passes of their own read them, and no verification sees them
         self.beams = BeamBatch(self.target, self.timer.watch(beam_drafter or drafter, {"draft": "draft"}),
-                               idle_state() if num_beams > 1 else self.state)
+                               idle_state() if num_beams > 1 else self.state, beam_draft_length or BeamDraftLength())
         self.state.block, self.state.pipeline = block, LogitsPipeline(constraint_proposer)
         if big_little is not None:
             self.state.fallback, self.state.rollback = map(float, big_little)
