@@ -60,6 +60,14 @@ def test_stopping_criteria_see_every_prefix_once(model, free, K):
     assert seen == [[0, *free[0][:n]] for n in range(1, 10)]
 
 
+def test_two_rules_that_end_the_same_step_count_accepted_drafts_once(model, free):
+    text = model.tokenizer.decode(free[0][:9])
+    out = model.generate(SOURCES[:1], eos_token_id=[], stop_strings=text, draft_tokens=12, max_new_tokens=NEW,
+                         stopping_criteria=[lambda input_ids, _: input_ids.shape[1] == 6])
+    assert out.token_ids == [free[0][:5]] and out.finish_reasons == ["stop"]
+    assert out.stats.emitted == 5 and out.stats.accepted <= out.stats.tested <= 5
+
+
 def test_transformers_criteria_work(model, free):
     from transformers import MaxLengthCriteria, StoppingCriteriaList
 
