@@ -149,18 +149,29 @@ def checkpoint_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
     UserError
         A file is not JSON, or an entry has a value that is not possible.
     """
-    path = folder / "generation_config.json"
-    is_own = path.exists()
-    path = path if is_own else folder / "config.json"
+    path, config = folder / "generation_config.json", folder / "config.json"
     if not path.exists():
-        return {}, []
+        return settings_of(_read(config), config, False) if config.exists() else ({}, [])
+    entries = _read(path)
+    if entries.get("_from_model_config") and config.exists():
+        # made of config.json: where the two differ one was edited later, so the end tokens of both count
+        both = [_listed(source.get("eos_token_id")) for source in (_read(config), entries)]
+        entries["eos_token_id"] = [*dict.fromkeys([*both[0], *both[1]])] or None
+    return settings_of(entries, path, True)
+
+
+def _listed(entry: Any) -> list:
+    return entry if isinstance(entry, list) else [] if entry is None else [entry]
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); copy it again") from None
     if not isinstance(entries, dict):
         raise UserError(f"{path}: holds no JSON object; copy it again")
-    return settings_of(entries, path, is_own)
+    return entries
 
 
 def settings_of(entries: Mapping[str, Any], path: Path, is_own: bool) -> tuple[dict[str, Any], list[str]]:

@@ -91,6 +91,11 @@ def test_several_end_tokens_or_none_in_the_files(checkpoint):
             (folder / "generation_config.json").unlink()
         found = foredraft.load(folder).generate([SOURCE], max_new_tokens=100).token_ids[0]
         assert found == tokens[: tokens.index(end) + 1]
+    # with a file that was made of config.json the end tokens of both count; another one replaces those of config.json
+    for is_made, ends in ((True, (1, end)), (False, (1,))):
+        folder = checkpoint(config={"eos_token_id": [1, end]},
+                            generation_config={"eos_token_id": 1, "_from_model_config": is_made})
+        assert tuple(np.atleast_1d(checkpoint_settings(folder)[0]["eos_token_id"])) == ends
 
 
 def test_entries_of_config_json_count_without_a_generation_config(checkpoint):
