@@ -229,5 +229,5 @@ def test_a_seeded_request_with_sampled_drafts_does_not_depend_on_the_load(lstm):
     for request in requests:
         alone, result = next(lstm.stream([request], **options)).token_ids, results[request.id]
         assert result.token_ids == alone[: len(result.token_ids)]
-        assert result.finish_reason == "cancelled" or len(result.token_ids) == request.max_new_tokens
+        assert result.finish_reason == "cancelled" or len(result.token_ids) == request.settings["max_new_tokens"]
     assert sum(result.stats.drafted for result in results.values() if result.id % 3) > 30

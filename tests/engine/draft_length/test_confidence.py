@@ -158,7 +158,7 @@ def test_a_sequence_does_not_depend_on_its_batch(model):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(big_little=(1.5, 2)), "big_little is 1.5,2"), (dict(big_little=(0.5, -1)), "big_little is 0.5,-1"),
+    (dict(big_little=(1.5, 2)), "big_little is"), (dict(big_little=(0.5, -1)), "big_little is"),
     (dict(big_little=(0.5, float("nan"))), "big_little is"), (dict(big_little=(0.5, 2), do_sample=True), "greedy only"),
     (dict(big_little=(0.5, 2), draft_tokens="auto"), "give draft_tokens a number")])
 def test_wrong_options_are_errors(model, options, message):
