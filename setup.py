@@ -11,8 +11,8 @@ ROOMS = ("engine", "kernels", "ngram_native", "train", "bench")
 FOLDERS = [*ROOMS, *(f"{room}.{inner}" for room in ROOMS for inner in find_namespace_packages(room, exclude=DATA))]
 
 setup(
-    packages=["foredraft", "foredraft.cli", "foredraft.cli.bench", "foredraft.server", "foredraft.assets",
-              *(f"foredraft.{folder}" for folder in FOLDERS)],
+    packages=["foredraft", "foredraft.cli", "foredraft.cli.bench", "foredraft.cli.training", "foredraft.server",
+              "foredraft.assets", *(f"foredraft.{folder}" for folder in FOLDERS)],
     package_dir={
         "foredraft": "foredraft", "foredraft.assets": "assets",
         **{f"foredraft.{folder}": folder.replace(".", "/") for folder in FOLDERS},

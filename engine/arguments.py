@@ -5,7 +5,6 @@ The later level of these three counts only where the earlier one says nothing, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from typing import Any, TypedDict
 
 from foredraft.engine.params import MAX_NEW_TOKENS, SamplingParams
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -151,11 +151,11 @@ def checkpoint_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """
     path, config = folder / "generation_config.json", folder / "config.json"
     if not path.exists():
-        return settings_of(_read(config), config, False) if config.exists() else ({}, [])
-    entries = _read(path)
+        return settings_of(read_object(config), config, False) if config.exists() else ({}, [])
+    entries = read_object(path)
     if entries.get("_from_model_config") and config.exists():
         # made of config.json: where the two differ one was edited later, so the end tokens of both count
-        both = [_listed(source.get("eos_token_id")) for source in (_read(config), entries)]
+        both = [_listed(source.get("eos_token_id")) for source in (read_object(config), entries)]
         entries["eos_token_id"] = [*dict.fromkeys([*both[0], *both[1]])] or None
     return settings_of(entries, path, True)
 
@@ -164,13 +164,13 @@ def _listed(entry: Any) -> list:
     return entry if isinstance(entry, list) else [] if entry is None else [entry]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); copy it again") from None
+def task_entries(folder: Path, task: str) -> dict[str, Any]:
+    """What `task_specific_params` of a config.json says of a task, its prefix included. UserError: it is no object."""
+    path = folder / "config.json"
+    tasks = (read_object(path) if path.exists() else {}).get("task_specific_params") or {}
+    entries = tasks.get(task) or {} if isinstance(tasks, dict) else None
     if not isinstance(entries, dict):
-        raise UserError(f"{path}: holds no JSON object; copy it again")
+        raise UserError(f"{path}: task_specific_params holds no object for {task!r}; remove or correct the entry")
     return entries
 
 

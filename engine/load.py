@@ -16,7 +16,7 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import copy_cuda_weights, load_cuda_weights
 from foredraft.engine.models.t5_weights import copy_weights, load_weights
 from foredraft.engine.models.tokenizer import adopt_tokenizer, load_tokenizer
-from foredraft.engine.models.unread import unread_entries
+from foredraft.engine.models.unknown_names import unknown_entries
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.ownership import check_process
 from foredraft.engine.transformers_model import TransformersModel
@@ -68,7 +68,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     else:
         target = T5Cuda(load_cuda_weights(folder, device, dtype, weights, merged))
     settings, warnings = checkpoint_settings(folder)
-    warnings += unread_entries(folder)
+    warnings += unknown_entries(folder)
     return Model(target, load_tokenizer(folder), drafter, folder, dtype, settings=settings, warnings=warnings)
 
 

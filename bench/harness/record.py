@@ -77,7 +77,9 @@ def command_line() -> str:
     path = Path(sys.argv[0])
     script = path.parent.parent.name == "bench" and path.suffix == ".py"
     program = ["python", "-m", f"foredraft.bench.{path.parent.name}.{path.stem}"] if script else ["foredraft"]
-    return shlex.join([*program, *sys.argv[1:]])
+    # a path of this machine means nothing on another one
+    words = [os.path.relpath(word) if os.path.isabs(word) and os.path.exists(word) else word for word in sys.argv[1:]]
+    return shlex.join([*program, *words])
 
 
 def store(rows: Sequence[dict], folder: Path) -> Path:

@@ -93,7 +93,7 @@ def main(
         name: of(arguments, 0, sampled) for name, arguments in FILTERS.items()}
     with counting(repeats * len(parts)) as advance:
         measured = {part: measure(runs, repeats, advance) for part, runs in parts.items()}
-    row = common_fields("processor prices", model=model, data=describe(data, found)) | {
+    row = common_fields("processor-prices", model=model, data=describe(data, found)) | {
         "max_new_tokens": max_new_tokens, "draft_tokens": draft_tokens, "repeats": repeats, "parts": measured}
     finish([row], out, _tables(row), as_json)
 

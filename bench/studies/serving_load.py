@@ -130,7 +130,7 @@ def main(
                  *(["--weights", weights] if weights else []), *(["--draft-tokens", draft_tokens] if draft_tokens else [])]
         with http_load.process(["foredraft", "serve", path, *flags], port, "/ready"):
             for name, stream, text_of in (
-                    ("whole", False, lambda answer: json.loads(answer.body)["choices"][0]["text"]),
+                    ("complete", False, lambda answer: json.loads(answer.body)["choices"][0]["text"]),
                     ("streamed", True, http_load.streamed_text)):
                 bodies = [json.dumps({"prompt": text, "stream": stream, **asked}).encode() for text in texts]
                 record[name] = measure(port, "/v1/completions", bodies, truth, text_of, counts, loads, per_client)
@@ -148,7 +148,7 @@ def main(
 def table(record: dict[str, Any]) -> Table:
     """A line for each loop."""
     lines = [["offline", f"batch {record['batch_size']}", f"{record['offline']['requests_per_second']:.2f}", *["-"] * 7]]
-    for who in ("whole", "streamed", "transformers"):
+    for who in ("complete", "streamed", "transformers"):
         for one in record.get(who, ()):
             load = f"{one['clients']} clients" if one["loop"] == "closed" else f"poisson {one['rate']:.2f}/s"
             times = [f"{one[name][share]:.3f}" if one[name] else "-" for name, share in (
@@ -164,7 +164,7 @@ def comparisons(record: dict[str, Any]) -> list[str]:
         return next((one for one in record.get(who, ()) if one.get("clients") == clients), None)
 
     found = []
-    if (full := closed("whole", 64)) is not None:
+    if (full := closed("complete", 64)) is not None:
         share = full["requests_per_second"] / record["offline"]["requests_per_second"]
         found.append(f"64 clients: {share:.1%} of the offline engine's requests a second")
         others = [one["requests_per_second"] for one in record.get("transformers", ())]

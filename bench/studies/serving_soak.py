@@ -2,7 +2,7 @@
 
     python -m foredraft.bench.studies.serving_soak --seconds 1800
 
-Clients send whole and streamed requests with settings and seeds of their own, wrong ones, and leave in the middle.
+Clients send complete and streamed requests with settings and seeds of their own, wrong ones, and leave in the middle.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS = ({}, {"do_sample": True, "temperature": 0.8}, {"do_sample": True, "te
             {"do_sample": True, "temperature": 0.9, "top_p": 0.8}, {"repetition_penalty": 1.2})
 WRONG = ({}, {"prompt": ""}, {"prompt": "a text", "colour": 1}, {"prompt": "a text", "max_tokens": 10**6},
          {"prompt": "a text", "regex": "("})
-KINDS = ("whole", "streamed", "wrong", "left")
+KINDS = ("complete", "streamed", "wrong", "left")
 # of the run, before the memory is looked at: kernels are loaded and buffers grow
 WARM_SHARE = 0.3
 

@@ -66,7 +66,7 @@ def main(
             rows.append({"name": name, "seconds": seconds})
             advance()
     same = sum(a == b for a, b in zip(*outputs, strict=True))
-    row = common_fields("trainer evaluation", model=model, data=describe(data, found)) | {
+    row = common_fields("trainer-evaluation", model=model, data=describe(data, found)) | {
         "batch_size": batch_size, "max_new_tokens": max_new_tokens, "methods": rows, "articles": len(sources), "same": same}
     finish([row], out, _tables(row), as_json)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from torch import Tensor
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors
 from foredraft.engine.models.spec import FAMILIES, ModelConfig
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "merge the adapter with PEFT's merge_and_unload() and save the model"
@@ -127,12 +127,7 @@ def open_checkpoint(path: Path, config: ModelConfig, adapter: Path | None = None
 def _read_settings(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).exists():
         raise UserError(f"{path}: {CONFIG} is missing; give the folder of an adapter that PEFT saved")
-    try:
-        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path / CONFIG}: not readable as JSON ({error}); copy or download it again") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path / CONFIG}: holds no JSON object; copy or download it again")
+    settings = read_object(path / CONFIG)
     if (kind := settings.get("peft_type")) != "LORA":
         raise UserError(f"{path / CONFIG}: peft_type {kind!r} is not supported, only 'LORA' is; {MERGE}")
     if str(settings.get("init_lora_weights")).lower().startswith(_CHANGE_BASE):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.models.spec import FAMILIES, ModelConfig, TensorParts
-from foredraft.engine.models.unread import check_tensor_names
+from foredraft.engine.models.unknown_names import check_tensor_names
 from foredraft.errors import UserError
 
 # Types that weights may be stored in.

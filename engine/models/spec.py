@@ -8,13 +8,13 @@ needs the same, or kernels.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 from foredraft.kernels.model.activation import ACTIVATIONS
 from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
 
@@ -78,13 +78,7 @@ class ModelConfig:
     @classmethod
     def from_json(cls, path: Path) -> ModelConfig:
         """Read a config.json. UserError: not JSON, another family, or an entry that cannot be honoured."""
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: not readable as JSON ({error}); is this a T5 checkpoint directory?") from None
-        if not isinstance(entries, dict):
-            raise UserError(f"{path}: holds no JSON object; is this a T5 checkpoint directory?")
-        return cls.from_dict(entries, path)
+        return cls.from_dict(read_object(path, "is this a T5 checkpoint directory?"), path)
 
     @classmethod
     def from_dict(cls, entries: dict, path: str | Path) -> ModelConfig:

@@ -6,12 +6,12 @@ ByT5Tokenizer, whose tokens are bytes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foredraft.engine.models.sentencepiece_file import CONTROL, USER_DEFINED, read_sentencepiece
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -44,7 +44,7 @@ def load_tokenizer(path: Path) -> Tokenizer | None:
     """
     from tokenizers import Tokenizer
 
-    settings = _read_json(path / "tokenizer_config.json")
+    settings = _entries_of(path / "tokenizer_config.json")
     if (path / "tokenizer.json").exists():
         try:
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -73,7 +73,7 @@ def _from_parts(path: Path, settings: dict[str, Any]) -> Tokenizer | None:
         return _from_sentencepiece(path, settings)
     if (path / "vocab.json").exists() and (path / "merges.txt").exists():
         return _from_merges(path)
-    if "ByT5Tokenizer" in (settings.get("tokenizer_class"), _read_json(path / "config.json").get("tokenizer_class")):
+    if "ByT5Tokenizer" in (settings.get("tokenizer_class"), _entries_of(path / "config.json").get("tokenizer_class")):
         return _of_bytes(path, settings)
     return None
 
@@ -100,15 +100,9 @@ def adopt_tokenizer(tokenizer: Any) -> Tokenizer | None:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _entries_of(path: Path) -> dict[str, Any]:
     """The entries of a JSON file; none where there is no file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); copy or download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds no JSON object; copy or download it again")
-    return found
+    return read_object(path) if path.exists() else {}
 
 
 def _from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
@@ -139,7 +133,7 @@ def _from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
 def _from_merges(path: Path) -> Tokenizer:
     from transformers import AutoTokenizer, RobertaTokenizer
 
-    declared = _read_json(path / "tokenizer_config.json").get("tokenizer_class")
+    declared = _entries_of(path / "tokenizer_config.json").get("tokenizer_class")
     kind = RobertaTokenizer if str(declared).startswith(("Roberta", "None")) else AutoTokenizer
     try:
         return kind.from_pretrained(path, local_files_only=True).backend_tokenizer
@@ -178,10 +172,10 @@ def _add_tokens(tokenizer: Tokenizer, path: Path, settings: dict[str, Any]) -> b
     """Add the tokens of tokenizer_config.json or added_tokens.json that the vocabulary lacks. False where there are none."""
     added = {int(token): _added(entry) for token, entry in settings.get("added_tokens_decoder", {}).items()}
     if not added:
-        names = _read_json(path / "special_tokens_map.json").get("additional_special_tokens") or []
+        names = _entries_of(path / "special_tokens_map.json").get("additional_special_tokens") or []
         special = {_content(name) for name in names}
         added = {token: _added({"content": text, "special": text in special})
-                 for text, token in _read_json(path / "added_tokens.json").items()}
+                 for text, token in _entries_of(path / "added_tokens.json").items()}
     for token, text in sorted(added.items()):
         if tokenizer.token_to_id(text.content) is None:
             (tokenizer.add_special_tokens if text.special else tokenizer.add_tokens)([text])

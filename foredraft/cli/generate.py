@@ -151,9 +151,9 @@ summarize = _command(
 
 def summarization_prefix(checkpoint: Path) -> str:
     """What config.json says is put before a text to summarise; "" where it says nothing."""
-    path = Path(checkpoint) / "config.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return ((known.get("task_specific_params") or {}).get("summarization") or {}).get("prefix") or ""
+    from foredraft.engine.arguments import task_entries
+
+    return task_entries(Path(checkpoint), "summarization").get("prefix") or ""
 
 
 def stats_line(stats) -> str:

@@ -134,7 +134,7 @@ class Choice:
         self.text += rest
         return rest
 
-    def whole(self, result: Result) -> Choice:
+    def complete(self, result: Result) -> Choice:
         """All of a sequence that was not streamed."""
         self.add(Progress(result.token_ids, result.proposers, [], result.logprobs))
         self.finish(result)

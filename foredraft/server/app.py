@@ -1,4 +1,4 @@
-"""The application: routes of one engine behind the door."""
+"""The application: the routes of one engine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from foredraft import embedded
 from foredraft.engine.generate import Model
 from foredraft.errors import UserError
 from foredraft.server import openai, tgi
-from foredraft.server.door import Door
 from foredraft.server.engine import Engine
 from foredraft.server.errors import ApiError, json_response
 from foredraft.server.metrics import Metrics
+from foredraft.server.middleware import Checks
 from foredraft.server.settings import ServerSettings
 
 # the text that the page begins with
@@ -112,7 +112,7 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
                          headers=error.headers)
         return await api_error(request, found)
 
-    app.add_middleware(Door, settings=settings, metrics=metrics, is_local=is_local)
+    app.add_middleware(Checks, settings=settings, metrics=metrics, is_local=is_local)
     return app
 
 
@@ -123,11 +123,11 @@ def validation_error(error: RequestValidationError) -> ApiError:
     if kind == "json_invalid":
         return ApiError(400, "the body is not JSON", code="invalid_json")
     param = where[0][:100] if where else None
-    place = ".".join(where)[:200]
+    name = ".".join(where)[:200]
     if kind == "extra_forbidden":
-        return ApiError(400, f"there is no field {place!a}; leave it out", param, "unknown_field")
+        return ApiError(400, f"there is no field {name!a}; leave it out", param, "unknown_field")
     if kind == "missing":
-        what = f"{place} is missing" if place else "the body is empty"
+        what = f"{name} is missing" if name else "the body is empty"
         return ApiError(400, f"{what}; give it", param, "missing_field")
     message = first["msg"][:1].lower() + first["msg"][1:200]
-    return ApiError(400, f"{place or 'the body'}: {message}", param, "invalid_value")
+    return ApiError(400, f"{name or 'the body'}: {message}", param, "invalid_value")

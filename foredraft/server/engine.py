@@ -154,11 +154,11 @@ class Engine:
             self._lock.notify_all()
 
     def _retry_after(self) -> int:
-        """Seconds until half of the queue has ended, at the pace of the last sequences."""
+        """Seconds until half of the queue has ended, at the rate of the last sequences."""
         if len(self._ends) < 2:
             return 1
-        pace = (len(self._ends) - 1) / max(perf_counter() - self._ends[0], 1e-3)
-        return min(max(math.ceil(len(self._waiting) / 2 / pace), 1), 60)
+        rate = (len(self._ends) - 1) / max(perf_counter() - self._ends[0], 1e-3)
+        return min(max(math.ceil(len(self._waiting) / 2 / rate), 1), 60)
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Forget tickets: their sequences are free after the running step."""

@@ -12,7 +12,7 @@ INTERNAL = "the server failed; the request may be sent again"
 
 
 class ApiError(Exception):
-    """An error that the client is told of.
+    """An error that the client receives.
 
     Parameters
     ----------
@@ -63,5 +63,5 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def internal_error() -> ApiError:
-    """What clients are told of a failure of ours."""
+    """The text that clients receive when the server itself failed."""
     return ApiError(500, INTERNAL, code="internal_error")

@@ -105,7 +105,7 @@ def routes(engine: Engine) -> APIRouter:
             generation.close()
         found = []
         for index, (choice, result) in enumerate(zip(choices, results, strict=True)):
-            choice.whole(result)
+            choice.complete(result)
             found.append(form.choice(index, choice, choice.text)
                          | ({"details": {"pieces": choice.pieces, "stats": choice.stats}} if body.details else {}))
         log_usage(request, sources, choices)

@@ -1,4 +1,4 @@
-"""Run an application until the process is told to stop."""
+"""Run an application until the process receives a signal to stop."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 INT64 = 2**63 - 1
 Token = Annotated[int, Field(ge=0, le=INT64)]
 Tokens = list[Token]
-Whole = Annotated[int, Field(ge=0, le=INT64)]
+Count = Annotated[int, Field(ge=0, le=INT64)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -26,18 +26,18 @@ class EngineFields(Strict):
     max_new_tokens: Annotated[int, Field(ge=1, le=INT64)] | None = None
     draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
     do_sample: bool | None = None
-    top_k: Whole | None = None
+    top_k: Count | None = None
     stop_strings: str | list[str] | None = None
-    max_length: Whole | None = None
-    min_length: Whole | None = None
-    min_new_tokens: Whole | None = None
+    max_length: Count | None = None
+    min_length: Count | None = None
+    min_new_tokens: Count | None = None
     max_time: Positive | None = None
     eos_token_id: Token | Tokens | None = None
     decoder_start_token_id: Token | None = None
     repetition_penalty: Positive | None = None
     encoder_repetition_penalty: Positive | None = None
-    no_repeat_ngram_size: Whole | None = None
-    encoder_no_repeat_ngram_size: Whole | None = None
+    no_repeat_ngram_size: Count | None = None
+    encoder_no_repeat_ngram_size: Count | None = None
     bad_words_ids: list[Tokens] | None = None
     suppress_tokens: Tokens | None = None
     begin_suppress_tokens: Tokens | None = None

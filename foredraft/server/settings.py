@@ -1,4 +1,4 @@
-"""What `foredraft serve` is told."""
+"""The settings of `foredraft serve`."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def routes(engine: Engine) -> APIRouter:
         if p.details or is_streamed or p.top_n_tokens:
             own["logprobs"] = p.top_n_tokens or 0
         translate.check_settings(engine, own)
-        # TGI cuts what is too long only where it is told to
+        # TGI cuts what is too long only where `truncate` says so
         source = translate.source_of(engine.model, body.inputs, "inputs", limit, p.truncate)
         generation = Generation(engine, [source], [own | translate.seeds(p.seed, 1)[0]], is_streamed)
         # stop strings stay in TGI's texts
@@ -58,7 +58,7 @@ def routes(engine: Engine) -> APIRouter:
             result, = await unless_disconnected(request, generation.results())
         finally:
             generation.close()
-        choice.whole(result)
+        choice.complete(result)
         log_usage(request, [source], [choice])
         found: dict[str, Any] = {"generated_text": choice.text}
         if p.details:

@@ -29,6 +29,7 @@ from foredraft.engine.models.checkpoint import StoredTensors, read_config, weigh
 from foredraft.engine.models.spec import ModelConfig, tensor_parts
 from foredraft.engine.models.t5_weights import T5Weights
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 from foredraft.kernels.model.linear import pack
 
 
@@ -284,15 +285,9 @@ def read_entries(folder: Path, kind: type[DraftConfig], model_type: str) -> dict
 def read_json(folder: Path) -> dict[str, Any]:
     """The entries of a drafter's config.json. UserError: there is none, or it is no JSON object."""
     path = folder / "config.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: config.json is missing; give a drafter's directory") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); copy the drafter again") from None
-    if not isinstance(entries, dict):
-        raise UserError(f"{path}: holds no JSON object; copy the drafter again")
-    return entries
+    if not path.exists():
+        raise UserError(f"{folder}: config.json is missing; give a drafter's directory")
+    return read_object(path, "copy the drafter again")
 
 
 def save_files(folder: str | Path, entries: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foredraft.cli.matrix import parse_steps
+from foredraft.cli.training.matrix import parse_steps
 from foredraft.errors import UserError
 from foredraft.train.data.drafter_data import read_drafter_data
 from foredraft.train.data.heldout import heldout_articles

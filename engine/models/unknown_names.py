@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from foredraft.engine.models.spec import FAMILIES, ModelConfig
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 
 # Parts of the names of tensors, and what they are a sign of.
 _ADAPTERS = ("lora_", "adapter", "prompt_encoder", "ia3_", "base_model.", "modules_to_save", "original_module")
@@ -49,9 +49,9 @@ def check_tensor_names(config: ModelConfig, names: Iterable[str], path: str | Pa
     raise UserError(f"{path}: holds {first!r}{more}; {reason}")
 
 
-def unread_entries(path: Path) -> list[str]:
+def unknown_entries(path: Path) -> list[str]:
     """A warning for each entry of a checkpoint directory's config.json that its family does not know."""
-    entries = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    entries = read_object(path / "config.json")
     known = FAMILIES[entries["model_type"]].entries
     if not known:
         return []

@@ -9,7 +9,7 @@ import pytest
 from live_server import PATIENCE, endless, live
 
 from foredraft.errors import UserError
-from foredraft.server.door import is_local_name
+from foredraft.server.middleware import is_local_name
 from foredraft.server.settings import ServerSettings
 
 SECRET = "w5 w77 w78"

@@ -1,4 +1,4 @@
-"""What every request passes: its id and its line of the log, the key, the limits of its body, and the last net."""
+"""What happens to every request before its route: an id, a log line, checks of key and body, and errors as answers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_LEFT = 499
 
 
-class Door:
-    """Middleware.
+class Checks:
+    """ASGI middleware.
 
     Parameters
     ----------
@@ -133,11 +133,11 @@ class Door:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json" and scope["path"] in KNOWN:
             raise ApiError(415, "the body must have the content type application/json", code="unsupported_media_type")
-        whole: list[bytes] = [b"".join(parts)]
+        body: list[bytes] = [b"".join(parts)]
 
         async def again() -> Message:
-            if whole:
-                return {"type": "http.request", "body": whole.pop(), "more_body": False}
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
             return await receive()
 
         return again

@@ -63,7 +63,7 @@ def matrix(
 ) -> None:
     """Train every drafter with every method and seed on the same articles and steps, and evaluate each."""
     from foredraft import embedded
-    from foredraft.cli.train import parse_sizes
+    from foredraft.cli.training.train import parse_sizes
     from foredraft.engine.load import check_device
     from foredraft.engine.models.hub import find_checkpoint
     from foredraft.train.data.drafter_data import read_drafter_data

@@ -1,0 +1,1 @@
+"""The commands that train, tune and compress drafters and targets, one file each."""
