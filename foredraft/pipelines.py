@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,12 +12,13 @@ from typing import Any
 
 import torch
 
-from foredraft.engine.arguments import override, settings_of
+from foredraft.engine.arguments import override, settings_of, task_entries
 from foredraft.engine.generate import Model
 from foredraft.engine.load import load
 from foredraft.engine.runtime.requests import Request
 from foredraft.engine.runtime.stream import Stream
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 
 # How the keys of a record begin.
 KEYS = {"summarization": "summary", "translation": "translation", "text2text-generation": "generated"}
@@ -235,12 +235,9 @@ class Pipeline:
     def _entries(self, name: str) -> tuple[str, dict[str, Any]]:
         """The prefix and the settings that config.json has for a task. Warns once of what is not possible."""
         path = Path(self.model.path) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        tasks = config.get("task_specific_params") or {}
-        entries = tasks.get(name) or {} if isinstance(tasks, dict) else None
-        if not isinstance(entries, dict):
-            raise UserError(f"{path}: task_specific_params holds no object for {name!r}; remove or correct the entry")
-        if name not in tasks and name != self.task:
+        config = read_object(path) if path.exists() else {}
+        entries = task_entries(path.parent, name)
+        if not entries and name != self.task:
             self._warn_once(f"{path}: task_specific_params has no {name!r}: src_lang and tgt_lang have no effect")
         where = Path(f"{path}: task_specific_params of {name!r}")
         settings, ignored = settings_of({key: value for key, value in entries.items() if key != "prefix"}, where, True)
