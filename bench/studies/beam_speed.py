@@ -30,17 +30,23 @@ from foredraft.cli.measuring import counting, finish, open_model, read_articles,
 
 # Tokens of the shorter of the two lengths.
 SHORT = 8
-Run = Callable[[Sequence[int], int], list[int]]
+# a source and a number of tokens to an output, and the passes of the target that it took where they are known
+Run = Callable[[Sequence[int], int], tuple[list[int], int | None]]
 
 
 def methods(model, weights: str | None, beams: Sequence[int]) -> tuple[dict[str, Run], dict[str, str]]:
-    """Runs by name, and the reasons of those that cannot run. A run decodes a source to a number of tokens."""
+    """Runs by name, and the reasons why others cannot run."""
     plain = model.with_drafter(None)
 
     def ours(drafted: bool, n: int) -> Run:
         used, draft_tokens = (model, "auto") if drafted else (plain, 0)
-        return lambda source, tokens: used.generate(
-            [list(source)], max_new_tokens=tokens, eos_token_id=[], num_beams=n, draft_tokens=draft_tokens).token_ids[0]
+
+        def run(source: Sequence[int], tokens: int) -> tuple[list[int], int]:
+            out = used.generate([list(source)], max_new_tokens=tokens, eos_token_id=[], num_beams=n,
+                                draft_tokens=draft_tokens)
+            return out.token_ids[0], out.stats.steps
+
+        return run
 
     found: dict[str, Run] = {"greedy": ours(False, 1), "greedy, drafts": ours(True, 1)}
     for n in beams:
@@ -62,11 +68,11 @@ def _transformers(folder: Path, weights: str | None, beams: Sequence[int]) -> di
 
     def of(n: int) -> Run:
         @torch.inference_mode()
-        def run(source: Sequence[int], tokens: int) -> list[int]:
+        def run(source: Sequence[int], tokens: int) -> tuple[list[int], None]:
             ids = torch.tensor([list(source)])
             out = peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
                                 do_sample=False, num_beams=n)
-            return out[0, 1:].tolist()
+            return out[0, 1:].tolist(), None
 
         return run
 
@@ -77,7 +83,7 @@ def _ctranslate2(folder: Path, weights: str | None, beams: Sequence[int]) -> dic
     translator = Translator(folder, {"int8": "int8", "bf16": "bfloat16"}.get(weights, "float32"))
 
     def of(n: int) -> Run:
-        return lambda source, tokens: translator([source], tokens, shortest=tokens, beams=n)[0]
+        return lambda source, tokens: (translator([source], tokens, shortest=tokens, beams=n)[0], None)
 
     return {n: of(n) for n in beams}
 
@@ -85,7 +91,8 @@ def _ctranslate2(folder: Path, weights: str | None, beams: Sequence[int]) -> dic
 def measure(runs: dict[str, Run], sources: Sequence[Sequence[int]], tokens: int, repeats: int,
             on_step: Callable[[], None]) -> list[dict]:
     """A row for each method: medians of seconds a summary and a step, and how many outputs equal those of its beams here."""
-    outputs: dict[str, list] = {name: [run(source, tokens) for source in sources] for name, run in runs.items()}
+    outputs: dict[str, list] = {name: [run(source, tokens)[0] for source in sources] for name, run in runs.items()}
+    passes: dict[str, list] = {name: [] for name in runs}
     seconds: dict[str, list] = {name: [] for name in runs}
     steps: dict[str, list] = {name: [] for name in runs}
     for order in islice(orders(list(runs), 0), repeats):
@@ -95,9 +102,10 @@ def measure(runs: dict[str, Run], sources: Sequence[Sequence[int]], tokens: int,
                 taken = []
                 for length in (SHORT, tokens):
                     began = time.perf_counter()
-                    runs[name](source, length)
+                    _, count = runs[name](source, length)
                     taken.append(time.perf_counter() - began)
                 seconds[name].append(taken[1])
+                passes[name].append(count)
                 steps[name].append((taken[1] - taken[0]) / (tokens - SHORT))
             on_step()
     rows = []
@@ -105,6 +113,7 @@ def measure(runs: dict[str, Run], sources: Sequence[Sequence[int]], tokens: int,
         beams = name.rpartition(", ")[2] if name[0].isalpha() and "beams" in name else name.partition(",")[0]
         wanted = outputs["greedy" if beams in ("greedy", "1 beams") else beams]
         rows.append({"name": name, "seconds": median(seconds[name]), "step_ms": median(steps[name]) * 1e3,
+                     "passes": None if passes[name][0] is None else median(passes[name]),
                      "equal": sum(a == b for a, b in zip(outputs[name], wanted, strict=True)), "sources": len(sources)})
     return rows
 
@@ -143,10 +152,10 @@ def main(
 
 def _tables(row: dict) -> Iterator[Table | str]:
     greedy = row["methods"][0]
-    columns = ("method", "s a summary", "ms a step", "step / greedy", "equal")
+    columns = ("method", "s a summary", "ms a step", "step / greedy", "passes", "equal")
     yield Table(f"beam search, {row['geometry'] or 'target'}", columns, [
         [one["name"], number(one["seconds"], 3), number(one["step_ms"]), number(one["step_ms"] / greedy["step_ms"]),
-         f"{one['equal']}/{one['sources']}"] for one in row["methods"]])
+         number(one["passes"], 0), f"{one['equal']}/{one['sources']}"] for one in row["methods"]])
     for name, reason in row["absent"].items():
         yield f"{name}: {reason}"
 
