@@ -1,4 +1,4 @@
-"""What the routes have in common: sequences as choices, their texts, and event streams."""
+"""Shared by OpenAI's and TGI's routes: the text of each sequence, event streams, and token counts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from foredraft.server.errors import ApiError, render
 from foredraft.server.text import StopCutter, TextStream
 
 T = TypeVar("T")
-# seconds without an event after which a comment keeps the connection open
+# seconds without an event after which the server sends a comment, so that proxies keep the connection open
 PING = 15.0
 
 
 class Disconnected(Exception):
-    """The client has left; nobody reads an answer."""
+    """The client has closed the connection."""
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; Disconnected as soon as the client leaves."""
+    """The result of `work`. Disconnected: the client closed the connection before `work` ended."""
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -47,7 +47,7 @@ async def _disconnect(request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of a generation, which is closed whatever becomes of the answer."""
+    """Server-sent events of a generation. The generation is closed when the response ends, fails or is cancelled."""
 
     def __init__(self, events: AsyncIterator[bytes], generation: Generation):
         super().__init__(events, media_type="text/event-stream",
@@ -68,8 +68,10 @@ def event(content: Any) -> bytes:
 async def event_stream(request: Request, generation: Generation,
                        answer: Callable[[int, Progress | Result], Iterator[Any]], end: Callable[[], Iterator[bytes]],
                        error_body: Callable[[ApiError], Any] = ApiError.body) -> EventStream:
-    """Stream what `answer` makes of every event, then `end`. Errors before the first event are raised, as an answer of
-    their own; later ones end the stream with their body."""
+    """Stream the objects that `answer` yields for every event of the generation, then the bytes of `end`.
+
+    An error before the first event is raised, so that the response has its status. A later error is sent as the last event.
+    """
     try:
         first = await unless_disconnected(request, generation.next())
     except BaseException:
@@ -109,9 +111,9 @@ class Choice:
     result: Result | None = None
 
     def add(self, progress: Progress) -> tuple[str, list[dict[str, str]], list[dict[str, Any]]]:
-        """The text, the pieces of `details` and the tokens that a step adds."""
+        """The text, the pieces of `details` and the log-probabilities that a step adds."""
         pieces: list[dict[str, str]] = []
-        known = []
+        logprobs = []
         for number, (token, proposer) in enumerate(zip(progress.token_ids, progress.proposers, strict=True)):
             if progress.rejected and number == len(progress.token_ids) - 1:
                 pieces.append({"text": self.text_stream.peek(progress.rejected), "proposer": "rejected"})
@@ -122,25 +124,25 @@ class Choice:
             if shown:
                 pieces.append({"text": shown, "proposer": PROPOSERS[proposer]})
             if progress.logprobs is not None:
-                known.append(self._known(progress.logprobs[number], piece, offset))
-        self.tokens += known
+                logprobs.append(self._logprob(progress.logprobs[number], piece, offset))
+        self.tokens += logprobs
         self.pieces += [piece for piece in pieces if piece["proposer"] != "rejected"]
-        return "".join(piece["text"] for piece in pieces if piece["proposer"] != "rejected"), pieces, known
+        return "".join(piece["text"] for piece in pieces if piece["proposer"] != "rejected"), pieces, logprobs
 
     def finish(self, result: Result) -> str:
-        """The rest of the text."""
+        """Keep the result, and return the rest of the text."""
         self.result = result
         rest = self.cutter.push(self.text_stream.flush()) + self.cutter.flush()
         self.text += rest
         return rest
 
     def complete(self, result: Result) -> Choice:
-        """All of a sequence that was not streamed."""
+        """Add a result that was not streamed."""
         self.add(Progress(result.token_ids, result.proposers, [], result.logprobs))
         self.finish(result)
         return self
 
-    def _known(self, entry: TokenLogprob, piece: str, offset: int) -> dict[str, Any]:
+    def _logprob(self, entry: TokenLogprob, piece: str, offset: int) -> dict[str, Any]:
         tokenizer = self.text_stream.tokenizer
         return {"id": entry.token, "token": token_text(tokenizer, entry.token), "piece": piece, "logprob": entry.logprob,
                 "offset": offset,
@@ -149,12 +151,12 @@ class Choice:
 
     @property
     def finish_reason(self) -> str:
-        """In OpenAI's words; a request that max_time ended has reached a limit."""
+        """OpenAI's finish_reason; "length" also where max_time ended the request."""
         return "stop" if self.result.finish_reason == "stop" else "length"
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What the drafts gained."""
+        """Steps, drafted and accepted tokens."""
         stats = self.result.stats
         return {"steps": stats.steps, "drafted": stats.drafted, "tested": stats.tested, "accepted": stats.accepted,
                 "tokens": stats.emitted, "tokens_per_step": round(stats.tokens_per_step, 3),
@@ -162,12 +164,12 @@ class Choice:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """A token as a text of its own, with its space."""
+    """The text of a single token; the marker of a word's start becomes a space."""
     return (tokenizer.id_to_token(token) or "").replace("\u2581", " ")
 
 
 def usage(sources: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[str, Any]:
-    """Tokens of a request, in OpenAI's shape; drafts are predictions."""
+    """OpenAI's usage object; drafted tokens are counted as predictions."""
     prompt = sum(map(len, sources))
     stats = [choice.result.stats for choice in choices if choice.result is not None]
     emitted, accepted = sum(one.emitted for one in stats), sum(one.accepted for one in stats)
@@ -177,7 +179,7 @@ def usage(sources: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[s
 
 
 def log_usage(request: Request, sources: Sequence[Sequence[int]], choices: Sequence[Choice]) -> None:
-    """Add the figures of a request to its line of the log."""
+    """Add token counts and finish reasons to the request's log line."""
     stats = [choice.result.stats for choice in choices if choice.result is not None]
     request.scope["foredraft.log"] |= {
         "sequences": len(sources), "prompt_tokens": sum(map(len, sources)),
@@ -187,5 +189,3 @@ def log_usage(request: Request, sources: Sequence[Sequence[int]], choices: Seque
 
 def timestamp() -> int:
     return int(time.time())
-
-

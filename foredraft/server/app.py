@@ -1,4 +1,4 @@
-"""The application: the routes of one engine."""
+"""The ASGI application of a model: its routes, its page, and errors as responses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from foredraft.server.metrics import Metrics
 from foredraft.server.middleware import Checks
 from foredraft.server.settings import ServerSettings
 
-# the text that the page begins with
+# the text in the page's input field
 SAMPLE = "01-harbour-bridge.txt"
-# the page loads nothing from elsewhere, and no other page may show it
+# the page loads nothing from other hosts, and no other page may embed it
 PAGE_POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
                "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
@@ -40,12 +40,17 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
         On the CPU, with a tokenizer.
     settings : ServerSettings
     is_local : bool
-        Whether only this machine can reach it.
+        Whether the server listens on a loopback address only.
 
     Returns
     -------
     FastAPI
         `state.engine` is its Engine.
+
+    Raises
+    ------
+    UserError
+        The model has no tokenizer, or is on a GPU.
     """
     if model.tokenizer is None:
         raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
@@ -62,7 +67,7 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
         finally:
             await engine.stop()
 
-    # the pages of FastAPI load scripts from elsewhere
+    # FastAPI's documentation pages are off: they load scripts from other hosts
     app = FastAPI(title="foredraft", version=foredraft.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
                   redirect_slashes=False)
     app.state.engine = engine
@@ -74,18 +79,18 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
 
     @app.get("/")
     async def root() -> Response:
-        """The page that shows drafts being accepted."""
+        """The page that shows accepted drafts."""
         return Response(page, media_type="text/html; charset=utf-8",
                         headers={"content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer"})
 
     @app.get("/health")
     async def health() -> Response:
-        """Whether the engine is alive."""
+        """Status 200 while the engine thread runs, 503 after it failed."""
         return json_response({"status": "ok" if engine.is_alive else "failed"}, 200 if engine.is_alive else 503)
 
     @app.get("/ready")
     async def ready() -> Response:
-        """Whether requests are taken."""
+        """Status 200 while requests are accepted, 503 while the queue is full or the server stops."""
         is_ready = engine.is_ready and engine.num_waiting < settings.max_queue
         return json_response({"status": "ready" if is_ready else "busy" if engine.is_ready else "stopping",
                               "running": engine.num_running, "waiting": engine.num_waiting}, 200 if is_ready else 503)
@@ -106,7 +111,7 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        texts = {404: "there is no such route", 405: "this route has another method", 400: "the body is not JSON"}
+        texts = {404: "there is no such route", 405: "this route does not accept this method", 400: "the body is not JSON"}
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         found = ApiError(error.status_code, texts.get(error.status_code, "the request cannot be answered"), code=code,
                          headers=error.headers)
@@ -117,7 +122,7 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body, without repeating what the client sent but the name of a field."""
+    """The first validation error. Its message repeats field names, but no values that the client sent."""
     first = error.errors()[0]
     kind, where = first["type"], [str(part) for part in first["loc"] if part != "body"]
     if kind == "json_invalid":
@@ -128,6 +133,6 @@ def validation_error(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"there is no field {name!a}; leave it out", param, "unknown_field")
     if kind == "missing":
         what = f"{name} is missing" if name else "the body is empty"
-        return ApiError(400, f"{what}; give it", param, "missing_field")
+        return ApiError(400, f"{what}; send it", param, "missing_field")
     message = first["msg"][:1].lower() + first["msg"][1:200]
     return ApiError(400, f"{name or 'the body'}: {message}", param, "invalid_value")

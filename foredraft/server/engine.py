@@ -1,7 +1,7 @@
-"""The engine thread: one `Model.stream` that requests enter and leave, and the queue before it.
+"""The engine thread: it runs one `Model.stream`, which reads its requests from a queue.
 
-The event loop's thread submits tickets and cancels them. The engine thread takes tickets out of the queue as sequences
-become free, and sends what comes of them back to the event loop, all events of a step at once.
+The event loop submits and cancels tickets, one for each sequence. The engine thread takes a ticket from the queue whenever
+the batch has a free sequence, and sends its events (progress, result) to the event loop, all events of a step at once.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from foredraft.server.logs import log
 from foredraft.server.metrics import Metrics
 from foredraft.server.settings import ServerSettings
 
-# Failures of the stream without a result between them after which the server gives up.
+# The server gives up after so many failures of the stream without a result between them.
 MAX_FAILURES = 3
+# A source with repeated words, so that the lookup drafter drafts.
 WARM_UP = "the old bridge will close on monday. the council said a free boat would run until the old bridge is open."
 
 
 class Failed:
-    """The stream has failed under a ticket."""
+    """The last event of a ticket whose stream has failed."""
 
 
 Event = Progress | Result | Failed
 
 
 class Ticket:
-    """One sequence on its way through the server.
+    """One sequence of an HTTP request: its source and settings, and the queue for its events.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class Ticket:
     settings : mapping
         Fields of SamplingParams.
     events : asyncio.Queue
-        Receives pairs of a ticket and an event; the last event is a Result or Failed.
+        Receives (ticket, event) pairs; the last event is a Result or Failed.
     is_streamed : bool
         Whether to send Progress.
     """
@@ -63,12 +64,12 @@ class Ticket:
         self.submitted, self.started, self.first_token, self.last_token = perf_counter(), 0.0, 0.0, 0.0
 
     def __str__(self) -> str:
-        """What messages call it."""
+        """Its name in error messages."""
         return "the prompt" if self.index == 0 else f"prompt {self.index + 1}"
 
 
 def most_drafted(model: Model, settings: ServerSettings) -> int:
-    """The longest draft that a request may ask for."""
+    """The largest `draft_tokens` that a request may have."""
     is_adaptive = model.drafter.capabilities.adaptive
     default = AUTO if is_adaptive else model.settings.get("draft_tokens", SamplingParams.draft_tokens)
     draft_tokens = default if settings.draft_tokens is None else settings.draft_tokens
@@ -76,7 +77,10 @@ def most_drafted(model: Model, settings: ServerSettings) -> int:
 
 
 class Engine:
-    """Decodes tickets; all methods are called on the thread of the event loop, `warm_up` before it runs."""
+    """Decodes tickets on a thread of its own.
+
+    Public methods are called on the event loop's thread; `warm_up` is called before the event loop runs.
+    """
 
     def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics):
         self.model, self.settings, self.metrics = model, settings, metrics
@@ -89,9 +93,9 @@ class Engine:
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        # a cancellation waits for the running step, which the event loop must not
+        # Stream.cancel blocks until the running step ends; the event loop must not block
         self._cancellers = ThreadPoolExecutor(16, "cancel")
-        # when the last sequences ended, for Retry-After
+        # end times of the last sequences, for Retry-After
         self._ends: deque[float] = deque(maxlen=64)
 
     def _open(self, requests: Any) -> Stream:
@@ -101,9 +105,9 @@ class Engine:
                                  kv_memory=s.kv_memory, max_new_tokens=s.max_tokens, **own)
 
     def warm_up(self) -> None:
-        """Compile the kernels that requests use, alone and in batches, so that none waits for that while others run.
+        """Compile the kernels that requests use, alone and in batches, so that no request waits for a compilation.
 
-        UserError: the settings are not possible.
+        UserError: the server's settings are refused by the model.
         """
         plain: dict[str, Any] = dict(max_new_tokens=min(12, self.settings.max_tokens))
         sampled = plain | dict(do_sample=True, top_p=0.9)
@@ -117,7 +121,7 @@ class Engine:
                     raise result.error
 
     def start(self) -> None:
-        """Begin to decode."""
+        """Start the engine thread."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -128,7 +132,7 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self.is_alive and not self._is_closing
 
     @property
@@ -140,10 +144,10 @@ class Engine:
         return len(self._running)
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Queue all of them, or none. ApiError: the queue is full, or the server ends."""
+        """Queue all tickets, or none. ApiError: the queue is full, or the server stops."""
         with self._lock:
             if not self.is_ready:
-                raise ApiError(503, "the server does not take requests any more", code="unavailable",
+                raise ApiError(503, "the server is stopping or has failed; try again later", code="unavailable",
                                headers={"retry-after": "5"})
             free = self.settings.batch_size - len(self._running)
             if len(self._waiting) + len(tickets) > self.settings.max_queue + max(free, 0):
@@ -154,14 +158,14 @@ class Engine:
             self._lock.notify_all()
 
     def _retry_after(self) -> int:
-        """Seconds until half of the queue has ended, at the rate of the last sequences."""
+        """Seconds until half of the queue is decoded, at the rate of the last sequences; 1 to 60."""
         if len(self._ends) < 2:
             return 1
         rate = (len(self._ends) - 1) / max(perf_counter() - self._ends[0], 1e-3)
         return min(max(math.ceil(len(self._waiting) / 2 / rate), 1), 60)
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Forget tickets: their sequences are free after the running step."""
+        """Drop tickets. Their sequences become free after the running step."""
         with self._lock:
             for ticket in tickets:
                 if ticket in self._running and self._stream is not None:
@@ -170,7 +174,7 @@ class Engine:
                     self._waiting.remove(ticket)
 
     async def stop(self) -> None:
-        """Take no more requests, finish those that are there, and end the thread."""
+        """Accept no more requests, finish the queued and running ones, and end the thread."""
         with self._lock:
             self._is_closing = True
             self._lock.notify_all()
@@ -184,7 +188,7 @@ class Engine:
         self._cancellers.shutdown(wait=False)
 
     def _requests(self) -> Iterator[Request | None]:
-        """What the stream reads: a request as a sequence is free, None while others run, and nothing after the end."""
+        """The stream's input: a request when a sequence is free, None while the stream should go on without one."""
         while True:
             with self._lock:
                 self._lock.wait_for(lambda: self._waiting or self._running or self._is_closing)
@@ -224,7 +228,7 @@ class Engine:
         self._send(result.id, result)
 
     def _fail(self, is_last: bool) -> None:
-        """Answer the tickets of a stream that has failed; after the last failure also those that wait."""
+        """Send Failed to the running tickets; after the last failure also to the queued ones."""
         with self._lock:
             lost = [*self._running]
             self._running.clear()
@@ -241,11 +245,11 @@ class Engine:
             try:
                 self._loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
-                # the loop has ended; nobody waits for an answer
+                # the event loop is closed, and with it every connection
                 self._outbox.clear()
 
     def _deliver(self) -> None:
-        """On the event loop: everything that was sent since the last call."""
+        """Put the events sent since the last call into their queues. Runs on the event loop."""
         events, self._outbox = self._outbox, []
         at = perf_counter()
         for ticket, event in events:
@@ -254,7 +258,7 @@ class Engine:
 
 
 class Generation:
-    """The sequences of one HTTP request. `close` frees those that are not finished."""
+    """The sequences of one HTTP request. `close` cancels the unfinished ones."""
 
     def __init__(self, engine: Engine, sources: Sequence[Sequence[int]], settings: Sequence[Mapping[str, Any]],
                  is_streamed: bool):
@@ -266,9 +270,9 @@ class Generation:
         engine.submit(self.tickets)
 
     async def next(self, patience: float | None = None) -> tuple[int, Progress | Result] | None:
-        """The next event and the index of its sequence; None after `patience` seconds without one.
+        """The index of a sequence and its next event; None after `patience` seconds without an event.
 
-        ApiError: the request failed or took too long.
+        ApiError: the request failed, or took longer than the server's timeout.
         """
         until = self.deadline
         if patience is not None:
@@ -279,8 +283,8 @@ class Generation:
         except TimeoutError:
             if until < self.deadline:
                 return None
-            raise ApiError(504, f"the request took longer than {self.engine.settings.timeout:g} seconds",
-                           code="timeout") from None
+            raise ApiError(504, f"the request took longer than {self.engine.settings.timeout:g} seconds; ask for "
+                           "fewer tokens", code="timeout") from None
         if isinstance(event, Failed):
             self.unfinished.discard(ticket)
             raise internal_error()
@@ -289,11 +293,11 @@ class Generation:
             if isinstance(event.error, UserError):
                 raise ApiError(400, str(event.error), code="invalid_value")
             if event.finish_reason == "cancelled":
-                raise ApiError(503, "the server was stopped before the request ended", code="unavailable")
+                raise ApiError(503, "the server was stopped before the request ended; send it again", code="unavailable")
         return ticket.index, event
 
     async def results(self) -> list[Result]:
-        """All results, in the order of the sequences."""
+        """Wait for all results. They are in the order of the sequences."""
         found: dict[int, Result] = {}
         while self.unfinished:
             index, event = await self.next()
@@ -302,7 +306,7 @@ class Generation:
         return [found[index] for index in range(len(self.tickets))]
 
     def close(self) -> None:
-        """Cancel what is not finished; may be called again."""
+        """Cancel the unfinished sequences; a second call does nothing."""
         left, self.unfinished = self.unfinished, set()
         if left:
             self.engine.cancel(list(left))

@@ -1,4 +1,4 @@
-"""Errors as answers: OpenAI's shape, and TGI's on TGI's routes."""
+"""Errors as responses, in OpenAI's shape or, on TGI's routes, in TGI's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from starlette.responses import Response
 
+# without the reason, which may name files of the server
 INTERNAL = "the server failed; the request may be sent again"
 
 
 class ApiError(Exception):
-    """An error that the client receives.
+    """An error that is sent to the client.
 
     Parameters
     ----------
@@ -22,7 +23,7 @@ class ApiError(Exception):
         The field of the request that is wrong.
     code : str or None
     headers : mapping
-        Of the answer.
+        Added to the response.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
@@ -32,16 +33,16 @@ class ApiError(Exception):
 
     @property
     def type(self) -> str:
-        """OpenAI's name of the kind of error."""
+        """OpenAI's `type` of this status."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
     def body(self) -> dict[str, Any]:
-        """In OpenAI's shape."""
+        """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def tgi_body(self) -> dict[str, Any]:
-        """In TGI's shape."""
+        """TGI's error object."""
         kinds = {429: "overloaded", 503: "overloaded"}
         kind = kinds.get(self.status, "generation" if self.status >= 500 else "validation")
         return {"error": self.message, "error_type": kind}
@@ -49,12 +50,12 @@ class ApiError(Exception):
     def response(self, tgi: bool = False) -> Response:
         if not tgi:
             return json_response(self.body(), self.status, self.headers)
-        # TGI's status of what is wrong with a request
+        # TGI answers invalid requests with 422
         return json_response(self.tgi_body(), 422 if self.status == 400 else self.status, self.headers)
 
 
 def render(content: Any) -> bytes:
-    """JSON in ASCII: half of a surrogate pair from a client cannot fail here."""
+    """ASCII JSON: a lone surrogate, which UTF-8 cannot encode, is escaped."""
     return json.dumps(content, separators=(",", ":")).encode()
 
 
@@ -63,5 +64,5 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def internal_error() -> ApiError:
-    """The text that clients receive when the server itself failed."""
+    """The response to a failure of the server itself."""
     return ApiError(500, INTERNAL, code="internal_error")

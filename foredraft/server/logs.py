@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line. No text of a request or an answer, no path of this machine and no stack trace."""
+"""Logs: one JSON object a line. They hold no text of requests or responses, no file paths and no stack traces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOGGER = logging.getLogger("foredraft.server")
 
 
 class JsonLines(logging.Formatter):
-    """A record as a line of JSON; an exception as its type and the functions of foredraft that it came through."""
+    """A record as a line of JSON; an exception is written as its type and the foredraft functions in its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -23,7 +23,7 @@ class JsonLines(logging.Formatter):
         if fields is not None:
             line |= {"event": record.msg} | fields
         else:
-            # of another library: the fixed text, without its arguments
+            # another library's record: its format string only, because the arguments may hold private text
             line |= {"event": record.name, "message": str(record.msg).partition("\n")[0]}
         if record.exc_info and record.exc_info[0] is not None:
             line |= {"error": record.exc_info[0].__name__, "where": functions(record.exc_info[2])}
@@ -31,7 +31,7 @@ class JsonLines(logging.Formatter):
 
 
 def functions(trace: TracebackType | None) -> list[str]:
-    """The functions of foredraft that an exception came through, innermost last, as "module.function:line"."""
+    """The last 8 foredraft functions of a traceback, innermost last, as "module.function:line"."""
     found = []
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
@@ -42,12 +42,12 @@ def functions(trace: TracebackType | None) -> list[str]:
 
 
 def log(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
-    """One line."""
+    """Write one line."""
     LOGGER.log(level, event, extra={"fields": fields}, exc_info=error)
 
 
 def configure() -> None:
-    """Write the lines of the server and of uvicorn to standard output."""
+    """Send the logs of the server, uvicorn and asyncio to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     for name in ("foredraft.server", "uvicorn", "uvicorn.error", "asyncio"):

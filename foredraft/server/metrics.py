@@ -1,4 +1,4 @@
-"""Prometheus metrics: vLLM's names where vLLM has the same thing, so that its dashboards show them."""
+"""Prometheus metrics. A metric that vLLM has too has vLLM's name, so that dashboards made for vLLM work."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Metrics:
             return metric.labels(**name, **labels)
 
         self._labelled = labelled
-        self._running = make(Gauge, "vllm:num_requests_running", "Sequences that are decoded.")
-        self._waiting = make(Gauge, "vllm:num_requests_waiting", "Sequences that wait.")
-        self._cache = make(Gauge, "vllm:kv_cache_usage_perc", "Share of the pages for sources in use; 1 is all.")
+        self._running = make(Gauge, "vllm:num_requests_running", "Sequences being decoded.")
+        self._waiting = make(Gauge, "vllm:num_requests_waiting", "Sequences in the queue.")
+        self._cache = make(Gauge, "vllm:kv_cache_usage_perc", "Fraction of the pages for sources in use, 0 to 1.")
         self._prompt_tokens = make(Counter, "vllm:prompt_tokens", "Source tokens of finished sequences.")
         self._tokens = make(Counter, "vllm:generation_tokens", "New tokens of finished sequences.")
         self._success = make(Counter, "vllm:request_success", "Finished sequences.", ("finished_reason",))
@@ -42,20 +42,20 @@ class Metrics:
         self._accepted = make(Counter, "vllm:spec_decode_num_accepted_tokens", "Accepted draft tokens.")
         self._accepted_at = make(Counter, "vllm:spec_decode_num_accepted_tokens_per_pos",
                                  "Accepted draft tokens by position in the draft.", ("position",))
-        self._first = make(Histogram, "vllm:time_to_first_token_seconds", "Of streamed requests.", buckets=SECONDS)
-        self._between = make(Histogram, "vllm:inter_token_latency_seconds", "Of streamed requests: seconds of a step, "
-                             "divided by its tokens.", buckets=SHORT)
-        self._latency = make(Histogram, "vllm:e2e_request_latency_seconds", "From arrival to end.", buckets=SECONDS)
-        self._queue = make(Histogram, "vllm:request_queue_time_seconds", "Before a sequence was free.", buckets=SECONDS)
+        self._first = make(Histogram, "vllm:time_to_first_token_seconds", "Streamed requests only.", buckets=SECONDS)
+        self._between = make(Histogram, "vllm:inter_token_latency_seconds", "Streamed requests only: seconds of a "
+                             "step divided by its tokens.", buckets=SHORT)
+        self._latency = make(Histogram, "vllm:e2e_request_latency_seconds", "From arrival to last token.", buckets=SECONDS)
+        self._queue = make(Histogram, "vllm:request_queue_time_seconds", "Seconds in the queue.", buckets=SECONDS)
         self._prompt_size = make(Histogram, "vllm:request_prompt_tokens", "Source tokens of a sequence.", buckets=TOKENS)
         self._size = make(Histogram, "vllm:request_generation_tokens", "New tokens of a sequence.", buckets=TOKENS)
         self._steps = make(Counter, "foredraft:steps", "Steps of finished sequences.")
         self._tested = make(Counter, "foredraft:tested_tokens", "Draft tokens that were verified.")
         self.refused = make(Counter, "foredraft:requests_refused", "Requests refused because the queue was full.")
-        self._answers = make(Counter, "foredraft:http_responses", "Answers by route and status.", ("route", "status"))
+        self._answers = make(Counter, "foredraft:http_responses", "Responses by route and status.", ("route", "status"))
 
     def observe(self, ticket: Ticket, event: Event, at: float) -> None:
-        """Count an event of a ticket that reached the event loop at `at`."""
+        """Count an event; `at` is the time when it reached the event loop."""
         if isinstance(event, Progress):
             if not ticket.first_token:
                 ticket.first_token = at
@@ -83,7 +83,7 @@ class Metrics:
         self._size.observe(stats.emitted)
 
     def answered(self, route: str, status: int) -> None:
-        """Count an answer."""
+        """Count a response."""
         self._labelled(self._answers, route=route, status=status).inc()
 
     def render(self, engine: Engine) -> bytes:

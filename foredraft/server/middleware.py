@@ -1,4 +1,4 @@
-"""What happens to every request before its route: an id, a log line, checks of key and body, and errors as answers."""
+"""ASGI middleware of every request: request id, log line, checks of host, key and body, and failures as responses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from foredraft.server.tgi import ROUTES
 # routes that need no key
 OPEN = ("/", "/health", "/ready", "/metrics", "/openapi.json")
 KNOWN = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/generate", "/generate_stream", *OPEN)
-ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# an X-Request-ID that is used; any other one is replaced, so that it cannot forge log lines or headers
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# nginx's status for a connection that the client closed; it appears in logs and metrics only
 CLIENT_LEFT = 499
 
 
 class Checks:
-    """ASGI middleware.
+    """Checks a request, gives it an id, and logs and counts its response.
 
     Parameters
     ----------
@@ -36,8 +38,8 @@ class Checks:
     settings : ServerSettings
     metrics : Metrics
     is_local : bool
-        Whether the server listens on this machine only. Without a key it then answers to local host names only, so that no
-        web page can reach it under a name of its own (DNS rebinding).
+        Whether the server listens on a loopback address only. Without a key it then accepts local host names only, which
+        stops web pages that reach it under a name of theirs (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics, is_local: bool):
@@ -51,10 +53,10 @@ class Checks:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        number = given if ID.fullmatch(given) else f"req-{uuid4().hex}"
+        request_id = given if REQUEST_ID.fullmatch(given) else f"req-{uuid4().hex}"
         path = scope["path"]
         route = path if path in KNOWN else "/v1/models" if path.startswith("/v1/models/") else "other"
-        line: dict[str, Any] = {"request_id": number, "method": _method(scope), "route": route}
+        line: dict[str, Any] = {"request_id": request_id, "method": _method(scope), "route": route}
         scope["foredraft.log"], began = line, perf_counter()
         status = 0
 
@@ -62,7 +64,7 @@ class Checks:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode()),
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()),
                                       (b"x-content-type-options", b"nosniff")]
             async with asyncio.timeout(self.settings.write_timeout):
                 await send(message)
@@ -82,7 +84,7 @@ class Checks:
                 status = status or CLIENT_LEFT
                 raise
             except Exception as error:
-                log("request failed", logging.ERROR, error, request_id=number)
+                log("request failed", logging.ERROR, error, request_id=request_id)
                 line["error_code"] = "internal_error"
                 if not status:
                     await internal_error().response(is_tgi)(scope, receive, answer)
@@ -93,20 +95,20 @@ class Checks:
                 seconds=round(perf_counter() - began, 4))
 
     def _check(self, path: str, method: str, headers: dict[bytes, bytes]) -> None:
-        """ApiError: the request may not come in."""
+        """ApiError: the host name or the key is not accepted."""
         if self.checks_host and not is_local_name(headers.get(b"host", b"").decode("latin-1")):
             raise ApiError(403, "this server answers on local host names only; give it an api key to use another name",
                            code="host_not_allowed")
         if self.key is not None and (path not in OPEN or (path == "/" and method == "POST")):
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-            # compared in any case, in a time that does not depend on the key
+            # always compared, and in constant time, so that the time says nothing about the key
             is_right = hmac.compare_digest(key.strip(), self.key)
             if scheme.lower() != b"bearer" or not is_right:
-                raise ApiError(401, "a valid api key is needed: Authorization: Bearer KEY", code="invalid_api_key",
-                               headers={"www-authenticate": "Bearer"})
+                raise ApiError(401, "the api key is missing or wrong; send the header Authorization: Bearer KEY",
+                               code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Read the body, as long and as large as is allowed, and return what gives it again."""
+        """Read the body within its limits of size and time; returns a Receive that yields it."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
         most = self.settings.max_body
@@ -128,7 +130,7 @@ class Checks:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise ApiError(408, f"the body did not come within {self.settings.body_timeout:g} seconds",
+            raise ApiError(408, f"the body did not arrive within {self.settings.body_timeout:g} seconds; send it again",
                            code="timeout") from None
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json" and scope["path"] in KNOWN:
@@ -144,12 +146,12 @@ class Checks:
 
 
 def _method(scope: Scope) -> str:
-    """A method for the log: a client may send any word."""
+    """The method for the log; a client may send any word, so unknown ones become "other"."""
     return scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "other"
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a Host header names this machine for itself: localhost, or a loopback address."""
+    """Whether a Host header is localhost or a loopback address."""
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     name = name.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):

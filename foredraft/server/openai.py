@@ -28,7 +28,7 @@ from foredraft.server.text import StopCutter, TextStream
 
 
 class Completions:
-    """How /v1/completions writes its answers."""
+    """The response format of /v1/completions."""
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
@@ -37,7 +37,7 @@ class Completions:
                 "finish_reason": choice.finish_reason}
 
     def first(self, index: int) -> dict[str, Any] | None:
-        """A chunk before the first text."""
+        """A chunk that precedes the text of a stream; None is none."""
         return None
 
     def delta(self, index: int, text: str, tokens: list[dict[str, Any]], finish_reason: str | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Completions:
 
 
 class Chat:
-    """How /v1/chat/completions writes its answers."""
+    """The response format of /v1/chat/completions."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
@@ -146,13 +146,13 @@ def routes(engine: Engine) -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        """Complete a text, or each of several; the prompt is what the encoder reads."""
+        """Complete one prompt or several; a prompt is the encoder's text."""
         return await answer(request, body, translate.prompts_of(body.prompt), translate.completion_settings(body),
                             Completions())
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        """Answer the last message of the user."""
+        """Answer the user's last message."""
         text = translate.chat_text(body, settings.prefix)
         return await answer(request, body, [text], translate.chat_settings(body), Chat())
 
@@ -164,12 +164,12 @@ def routes(engine: Engine) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> Response:
-        """The one model."""
+        """The list of models, which has one entry."""
         return json_response({"object": "list", "data": [card()]})
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        """The model of this name."""
+        """The model, if it has this name."""
         translate.check_model(name, settings)
         return json_response(card())
 

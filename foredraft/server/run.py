@@ -1,4 +1,4 @@
-"""Run an application until the process receives a signal to stop."""
+"""Run an application with uvicorn until the process receives SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foredraft.server.logs import configure, log
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on this address."""
+    """Whether an address is a loopback address, which only this machine reaches."""
     if host == "localhost":
         return True
     try:
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. UserError: the address is taken or not of this machine."""
+    """Open a listening socket. UserError: the address is in use, or is not an address of this machine."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, socket.SOCK_STREAM)
@@ -37,7 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Answer until SIGINT or SIGTERM; what runs then is finished, for at most `shutdown_timeout` seconds."""
+    """Serve until SIGINT or SIGTERM; running requests then have `shutdown_timeout` seconds to finish."""
     configure()
     engine = app.state.engine
     settings = engine.settings
@@ -47,7 +47,7 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
     at = listening.getsockname()
     log("serving", model=settings.name, address=f"{at[0]}:{at[1]}", drafter=engine.model.drafter.name)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn raises the signal again when all is done, which would end the process with an error
+        # uvicorn raises the signal again after its shutdown; the default handlers would exit with an error
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
     log("stopped")

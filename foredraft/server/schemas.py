@@ -1,4 +1,4 @@
-"""The bodies of requests. Unknown fields are refused, and types are not converted."""
+"""The bodies of requests, as pydantic models. Unknown fields are refused, and types are not converted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
-    """Refuses what it does not know."""
+    """Refuses unknown fields, and values of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -61,13 +61,13 @@ ENGINE_FIELDS = tuple(EngineFields.model_fields)
 
 
 class StreamOptions(Strict):
-    """What a stream holds besides the text."""
+    """OpenAI's stream_options."""
 
     include_usage: bool = False
 
 
 class OpenAIFields(EngineFields):
-    """What completions and chat completions have in common."""
+    """Fields that completions and chat completions share."""
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
@@ -82,11 +82,11 @@ class OpenAIFields(EngineFields):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     user: str | None = None
-    # of this server
+    # extensions of this server; the last two have vLLM's names
     speculative: bool = Field(True, description="False decodes without drafts.")
-    details: bool = Field(False, description="Say who proposed each piece of the text, and what was rejected.")
+    details: bool = Field(False, description="Add the proposer of each piece of the text, rejected drafts, and counts.")
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT64)] | None = Field(
-        None, description="Cut longer sources to so many tokens; -1: to the most that the model takes.")
+        None, description="Truncate longer prompts to this many tokens; -1: to the model's limit.")
     include_stop_str_in_output: bool = False
 
 
@@ -101,7 +101,7 @@ class CompletionRequest(OpenAIFields):
 
 
 class TextPart(Strict):
-    """A part of a message."""
+    """A text part of a message's content."""
 
     type: Literal["text"]
     text: str
@@ -120,7 +120,7 @@ class Message(Strict):
 
 
 class JsonSchema(Strict):
-    """OpenAI's wrapper of a JSON schema."""
+    """OpenAI's named JSON schema."""
 
     model_config = ConfigDict(populate_by_name=True)
     name: str | None = None
@@ -130,7 +130,7 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
-    """What the output must be: a text, any JSON object, or JSON of a schema (`value` is TGI's name of it)."""
+    """The format of the output: text, any JSON object, or JSON of a schema (`value` is TGI's name of the schema)."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -138,7 +138,7 @@ class ResponseFormat(Strict):
 
 
 class ChatRequest(OpenAIFields):
-    """POST /v1/chat/completions; the encoder's text is the system message, or else the prefix, and the last message."""
+    """POST /v1/chat/completions; the encoder reads the system message, or else the prefix, and the user's last message."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: bool = False

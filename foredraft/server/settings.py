@@ -15,30 +15,40 @@ class ServerSettings:
     Parameters
     ----------
     name : str
-        What clients call the model.
+        The model's name in requests and responses.
     prefix : str
-        Put before the text of a chat message.
+        Put before a chat's last message where the chat has no system message.
     batch_size : int
-        The most sequences decoded together.
+        Sequences decoded together, at most.
     max_tokens : int
-        The most new tokens that a request may ask for.
+        New tokens of a sequence, at most.
     max_source : int or None
-        The most source tokens; None is the model's own limit.
+        Source tokens of a sequence, at most; None is the model's own limit.
     draft_tokens : int, "auto" or None
-        K; None is the engine's default.
+        Drafted tokens a step; None is the engine's default.
     kv_memory : int or None
         Bytes for keys and values; None is half of the free memory.
     max_queue : int
-        The most sequences that wait; more are refused with status 429.
+        Sequences in the queue, at most; more are refused with status 429.
     max_choices : int
-        The most sequences of one HTTP request: prompts times `n`.
+        Sequences of one HTTP request (prompts times `n`), at most.
     max_body : int
-        The most bytes of a request's body.
+        Bytes of a request's body, at most.
     api_key : str or None
-        What clients must send as bearer token.
-    timeout, body_timeout, write_timeout, shutdown_timeout : float
-        Seconds for a whole request, for reading its body, for a client to take a part of the answer, and for the requests
-        that run when the server is stopped.
+        The bearer token that clients must send; None asks for none.
+    timeout : float
+        Seconds of a request, from its submission to its last token.
+    body_timeout : float
+        Seconds to receive a request's body.
+    write_timeout : float
+        Seconds for a client to accept a part of the response.
+    shutdown_timeout : float
+        Seconds to finish running requests when the server is stopped.
+
+    Raises
+    ------
+    UserError
+        A value is out of range.
     """
 
     name: str = "foredraft"

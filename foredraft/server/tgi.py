@@ -18,12 +18,12 @@ from foredraft.server.schemas import GenerateParameters, GenerateRequest
 from foredraft.server.text import StopCutter, TextStream
 
 ROUTES = ("/", "/generate", "/generate_stream")
-# TGI's limit where a request has none
+# TGI's default of max_new_tokens
 NEW_TOKENS = 100
 
 
 def finish_reason(result: Result, end_token: int) -> str:
-    """In TGI's words."""
+    """TGI's finish_reason."""
     if result.finish_reason != "stop":
         return "length"
     return "eos_token" if result.token_ids and result.token_ids[-1] == end_token else "stop_sequence"
@@ -47,10 +47,10 @@ def routes(engine: Engine) -> APIRouter:
         if p.details or is_streamed or p.top_n_tokens:
             own["logprobs"] = p.top_n_tokens or 0
         translate.check_settings(engine, own)
-        # TGI cuts what is too long only where `truncate` says so
+        # like TGI, truncate a long input only if the request sets `truncate`
         source = translate.source_of(engine.model, body.inputs, "inputs", limit, p.truncate)
         generation = Generation(engine, [source], [own | translate.seeds(p.seed, 1)[0]], is_streamed)
-        # stop strings stay in TGI's texts
+        # TGI's texts include the stop string
         choice = Choice(TextStream(tokenizer), StopCutter([]))
         if is_streamed:
             return await streamed(request, generation, p, source, choice)
@@ -72,25 +72,25 @@ def routes(engine: Engine) -> APIRouter:
     async def streamed(request: Request, generation: Generation, p: GenerateParameters, source: list[int],
                        choice: Choice) -> Response:
         count = 0
-        held: dict[str, Any] | None = None
+        last: dict[str, Any] | None = None
 
         def events(_index: int, found: Progress | Result) -> Iterator[dict[str, Any]]:
-            # the last token carries the whole text, so one token is held back
-            nonlocal count, held
+            # the event of the last token also has the complete text, so each event is sent one token later
+            nonlocal count, last
             if isinstance(found, Progress):
                 _text, _pieces, tokens = choice.add(found)
                 for entry in tokens:
-                    if held is not None:
-                        yield held
+                    if last is not None:
+                        yield last
                     count += 1
-                    held = {"index": count, "token": token(entry), "generated_text": None, "details": None}
+                    last = {"index": count, "token": token(entry), "generated_text": None, "details": None}
                     if p.top_n_tokens:
-                        held["top_tokens"] = [token(top) for top in entry["top"]]
+                        last["top_tokens"] = [token(top) for top in entry["top"]]
                 return
             choice.finish(found)
             log_usage(request, [source], [choice])
-            if held is not None:
-                yield held | {"generated_text": choice.text, "details": {
+            if last is not None:
+                yield last | {"generated_text": choice.text, "details": {
                     "finish_reason": finish_reason(found, end_token), "generated_tokens": len(found.token_ids),
                     "input_length": len(source), "seed": p.seed}}
 
@@ -98,7 +98,7 @@ def routes(engine: Engine) -> APIRouter:
 
     @router.post("/generate")
     async def generate(request: Request, body: GenerateRequest) -> Response:
-        """Generate a text from `inputs`; with `stream` as server-sent events."""
+        """Generate a text; `stream=true` returns server-sent events."""
         return await answer(request, body, body.stream)
 
     @router.post("/generate_stream")
@@ -108,7 +108,7 @@ def routes(engine: Engine) -> APIRouter:
 
     @router.post("/")
     async def root(request: Request, body: GenerateRequest) -> Response:
-        """What /generate does, for clients that know only the address."""
+        """As /generate; huggingface_hub's client posts to the root."""
         return await answer(request, body, body.stream)
 
     return router

@@ -1,4 +1,4 @@
-"""From the fields of a request to the engine's: sources in tokens, and settings of SamplingParams."""
+"""Translates the fields of a request to source tokens and to fields of SamplingParams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foredraft.server.errors import ApiError
 from foredraft.server.schemas import ENGINE_FIELDS, ChatRequest, CompletionRequest, GenerateParameters, OpenAIFields
 from foredraft.server.settings import ServerSettings
 
-# what clients send that have no name for the model of a server
+# names that clients send without knowing the model: "tgi" in TGI's documentation, "dummy" in huggingface_hub
 PLACEHOLDERS = ("tgi", "dummy")
 
 
@@ -24,13 +24,13 @@ def refuse(param: str, message: str) -> ApiError:
 
 
 def check_model(name: str | None, settings: ServerSettings) -> None:
-    """404 where a client asks for another model."""
+    """ApiError 404: the request names another model."""
     if name is not None and name not in (settings.name, *PLACEHOLDERS):
         raise ApiError(404, f"this server has no such model; it serves {settings.name!r}", "model", "model_not_found")
 
 
 def prompts_of(prompt: str | list) -> list[str | list[int]]:
-    """The prompts of a completion: a text, a list of texts, tokens or a list of tokens."""
+    """The prompts of a completion, each a text or a list of tokens."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     if not prompt:
@@ -39,11 +39,11 @@ def prompts_of(prompt: str | list) -> list[str | list[int]]:
 
 
 def source_of(model: Model, item: str | Sequence[int], name: str, limit: int | None, truncate: int | None) -> list[int]:
-    """The tokens of a prompt. truncate: cut to so many, -1 is the limit, None refuses what is too long."""
+    """The tokens of a prompt. truncate: the length to truncate to; -1 is `limit`, None refuses a longer prompt."""
     try:
         tokens = tokens_of(name, item, model.tokenizer, model.target.config.vocab_size, model.path)
     except UserError as error:
-        # a message that names a file is for the operator
+        # clients do not receive messages that name a file
         message = str(error) if str(error).startswith(name) else f"{name} cannot be read; this model has no tokenizer"
         raise ApiError(400, message, "prompt", "invalid_value") from None
     most = limit
@@ -55,14 +55,14 @@ def source_of(model: Model, item: str | Sequence[int], name: str, limit: int | N
     if most is None or len(tokens) <= most:
         return tokens
     if truncate is None:
-        raise ApiError(400, f"{name} has {len(tokens)} tokens, the limit is {most}; shorten it, or give "
+        raise ApiError(400, f"{name} has {len(tokens)} tokens, the limit is {most}; shorten it, or set "
                        "truncate_prompt_tokens", "prompt", "context_length_exceeded")
     end = model.target.end_token
     return tokens[:most] if end < 0 else [*tokens[: most - 1], end]
 
 
 def common_settings(body: OpenAIFields) -> dict[str, Any]:
-    """Settings of the fields that completions and chat completions share."""
+    """Settings from the fields that completions and chat completions share."""
     settings = {name: value for name in ENGINE_FIELDS if (value := getattr(body, name)) is not None}
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(body, name):
@@ -88,12 +88,12 @@ def common_settings(body: OpenAIFields) -> dict[str, Any]:
 
 def _token(name: str) -> int:
     if not (name.isascii() and name.isdigit()) or len(name) > 18:
-        raise ApiError(400, "logit_bias has a key that is no token id; give whole numbers", "logit_bias", "invalid_value")
+        raise ApiError(400, "logit_bias has a key that is not a token id; give whole numbers", "logit_bias", "invalid_value")
     return int(name)
 
 
 def sampling(temperature: float | None, top_p: float | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """do_sample, temperature and top_p. Sampling begins with a temperature above 0 or a filter of sampling."""
+    """do_sample, temperature and top_p. A temperature above 0 or a sampling filter turns sampling on."""
     found = {} if top_p is None else {"top_p": top_p}
     if temperature == 0:
         if settings.get("do_sample"):
@@ -109,18 +109,18 @@ def sampling(temperature: float | None, top_p: float | None, settings: dict[str,
 
 
 def completion_settings(body: CompletionRequest) -> dict[str, Any]:
-    """Settings of a completion, the seed left out."""
+    """Settings of a completion, without the seed."""
     if (body.best_of or 1) > 1:
         raise refuse("best_of", "above 1 is not supported; leave it out")
     if body.echo:
-        raise refuse("echo", "is not supported: the prompt is the encoder's text, no part of the output; leave it out")
+        raise refuse("echo", "is not supported, because the output of an encoder-decoder has no prompt; leave it out")
     if body.suffix:
         raise refuse("suffix", "is not supported; leave it out")
     return common_settings(body) | ({} if body.logprobs is None else {"logprobs": body.logprobs})
 
 
 def chat_settings(body: ChatRequest) -> dict[str, Any]:
-    """Settings of a chat completion, the seed left out."""
+    """Settings of a chat completion, without the seed."""
     if body.max_completion_tokens is not None:
         if body.max_tokens is not None:
             raise ApiError(400, "max_tokens and max_completion_tokens are given; give one of them",
@@ -134,7 +134,7 @@ def chat_settings(body: ChatRequest) -> dict[str, Any]:
     if (form := body.response_format) is not None and form.type != "text":
         schema = form.json_schema.schema_ if form.json_schema is not None else form.value
         if schema is None and form.type == "json_schema":
-            raise ApiError(400, "response_format has type json_schema and no json_schema", "response_format",
+            raise ApiError(400, "response_format has type json_schema and no json_schema; give one", "response_format",
                            "invalid_value")
         if {"json_schema", "regex", "choices"} & settings.keys():
             raise ApiError(400, "response_format and another constraint are given; give one of them", "response_format",
@@ -144,16 +144,16 @@ def chat_settings(body: ChatRequest) -> dict[str, Any]:
 
 
 def chat_text(body: ChatRequest, prefix: str) -> str:
-    """The encoder's text of a chat: the system message, or else the prefix, before the last message of the user."""
+    """The encoder's text of a chat: the system message, or else `prefix`, followed by the user's last message."""
     users = [message for message in body.messages if message.role == "user"]
     if not users:
-        raise ApiError(400, "messages has no message of the role user", "messages", "invalid_value")
+        raise ApiError(400, "messages has no message of the role user; add one", "messages", "invalid_value")
     system = " ".join(message.text for message in body.messages if message.role in ("system", "developer"))
     return (f"{system} " if system.strip() else prefix) + users[-1].text
 
 
 def generate_settings(p: GenerateParameters) -> dict[str, Any]:
-    """Settings of TGI's parameters, the seed left out."""
+    """Settings from TGI's parameters, without the seed."""
     for name in ("watermark", "return_full_text", "decoder_input_details", "frequency_penalty", "adapter_id", "best_of"):
         if (getattr(p, name) or 0) > 1 if name == "best_of" else getattr(p, name):
             raise refuse(name, "is not supported; leave it out")
@@ -163,30 +163,31 @@ def generate_settings(p: GenerateParameters) -> dict[str, Any]:
         settings["stop_strings"] = p.stop
     if p.grammar is not None:
         if p.grammar.type == "regex" and not isinstance(p.grammar.value, str):
-            raise ApiError(400, "grammar of type regex needs a text as value", "grammar", "invalid_value")
+            raise ApiError(400, "grammar of type regex needs a string as value; give a regular expression", "grammar",
+                           "invalid_value")
         settings["json_schema" if p.grammar.type == "json" else "regex"] = p.grammar.value
     return settings | sampling(p.temperature, p.top_p, settings)
 
 
 def check_settings(engine: Engine, settings: dict[str, Any]) -> None:
-    """400 where SamplingParams refuses the settings, or where they ask for more than the server gives."""
+    """Set max_new_tokens. ApiError 400: SamplingParams refuses the settings, or one is above the server's limit."""
     limit, drafted = engine.settings.max_tokens, settings.get("draft_tokens", 0)
     if drafted > engine.most_drafted:
-        raise ApiError(400, f"draft_tokens is {drafted}, the server's limit is {engine.most_drafted}", "draft_tokens",
-                       "invalid_value")
+        raise ApiError(400, f"draft_tokens is {drafted}, the server's limit is {engine.most_drafted}; give less",
+                       "draft_tokens", "invalid_value")
     try:
         params = merge(settings, engine.model.settings)
     except UserError as error:
         raise ApiError(400, str(error), code="invalid_value") from None
-    asked = {"max_new_tokens", "max_length"} & settings.keys()
-    if params.max_new_tokens > limit and asked:
-        raise ApiError(400, f"max_tokens is {params.max_new_tokens}, the server's limit is {limit}", "max_tokens",
+    is_given = {"max_new_tokens", "max_length"} & settings.keys()
+    if params.max_new_tokens > limit and is_given:
+        raise ApiError(400, f"max_tokens is {params.max_new_tokens}, the server's limit is {limit}; give less", "max_tokens",
                        "invalid_value")
-    # said in any case: a stream's own limit counts for requests that say nothing
+    # always set: otherwise the stream's default, which is the server's limit, would apply
     settings.pop("max_length", None)
     settings["max_new_tokens"] = min(params.max_new_tokens, limit)
 
 
 def seeds(seed: int | None, count: int) -> list[dict[str, int]]:
-    """The seed of each sequence, as Model.generate derives them from one seed; none given: random ones."""
+    """The seed of each sequence, derived from one seed as in Model.generate; without a seed they are random."""
     return [{} if seed is None else {"seed": request_seed(seed, index)} for index in range(count)]
