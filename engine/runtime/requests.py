@@ -29,7 +29,7 @@ class Progress:
     token_ids, proposers : list of int
         As in Output; empty when the request starts.
     rejected : list of int
-        The drafted tokens of the step that were not accepted; of a tree none are listed.
+        The drafted tokens of the step that were not accepted; empty for trees.
     logprobs : list of TokenLogprob or None
         Of `token_ids`, as in Result.
     """
@@ -53,9 +53,9 @@ class Request:
         Receives a Progress when the request starts and after each of its steps, on the thread that reads the stream, which
         waits for it. CPU only.
     **settings
-        Fields of SamplingParams; None and what is left out are the stream's. max_new_tokens and draft_tokens may not exceed
-        the stream's. Where the stream's draft_tokens is "auto", a number is the longest draft. `seed` is any int64; the
-        output then does not depend on the request's position in the stream.
+        Fields of SamplingParams. The stream's settings replace None and what is left out. max_new_tokens, draft_tokens and
+        num_beams may not exceed the stream's. If the stream's draft_tokens is "auto", a number is the longest draft. `seed`
+        is any int64; with it the output does not depend on the request's position in the stream.
     """
 
     def __init__(self, input: str | Sequence[int], id: Any = None, on_progress: Callable[[Progress], object] | None = None,
@@ -78,7 +78,7 @@ class Hypothesis:
     score : float
         The sum of its tokens' log-probabilities, after processors, divided by length^length_penalty.
     beams : list of int
-        The beam that it continued at each step, in the order of scores.
+        The beam that it continued at each step; beams are numbered in the order of their scores.
     text : str or None
     """
 
@@ -107,9 +107,10 @@ class Result:
         Of this request, without seconds; `stats.acceptance_rate` is its acceptance.
     logprobs : list of TokenLogprob or None
     scores, logits : ndarray [n, V] float32 or None
-        What SamplingParams.logprobs, output_scores and output_logits ask for, of n tokens; of beams [n, num_beams, V].
+        What SamplingParams.logprobs, output_scores and output_logits ask for, of n tokens. Of beam search [n, num_beams, V],
+        of the running beams at n steps.
     hypotheses : list of Hypothesis or None
-        Of beam search, as many as num_return_sequences, the best first; token_ids and text are the best one's.
+        The num_return_sequences best of a beam search, best first; token_ids and text are those of the first.
     error : UserError or None
     """
 
@@ -147,6 +148,9 @@ class Job:
         Receives new tokens, the start token first.
     on_progress : callable or None
         As in Request; not together with `listener`.
+    sent : int
+        Tokens reported so far, the start token included.
+    stopped_by : StopRule or None
     error : UserError or None
         A function of the caller failed; the request ends.
     """
@@ -191,7 +195,7 @@ class Job:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the host looks at the sequence after every step."""
+        """Whether `observe` is called after every step."""
         return bool(self.stop_rules) or self.listener is not None or self.on_progress is not None
 
     def observe(self, state: DecodeState, sequence: int) -> None:
@@ -227,7 +231,7 @@ class Job:
         return Progress(tokens, state.proposer[sequence, first:length].tolist(), rejected, logprobs)
 
     def result(self, state: DecodeState, sequence: int, reason: str | None = None) -> Result:
-        """What its sequence of the state holds."""
+        """The result, read from the request's sequence of the state."""
         length = int(state.lengths[sequence])
         tokens = state.tokens[sequence, 1:length].tolist()
         if reason is None:
@@ -237,19 +241,19 @@ class Job:
                         DecodeStats.of(state, sequence), self.warnings, self.error)
         if self.recorder is not None:
             kept = self.recorder
-            kept.cut(len(tokens))
+            kept.truncate(len(tokens))
             result.logprobs = None if self.params.logprobs is None else kept.logprobs
             result.scores = np.array(kept.scores) if self.params.output_scores else None
             result.logits = np.array(kept.logits) if self.params.output_logits else None
         return result
 
-    def beam_result(self, hypotheses: list[Hypothesis], steps: int, scores: np.ndarray | None, logits: np.ndarray | None,
+    def beam_result(self, hypotheses: list[Hypothesis], passes: int, scores: np.ndarray | None, logits: np.ndarray | None,
                     end_tokens: list[int], reason: str | None = None) -> Result:
-        """The result of a beam search that took `steps` passes."""
+        """The result of a beam search that took `passes` passes; arrays as in Result."""
         tokens = hypotheses[0].token_ids if hypotheses else []
         if reason is None:
             is_full = len(tokens) == self.params.max_new_tokens and tokens[-1] not in end_tokens
             reason = "error" if self.error else "length" if is_full else "stop"
-        stats = DecodeStats(requests=1, steps=steps, emitted=len(tokens))
+        stats = DecodeStats(requests=1, steps=passes, emitted=len(tokens))
         return Result(self.index, self.id, reason, None, tokens, [0] * len(tokens), stats, self.warnings, self.error,
                       scores=scores, logits=logits, hypotheses=hypotheses)

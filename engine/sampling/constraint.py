@@ -1,4 +1,4 @@
-"""Constraints: only tokens that continue a valid output are allowed, and tokens without an alternative are drafted."""
+"""Constraints: they allow only the tokens that continue a valid output, and draft the tokens that have no alternative."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from foredraft.engine.sampling.processor import Context
+from foredraft.engine.sampling.token_rules import allow_only
 from foredraft.errors import UserError
 
 
@@ -18,11 +19,11 @@ class Constraint(Protocol):
         """The tokens [n] int64 that may follow; None where `tokens` itself is not valid."""
 
     def forced(self, tokens: Sequence[int], limit: int) -> list[int]:
-        """At most `limit` tokens that probably follow because nothing else can."""
+        """At most `limit` tokens to draft after `tokens`, because no other can follow. A wrong one is only rejected."""
 
 
 class ConstraintProcessor:
-    """Forbids what a constraint does not allow. A draft that is not valid is rejected, so nothing is done behind it."""
+    """Forbids the tokens that a constraint does not allow. After an invalid draft, which is rejected, it does nothing."""
 
     def __init__(self, constraint: Constraint):
         self.constraint = constraint
@@ -33,10 +34,7 @@ class ConstraintProcessor:
             return
         if not len(allowed):
             raise ValueError("no token of this vocabulary continues the output; use another constraint or model")
-        kept = scores[allowed]
-        scores[:] = -np.inf
-        # where other rules forbade every allowed token, the constraint wins
-        scores[allowed] = kept if np.any(kept > -np.inf) else 0
+        allow_only(allowed, scores)
 
 
 class Choices:

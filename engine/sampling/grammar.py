@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from foredraft.errors import UserError
 
 
 class GrammarVocabulary:
-    """A tokenizer as llguidance needs it: the bytes of every token. Made once for a model; it takes about a second.
+    """A tokenizer as llguidance needs it. A model makes it once, in about a second.
 
     Parameters
     ----------
@@ -28,8 +29,8 @@ class GrammarVocabulary:
         self.tokenizer, self.size, self.end_token = tokenizer, size, end_token
 
     @cached_property
-    def made(self) -> Any:
-        """The llguidance.LLTokenizer. UserError: llguidance is not installed."""
+    def ll_tokenizer(self) -> Any:
+        """An llguidance.LLTokenizer. UserError: llguidance is not installed."""
         try:
             import llguidance
         except ImportError:
@@ -54,16 +55,17 @@ class TokenBytes:
         unknown = kind["model"].get("unk_id")
         special |= {token for token, text in enumerate(texts) if text is None or token == unknown}
         self.special_token_ids = sorted(special | {end_token})
-        # a name in angle brackets, that no text can match, for every token that is no text
+        # a special token has no bytes, and gets a name in angle brackets
         self.tokens = [f"<|{token}|>".encode() if token in special or token == end_token
                        else _byte_level(text) if is_bytes else _piece(text) for token, text in enumerate(texts)]
 
-        usual = set(range(size)) - set(self.special_token_ids)
-        self.by_bytes = {self.tokens[token]: token for token in sorted(usual, reverse=True)}
+        texts_only = set(range(size)) - set(self.special_token_ids)
+        # in descending order, so that of tokens with equal bytes the lowest stays
+        self.by_bytes = {self.tokens[token]: token for token in sorted(texts_only, reverse=True)}
         self.longest = max(map(len, self.by_bytes))
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokens whose bytes are exactly `text`: the tokenizer's, unless it drops spaces; else the longest that fit."""
+        """Tokens with the bytes `text`: the tokenizer's, or, where it changes the text, the longest token at each byte."""
         found = self.tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids
         if b"".join(self.tokens[token] for token in found) == text:
             return found
@@ -80,7 +82,7 @@ class TokenBytes:
 
 
 def _piece(text: str) -> bytes:
-    """The bytes of a SentencePiece piece: a mark for a space, or <0xNN> for a byte."""
+    """The bytes of a SentencePiece piece. U+2581 stands for a space, <0xNN> for a byte."""
     if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
         return bytes([int(text[3:5], 16)])
     return text.replace("\u2581", " ").encode()
@@ -94,7 +96,7 @@ def _byte_level(text: str) -> bytes:
 
 
 class Grammar:
-    """A matcher of one request that follows the output back and forth.
+    """The matcher of one request. It advances with the output, and goes back after a draft that was rejected.
 
     Parameters
     ----------
@@ -106,20 +108,20 @@ class Grammar:
     def __init__(self, kind: str, text: str, vocabulary: GrammarVocabulary, context: Context):
         if not context.end_tokens:
             raise UserError(f"{kind} needs an end token, and this model or request has none; give eos_token_id")
-        made = vocabulary.made
+        ll_tokenizer = vocabulary.ll_tokenizer
         import llguidance
 
-        # a SentencePiece text begins with the space of its first word, which decoding removes
         if kind == "json_schema":
-            # without free white space, which a model could write without end
-            schema = json.loads(text) if isinstance(json.loads(text), dict) else {}
-            text = json.dumps({"x-guidance": {"whitespace_flexible": False}} | schema)
+            # no free white space: a model could write it without end
+            schema = json.loads(text)
+            text = json.dumps({"x-guidance": {"whitespace_flexible": False}} | (schema if isinstance(schema, dict) else {}))
         body = f"text: /{_in_slashes(text)}/" if kind == "regex" else f"text: %json {text}"
+        # a SentencePiece text begins with the space of its first word, which decoding removes
         grammar = llguidance.LLMatcher.grammar_from_lark(f'start: " "? text\n{body}\n')
-        self.matcher = llguidance.LLMatcher(made, grammar)
+        self.matcher = llguidance.LLMatcher(ll_tokenizer, grammar)
         if self.matcher.is_error():
             reason = self.matcher.get_error().strip().splitlines()[0]
-            raise UserError(f"{kind} is not usable ({reason[:160]}); mend the expression")
+            raise UserError(f"{kind} is not usable ({reason[:160]}); correct it")
         self.end_token, self.end_tokens = vocabulary.end_token, np.array(context.end_tokens, np.int64)
         self.vocabulary, self.tokens, self.consumed = context.vocabulary, vocabulary.tokens.tokens, []
 
@@ -129,7 +131,7 @@ class Grammar:
         bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: self.vocabulary])
         if forced := self.matcher.compute_ff_bytes():
-            # llguidance passes over bytes that no token can write
+            # forced bytes that no token can write: llguidance skips them and allows the tokens after them
             allowed = np.array([token for token in allowed.tolist()
                                 if self.tokens[token].startswith(forced) or forced.startswith(self.tokens[token])], np.int64)
         if self.end_token not in allowed:
@@ -156,5 +158,5 @@ class Grammar:
 
 
 def _in_slashes(expression: str) -> str:
-    """A regular expression between slashes; one that is escaped already stays."""
-    return "".join("\\/" if one == "/" and expression[i - 1 : i] != "\\" else one for i, one in enumerate(expression))
+    """Escape the slashes of a regular expression that are not escaped yet."""
+    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], expression, flags=re.DOTALL)

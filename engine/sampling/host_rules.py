@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from foredraft.engine.sampling.processor import Context
-from foredraft.engine.sampling.token_rules import check_tokens
+from foredraft.engine.sampling.token_rules import allow_only, check_tokens
 
 
 class LogitsProcessorFunction:
-    """A `logits_processor` of transformers: input_ids [1, t] int64 and scores [1, V] float32 to new scores [1, V]."""
+    """A `logits_processor` of transformers: maps input_ids [1, t] int64 and scores [1, V] float32 to new scores [1, V]."""
 
     def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         self.function = function
@@ -28,7 +28,7 @@ class LogitsProcessorFunction:
 
 
 class PrefixAllowedTokens:
-    """A `prefix_allowed_tokens_fn` of transformers: the request's index in its call and input_ids [t] to allowed tokens."""
+    """A `prefix_allowed_tokens_fn` of transformers: maps a request's index and input_ids [t] to the next tokens allowed."""
 
     def __init__(self, function: Callable[[int, torch.Tensor], list[int]], index: int, context: Context):
         self.function, self.index, self.context = function, index, context
@@ -38,7 +38,4 @@ class PrefixAllowedTokens:
         allowed = allowed.tolist() if isinstance(allowed, torch.Tensor) else list(allowed)
         if not allowed:
             raise ValueError("returned no token; return at least one")
-        kept = scores[check_tokens("prefix_allowed_tokens_fn", allowed, self.context)]
-        scores[:] = -np.inf
-        # where every allowed token was forbidden before, all of them are allowed, as in transformers
-        scores[allowed] = kept if np.any(kept > -np.inf) else 0
+        allow_only(check_tokens("prefix_allowed_tokens_fn", allowed, self.context), scores)

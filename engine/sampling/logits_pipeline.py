@@ -1,8 +1,8 @@
-"""The logits processors of a batch: which a request has, in transformers' order, and when they run.
+"""The logits processors of a batch: which ones a request has, in transformers' order, and when they run.
 
-Verification calls `process` with the target's logits at all query positions of a step. At each of them the processors see
-the output as it would be there: the committed tokens and the drafts on the way to the position. Then the choice or the
-sampling at that position is what it would be without drafts, whatever was drafted.
+Verification calls `process` with the target's logits at all query positions of a step. At each position the processors see
+the committed tokens and the drafted tokens before the position. The token that is chosen or sampled there is therefore the
+one that decoding without drafts chooses or samples.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def make_processors(params: SamplingParams, context: Context, index: int = 0) ->
         built["constraint"] = ConstraintProcessor(make_constraint(params, context))
     ours = set(built)
     for number, function in enumerate(p.logits_processor):
-        # transformers' own takes the place of ours of the same type, as there
+        # as in transformers, a processor of its own classes replaces the built one of the same class
         name = type(function).__name__ if type(function).__module__.startswith("transformers.") else ""
         built[name if name in ours else f"{name} {number}"] = LogitsProcessorFunction(function)
         ours.discard(name)
@@ -122,7 +122,7 @@ def make_constraint(params: SamplingParams, context: Context) -> Constraint:
 class Slot:
     """A sequence of the batch: its processors, whether they replace temperature, top-k and top-p, and its recorder.
 
-    failed: the query positions of the present step where a processor failed.
+    failed: the query positions of the current step where a processor failed.
     """
 
     processors: Sequence[Processor] = ()
@@ -143,11 +143,11 @@ class LogitsPipeline:
     Attributes
     ----------
     proposer : int
-        Of tokens that a constraint forces, in `registry.PROPOSERS`.
+        The index in `registry.PROPOSERS` of tokens that a constraint forces.
     slots : dict of int to Slot
         By sequence; only those with a processor or a recorder.
     errors : dict of int to UserError
-        By sequence: a function of the caller that raised. The others of the batch go on.
+        By sequence: why its request ends. The others of the batch go on.
     """
 
     proposer: int = 0
@@ -173,7 +173,7 @@ class LogitsPipeline:
         self.errors.pop(sequence, None)
 
     def force(self, state: DecodeState, draft: Draft) -> None:
-        """Put what constraints force into a draft, in place of what the drafter proposed there."""
+        """Write the tokens that constraints force over those of a draft."""
         constrained = [sequence for sequence, slot in self.slots.items() if slot.constraint is not None]
         if not constrained:
             return
@@ -200,7 +200,7 @@ class LogitsPipeline:
         Returns
         -------
         temperature, top_k, top_p : ndarray [B]
-            Of verification: none where processors did that already.
+            For verification; 1, 0 and 1 where processors have applied them already.
         """
         temperature, top_k, top_p = state.host.temperature, state.host.top_k, state.host.top_p
         warped = [sequence for sequence, slot in self.slots.items() if slot.is_warped]
@@ -220,14 +220,14 @@ class LogitsPipeline:
         return temperature, top_k, top_p
 
     def _process_sequence(self, state: DecodeState, draft: Draft, sequence: int, scores: np.ndarray) -> set[int]:
-        """Process the scores [n + 1, V] of a sequence at the positions where its drafts may be accepted.
+        """Process the scores [n + 1, V] of a sequence at the positions that verification can reach.
 
-        The others are not read, and a caller's function sees no output that decoding without drafts could not have.
+        Scores at other positions are not read. A caller's function sees only outputs that decoding without drafts can have.
 
         Returns
         -------
         set of int
-            The query positions where a processor failed; the first one's failure ends the request.
+            The query positions where a processor failed. A failure at position 0 ends the request.
         """
         processors, failed = self.slots[sequence].processors, set()
         drafted = draft.tokens.numpy()[sequence].tolist()
@@ -252,12 +252,13 @@ class LogitsPipeline:
     def record(self, tokens: np.ndarray, counts: np.ndarray, path: np.ndarray) -> None:
         """Record the tokens that verification emits; arguments as in kernels/verify/accept.py.
 
-        Tokens from a position where a processor failed are not emitted: if the text goes on there, the next step fails.
+        No token is emitted from the first position on where a processor failed. If the output gets there, the next step
+        fails.
         """
         for sequence, slot in self.slots.items():
             if slot.failed:
-                places = [i for i in range(1, counts[sequence]) if path[sequence, i] in slot.failed]
-                counts[sequence] = min(places, default=counts[sequence])
+                failed = [i for i in range(1, counts[sequence]) if path[sequence, i] in slot.failed]
+                counts[sequence] = min(failed, default=counts[sequence])
             if slot.recorder is not None:
                 n = counts[sequence]
                 slot.recorder.keep(tokens[sequence, :n], path[sequence, :n])
@@ -281,13 +282,13 @@ def process_row(processors: Sequence[Processor], tokens: np.ndarray, scores: np.
 
 
 def _prefixes(state: DecodeState, draft: Draft, sequence: int):
-    """The output so far at each query position, a view [t] int64 for each of 0..draft length."""
+    """The output before each query position, a view [t] int64 for each of 0..draft length."""
     n, length = int(draft.lengths[sequence]), int(state.host.lengths[sequence])
     written, drafted = state.host.tokens[sequence, :length], draft.tokens.numpy()[sequence, :n]
     if draft.parents is None:
-        whole = np.concatenate([written, drafted])
+        output = np.concatenate([written, drafted])
         for r in range(n + 1):
-            yield whole[: length + r]
+            yield output[: length + r]
         return
     parents, prefixes = draft.parents.numpy()[sequence, :n], [np.array(written)]
     for parent, token in zip(parents, drafted, strict=True):
@@ -298,6 +299,6 @@ def _prefixes(state: DecodeState, draft: Draft, sequence: int):
 def _name(processor: Processor) -> str:
     """What messages call a processor."""
     if isinstance(processor, LogitsProcessorFunction):
-        kind = processor.function
-        return f"logits_processor {getattr(kind, '__name__', type(kind).__name__)}"
+        function = processor.function
+        return f"logits_processor {getattr(function, '__name__', type(function).__name__)}"
     return "prefix_allowed_tokens_fn" if isinstance(processor, PrefixAllowedTokens) else type(processor).__name__

@@ -1,4 +1,4 @@
-"""No n-gram occurs twice: neither in the output, nor in source and output."""
+"""Rules against repeated n-grams, of the output or of the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Penalties: tokens become less likely, depending on the output so far."""
+"""Penalties: they make tokens less or more likely, depending on the source and the output so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RepetitionPenalty:
 
 
 class EncoderRepetitionPenalty:
-    """Tokens of the source become more likely, where `penalty` is above 1."""
+    """Tokens of the source become more likely if `penalty` is above 1."""
 
     def __init__(self, penalty: float, context: Context):
         self.penalty, self.source = 1 / penalty, np.unique(context.source)

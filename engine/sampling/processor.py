@@ -1,4 +1,4 @@
-"""What a logits processor is."""
+"""The interface of logits processors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 class Processor(Protocol):
     """Changes the scores of one position, before a token is chosen or sampled there.
 
-    The scores of a drafted position are processed as often as it is drafted, so a processor keeps no state: what it does
-    depends on `tokens` and `scores` alone. That keeps the output the same for every draft.
+    A position may be drafted and processed several times. A processor therefore keeps no state: what it does depends on
+    `tokens` and `scores` alone, so that the output does not depend on drafts.
     """
 
     def __call__(self, tokens: np.ndarray, scores: np.ndarray) -> None:
@@ -28,7 +28,7 @@ class Context:
     end_tokens : tuple of int, may be empty
     max_length : int, the longest output, the start token included
     vocabulary : int, V
-    backend : str, of the kernels
+    backend : str, the kernels' ("numba" or "reference")
     encode : callable or None, text to tokens without an end token; None without a tokenizer
     grammars : GrammarVocabulary or None, for regex and json_schema; None without a tokenizer
     decode : callable or None, tokens to text

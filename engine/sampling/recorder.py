@@ -31,7 +31,7 @@ class TokenLogprob:
 
 
 class Recorder:
-    """Keeps what a request asked for, token by token; a step's last tokens may be cut off later.
+    """Keeps log-probabilities, scores and logits of the emitted tokens of a request, as far as it asked for them.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ class Recorder:
         self._before = logits.copy()
 
     def after(self, scores: np.ndarray) -> None:
-        """The same after processors."""
+        """The scores [R, V] of the same positions, after processors."""
         self._after = scores
 
     def keep(self, tokens: np.ndarray, path: np.ndarray) -> None:
-        """A step emits `tokens` [n], each from a query position in `path` [n]."""
+        """Keep the `tokens` [n] int64 that a step emits; `path` [n] int64 holds the query position of each."""
         for token, r in zip(tokens.tolist(), path.tolist(), strict=True):
             if self.top is not None:
                 self.logprobs.append(self._logprob(token, self._before[r]))
@@ -71,8 +71,8 @@ class Recorder:
             if self._wants_logits:
                 self.logits.append(self._before[r])
 
-    def cut(self, length: int) -> None:
-        """Keep the first `length` tokens."""
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens: a stop rule may have truncated the sequence."""
         for kept in (self.logprobs, self.scores, self.logits):
             del kept[length:]
 
@@ -81,6 +81,6 @@ class Recorder:
         LOG_SOFTMAX[BACKEND](values)
         top = min(self.top, len(values) - 1)
         best = np.argpartition(-values, top)[:top]
-        # of equal tokens the lower one comes first
+        # of equally likely tokens the lower one comes first
         order = sorted(best.tolist(), key=lambda i: (-values[i], i))
         return TokenLogprob(token, float(values[token]), tuple((i, float(values[i])) for i in order))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foredraft.engine.sampling.processor import Context
-from foredraft.errors import UserError
+from foredraft.engine.sampling.token_rules import check_tokens
 from foredraft.kernels.sampling.sequence_bias import SEQUENCE_BIAS
 
 
@@ -25,9 +25,9 @@ class SequenceBias:
 
     def __init__(self, biases: Sequence[tuple[tuple[int, ...], float]], context: Context, name: str = "sequence_bias"):
         for sequence, _ in biases:
-            if outside := [token for token in sequence if token >= context.vocabulary]:
-                raise UserError(f"{name} holds token {outside[0]}; the model's vocabulary has {context.vocabulary} tokens")
-        # singles first, then by length in the order of first occurrence: the order of transformers' sums
+            check_tokens(name, sequence, context)
+        # the order in which transformers adds biases, because float32 sums depend on it: single tokens, then the other
+        # lengths as they first occur
         sizes = list(dict.fromkeys([1, *(len(sequence) for sequence, _ in biases)]))
         ordered = sorted(biases, key=lambda pair: (pair[0][-1], sizes.index(len(pair[0]))))
         self.sizes = np.array([len(sequence) for sequence, _ in ordered], np.int64)
@@ -47,5 +47,5 @@ class BadWords(SequenceBias):
     def __init__(self, words: Sequence[tuple[int, ...]], context: Context):
         ends = {(token,) for token in context.end_tokens}
         biases = [(word, -np.inf) for word in dict.fromkeys(words) if word not in ends]
-        # with nothing left, a bias of 0
+        # the kernel needs a sequence; a bias of 0 changes nothing
         super().__init__(biases or [((0,), 0.0)], context, "bad_words_ids")

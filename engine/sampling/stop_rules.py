@@ -1,4 +1,4 @@
-"""The rules that end a request, of its settings."""
+"""The rules that end a request."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from foredraft.engine.state import DecodeState
 
 
 class StopRule(Protocol):
-    """Ends a sequence at one of the tokens of its last step."""
+    """Ends a request. Both methods raise UserError if a function of the caller fails."""
 
-    def truncate(self, state: DecodeState, sequence: int) -> bool: ...  # whether it did; UserError: it failed
-    def ends(self, tokens: list[int]) -> bool: ...  # of beams: whether an output, the start token included, ends here
+    def truncate(self, state: DecodeState, sequence: int) -> bool:
+        """Truncate a sequence at one of the tokens of its last step; whether it was truncated."""
+
+    def ends(self, tokens: list[int]) -> bool:
+        """For beam search: whether an output, the start token included, ends here."""
 
 
 def make_stop_rules(params: SamplingParams, decode: Callable[[list[int]], str]) -> list[StopRule]:
-    """`decode`: tokens to text, for stop strings."""
+    """The stop rules that the settings ask for; `decode` maps tokens to text, for stop strings."""
     rules: list[StopRule] = []
     if params.stop_strings:
         rules.append(StopStrings(params.stop_strings, decode))

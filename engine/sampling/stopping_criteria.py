@@ -1,4 +1,4 @@
-"""Stop rules that a program passes as functions, with transformers' interface, and a limit of time."""
+"""Stop rules that a program passes as functions, with transformers' interface, and the time limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class StoppingCriteria:
     Parameters
     ----------
     criteria : sequence of callables
-        input_ids [1, t] int64 and None to whether the text ends there: a bool, or a tensor [1] of it.
+        Each maps input_ids [1, t] int64 and None, in place of scores, to whether the text ends there: a bool, or a bool
+        tensor [1].
     """
 
     def __init__(self, criteria: Sequence[Callable[[torch.Tensor, None], torch.Tensor | bool]]):
@@ -50,17 +51,17 @@ class StoppingCriteria:
 
 
 class MaxTime:
-    """Ends a sequence after the first step that ends later than `seconds` after its start."""
+    """Ends a sequence after the first step that ends `seconds` or more after this rule was made."""
 
     def __init__(self, seconds: float):
         self.seconds, self.start = seconds, now()
 
     def ends(self, tokens: list[int]) -> bool:
-        """Whether the time is over."""
+        """Whether the time is up."""
         return now() - self.start >= self.seconds
 
     def truncate(self, state: DecodeState, sequence: int) -> bool:
-        """Whether the sequence was ended."""
+        """End the sequence if the time is up; whether it was ended."""
         length = int(state.lengths[sequence])
         if length == 1 or now() - self.start < self.seconds or bool(state.finished[sequence]):
             return False

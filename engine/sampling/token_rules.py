@@ -17,8 +17,15 @@ def check_tokens(name: str, tokens: Sequence[int], context: Context) -> list[int
     """The tokens as a list. UserError: one is outside the vocabulary."""
     for token in tokens:
         if not 0 <= token < context.vocabulary:
-            raise UserError(f"{name} holds token {token}; the model's tokens are 0..{context.vocabulary - 1}")
+            raise UserError(f"{name} holds token {token}; the model's tokens are 0..{context.vocabulary - 1}: leave it out")
     return list(tokens)
+
+
+def allow_only(allowed: Sequence[int] | np.ndarray, scores: np.ndarray) -> None:
+    """Forbid all tokens but `allowed`. If all of these are forbidden already, all are allowed, as in transformers."""
+    kept = scores[allowed]
+    scores[:] = -np.inf
+    scores[allowed] = kept if np.any(kept > -np.inf) else 0
 
 
 class MinLength:
@@ -33,7 +40,7 @@ class MinLength:
 
 
 class SuppressTokens:
-    """Forbids tokens, at every position or at one: `length` tokens are written before it, the start token included."""
+    """Forbids tokens everywhere, or only where the output has `length` tokens, the start token included."""
 
     def __init__(self, tokens: Sequence[int], context: Context, length: int | None = None):
         name = "suppress_tokens" if length is None else "begin_suppress_tokens"
@@ -45,7 +52,7 @@ class SuppressTokens:
 
 
 class ForceTokens:
-    """Forbids everything but some tokens where `length` tokens are written, the start token included."""
+    """Allows only some tokens where the output has `length` tokens, the start token included."""
 
     def __init__(self, name: str, tokens: Sequence[int], context: Context, length: int):
         self.tokens, self.length = check_tokens(name, tokens, context), length
@@ -64,7 +71,7 @@ class RemoveInvalidValues:
 
 
 class Renormalize:
-    """Scores become log-probabilities; no choice changes."""
+    """Turns scores into log-probabilities, which does not change any choice."""
 
     def __init__(self, context: Context):
         self.kernel = LOG_SOFTMAX[context.backend]
