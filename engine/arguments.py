@@ -1,6 +1,6 @@
 """Where the settings of a request come from: its own, those of the call, and the checkpoint's generation_config.json.
 
-The later level of these three counts only where the earlier one says nothing, as in transformers.
+An earlier one of these three takes precedence, as in transformers.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ _NO_SETTINGS = frozenset({"transformers_version", "max_seq_len", "id"})
 
 
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments that are given. UserError: one is unknown, or not supported."""
+    """The settings that are not None. UserError: one is unknown, or not supported."""
     given = {name: value for name, value in settings.items() if value is not None}
     for name, value in given.items():
         if name in UNSUPPORTED:
@@ -96,8 +96,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"{name}={value!r} is not supported; leave it out")
         elif name not in NAMES and name not in WITHOUT_EFFECT:
             near = get_close_matches(name, NAMES, 1)
-            mend = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise UserError(f"there is no argument {name!r}; {mend}")
+            advice = f"did you mean {near[0]!r}?" if near else "leave it out"
+            raise UserError(f"there is no argument {name!r}; {advice}")
     return {name: value for name, value in given.items() if name in NAMES}
 
 
@@ -116,15 +116,18 @@ def known_settings(config: Any) -> dict[str, Any]:
 
 
 def override(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
-    """Both; a limit in tokens of the stronger replaces one in length, and the other way round."""
+    """The union, in which `stronger` takes precedence.
+
+    A limit of `stronger` replaces that of `weaker`, also if one of them counts new tokens and the other all tokens.
+    """
     replaced = {name for names in (_MIN, _MAX) if not names.isdisjoint(stronger) for name in names}
     return {name: value for name, value in weaker.items() if name not in replaced} | dict(stronger)
 
 
 def merge(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> SamplingParams:
-    """The settings of a request: what is given, and defaults for the rest. UserError as SamplingParams.
+    """The settings of a request: those given, and defaults for the rest. UserError as SamplingParams.
 
-    A default of the shortest output that is longer than the longest one given is lowered to it.
+    If a maximum is given, a larger minimum among the defaults is lowered to it.
     """
     merged = override(defaults, given)
     if _MIN.isdisjoint(given) and not _MAX.isdisjoint(given):
@@ -135,14 +138,14 @@ def merge(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> SamplingPara
 
 
 def checkpoint_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a checkpoint says of decoding: generation_config.json, or where there is none, config.json.
+    """The settings of a checkpoint, in generation_config.json or, if that is missing, in config.json.
 
     Returns
     -------
     settings : dict
         Fields of SamplingParams.
     warnings : list of str
-        One for each entry that cannot be honoured.
+        One for each entry that has no effect but should have one.
 
     Raises
     ------
@@ -154,7 +157,7 @@ def checkpoint_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
         return settings_of(read_object(config), config, False) if config.exists() else ({}, [])
     entries = read_object(path)
     if entries.get("_from_model_config") and config.exists():
-        # made of config.json: where the two differ one was edited later, so the end tokens of both count
+        # transformers made it from config.json; if they differ, one was edited later, so the end tokens of both count
         both = [_listed(source.get("eos_token_id")) for source in (read_object(config), entries)]
         entries["eos_token_id"] = [*dict.fromkeys([*both[0], *both[1]])] or None
     return settings_of(entries, path, True)
@@ -165,7 +168,7 @@ def _listed(entry: Any) -> list:
 
 
 def task_entries(folder: Path, task: str) -> dict[str, Any]:
-    """What `task_specific_params` of a config.json says of a task, its prefix included. UserError: it is no object."""
+    """The entry of a task in `task_specific_params` of config.json, with its prefix. UserError: it is no object."""
     path = folder / "config.json"
     tasks = (read_object(path) if path.exists() else {}).get("task_specific_params") or {}
     entries = tasks.get(task) or {} if isinstance(tasks, dict) else None
@@ -175,7 +178,7 @@ def task_entries(folder: Path, task: str) -> dict[str, Any]:
 
 
 def settings_of(entries: Mapping[str, Any], path: Path, is_own: bool) -> tuple[dict[str, Any], list[str]]:
-    """As checkpoint_settings, of the entries of the file at `path`; is_own: which holds nothing else."""
+    """As checkpoint_settings, of a file's entries. is_own: the file holds only settings, so unknown entries are reported."""
     settings, warnings = {}, []
     for name, value in entries.items():
         if name == "eos_token_id" and value is None:

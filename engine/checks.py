@@ -10,7 +10,7 @@ from typing import Any
 
 from foredraft.errors import UserError
 
-# Whole numbers end where a state's int64 do.
+# Whole numbers are stored as int64.
 MOST = 2**63 - 1
 
 
@@ -97,7 +97,7 @@ def biases(name: str, given: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
         except (TypeError, ValueError):
             raise UserError(f"{name} holds {pair!r}; give pairs of a list of token ids and a number") from None
         if math.isnan(bias):
-            raise UserError(f"{name} holds {pair!r}; give a number")
+            raise UserError(f"{name} holds {pair!r}; give a bias that is a number")
         found.append((token_sequence(name, sequence), bias))
     return tuple(found)
 
@@ -111,7 +111,7 @@ def decay(name: str, given: Any) -> tuple[int, float]:
 
 
 def functions(name: str, given: Any) -> tuple[Callable, ...]:
-    """A function, or several; transformers' lists of them can be called too."""
+    """A function, or several. transformers' lists of functions can be called, but are lists."""
     found = (given,) if callable(given) and not isinstance(given, Iterable) else listed(name, given, "functions")
     if any(not callable(one) for one in found):
         raise UserError(f"{name} holds something that cannot be called; give functions")
@@ -139,7 +139,7 @@ def schema(name: str, given: Any) -> str:
     try:
         found = json.loads(given) if isinstance(given, str) else given
         if not isinstance(found, (Mapping, bool)):
-            raise ValueError("no object")
+            raise ValueError("not an object")
         return json.dumps(found)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} is not a JSON schema ({error}); give an object, or its text") from None

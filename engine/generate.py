@@ -1,4 +1,4 @@
-"""`Model`: generate or stream. load.py makes one. These two modules alone see every part of the engine."""
+"""`Model`: generate, stream, score. load.py makes one. These two modules alone see every part of the engine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Model:
 
     @cached_property
     def beam_draft_length(self) -> BeamDraftLength:
-        """How many tokens beams draft; it keeps what it has learned between calls."""
+        """How many tokens beams draft; the estimates are kept between calls."""
         return BeamDraftLength()
 
     @property
@@ -76,7 +76,7 @@ class Model:
         return Model(self.target, self.tokenizer, drafter, self.path, self.dtype, self.ownership, self.settings)
 
     def describe(self) -> dict:
-        """What records say of a model: name, hash, dtype, parameters, drafter, threads."""
+        """The model in a record: name, hash, dtype, parameters, drafter, threads."""
         from foredraft.kernels.core.backend import get_num_threads
 
         return {"model": self.path.name, "hash": weights_hash(self.path) if self.path.is_dir() else None,
@@ -97,14 +97,15 @@ class Model:
         seed : int, sequence of int or None
             A sequence holds one int64 seed for each input, whatever the input's position in the call.
         generation_config : transformers.GenerationConfig, mapping or None
-            Settings that count where no argument is given; None is the checkpoint's own.
+            Settings where no argument is given; what it leaves out, or None, is the checkpoint's.
         streamer
             Has transformers' put(token_ids) and end(); takes a single input.
         batch_size, max_source, kv_memory, verification, big_little
             See params.BatchConfig.
         **settings
-            The fields of SamplingParams, with the names of transformers' arguments. What is not given is taken from the
-            checkpoint's generation_config.json; draft_tokens (K) is 5 by default, or adaptive with a drafter that adapts.
+            The fields of SamplingParams, with the names of transformers' arguments. Those not given are taken from
+            generation_config, then from the checkpoint's generation_config.json. draft_tokens (K) is 5 by default, or "auto"
+            with a drafter that adapts.
 
         Returns
         -------
@@ -129,10 +130,9 @@ class Model:
                 raise UserError(f"{len(own_seeds)} seeds for {len(inputs)} inputs; give one seed, or one for each input")
             params = self._params(given, defaults, config)
             if streamer is not None and params.num_return_sequences * params.num_beams > 1:
-                raise UserError("a streamer takes no beams and one output; leave num_beams and num_return_sequences out")
-            copies = params.num_return_sequences if params.num_beams == 1 else 1
-            requests = [_request(item, index, copy, copies, own_seeds) for index, item in enumerate(inputs)
-                        for copy in range(copies)]
+                raise UserError("a streamer takes no beams and one output only; leave num_beams, num_return_sequences out")
+            requests = [_request(item, index, sample, params.num_samples, own_seeds) for index, item in enumerate(inputs)
+                        for sample in range(params.num_samples)]
             params.warn_ignored(given)
             # all inputs are checked before the first is decoded
             jobs = list(self._jobs(requests, given, defaults, params, config, truncation=True))
@@ -160,7 +160,7 @@ class Model:
             output.stats.close_seconds(now() - began)
             return output
         finally:
-            # whoever reads a streamer waits for its end, after a failure too
+            # the reader of a streamer waits for its end, also after a failure
             if streamer is not None:
                 streamer.end()
 
@@ -173,12 +173,12 @@ class Model:
         Parameters
         ----------
         requests : iterable of Request, str, token sequences or None
-            May be endless; read as sequences become free. None says that there is no request at the moment: the stream goes
-            on with those that it has, and asks again after the next step.
+            May be endless; read as sequences become free. None: no request is ready; the stream decodes those that it has,
+            and reads on after the next step.
         in_order : bool
             Results in the order of the requests; otherwise as they end.
         truncation : bool
-            Cut a source longer than max_source; otherwise it is an error of its request.
+            Whether a source longer than max_source is cut; if not, it is an error of its request.
         generation_config, batch_size, max_source, kv_memory, verification, big_little, **settings
             As in `generate`, for requests without settings of their own.
 
@@ -205,8 +205,8 @@ class Model:
         ----------
         sources : str, or sequence of str or token sequences
         targets : for each source a target (str or token sequence) or a list of targets
-            Of a single str: one target or a list of targets. A text ends as the tokenizer ends it (T5: `</s>`), tokens are
-            scored as they are. Targets of one source share its encoding.
+            If sources is a str: one target or a list of targets. The tokenizer ends a text (T5: `</s>`); tokens are scored
+            as they are. Targets of one source share its encoding.
         batch_size, max_source
             See params.BatchConfig. The batch size counts sources, and does not change the results.
 
@@ -222,7 +222,7 @@ class Model:
         return score(self, sources, targets, BatchConfig(batch_size, max_source))
 
     def _defaults(self, generation_config: Any) -> dict[str, Any]:
-        """Settings that count where none is given: of this object, or of the checkpoint."""
+        """The settings of generation_config, then those of the checkpoint."""
         if generation_config is None:
             return self.settings
         return override(self.settings, known_settings(generation_config))
@@ -234,7 +234,7 @@ class Model:
         return params
 
     def _scheduler(self, params: SamplingParams, config: BatchConfig, lengths: list[int] | None, seeded: bool) -> Scheduler:
-        """lengths: of all sources, where they are known. seeded: whether requests may have seeds of their own."""
+        """lengths: of all sources, if known. seeded: whether seeds may be given, so that outputs must repeat."""
         drafter, block = self.drafter, config.verification == "block"
         check_drafter_settings(drafter, params, config, self.graphs is not None)
         if self.graphs is not None:
@@ -268,9 +268,9 @@ class Model:
     def _jobs(self, requests: Iterable[Request | str | Sequence[int] | None], given: Mapping[str, Any],
               defaults: Mapping[str, Any], params: SamplingParams, config: BatchConfig,
               truncation: bool) -> Iterator[Job | Result | None]:
-        """Each request checked; a Result with the error of one that cannot be decoded; None where there is no request now.
+        """A Job for each request, a Result with the error if it cannot be decoded, or None for None.
 
-        given, defaults: settings of the call; params: what they make of a request without settings of its own.
+        given, defaults: settings of the call; params: of a request without settings of its own.
         """
         call_seed = secrets.randbits(63) if params.seed is None else params.seed
         index = -1
@@ -317,9 +317,8 @@ class Model:
         context = Context(np.array(tokens, np.int64), end_tokens, params.max_new_tokens + 1, model.vocab_size,
                           self.target.backend, self._encode if self.tokenizer is not None else None, self._grammars,
                           self._text)
-        # the outputs of an input that is sampled several times are one input for prefix_allowed_tokens_fn
-        copies = params.num_return_sequences if params.num_beams == 1 else 1
-        processors = make_processors(params, context, index // copies)
+        # prefix_allowed_tokens_fn counts inputs, and all samples of an input have one index
+        processors = make_processors(params, context, index // params.num_samples)
         refused = params.beyond_temperature if self.graphs is not None else ()
         if config.big_little is not None and processors:
             refused = params.beyond_temperature
@@ -338,7 +337,7 @@ class Model:
 
     @cached_property
     def _grammars(self) -> GrammarVocabulary | None:
-        """The tokenizer for regex and json_schema; None without one."""
+        """The tokenizer as regex and json_schema need it; None without a tokenizer."""
         end = self.target.config.end_token
         return None if self.tokenizer is None else GrammarVocabulary(self.tokenizer, self.target.config.vocab_size, end)
 
@@ -346,9 +345,10 @@ class Model:
         return None if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def _request(item: Any, index: int, copy: int, copies: int, seeds: Sequence[int] | None) -> Request:
-    """The request of an input; of one of several samples of it."""
+def _request(item: Any, index: int, sample: int, num_samples: int, seeds: Sequence[int] | None) -> Request:
+    """The request for one sample of an input."""
     seed = None if seeds is None else seeds[index]
-    if copies == 1:
+    if num_samples == 1:
         return Request(item, seed=seed)
-    return Request(item, id=f"input {index + 1}, output {copy + 1}", seed=None if seed is None else request_seed(seed, copy))
+    return Request(item, id=f"input {index + 1}, output {sample + 1}",
+                   seed=None if seed is None else request_seed(seed, sample))

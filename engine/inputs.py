@@ -1,4 +1,4 @@
-"""What callers pass as inputs: texts or tokens, checked."""
+"""Checks of inputs: texts or token ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_UNKNOWN = 0.01
 
 
 def check_inputs(inputs: Any) -> Iterable:
-    """UserError: no list of inputs. Bytes and mappings are iterable, but never meant."""
+    """UserError: it is no list of inputs. Bytes and mappings are iterable, but not inputs."""
     if isinstance(inputs, (bytes, bytearray, Mapping)) or not isinstance(inputs, Iterable):
         raise UserError(f"the input is of type {type(inputs).__name__}; give a text, a list of texts, or a list of lists of "
                         "token ids")
@@ -31,7 +31,7 @@ def _half_pair(text: str) -> int | None:
 
 
 def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path) -> list[int]:
-    """The tokens of one input, which messages call `name`. UserError: it has none, or some outside 0..vocabulary-1."""
+    """The tokens of one input; `name` is for messages. UserError: it has none, or some outside 0..vocabulary-1."""
     if isinstance(item, str):
         if not item.strip():
             raise UserError(f"{name} is empty; give some text")
@@ -57,7 +57,7 @@ def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path)
 
 
 def unknown_share(name: str, item: Any, tokens: list[int], tokenizer: Any) -> list[str]:
-    """A warning where more than MOST_UNKNOWN of a text's tokens are <unk>."""
+    """A warning if more than MOST_UNKNOWN of a text's tokens are <unk>."""
     unknown = tokenizer.token_to_id("<unk>") if isinstance(item, str) else None
     share = tokens.count(unknown) / len(tokens) if tokens and unknown is not None else 0
     if share <= MOST_UNKNOWN:
@@ -68,7 +68,7 @@ def unknown_share(name: str, item: Any, tokens: list[int], tokenizer: Any) -> li
 def cut_source(name: str, tokens: list[int], limit: int | None, end_token: int) -> tuple[list[int], list[str]]:
     """The first `limit` tokens of a source, and a warning if some were cut.
 
-    A source ends as the tokenizer ends it, unless the model has no end token (negative).
+    The last one becomes the end token, unless the model has none (negative).
     """
     if limit is None or len(tokens) <= limit:
         return tokens, []

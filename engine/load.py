@@ -1,4 +1,4 @@
-"""`load`: a checkpoint and a drafter become a Model; `from_transformers`: a model in memory and a drafter do."""
+"""`load` makes a Model of a checkpoint, `from_transformers` of a transformers model in memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     drafter : str, Path, Drafter or None
         "lookup", "ngram" (the embedded table), "ngram:TABLE", "lookup+ngram", "lstm" (embedded), the folder of a trained
         drafter, "self:SKIP" (the target without some layers), "tree:SHAPE:NAME", "cascade:A,B", "staged:A,FOLDER", "auto"
-        (chosen by what is decoded), None for plain decoding, or an object with the methods of `Drafter`.
+        (chosen while decoding), None for plain decoding, or an object with the methods of `Drafter`.
     device : str
         "cpu", or "cuda" or "cuda:N" (compute capability 8.0 or more).
     dtype : str
@@ -48,7 +48,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     revision : str or None
         A branch, tag or commit of the checkpoint on the hub.
     token : str or None
-        For the hub; None is the one that is logged in.
+        An access token of the hub; None is that of the login.
 
     Returns
     -------
@@ -79,14 +79,14 @@ def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | D
     The model's embedding and those matrices of its encoder that the engine stores as transformers does (the output
     projections of attention and feed-forward, and `wi` where there is no gate) are shared on the CPU, if they have `dtype`.
     Everything else is copied: the decoder's matrices and the head are packed for the kernels, and queries, keys and values
-    are joined. On CUDA all weights are copied. Weights that an optimizer changes afterwards are taken over by the next
-    `generate` with tensors.
+    are joined. On CUDA all weights are copied. If an optimizer changes the weights later, the next `generate` with tensors
+    takes the new ones over.
 
     Parameters
     ----------
     model : transformers.T5ForConditionalGeneration
-        Or MT5ForConditionalGeneration or UMT5ForConditionalGeneration. Settings that are not given to `generate` are taken
-        from its generation_config.
+        Or MT5ForConditionalGeneration or UMT5ForConditionalGeneration. Settings that `generate` does not get are taken from
+        its generation_config.
     tokenizer : transformers or tokenizers tokenizer, or None
         None: inputs are token ids, and outputs have no texts.
     drafter, dtype, weights
@@ -124,7 +124,7 @@ def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | D
 
 
 def check_device(device: str) -> None:
-    """UserError unless `device` is "cpu", or "cuda" or "cuda:N" and there, with what our kernels need."""
+    """UserError unless `device` is "cpu", or a CUDA device that is present and runs the kernels."""
     if device == "cpu":
         return
     kind, _, number = device.partition(":")
@@ -133,7 +133,7 @@ def check_device(device: str) -> None:
     if not torch.cuda.is_available():
         raise UserError(f"device {device!r}: no CUDA device is present here; use device 'cpu'")
     if int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()}; count from cuda:0")
+        raise UserError(f"device {device!r}: the number of devices is {torch.cuda.device_count()}; count from cuda:0")
     if not HAS_TRITON:
         raise UserError(f"device {device!r} needs triton: pip install triton")
     major, minor = torch.cuda.get_device_capability(device)

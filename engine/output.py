@@ -13,7 +13,7 @@ from foredraft.engine.stats import DecodeStats
 
 @dataclass
 class Output:
-    """The results of `Model.generate`, in the order of its inputs; num_return_sequences results of each stand together.
+    """The results of `Model.generate`, in the order of its inputs, num_return_sequences entries for each.
 
     Attributes
     ----------
@@ -26,14 +26,14 @@ class Output:
     finish_reasons : list of str
         As in Result.
     request_stats : list of DecodeStats
-        Of each input; its `acceptance_rate` is that of the input.
+        Of each entry; `acceptance_rate` is that of its drafts.
     logprobs : list of (list of TokenLogprob or None)
     scores, logits : list of (ndarray [n, V] float32 or None)
-        What the arguments `logprobs`, `output_scores` and `output_logits` ask for.
+        What `logprobs`, `output_scores` and `output_logits` ask for. Of beam search [n, num_beams, V], as in Result.
     sequence_scores : list of (float or None)
         The scores of hypotheses of beam search (Hypothesis.score).
     beam_indices : list of (list of int or None)
-        The beam that a hypothesis continued at each step (Hypothesis.beams).
+        The beam that a hypothesis of beam search continued at each step (Hypothesis.beams).
     stats : DecodeStats
         Of the whole call.
     warnings : list of str
@@ -53,7 +53,7 @@ class Output:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
-        """Append a request's result; `stats` is summed elsewhere."""
+        """Append the result of a request, without adding to `stats`."""
         if result.hypotheses is None:
             outputs = [(result.text, result.token_ids, result.proposers, None, None)]
         else:

@@ -1,4 +1,4 @@
-"""How requests are decoded: SamplingParams for one request, BatchConfig for all requests of a call; both checked once."""
+"""How requests are decoded: SamplingParams for one request, BatchConfig for all requests of a call. Both check values."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ VERIFICATIONS = ("token", "block")
 class SamplingParams:
     """The settings of one request, named as in transformers' `generate` and with its meaning.
 
-    Tokens count without the start token, except in `max_length`, `min_length` and where a rule speaks of the output so far.
+    Numbers of tokens exclude the start token, except `max_length` and `min_length`. "The output" of a rule includes it.
 
     Parameters
     ----------
     max_new_tokens : int or None
-        The most tokens to emit, the end token included; None is max_length - 1, or else 128.
+        The most tokens to emit, the end token included; None is max_length - 1, or 128 without max_length.
     draft_tokens : int or "auto"
         K, the most tokens drafted per step. 0 is plain decoding; "auto" adapts the draft length to measured costs.
     do_sample : bool
@@ -47,27 +47,28 @@ class SamplingParams:
     max_length, min_length : int or None
         Of the output with its start token; max_new_tokens and min_new_tokens take precedence.
     min_new_tokens : int or None
-        No end token before as many tokens; None is min_length - 1, or else 0.
+        No end token is emitted before this many tokens; None is min_length - 1, or 0 without min_length.
     max_time : float or None
         Seconds after which a request ends with the tokens it has.
     eos_token_id : int, sequence of int or None
-        The tokens that end a text, at most 8; an empty sequence is none, None is the model's.
+        The tokens that end a text, at most 8. An empty sequence: no token does. None: the model's.
     decoder_start_token_id : int or None
         The token before the first; None is the model's.
     repetition_penalty, encoder_repetition_penalty : float
-        Above 0; 1 is off. Above 1 the first makes tokens of the output less likely, the second those of the source more.
+        Above 0; 1 is off. Above 1, repetition_penalty makes tokens of the output less likely, and encoder_repetition_penalty
+        makes tokens of the source more likely.
     no_repeat_ngram_size, encoder_no_repeat_ngram_size : int
-        No n-gram of this size occurs twice in the output; none of the source occurs in it. 0 is off.
+        No n-gram of this size occurs twice in the output, or both in the source and in the output. 0 is off.
     bad_words_ids : sequence of token sequences
         Sequences that must not occur.
     suppress_tokens, begin_suppress_tokens : sequence of int
-        Tokens that must not occur, anywhere or first.
+        Tokens that must not occur, anywhere or as the first one.
     forced_bos_token_id, forced_eos_token_id : int or sequence of int, or None
-        The first token; the last token of an output that reaches its limit.
+        The first token; the last token of an output that reaches max_new_tokens.
     sequence_bias : mapping of token sequences to float, or sequence of pairs
-        Added to the score of a sequence's last token where the tokens before it stand.
+        Added to the score of a sequence's last token where the output ends with the tokens before it.
     exponential_decay_length_penalty : (int, float) or None
-        (start, factor): end tokens become likelier with every token after `start`.
+        (start, factor): end tokens become more likely with every token after the first `start`.
     remove_invalid_values : bool
         Replace scores that are not finite.
     renormalize_logits : bool
@@ -91,12 +92,13 @@ class SamplingParams:
     length_penalty : float
         A hypothesis' sum of log-probabilities is divided by its length to this power.
     early_stopping : bool or "never"
-        True: the search ends with num_beams hypotheses; False: when the best running beam is worse than them at its present
-        length; "never": also at the greatest length.
+        When the search ends. True: as soon as there are num_beams hypotheses. False: when, besides, the best running beam
+        would score below all of them at its current length. "never": when it would at the greatest length too.
     num_return_sequences : int
-        Outputs of each input: hypotheses, the best first, or samples.
+        Outputs of each input: hypotheses of beam search, best first, or samples.
     logprobs : int or None
-        Return the log-probability of every token, and of this many of the likeliest, before processors and temperature.
+        Return the log-probability of every token, and those of this many most likely tokens at its position. All are before
+        processors and temperature.
     output_scores, output_logits : bool
         Return the scores [V] of every token, after and before processors.
 
@@ -180,7 +182,7 @@ class SamplingParams:
             raise UserError(f"num_return_sequences is {self.num_return_sequences} in greedy decoding, whose outputs are all "
                             "the same; pass do_sample=True or num_beams")
         if self.num_beams > 1 and self.logprobs is not None:
-            raise UserError("logprobs does not go with num_beams; use output_scores, or the scores of the hypotheses")
+            raise UserError("logprobs does not go with num_beams; leave it out, or use output_scores instead")
         if self.prefix_allowed_tokens_fn is not None and not callable(self.prefix_allowed_tokens_fn):
             raise UserError("prefix_allowed_tokens_fn cannot be called; give a function")
 
@@ -188,11 +190,12 @@ class SamplingParams:
         object.__setattr__(self, name, value)
 
     def warn_ignored(self, given: Iterable[str]) -> None:
-        """Warn of the sampling arguments among `given` that have no effect, because do_sample is False."""
+        """Warn of the sampling arguments among `given` that have no effect because do_sample is False."""
         ignored = [f"{name}={getattr(self, name)}" for name in _SAMPLING
                    if name in given and getattr(self, name) != getattr(SamplingParams, name)]
         if ignored and not self.do_sample:
-            warnings.warn(f"{', '.join(ignored)} without effect: do_sample is False", stacklevel=3)
+            warnings.warn(f"{', '.join(ignored)} without effect: do_sample is False; pass do_sample=True to sample",
+                          stacklevel=3)
 
     @property
     def constraints(self) -> list[str]:
@@ -210,6 +213,11 @@ class SamplingParams:
         return given + ["min_new_tokens"] * (self.min_new_tokens > 0)
 
     @property
+    def num_samples(self) -> int:
+        """The samples of each input, every one a request of its own."""
+        return self.num_return_sequences if self.num_beams == 1 else 1
+
+    @property
     def has_truncations(self) -> bool:
         """Whether sampling needs more than temperature, top-k and top-p."""
         return self.do_sample and any(getattr(self, name) != getattr(SamplingParams, name) for name in _SAMPLING[3:])
@@ -217,8 +225,8 @@ class SamplingParams:
 
 # Arguments of sampling alone; the first three are part of verification.
 _SAMPLING = ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-# How each argument is checked and made a plain value; draft_tokens and prefix_allowed_tokens_fn apart. Whole numbers have
-# (low, high) bounds, numbers (low, high, whether the low bound is allowed).
+# The check of each argument and its bounds, except for draft_tokens and prefix_allowed_tokens_fn. Whole numbers have bounds
+# (low, high), numbers (low, high, whether low is allowed).
 _CHECKS: dict[str, tuple] = {
     "max_new_tokens": (checks.whole_number, 1, MAX_NEW_TOKENS), "max_length": (checks.whole_number, 2, MAX_NEW_TOKENS + 1),
     **dict.fromkeys(("min_new_tokens", "min_length", "top_k", "seed", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",

@@ -1,7 +1,7 @@
 """Log-probabilities of given target texts, by teacher forcing.
 
-A sequence of the batch belongs to one source at a time. The source is admitted once; then its targets are read one after the
-other, R query positions a pass, each target from position 0 on. The next source takes the place of one that is done.
+A sequence of the batch belongs to one source at a time. The source is admitted once. Then its targets are read one after the
+other, R query positions a pass, each target from position 0. When all are read, the next source is admitted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_POSITIONS, MAX_LOGITS = 16, 2**22
 
 @dataclass
 class Scores:
-    """The results of `Model.score`, one entry for each target: those of the first source, then those of the second, ...
+    """The results of `Model.score`, one entry for each target, in the order of sources and of their targets.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Scores:
 
 
 def score(model: Model, sources: Any, targets: Any, config: BatchConfig) -> Scores:
-    """`Model.score` of checked settings."""
+    """`Model.score`, with checked settings."""
     scores, target, limit = Scores(), model.target, config.max_source or model.source_limit
     texts, wanted = _pair(sources, targets)
 
@@ -112,13 +112,12 @@ def _several(name: str, item: Any) -> list:
 
 
 class _Pass(NamedTuple):
-    """What a sequence reads in one pass: the position of its first token, the tokens, those wanted after them, and the list
-    that their log-probabilities are appended to."""
+    """What a sequence reads in one pass."""
 
-    start: int
+    start: int  # the position of the first token
     tokens: Sequence[int]
-    wanted: Sequence[int]
-    result: list[float]
+    wanted: Sequence[int]  # the token after each
+    result: list[float]  # where the log-probabilities of `wanted` go
 
 
 @torch.inference_mode()
@@ -134,6 +133,11 @@ def token_log_probs(target: T5 | T5Cuda, sources: Sequence[Tensor], targets: Seq
     targets : for each source at least one target, for each target at least one token
     batch_size, max_positions : int
         The most sequences, and query positions of each, in a pass.
+
+    Returns
+    -------
+    list of list of list of float
+        By source, target and token.
     """
     B, V = min(batch_size, len(sources)), target.config.vocab_size
     longest = max(len(one) for several in targets for one in several)
@@ -164,7 +168,7 @@ def token_log_probs(target: T5 | T5Cuda, sources: Sequence[Tensor], targets: Seq
                     return found
                 hidden = target.decode(tokens.to(target.device), positions.to(target.device))
                 read = positions >= 0
-                # log_softmax reduces each row alone, in one order, so that a result does not depend on the batch
+                # log_softmax reduces each row alone, in a fixed order: a result does not depend on the batch
                 log_probs = target.logits(hidden)[read.to(target.device)].log_softmax(-1)  # [n, V]
                 chosen = log_probs.gather(1, wanted[read].to(target.device)[:, None])[:, 0]
                 for result, value in zip(results, chosen.tolist(), strict=True):

@@ -125,7 +125,7 @@ class Host(NamedTuple):
 
 
 class LogitsPipeline(Protocol):
-    """What verification needs of the logits processors (engine/sampling/logits_pipeline.py)."""
+    """The interface of logits processors to verification (engine/sampling/logits_pipeline.py)."""
 
     is_active: bool  # whether a sequence has any
 
@@ -159,9 +159,9 @@ class DecodeState:
     limits : Tensor [B] int64
         The length at which a sequence ends, at most T.
     end_token : int
-        The model's, which a draft ends with; -1 is none.
+        The model's end token, where drafts stop; -1: it has none.
     end_tokens : Tensor [B, MAX_END_TOKENS] int64
-        The tokens that end a sequence, then -1.
+        The tokens that end each sequence, filled up with -1.
     proposer : Tensor [B, T + 1] uint8
         Who proposed each token, an index into `registry.PROPOSERS`.
     draft_tokens : Tensor [B] int64
@@ -177,7 +177,7 @@ class DecodeState:
     last_tested, last_accepted, last_counts : Tensor [B] int64
         Of the last step.
     last_draft : Draft or None
-        Of the last step; None before the first one, and after steps that a CUDA kernel commits.
+        Of the last step; None before the first one, and always where a CUDA kernel commits.
     block : bool
         Verify dense drafts as blocks.
     fallback, rollback : float, float or None
@@ -342,7 +342,7 @@ class DecodeState:
             before, after = int(last[sequence]), min(int(last[sequence]), kept)
             at[sequence, after:before] -= 1
             last[sequence] = after
-        # another rule may truncate the same step further
+        # for another rule that truncates the same step further
         self.last_counts[sequence] = kept
         self.lengths[sequence] = length
         self.finished[sequence] = True

@@ -1,4 +1,4 @@
-"""A transformers model whose `generate` runs here: tensors in, tensors out, as transformers pads them."""
+"""`generate` of a transformers model: takes and returns tensors, padded as transformers pads them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from foredraft.engine.models.tokenizer import adopt_tokenizer
 from foredraft.engine.output import Output
 from foredraft.errors import UserError
 
-# What transformers generates with where neither the call nor a generation_config says more.
+# transformers' defaults, where neither the call nor a generation_config sets these.
 _DEFAULTS = {"max_new_tokens": 20, "top_k": 50}
-# Arguments that Seq2SeqTrainer and scripts pass along, and that change nothing here.
+# Arguments that Seq2SeqTrainer and scripts pass, without effect here.
 _PASSED_ALONG = ("labels", "use_model_defaults")
 
 
 class TransformersModel(Model):
-    """Made by `from_transformers`; everything but `generate` with tensors is as in Model.
+    """Made by `from_transformers`; all but `generate` with tensors is as in Model. with_drafter returns a Model.
 
     Attributes
     ----------
     reference : transformers.PreTrainedModel
-        The model in memory, whose weights are used. When an optimizer has changed them, the next `generate` takes them over.
+        The model in memory. If an optimizer has changed its weights, the next `generate` with tensors takes them over.
     """
 
     def __init__(self, reference: Any, remake: Callable[[], Model]):
-        """remake: a Model of the reference's current weights."""
+        """remake: makes a Model of the reference's current weights."""
         self.reference, self._remake = reference, remake
         self.refresh()
 
@@ -45,17 +45,13 @@ class TransformersModel(Model):
         return self.reference.generation_config
 
     def refresh(self) -> None:
-        """Take over the reference's weights; needed only after a change that PyTorch does not count (through `.data`)."""
+        """Take over the reference's weights. Only changes through `.data`, which PyTorch does not count, need this call."""
         self._version = self._current_version()
         vars(self).pop("adaptive", None)
         vars(self).update(vars(self._remake()))
 
     def _current_version(self) -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in self.reference.parameters()]
-
-    def with_drafter(self, drafter: Any) -> Model:
-        """The same weights, as they are now, with another drafter; it takes texts or lists of tokens."""
-        return Model(self.target, self.tokenizer, drafter, self.path, self.dtype, self.ownership, self.settings)
 
     @torch.inference_mode()
     def generate(self, inputs: Any = None, *, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -66,9 +62,9 @@ class TransformersModel(Model):
         Parameters
         ----------
         inputs, input_ids : Tensor [B, S] int64
-            Either of them.
+            Give one of the two.
         attention_mask : Tensor [B, S] or None
-            0 at padding; None: where the pad token is.
+            0 at padding, else 1; None: 0 where the pad token is.
         generation_config : transformers.GenerationConfig or None
         return_dict_in_generate : bool or None
         decoder_input_ids : Tensor [B, 1] or None
@@ -82,13 +78,13 @@ class TransformersModel(Model):
         Returns
         -------
         Tensor [B n, T] int64, or GenerateEncoderDecoderOutput or GenerateBeamEncoderDecoderOutput of transformers
-            num_return_sequences = n outputs of each input with the start token, padded with the pad token. `scores` and
-            `logits` give the pad token probability 1 behind the end of a sequence.
+            The n = num_return_sequences outputs of each input, with the start token, padded with the pad token. Past the
+            end of a sequence, `scores` and `logits` give the pad token probability 1.
         """
         tensor = input_ids if input_ids is not None else inputs
         if not isinstance(tensor, Tensor):
             if attention_mask is not None or return_dict_in_generate:
-                raise UserError("attention_mask and return_dict_in_generate go with input_ids as a tensor; give one")
+                raise UserError("attention_mask and return_dict_in_generate go with input_ids as a tensor; pass input_ids")
             return super().generate(inputs, generation_config=generation_config, **arguments)
         if self._version != self._current_version():
             self.refresh()
@@ -123,7 +119,7 @@ class TransformersModel(Model):
         return self._result(out, sequences, pad, beams, len(out.token_ids) // len(sources))
 
     def _result(self, out: Output, sequences: Tensor, pad: int, beams: int, copies: int) -> Any:
-        """transformers' object of outputs; copies: outputs of each input."""
+        """transformers' output object; copies: outputs of each input."""
         from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
         if beams == 1:
@@ -139,7 +135,7 @@ class TransformersModel(Model):
             beam_indices=_padded(indices, -1).to(sequences.device), **steps)
 
     def _steps(self, kept: list, pad: int, device: torch.device) -> tuple[Tensor, ...] | None:
-        """The scores of every step [B, V], of those of every sequence [n, V]."""
+        """The scores [B, V] of each step, from those of each sequence, [n, V]."""
         if kept[0] is None:
             return None
         found = torch.full((len(kept), max(map(len, kept)), self.target.config.vocab_size), -torch.inf)

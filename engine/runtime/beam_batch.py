@@ -1,11 +1,11 @@
 """The beam requests of a batch: one pass of the target reads all their beams, and caches follow the beams.
 
-A beam that is the first to continue another one keeps that one's sequence. Every further one takes the sequence of a beam
-that was dropped, and copies what the caches of the two do not have in common: the positions behind their common tokens.
+After a step, the first new beam that continues a parent takes the parent's sequence. Every further one takes the sequence of
+a beam that was dropped, and copies the parent's caches from the first position where the tokens of the two differ.
 
-With drafts a pass also reads each beam's draft. The next step's logits are then there already, if every running beam of a
-step continues another one by its drafted token, and no two continue the same one. Steps that this saves change nothing else,
-so the outcome is that of beam search without drafts.
+With drafts a pass also reads the draft of each beam. If every new beam continues its parent by the parent's drafted token,
+and no two have the same parent, then the pass has read the next step's logits already, and that step needs no pass. Its
+outcome is the same (docs/lossless.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from foredraft.engine.clock import now
 from foredraft.engine.protocols import Drafter, PagedTarget
 from foredraft.engine.runtime.beam_draft_length import BeamDraftLength
-from foredraft.engine.runtime.beam_search import BeamSearch
+from foredraft.engine.runtime.beam_search import BeamSearch, Records
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.state import DecodeState
 from foredraft.errors import UserError
@@ -30,15 +30,15 @@ class BeamBatch:
     target : PagedTarget
     drafter : Drafter
     state : DecodeState
-        Of the batch's sequences; only those of beams are ever unfinished.
+        A state of the batch in which only the sequences of beams are ever unfinished.
     draft_length : BeamDraftLength
-        What earlier batches have taught.
+        Estimates of the model, kept between batches.
 
     Attributes
     ----------
     running : list of BeamSearch
     passes, steps : int
-        Of the target, and of all searches.
+        Passes of the target; steps of all searches.
     copied_bytes : int
         Keys and values copied between beams so far.
     """
@@ -65,7 +65,7 @@ class BeamBatch:
             self.state.stop(sequence)
 
     def step(self) -> list[BeamSearch]:
-        """One pass, and as many steps of every search as it holds the logits for; returns the searches that are over."""
+        """One pass, and every step that its logits suffice for; returns the searches that are over."""
         since = now()
         self._set_draft_lengths()
         draft = self.drafter.draft(self.state)
@@ -88,7 +88,7 @@ class BeamBatch:
         return ended
 
     def _set_draft_lengths(self) -> None:
-        """Set how many tokens the beams draft in this pass; a search's first pass reads the start token alone."""
+        """Set how many tokens the beams draft in this pass; none in the first pass of a search."""
         begun = [search for search in self.running if search.length > 1]
         most = max((search.job.draft_tokens for search in begun), default=0)
         width = self.draft_length.choose(most, sum(len(search.sequences) for search in begun))
@@ -96,7 +96,7 @@ class BeamBatch:
             self.state.host.draft_tokens[search.sequences] = min(width, search.job.draft_tokens) if search in begun else 0
 
     def _advance(self, search: BeamSearch, logits: np.ndarray, drafted: np.ndarray, lengths: np.ndarray) -> tuple[int, int]:
-        """The steps of one search; returns how many of them drafts might have followed, and how many they did."""
+        """Take the steps of one search; returns how many drafted positions were tested, and how many saved a pass."""
         has_begun, r = search.length > 1, 0
         while True:
             parents = search.advance(logits, r)
@@ -112,7 +112,7 @@ class BeamBatch:
             r += 1
 
     def _follow(self, search: BeamSearch, parents: np.ndarray) -> None:
-        """Give every running beam a sequence whose caches hold its tokens, but for the last one, and write its tokens."""
+        """Give every running beam a sequence whose caches hold all its tokens but the last, and write its tokens."""
         host, length = self.state.host, search.length
         before = search.sequences
         taken: dict[int, int] = {}
@@ -127,7 +127,8 @@ class BeamBatch:
             if sequence is None:
                 sequence, source = free.pop(), before[parent]
                 same = 0
-                if search.length > 2:
+                # the first pass wrote the cache of the first sequence alone
+                if length > 2:
                     differing = np.flatnonzero(host.tokens[sequence, :cached] != host.tokens[source, :cached])
                     same = int(differing[0]) if len(differing) else cached
                 self.copied_bytes += self.target.cache.copy_slots(source, sequence, same, cached)
@@ -140,7 +141,7 @@ class BeamBatch:
             self.state.finished[torch.tensor(after)] = False
 
     def result(self, search: BeamSearch, reason: str | None = None) -> Result:
-        """Of a search that is over or was cancelled."""
-        kept = search.records
-        scores, logits = (np.array(steps) if steps else None for steps in ((kept.scores, kept.logits) if kept else ((), ())))
+        """The result of a search that is over or was cancelled."""
+        records = search.records or Records([], [])
+        scores, logits = (np.array(steps) if steps else None for steps in (records.scores, records.logits))
         return search.job.beam_result(search.hypotheses(), search.passes, scores, logits, search.end_tokens.tolist(), reason)

@@ -14,6 +14,7 @@ from foredraft.kernels.sampling.log_softmax import LOG_SOFTMAX
 from foredraft.kernels.step.beam_step import BEAM_STEP, NEVER
 
 BACKEND = "numba" if HAS_NUMBA else "reference"
+# as beam_step.py has early_stopping
 _STOPPING = {False: 0, True: 1, "never": 2}
 
 
@@ -32,7 +33,7 @@ class BeamSearch:
     ----------
     job : Job
     sequences : list of n int
-        Of the batch; beam i, in the order of scores, is decoded in sequences[i].
+        Sequences of the batch: beam i, in the order of scores, is decoded in sequences[i].
     start_token : int
     end_tokens : ndarray [E] int64
         -1 in unused columns.
@@ -43,7 +44,7 @@ class BeamSearch:
     length : int
         Tokens of every beam, the start token included.
     passes : int
-        Of the target, so far; fewer than length where drafts saved steps.
+        Passes of the target so far; fewer than the steps where drafts saved some.
     tokens : ndarray [n, T] int64
     is_over : bool
     """
@@ -70,7 +71,7 @@ class BeamSearch:
         Parameters
         ----------
         logits : ndarray [B, R, V] float32
-            Of the pass; changed where the request has processors.
+            Logits of the pass; log-probabilities replace them where the request has processors or records.
         r : int
             The query position of the beams' last token.
 
@@ -102,7 +103,7 @@ class BeamSearch:
         return parents
 
     def _process(self, logits: np.ndarray, r: int, rows: np.ndarray) -> None:
-        """Log-probabilities in place of the logits, processed as transformers does for beams."""
+        """Replace the logits by log-probabilities and process these, as transformers does for beams."""
         before = logits[rows, r] if self.records is not None and self.job.params.output_logits else None
         done = set()
         for beam, sequence in enumerate(rows.tolist()):
@@ -119,16 +120,16 @@ class BeamSearch:
                 self.records.scores.append(logits[rows, r])
 
     def _stopped(self, indices: np.ndarray) -> np.ndarray:
-        """Which candidates a stopping criterion ends, [k] bool."""
+        """Which candidates a stop rule ends, [k] bool."""
         stopped = np.zeros(len(indices), np.bool_)
         if self.job.stop_rules:
-            for place, (beam, token) in enumerate(zip(*np.divmod(indices, self.vocab_size), strict=True)):
+            for j, (beam, token) in enumerate(zip(*np.divmod(indices, self.vocab_size), strict=True)):
                 tokens = [*self.tokens[beam, : self.length].tolist(), int(token)]
-                stopped[place] = any(rule.ends(tokens) for rule in self.job.stop_rules)
+                stopped[j] = any(rule.ends(tokens) for rule in self.job.stop_rules)
         return stopped
 
     def hypotheses(self) -> list[Hypothesis]:
-        """The best ones, as many as were asked for, best first."""
+        """The num_return_sequences best hypotheses, best first."""
         tokens, scores, lineage, lengths, _ = self._finished
         return [Hypothesis(tokens[i, 1 : lengths[i]].tolist(), float(scores[i]), lineage[i, : lengths[i] - 1].tolist())
                 for i in range(self.job.params.num_return_sequences)]

@@ -51,7 +51,7 @@ class ContinuousBatches(Scheduler):
     beam_drafter : Drafter or None
         Drafts for beams; None is `drafter`.
     beam_draft_length : BeamDraftLength or None
-        What earlier batches have taught; None: nothing yet.
+        Estimates kept from earlier batches; None: no estimates yet.
     constraint_proposer : int
         The entry of `registry.PROPOSERS` for tokens that a constraint forces.
 
@@ -95,7 +95,7 @@ class ContinuousBatches(Scheduler):
             return state
 
         self.state, self._num_beams = idle_state(), num_beams
-        # beams have a state of their own: passes of their own read them, and no verification sees them
+        # beams have a state of their own, because their passes are separate and are not verified
         self.beams = BeamBatch(self.target, self.timer.watch(beam_drafter or drafter, {"draft": "draft"}),
                                idle_state() if num_beams > 1 else self.state, beam_draft_length or BeamDraftLength())
         self.state.block, self.state.pipeline = block, LogitsPipeline(constraint_proposer)
@@ -190,7 +190,7 @@ class ContinuousBatches(Scheduler):
                 job.observe(self.state, sequence)
 
     def _take_idle(self, n: int) -> list[int]:
-        """n idle sequences, side by side where possible: then a pass reads the source of their beams once."""
+        """n idle sequences, adjacent if possible: a pass then reads the source of their beams once."""
         if n == 1:
             return [self._idle.pop()]
         idle = sorted(self._idle)

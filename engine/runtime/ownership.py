@@ -12,9 +12,9 @@ _process: int | None = None
 
 
 def check_process() -> None:
-    """Called before anything that uses threads. UserError in a fork of a process that has used some.
+    """Call this before anything that uses threads. UserError: the process was forked from one that has used threads.
 
-    A fork copies only the thread that called it. GNU OpenMP ends such a process, PyTorch waits forever.
+    A fork copies only the thread that called it. In such a process GNU OpenMP exits and PyTorch waits forever.
     """
     global _process
     if _process is None:
@@ -26,7 +26,7 @@ def check_process() -> None:
 
 
 class Ownership:
-    """At most one object owns the model. A thread never waits for itself, and any thread may release.
+    """At most one object owns the model. A thread is refused instead of waiting for itself. Any thread may release.
 
     An interrupt (Ctrl-C) may come anywhere between two calls. Therefore the owner is an object that exists before `acquire`:
     whoever was interrupted calls `release`, which does nothing for an object that is not the owner.
@@ -37,7 +37,7 @@ class Ownership:
         self._lock = threading.RLock()
         self._owner: object | None = None
         self._thread: int | None = None
-        # locked while the owner has the model
+        # locked while there is an owner: those that wait acquire it
         self._busy = threading.Lock()
 
     def acquire(self, owner: object) -> None:
@@ -62,13 +62,13 @@ class Ownership:
             return self._owner is owner
 
     def mark(self, owner: object) -> None:
-        """The calling thread is the one that runs the owner now."""
+        """Record that the calling thread runs the owner now."""
         with self._lock:
             if self._owner is owner:
                 self._thread = threading.get_ident()
 
     def release(self, owner: object) -> None:
-        """Let the next one in, if `owner` is the owner."""
+        """Give the model up, if `owner` owns it."""
         with self._lock:
             if self._owner is owner:
                 self._owner = self._thread = None

@@ -25,12 +25,12 @@ _END = object()
 class Stream:
     """An iterator of one Result for each request, and a context manager that closes it.
 
-    Requests are read as sequences become free, at most a batch ahead, so they may come from an endless iterator. Where it
-    gives None the stream decodes what it has and asks again after the next step; with nothing left to decode the iterator
-    should wait instead. A request that cannot be decoded gives a Result with its `error`, and the others go on.
+    Requests are read as sequences become free, at most a batch ahead, so they may come from an endless iterator. If the
+    iterator gives None, the stream decodes what it has and reads on after the next step. With nothing left to decode the
+    iterator should wait instead. A request that cannot be decoded gives a Result with its `error`, and the others go on.
 
-    The stream owns the model from its first step until it ends or is closed. Any thread may read, cancel and close it: it
-    waits for no more than the running step and the iterator.
+    The stream owns the model from its first step until it ends or is closed. Any thread may read, cancel and close the
+    stream; the call waits for the running step and the iterator at most.
     """
 
     def __init__(self, ownership: Ownership, open_scheduler: Callable[[], Scheduler], jobs: Iterator[Job | Result | None],
@@ -39,13 +39,13 @@ class Stream:
         self._lock, self._opening = threading.Condition(threading.RLock()), threading.Lock()
         # threads that want the lock; the reader lets them go first between two steps
         self._visitors: deque[None] = deque()
-        # not the stream itself, which a forgotten stream could not be collected with
+        # the owner is not the stream itself: the reference would keep a forgotten stream from being collected
         self._ownership, self._owner, self._is_started = ownership, object(), False
         self._open, self._jobs, self._text, self._in_order = open_scheduler, jobs, text, in_order
         self._scheduler: Scheduler | None = None
         self._ready: deque[Result] = deque()
-        # results that wait for an earlier one; the oldest request always runs, so they are few
-        self._held: dict[int, Result] = {}
+        # results before their turn in order; few, because the oldest request always runs
+        self._early: dict[int, Result] = {}
         self._next, self._is_open, self._has_more = 0, True, True
         self._indices: dict[Any, int] = {}
         self._stats = DecodeStats()
@@ -60,7 +60,7 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        # an interrupt may have left it half made
+        # an interrupt in __init__ may have left fields unset
         if hasattr(self, "_stats"):
             self.close()
 
@@ -81,7 +81,7 @@ class Stream:
 
     @property
     def stats(self) -> DecodeStats:
-        """Sums over the requests that have ended, and seconds of the stream by part; "total" is the caller's to set."""
+        """Sums over the requests that have ended, and seconds of the stream by part, without "total"."""
         total = DecodeStats()
         with self._visit():
             total.merge(self._stats)
@@ -91,12 +91,12 @@ class Stream:
         return total
 
     def cancel(self, id: Any) -> bool:
-        """Stop the request of this id, or of this index where it has no id.
+        """Stop the request with this id, or with this index if it has no id.
 
         Returns
         -------
         bool
-            Whether it was unfinished; then its result says "cancelled".
+            Whether the request was running or waiting here; its finish_reason is then "cancelled".
         """
         with self._visit(), torch.inference_mode():
             index = self._indices.get(id)
@@ -108,7 +108,7 @@ class Stream:
             return result is not None
 
     def close(self) -> None:
-        """Drop the unfinished requests and release the model; no further result comes."""
+        """Drop the unfinished requests and release the model. Results that are ready can still be read."""
         with self._visit(), torch.inference_mode():
             self._is_open = False
             try:
@@ -120,7 +120,7 @@ class Stream:
 
     @contextmanager
     def _visit(self) -> Iterator[None]:
-        """The lock, between two steps of the thread that reads."""
+        """Hold the lock, between two steps of the reading thread."""
         self._visitors.append(None)
         try:
             with self._lock:
@@ -131,7 +131,7 @@ class Stream:
                 self._lock.notify_all()
 
     def _start(self) -> None:
-        """Become the owner of the model, once; closed meanwhile: not at all."""
+        """Acquire the model at the first call, unless the stream is closed."""
         if self._is_started or not self._is_open:
             return
         with self._opening:
@@ -144,7 +144,7 @@ class Stream:
                     self._ownership.release(self._owner)
 
     def _advance(self) -> None:
-        """Submit what there is room for, then one step of the scheduler."""
+        """Submit requests while there is room, then run one step of the scheduler."""
         if self._scheduler is None:
             self._scheduler = self._open()
         while self._has_more and self._scheduler.has_room:
@@ -160,6 +160,7 @@ class Stream:
             self._deliver(result)
 
     def _submit(self, job: Job | Result) -> bool:
+        """Whether it was submitted; otherwise its error is delivered."""
         if isinstance(job, Job):
             try:
                 self._scheduler.submit(job)
@@ -181,7 +182,7 @@ class Stream:
         if not self._in_order:
             self._ready.append(result)
             return
-        self._held[result.index] = result
-        while self._next in self._held:
-            self._ready.append(self._held.pop(self._next))
+        self._early[result.index] = result
+        while self._next in self._early:
+            self._ready.append(self._early.pop(self._next))
             self._next += 1

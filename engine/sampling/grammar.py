@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -158,5 +157,5 @@ class Grammar:
 
 
 def _in_slashes(expression: str) -> str:
-    """Escape the slashes of a regular expression that are not escaped yet."""
-    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], expression, flags=re.DOTALL)
+    """Escape the slashes of a regular expression, except those behind a backslash."""
+    return "".join("\\/" if one == "/" and expression[i - 1 : i] != "\\" else one for i, one in enumerate(expression))
