@@ -9,10 +9,10 @@ from foredraft.kernels.core.backend import HAS_NUMBA
 
 
 def start_threads() -> None:
-    """Start numba's threads, and leave PyTorch's number of threads as it is.
+    """Start numba's threads without changing PyTorch's number of threads.
 
-    numba's start changes that number in the thread in which it happens. The order of sums in PyTorch's matrix products
-    depends on it, and every thread must get the same results.
+    Starting numba's threads sets PyTorch's number of threads in the calling thread. The order of sums in PyTorch's matrix
+    products depends on that number, so results would differ between threads.
     """
     number = torch.get_num_threads()
     if HAS_NUMBA:
@@ -31,5 +31,5 @@ def set_threads(number: int) -> None:
             raise UserError(f"{number} threads are more than the {numba.config.NUMBA_NUM_THREADS} that this machine or "
                             "NUMBA_NUM_THREADS allows")
         numba.set_num_threads(number)
-    # last: numba's start changes PyTorch's number
+    # after numba, whose start changes PyTorch's number
     torch.set_num_threads(number)

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2022) in PEFT's format, merged into a checkpoint's tensors as these are read: W + scale B A."""
+"""LoRA adapters (Hu et al. 2022) in PEFT's format. A tensor W is read as W + scale B A."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from foredraft.json_file import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "merge the adapter with PEFT's merge_and_unload() and save the model"
-# In front of the names of the adapter's tensors.
+# PEFT names a tensor _PREFIX + MODULE + ".lora_A.weight", and a replaced weight of a LoRA module MODULE + _BASE + ".weight".
 _PREFIX, _BASE = "base_model.model.", ".base_layer"
-# Entries of adapter_config.json that are read, that say what the tensors' names say too, or that matter in training alone.
-# PEFT ignores fan_in_fan_out for linear layers, the only ones that a T5 has.
+# Entries of adapter_config.json that are read here, that repeat what the tensors' names say, or that affect training only.
+# PEFT ignores fan_in_fan_out for linear layers, and a T5 has no others.
 _KNOWN = frozenset("""
     peft_type r lora_alpha use_rslora rank_pattern alpha_pattern init_lora_weights task_type auto_mapping peft_version
     base_model_name_or_path revision inference_mode target_modules exclude_modules lora_dropout fan_in_fan_out
     modules_to_save layers_to_transform layers_pattern megatron_core qalora_group_size eva_config runtime_config""".split())
-# Initialisations that take a part of the base weights away, so that the base checkpoint is not what the adapter belongs to.
+# Initialisations that subtract from the base weights, so that the published base is not the base of the adapter.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class Adapter(StoredTensors):
-    """An adapter's folder: its settings and tensors.
+    """The settings and tensors of an adapter.
 
     Parameters
     ----------
     path : Path
-        With adapter_config.json and adapter_model.safetensors.
+        A directory with adapter_config.json and adapter_model.safetensors.
 
     Raises
     ------
     UserError
-        A file is missing or unreadable, or the adapter is no LoRA, or has an entry that is not supported.
+        A file is missing or unreadable, or the adapter is not a LoRA or has an unsupported entry.
     """
 
     def __init__(self, path: Path):
@@ -52,7 +52,7 @@ class Adapter(StoredTensors):
         super().__init__(path, [file])
 
     def scale(self, module: str) -> float:
-        """alpha / r of a module, or alpha / sqrt(r), by the first pattern that its name ends with."""
+        """alpha / r of a module, or alpha / sqrt(r) with rsLoRA. The first pattern that matches decides."""
         rank, alpha = (_by_pattern(self.settings.get(f"{name}_pattern") or {}, module, self.settings.get(key, 8))
                        for name, key in (("rank", "r"), ("alpha", "lora_alpha")))
         return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
@@ -66,25 +66,25 @@ class AdaptedTensors(Tensors):
     base : Tensors
     adapter : Adapter
     config : ModelConfig
-        Of the base model.
+        Config of the base model.
 
     Raises
     ------
     UserError
-        The adapter has a tensor that is of no weight of this model.
+        The adapter has a tensor for which this model has no weight.
     """
 
     def __init__(self, base: Tensors, adapter: Adapter, config: ModelConfig):
         super().__init__({}, base.path)
         family = FAMILIES[config.model_type]
         self.base, self.adapter, self.head = base, adapter, family.head
-        # the embedding is the head where the checkpoint has none of its own
+        # the table that a tied head reads
         self.embedding = base.tables(config)[0]
-        # PEFT changes the tables of the encoder, of the decoder and the shared one each for itself
+        # the embeddings are left out: PEFT adapts the encoder's, the decoder's and the shared table separately
         mergeable = {*base.names, family.head}.difference(family.embeddings)
         self.replaced, self.pairs = set(), set()
         for name in adapter.names:
-            # the head's own weights may stand beside its adapter
+            # a tensor without ".lora_" replaces the base weight: modules_to_save, or the weight of an adapted head
             module, _, part = name.removeprefix(_PREFIX).replace(_BASE, "").partition(".lora_")
             weight = f"{module}.weight" if part else module
             if not name.startswith(_PREFIX) or part not in ("", "A.weight", "B.weight") or weight not in mergeable:
@@ -114,7 +114,25 @@ class AdaptedTensors(Tensors):
 
 @contextmanager
 def open_checkpoint(path: Path, config: ModelConfig, adapter: Path | None = None) -> Iterator[Tensors]:
-    """The tensors of a checkpoint directory, checked by name, with the adapter of a folder merged into them."""
+    """Open a checkpoint directory, with a LoRA adapter merged where one is given.
+
+    Parameters
+    ----------
+    path : Path
+    config : ModelConfig
+        The checkpoint's.
+    adapter : Path or None
+        The adapter's directory.
+
+    Yields
+    ------
+    Tensors
+
+    Raises
+    ------
+    UserError
+        A file is missing or unreadable, or a tensor does not belong to the model.
+    """
     with StoredTensors(path) as stored:
         stored.check_names(config)
         if adapter is None:

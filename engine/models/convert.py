@@ -1,4 +1,4 @@
-"""Writes a checkpoint anew as safetensors: from pytorch_model.bin, in another type, or with an adapter merged into it."""
+"""Writes a checkpoint as safetensors: from pytorch_model.bin, in another dtype, or with an adapter merged."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from foredraft.engine.models.pickled import PickledTensors
 from foredraft.engine.models.spec import tensor_parts
 from foredraft.engine.models.tokenizer import TOKENIZER_FILES
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Most bytes of one file: what is held in memory at a time.
+# Bytes of one file at most; the tensors of one file are in memory together.
 SHARD_BYTES = 2_000_000_000
 
 
@@ -35,26 +36,26 @@ def convert_checkpoint(path: Path, out: Path, dtype: str | None = None, adapter:
     Parameters
     ----------
     path : Path
-        With config.json and safetensors or pytorch_model.bin, single or in shards. Nothing that a pickle says is executed.
+        A directory with config.json and safetensors or pytorch_model.bin, single or in shards. No code in a pickle is run.
     out : Path
-        The new directory; a checkpoint there is replaced.
+        The new directory; a checkpoint in it is replaced.
     dtype : str, optional
-        Of the weights, a key of `DTYPES`; by default each as it is.
+        The weights' type, a key of `DTYPES`; by default each weight keeps its own.
     adapter : Path, optional
-        The folder of a LoRA adapter to merge.
+        The directory of a LoRA adapter to merge.
     progress : callable
-        Called with the bytes written so far, and in all.
+        Called with the bytes written so far and the total.
 
     Returns
     -------
     dict
-        Figures: "dtype", "tensors", "files", "bytes".
+        "dtype", and the numbers of "tensors", "files" and "bytes" written.
 
     Raises
     ------
     UserError
-        The checkpoint or the adapter cannot be read, a tensor is missing or not of the model, or a weight is too large for
-        float16.
+        The checkpoint or the adapter cannot be read, a tensor is missing or does not belong to the model, or a weight
+        overflows float16.
     """
     config = read_config(path)
     with StoredTensors(path) if has_safetensors(path) else PickledTensors(path) as stored:
@@ -70,7 +71,7 @@ def convert_checkpoint(path: Path, out: Path, dtype: str | None = None, adapter:
         size = {name: torch.Size(shape).numel() * kind.itemsize for name, shape in shapes.items()}
         shards = _shards(size)
         out.mkdir(parents=True, exist_ok=True)
-        # without a config.json no one takes the folder for complete
+        # config.json is written last, so that an interrupted conversion is not a checkpoint
         (out / "config.json").unlink(missing_ok=True)
         _write(tensors, shapes, shards, out, DTYPES[dtype] if dtype else None,
                lambda names: progress(sum(size[name] for name in names), sum(size.values())))
@@ -81,7 +82,7 @@ def convert_checkpoint(path: Path, out: Path, dtype: str | None = None, adapter:
         if (path / name).exists():
             with atomic_path(out / name) as partial:
                 shutil.copyfile(path / name, partial)
-    entries = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    entries = read_object(path / "config.json")
     if dtype:
         entries = {name: value for name, value in entries.items() if name != "torch_dtype"} | {"dtype": dtype}
     write_atomic(out / "config.json", json.dumps(entries, indent=2) + "\n")
@@ -90,7 +91,7 @@ def convert_checkpoint(path: Path, out: Path, dtype: str | None = None, adapter:
 
 
 def _shards(size: dict[str, int]) -> dict[str, list[str]]:
-    """The tensors of each file, by its name."""
+    """{file name: names of its tensors}."""
     groups: list[list[str]] = [[]]
     for name in sorted(size):
         if groups[-1] and sum(size[other] for other in groups[-1]) + size[name] > SHARD_BYTES:
@@ -123,7 +124,7 @@ def _write(tensors: Tensors, shapes: dict[str, tuple[int, ...]], shards: dict[st
 
 def _converted(tensors: Tensors, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
     tensor = tensors.read(name, shape)
-    # a copy, because tensors of a pickle may lie in one storage
+    # a copy: safetensors refuses tensors that share a storage, as those of a pickle may
     found = tensor.to(dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
     if dtype == torch.float16 and not torch.equal(found.isfinite(), tensor.isfinite()):
         raise UserError(f"{tensors.path}: {name} holds values that are too large for float16; give dtype bfloat16 or "

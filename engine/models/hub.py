@@ -20,14 +20,14 @@ def find_checkpoint(name: str | Path, revision: str | None = None, token: str | 
     Parameters
     ----------
     name : str or Path
-        A directory, or OWNER/NAME on the Hugging Face hub. Of the hub's files, config.json, safetensors and those of the
-        tokenizer are downloaded, once.
+        A directory, or OWNER/NAME on the Hugging Face hub. config.json, generation_config.json, the safetensors and the
+        tokenizer's files are downloaded once.
     revision : str or None
         A branch, tag or commit of the hub's repository.
     token : str or None
-        For the hub; None is the one that is logged in.
+        The hub's access token; None is HF_TOKEN or that of the login.
     pickled : bool
-        Where the hub has no safetensors, download pytorch_model.bin.
+        Download pytorch_model.bin if the repository has no safetensors.
 
     Returns
     -------
@@ -37,7 +37,8 @@ def find_checkpoint(name: str | Path, revision: str | None = None, token: str | 
     Raises
     ------
     UserError
-        There is no such directory, and the hub has no such repository or cannot be reached.
+        There is no such directory, and the hub has no such repository or cannot be reached; or the repository has only
+        pickled weights and `pickled` is false.
     """
     if (path := _folder(name, "checkpoint", revision)) is not None:
         return path
@@ -53,12 +54,12 @@ def find_checkpoint(name: str | Path, revision: str | None = None, token: str | 
 
 
 def find_adapter(name: str | Path, token: str | None = None) -> Path:
-    """Find the directory of a LoRA adapter; as find_checkpoint."""
+    """Find the directory of a LoRA adapter, as find_checkpoint does."""
     return _folder(name, "adapter", None) or _download(str(name), None, token, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 def _folder(name: str | Path, kind: str, revision: str | None) -> Path | None:
-    """The directory of this name; None where it is a name on the hub."""
+    """The directory of this name; None if the name may be one of the hub."""
     path = Path(name)
     if path.is_dir():
         if revision is not None:
@@ -76,7 +77,7 @@ def _download(name: str, revision: str | None, token: str | None, files: tuple[s
     from huggingface_hub import snapshot_download
 
     try:
-        # files in folders are other models' or other formats'
+        # subfolders hold other formats or other models
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(files),
                                       ignore_patterns=["*/*"]))
     except Exception as error:  # the hub client raises many types
@@ -87,13 +88,14 @@ def _has_pickled(name: str, revision: str | None, token: str | None) -> bool:
     from huggingface_hub import HfApi
 
     try:
-        return any(file.endswith(".bin") for file in HfApi(token=token).list_repo_files(name, revision=revision))
-    except Exception:  # without a connection it is not known
+        return any(file.startswith("pytorch_model") and file.endswith(".bin")
+                   for file in HfApi(token=token).list_repo_files(name, revision=revision))
+    except Exception:  # without a connection the files are unknown; the missing safetensors are reported instead
         return False
 
 
 def _refusal(name: str, revision: str | None, error: Exception) -> UserError:
-    """The hub client's error in one line."""
+    """The hub client's error as one line."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

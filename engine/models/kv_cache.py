@@ -127,7 +127,7 @@ class KVCache:
         try:
             self._grow(max(num_sequences, self.num_sequences), max(slots, self.slots), pages, pages_of(source))
         except BaseException:
-            # too little memory, or an interrupt: no buffer may be missing
+            # out of memory, or an interrupt: release all buffers, so that none is missing
             self.clear()
             raise
 
@@ -173,12 +173,12 @@ class KVCache:
         self.sources[sequence] = 0
 
     def share(self, owner: int, sequence: int) -> None:
-        """Let a sequence read the source of another one, which must keep it as long."""
+        """Let `sequence` read the source of `owner`, which must not release it before."""
         self.pool.share(owner, sequence)
         self.sources[sequence] = self.sources[owner]
 
     def copy_slots(self, source: int, sequence: int, first: int, last: int) -> int:
-        """Copy the slots first..last-1 of one sequence to another; returns the bytes."""
+        """Copy the slots [first, last) of sequence `source` to `sequence`; returns the bytes copied."""
         for cache in (self.k, self.v):
             cache[:, sequence, :, first:last] = cache[:, source, :, first:last]
         return self.sequence_bytes(last - first)

@@ -11,7 +11,7 @@ import numpy as np
 class PagePool:
     """Sequences allocate and release whole pages of one pool: no page has two owners, and none is lost.
 
-    A sequence may read the pages of another one (`share`); it must stop before their owner releases them.
+    A sequence may read another sequence's pages (`share`), until their owner releases them.
 
     A released page is allocated again before one that never was, so that memory beyond `most_used` pages is never touched.
 
@@ -61,13 +61,13 @@ class PagePool:
         self.reserve(0, 0, count)
         first = len(self._free) - count
         self.table[sequence, :count] = self._free[first:][::-1]
-        # no call between these two lines: an interrupt comes after a call, and must neither lose a page nor share it
+        # KeyboardInterrupt is raised at calls: with none between these two lines it can neither lose nor share a page
         del self._free[first:]
         self.pages_per_sequence[sequence] = count
         self.most_used = max(self.most_used, self.pages - self.free)
 
     def share(self, owner: int, sequence: int) -> None:
-        """Let a sequence read the pages of another one, which remains their owner; those of its own are released."""
+        """Let `sequence` read the pages of `owner`. Its own pages are released."""
         self.release(sequence)
         self.table[sequence] = self.table[owner]
 
@@ -75,7 +75,7 @@ class PagePool:
         """Free a sequence's pages, if it has any."""
         count = int(self.pages_per_sequence[sequence])
         pages = self.table[sequence, :count][::-1].tolist()
-        # as above: an interrupt comes after both
+        # as in `allocate`: no call between these two lines
         self.pages_per_sequence[sequence] = 0
         self._free.extend(pages)
 

@@ -1,4 +1,4 @@
-"""Tensors of pytorch_model.bin, read without executing what the pickle says: torch.load with weights_only."""
+"""Tensors of pytorch_model.bin, read with torch.load(weights_only=True), which runs no code of the pickle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foredraft.errors import UserError
 
 
 class PickledTensors(Tensors):
-    """Tensors of a directory's pytorch_model.bin, or of its shards. Files of torch 1.6 and later are memory-mapped."""
+    """Tensors of a directory's pytorch_model.bin, or of its shards. Zip archives (torch 1.6 and later) are memory-mapped."""
 
     def __init__(self, path: Path):
         super().__init__({}, path)
@@ -26,7 +26,7 @@ class PickledTensors(Tensors):
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        # an old file is no zip archive, and cannot be mapped
+        # torch.load maps zip archives only; files of torch before 1.6 are none
         with open(file, "rb") as opened:
             is_archive = opened.read(2) == b"PK"
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)

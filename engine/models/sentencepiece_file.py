@@ -1,6 +1,6 @@
-"""Reads a SentencePiece model file (Kudo and Richardson 2018), as T5 checkpoints hold it: spiece.model.
+"""Reads spiece.model, the SentencePiece model (Kudo and Richardson 2018) of T5 checkpoints.
 
-The file is a protocol buffer. Its pieces, the id of the unknown piece and the character map of its normaliser are read.
+The file is a protocol buffer. Only the pieces, the unknown piece's token and the normaliser's character map are read.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from pathlib import Path
 
 from foredraft.errors import UserError
 
+# TrainerSpec.ModelType in sentencepiece_model.proto.
 UNIGRAM = 1
-# Types of pieces: sentencepiece_model.proto, ModelProto.SentencePiece.Type.
+# ModelProto.SentencePiece.Type in sentencepiece_model.proto.
 CONTROL, USER_DEFINED = 3, 4
 
 
 @dataclass
 class SentencePieceModel:
-    """pieces: text, score and type of each token. charsmap: of the normaliser, for tokenizers' Precompiled; may be empty."""
+    """The contents of a model file.
+
+    pieces: text, score and type of each token. unknown: the unknown piece's token. kind: TrainerSpec.ModelType.
+    charsmap: the normaliser's character map, for tokenizers' Precompiled; may be empty.
+    """
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     unknown: int = 0
@@ -28,9 +33,10 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Read a .model file. UserError: it is not one, or not a unigram model."""
+    """Read a model file. UserError: it is not readable, or its model is not a unigram model."""
     model = SentencePieceModel()
     try:
+        # field numbers of ModelProto: 1 pieces, 2 trainer_spec (3 model_type, 40 unk_id), 3 normalizer_spec (2 charsmap)
         for number, value in _fields(path.read_bytes()):
             if number == 1:
                 model.pieces.append(_piece(value))
@@ -55,7 +61,7 @@ def _piece(data: bytes) -> tuple[str, float, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a message; groups, which nothing writes any more, are refused."""
+    """Number and value of each field of a message. ValueError: a group, which proto3 no longer has, or a cut message."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

@@ -2,8 +2,8 @@
 
 A family is one `Family` in `FAMILIES`: a function from the entries of a config.json to a `ModelConfig`, and a mapping of
 tensor names. The kernels fix the rest: an RMS norm without bias before each sublayer, attention scores that are not scaled,
-a relative-position bias that all layers of a stack share or that each has for itself, no other positions. Another family
-needs the same, or kernels.
+a relative-position bias (one for all layers of a stack, or one for each layer), no other positions. A family that differs in
+one of these needs kernels of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ModelConfig:
         Factor of the last hidden state before the language-model head.
     start_token, pad_token : int
     end_tokens : tuple of int
-        Tokens that end a text; none where the model has none.
+        Tokens that end a text; empty if the model has none.
     source_limit : int or None
         The most source tokens that the checkpoint says it takes.
     """
@@ -125,7 +125,7 @@ class Family:
     tensors: all tensors but the embedding and the head, by the engine's names (t5_weights.T5Weights).
     embeddings: the names that the embedding has in checkpoints, all of them the same table. head: absent where it is tied.
     unused: tensors that old checkpoints hold and no implementation reads.
-    entries: those of a config.json that `config` reads; others are warned of, unless this is empty.
+    entries: the entries of config.json that `config` reads; another entry causes a warning, unless this set is empty.
     """
 
     config: Callable[[dict, str | Path], ModelConfig]
@@ -201,7 +201,7 @@ def _end_tokens(entry: int | list[int] | None, path: str | Path) -> tuple[int, .
 
 
 def _mt5_config(c: dict, path: str | Path) -> ModelConfig:
-    # whatever its config.json says of tied embeddings, the output is not scaled
+    # transformers never scales mT5's output, whatever tie_word_embeddings is
     return _umt5_config(c | {"scale_decoder_outputs": False}, path)
 
 
@@ -214,7 +214,7 @@ def _umt5_tensors(c: ModelConfig) -> dict[str, TensorParts]:
 
 
 def _t5_tensors(c: ModelConfig, bias_layers: int | None = 1) -> dict[str, TensorParts]:
-    """bias_layers: the layers of a stack that hold a relative bias, from the first; None is all."""
+    """bias_layers: how many layers of a stack, from the first, have a relative bias; None is all."""
     C, F, inner = c.d_model, c.d_ff, c.num_heads * c.d_kv
     wi = ("wi_0", "wi_1") if c.gated else ("wi",)
 
@@ -266,7 +266,7 @@ FAMILIES = {"t5": T5_FAMILY, "mt5": replace(T5_FAMILY, config=_mt5_config),
             "umt5": replace(T5_FAMILY, config=_umt5_config, tensors=_umt5_tensors,
                             entries=T5_FAMILY.entries | {"scalable_attention"})}
 
-# Relatives that need kernels of their own, by model_type.
+# Related families that are not supported, by model_type, and why.
 OTHER_FAMILIES = {
     "longt5": "a LongT5, whose local attention is not supported",
     "switch_transformers": "a Switch Transformer, whose mixture of experts is not supported",

@@ -136,7 +136,7 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
         Storage of the decoder's matrices and the head, a key of `STORED`. By default bf16 for a checkpoint in bfloat16, else
         fp32.
     adapter : Path, optional
-        The folder of a LoRA adapter to merge (adapter.py).
+        The directory of a LoRA adapter to merge.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def _read(tensors: Tensors, config: ModelConfig, device: torch.device | str, dty
           weights: str | None) -> T5WeightsCuda:
     if len(tensor_parts(config, True)["decoder_bias"].names) > 1:
         raise UserError(f"{tensors.path}: a {config.model_type} has a relative bias in each layer, which the CUDA kernels "
-                        "do not read; use device 'cpu'")
+                        "do not support; use device 'cpu'")
     name, tied = tensors.tables(config)
     stored = weights or default_storage(tensors.raw(name), dtype)
     check_memory(device, weight_bytes(config, dtype, stored, tied), f"{Path(tensors.path).name}'s weights",

@@ -43,10 +43,10 @@ class T5Weights:
         Packed; shapes in kernels/model/decoder.py.
     cross_kv : Tensor [L, 2HD, C]
     decoder_bias, encoder_bias : Tensor [1, buckets, H] float32
-        Of all layers together; where each layer has its own, [L, buckets, H] and [Le, buckets, H].
+        One that all layers share; if each layer has its own (UMT5), [L, buckets, H] and [Le, buckets, H].
     encoder_norms [Le, 2, C], encoder_norm [C] : Tensor float32
     encoder_qkv [Le, 3HD, C], encoder_out [Le, C, HD], encoder_ff_in [Le, F or 2F, C], encoder_ff_out [Le, C, F] : Tensor
-        The encoder's are None in a decoder without an encoder. Matrices that are shared with a transformers model are lists
+        The encoder's are None in a decoder without an encoder. A matrix that shares a transformers model's memory is a list
         of one tensor a layer.
     """
 
@@ -118,7 +118,7 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None,
         Storage of the decoder's matrices and the head, one of `STORAGES`; int8 quantises each output symmetrically.
         By default bf16 for a checkpoint in bfloat16, else fp32.
     adapter : Path, optional
-        The folder of a LoRA adapter to merge (adapter.py).
+        The directory of a LoRA adapter to merge.
 
     Returns
     -------
@@ -145,12 +145,13 @@ def copy_weights(model, dtype: str = "float32", weights: str | None = None, shar
     Parameters
     ----------
     model : transformers.T5ForConditionalGeneration
-        Or another class of a family in `FAMILIES`.
+        Or another transformers class of a family in `FAMILIES`.
     dtype, weights : str
-        As load_weights.
+        As for load_weights.
     shared : bool
-        Do not copy the embedding and those matrices of the encoder that the engine stores as the model does, where they have
-        `dtype` and lie on the CPU: the output projections of attention and feed-forward, and `wi` without a gate.
+        Use the model's own tensors, without a copy, for the embedding and for those encoder matrices that both store alike:
+        the output projections of attention and feed-forward, and `wi` of a feed-forward without gate. Only tensors of type
+        `dtype` on the CPU are shared.
     """
     check_types(dtype, weights, STORAGES)
     tensors, config = model_tensors(model)
@@ -159,7 +160,7 @@ def copy_weights(model, dtype: str = "float32", weights: str | None = None, shar
 
 
 def model_tensors(model) -> tuple[Tensors, ModelConfig]:
-    """The tensors of a transformers model, those that are tied to others left out, and its config."""
+    """The config of a transformers model, and its tensors without the tied copies."""
     tensors = Tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
     config = ModelConfig.from_dict(model.config.to_dict(), tensors.path)
     tensors.check_names(config)
@@ -178,7 +179,8 @@ def _from_checkpoint(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, 
     name, tied = tensors.tables(config)
     parts = tensor_parts(config, tied, name)
     stored = stored or default_storage(tensors.raw(name), dtype)
-    (embedding,) = (shared and _shared(tensors, parts["embedding"], dtype)) or [_joined(tensors, parts["embedding"], dtype)]
+    found = _shared(tensors, parts["embedding"], dtype) if shared else None
+    embedding = found[0] if found else _joined(tensors, parts["embedding"], dtype)
     head = packed(embedding if tied else _joined(tensors, parts["head"], dtype), stored)
     return _assemble(tensors, config, dtype, stored, tied, _as_numpy(embedding), head, shared)
 
@@ -208,7 +210,7 @@ def _joined(tensors: Tensors, parts: TensorParts, dtype: torch.dtype) -> Tensor:
 
 
 def _shared(tensors: Tensors, parts: TensorParts, dtype: torch.dtype) -> list[Tensor] | None:
-    """The tensors themselves, one a layer; None where they are joined or have another type."""
+    """The tensors themselves, one a layer, without a copy; None if they must be joined or converted."""
     if len(parts.names[0]) > 1:
         return None
     found = [tensors.read(name, parts.shape) for (name,) in parts.names]

@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint directory, as a `tokenizers.Tokenizer` that gives transformers' tokens and texts.
+"""Builds the tokenizer of a checkpoint directory, with the tokens and texts of transformers' tokenizer.
 
-From tokenizer.json; from spiece.model (T5); from vocab.json and merges.txt (CodeT5); or from nothing but the class name
-ByT5Tokenizer, whose tokens are bytes.
+It is read from tokenizer.json, from spiece.model (T5), or from vocab.json and merges.txt (CodeT5). ByT5's tokens are bytes;
+its tokenizer needs only the class name ByT5Tokenizer in tokenizer_config.json or config.json.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def load_tokenizer(path: Path) -> Tokenizer | None:
     Returns
     -------
     tokenizers.Tokenizer or None
-        Without truncation and padding; None where the directory has none of these.
+        Without truncation and padding; None if the directory has none of these.
 
     Raises
     ------
     UserError
-        A file cannot be read, or tokens have ids that contradict each other.
+        A file cannot be read, or an added token cannot have the id that its file says.
     """
     from tokenizers import Tokenizer
 
@@ -60,11 +60,7 @@ def load_tokenizer(path: Path) -> Tokenizer | None:
                             f"the wrong kind ({type(error).__name__}: {error}); copy or download them again") from None
         if tokenizer is None:
             return None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if settings.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
-        _clean_up(tokenizer)
-    return tokenizer
+    return _configured(tokenizer, bool(settings.get("clean_up_tokenization_spaces")))
 
 
 def _from_parts(path: Path, settings: dict[str, Any]) -> Tokenizer | None:
@@ -79,7 +75,22 @@ def _from_parts(path: Path, settings: dict[str, Any]) -> Tokenizer | None:
 
 
 def adopt_tokenizer(tokenizer: Any) -> Tokenizer | None:
-    """The tokenizer of transformers or tokenizers, or None, as load_tokenizer would have read it; not changed."""
+    """Convert a tokenizer in memory to what `load_tokenizer` returns.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase, tokenizers.Tokenizer or None
+        It is copied, not changed.
+
+    Returns
+    -------
+    tokenizers.Tokenizer or None
+
+    Raises
+    ------
+    UserError
+        It is neither a fast tokenizer nor a ByT5Tokenizer.
+    """
     from tokenizers import Tokenizer
 
     if tokenizer is None:
@@ -92,12 +103,17 @@ def adopt_tokenizer(tokenizer: Any) -> Tokenizer | None:
     if not isinstance(backend, Tokenizer):
         raise UserError(f"the tokenizer is of type {type(tokenizer).__name__}; give a fast tokenizer of transformers, or a "
                         "tokenizers.Tokenizer")
-    found = Tokenizer.from_str(backend.to_str())
-    found.no_truncation()
-    found.no_padding()
-    if getattr(tokenizer, "clean_up_tokenization_spaces", False) and type(found.model).__name__ != "BPE":
-        _clean_up(found)
-    return found
+    return _configured(Tokenizer.from_str(backend.to_str()), getattr(tokenizer, "clean_up_tokenization_spaces", False))
+
+
+def _configured(tokenizer: Tokenizer, cleans_up: bool) -> Tokenizer:
+    """Turn truncation and padding off, and clean_up_tokenization_spaces on if the checkpoint has it."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # transformers ignores the entry for BPE
+    if cleans_up and type(tokenizer.model).__name__ != "BPE":
+        _clean_up(tokenizer)
+    return tokenizer
 
 
 def _entries_of(path: Path) -> dict[str, Any]:
@@ -106,7 +122,7 @@ def _entries_of(path: Path) -> dict[str, Any]:
 
 
 def _from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    """As transformers' T5Tokenizer, whose sentinels <extra_id_N> follow the pieces in descending order."""
+    """As transformers' T5Tokenizer: the sentinels <extra_id_N> follow the pieces, in descending order."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     found = read_sentencepiece(path / "spiece.model")
@@ -144,12 +160,11 @@ def _from_merges(path: Path) -> Tokenizer:
 
 
 def _of_bytes(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    """ByT5: byte b is token b + 3, the sentinels follow. Bytes that are no UTF-8, such as half a character, decode to
-    nothing."""
+    """ByT5's tokenizer: byte b is token b + 3, and the sentinels follow. Bytes that are not UTF-8 decode to nothing."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     names = ("<pad>", "</s>", "<unk>")
-    # ByteLevel writes the printable bytes as themselves and the others as the characters from U+0100 on
+    # ByteLevel maps a printable byte to its Latin-1 character, and the others to the characters from U+0100 on
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     characters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -169,7 +184,7 @@ def _content(token: str | dict) -> str:
 
 
 def _add_tokens(tokenizer: Tokenizer, path: Path, settings: dict[str, Any]) -> bool:
-    """Add the tokens of tokenizer_config.json or added_tokens.json that the vocabulary lacks. False where there are none."""
+    """Add the missing tokens of tokenizer_config.json or added_tokens.json. False: the files list none."""
     added = {int(token): _added(entry) for token, entry in settings.get("added_tokens_decoder", {}).items()}
     if not added:
         names = _entries_of(path / "special_tokens_map.json").get("additional_special_tokens") or []
@@ -200,7 +215,7 @@ def _end_with(tokenizer: Tokenizer, end: str) -> None:
 
 
 def _clean_up(tokenizer: Tokenizer) -> None:
-    """Let it decode as transformers does with clean_up_tokenization_spaces."""
+    """Make `decode` apply transformers' clean_up_tokenization."""
     from tokenizers import decoders
 
     before = [] if tokenizer.decoder is None else [tokenizer.decoder]

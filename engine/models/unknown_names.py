@@ -1,4 +1,4 @@
-"""What a checkpoint holds and a model would not read: tensors are refused, entries of config.json are named in a warning."""
+"""Parts of a checkpoint that the model does not read: tensors are refused, entries of config.json cause a warning."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from foredraft.engine.models.spec import FAMILIES, ModelConfig
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
 
-# Parts of the names of tensors, and what they are a sign of.
+# Parts of tensor names that show an adapter, and those that show quantised weights.
 _ADAPTERS = ("lora_", "adapter", "prompt_encoder", "ia3_", "base_model.", "modules_to_save", "original_module")
 _QUANTISED = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", "weight_format", ".absmax", ".quant_map", ".quant_state",
               "weight_scale", "_packed")
-# Entries that any config.json may have and that do not change what a model writes, or that say how to generate
-# (engine/arguments.py reads those).
+# Entries of any config.json that do not affect outputs, or that are generation settings, which engine/arguments.py reads.
 _HARMLESS = frozenset("""
     architectures auto_map model_type transformers_version torch_dtype dtype _name_or_path name_or_path tokenizer_class
     is_encoder_decoder is_decoder use_cache output_past dropout_rate initializer_factor classifier_dropout
@@ -29,7 +28,7 @@ _HARMLESS = frozenset("""
 
 
 def check_tensor_names(config: ModelConfig, names: Iterable[str], path: str | Path) -> None:
-    """UserError if a checkpoint holds a tensor that the model would not read."""
+    """UserError: a checkpoint holds a tensor that the model does not read."""
     family, kind = FAMILIES[config.model_type], config.model_type
     known = {*family.embeddings, family.head, *family.unused}
     known |= {name for parts in family.tensors(config).values() for layer in parts.names for name in layer}
@@ -42,20 +41,20 @@ def check_tensor_names(config: ModelConfig, names: Iterable[str], path: str | Pa
     elif any(part in first for part in _QUANTISED):
         reason = "of quantised weights, which are not read: give the checkpoint in float32, float16 or bfloat16"
     elif first.endswith("SelfAttention.relative_attention_bias.weight"):
-        reason = (f"a {kind} of config.json's sizes has a relative bias in the first layer alone: give the model_type that "
-                  "it is of, such as umt5")
+        reason = (f"a {kind} of config.json's sizes has a relative bias in the first layer alone: correct its model_type, "
+                  "such as umt5")
     else:
         reason = f"a {kind} of config.json's sizes has no such tensor: give the checkpoint that config.json belongs to"
     raise UserError(f"{path}: holds {first!r}{more}; {reason}")
 
 
 def unknown_entries(path: Path) -> list[str]:
-    """A warning for each entry of a checkpoint directory's config.json that its family does not know."""
+    """A warning for each entry of config.json in a checkpoint directory that its family does not read."""
     entries = read_object(path / "config.json")
     known = FAMILIES[entries["model_type"]].entries
     if not known:
         return []
-    # null, false and empty values ask for nothing
+    # an entry that is null, false or empty has no effect anyway
     return [f"{path / 'config.json'}: entry {name!r} is not known and has no effect"
             for name, value in sorted(entries.items())
             if name not in known and name not in _HARMLESS and value not in (None, False, 0, "", [], {})]
