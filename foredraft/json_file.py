@@ -1,4 +1,4 @@
-"""JSON files that hold an object."""
+"""Reads JSON files that hold an object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foredraft.errors import UserError
 
 
 def read_object(path: Path, mend: str = "copy or download it again") -> dict[str, Any]:
-    """The entries of a file. UserError: it cannot be read, is no JSON, or holds no object; the message ends with `mend`."""
+    """The object in a JSON file. UserError: there is none; the message ends with `mend`, what the user should do."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

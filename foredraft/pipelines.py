@@ -1,4 +1,4 @@
-"""`pipeline`: summarisation, translation and text to text with the interface of transformers 4's pipelines."""
+"""`pipeline`: summarisation, translation and text-to-text with the interface of transformers 4's pipelines."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from foredraft.engine.runtime.stream import Stream
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
 
-# How the keys of a record begin.
+# The prefix of a record's keys, by task.
 KEYS = {"summarization": "summary", "translation": "translation", "text2text-generation": "generated"}
 PAIR = re.compile(r"translation_([^_]+)_to_([^_]+)")
 
 
 def pipeline(task: str, model: str | Path | Model | None = None, **arguments: Any) -> Pipeline:
-    """Load a checkpoint for one task; transformers 4's `pipeline`.
+    """Load a checkpoint for one task, as transformers 4's `pipeline` does.
 
     Parameters
     ----------
     task : str
         "summarization", "translation" (also "translation_xx_to_yy") or "text2text-generation".
     model : str, Path, Model or None
-        A checkpoint's folder or Hugging Face name, or a model that is loaded; None is the embedded model.
+        A checkpoint's folder or Hugging Face name, or a loaded model; None is the embedded model.
     **arguments
-        Those of `load` (drafter, device, dtype, ...), where device may be a number (-1 is the CPU) and dtype also a
-        torch.dtype, and those of a call of the pipeline, which then are its defaults.
+        Arguments of `load` (drafter, device, dtype, ...); device may also be a number (-1 is the CPU), dtype a torch.dtype.
+        Other arguments become the defaults of the pipeline's calls.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def pipeline(task: str, model: str | Path | Model | None = None, **arguments: An
     Raises
     ------
     UserError
-        The task is not known, or as `load`.
+        The task is unknown, an argument is wrong, or the checkpoint cannot be loaded.
     """
     if not isinstance(task, str) or (task not in KEYS and not PAIR.fullmatch(task)):
         raise UserError(f"task {task!r} is not known; give 'summarization', 'translation' (or 'translation_xx_to_yy') or "
@@ -71,9 +71,9 @@ def pipeline(task: str, model: str | Path | Model | None = None, **arguments: An
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of a call: those that the pipeline reads itself, and `settings` for the model.
+    """The arguments of a call. `settings` are passed to the model, the others are read by the pipeline.
 
-    outputs: of each input; beams: whether one beam search finds them.
+    outputs: number of outputs of each input. beams: whether they come from one beam search.
     """
 
     prefix: str
@@ -86,10 +86,9 @@ class _Call:
 
 
 class Pipeline:
-    """Texts in, texts out, for one task of a checkpoint. Made by `pipeline`.
+    """One task of a checkpoint; `pipeline` makes it.
 
-    The checkpoint's config.json says under `task_specific_params` what the sources of a task begin with, and how the task is
-    decoded by default.
+    `task_specific_params` in the checkpoint's config.json holds the prefix of the task's sources and its default settings.
 
     Attributes
     ----------
@@ -100,7 +99,7 @@ class Pipeline:
     def __init__(self, task: str, model: Model, arguments: Mapping[str, Any]):
         self.task, self.model = task, model
         self._key, self._arguments, self._warned = KEYS[task.partition("_")[0]], _given(arguments), set[str]()
-        # wrong arguments are refused before the first call
+        # refuse wrong arguments now, not at the first call
         self._call(self._arguments)
 
     def __call__(self, inputs: str | Iterable[str], *, return_text: bool | None = None, return_tensors: bool | None = None,
@@ -112,26 +111,26 @@ class Pipeline:
         Parameters
         ----------
         inputs : str, list of str, or another iterable of str
-            An iterable that is no list, such as a generator, is read as sequences become free, and may be endless.
+            An iterable that is not a list, such as a generator, is read when a sequence is free, and may be endless.
         return_text, return_tensors : bool
-            What a record holds: "summary_text" ("translation_text", "generated_text"), the default; and "summary_token_ids",
-            [T] int64 with the start token first.
+            Whether a record has "summary_text" ("translation_text", "generated_text"), the default, and whether it has
+            "summary_token_ids", [T] int64, which begins with the start token.
         num_return_sequences : int
             Outputs of each input; more than one needs do_sample=True or num_beams.
         truncation : bool
-            False refuses a source that is too long; otherwise it is cut, with a warning.
+            False refuses a source that is too long; otherwise it is truncated, with a warning.
         src_lang, tgt_lang : str
-            Of translation: the checkpoint's entry "translation_SRC_to_TGT" is used.
+            Translation only: use the checkpoint's entry "translation_SRC_to_TGT".
         clean_up_tokenization_spaces : bool
             Only False.
         **settings
-            The arguments of `Model.generate`. What is not given is taken from the checkpoint's entry for the task.
+            Arguments of `Model.generate`. Their defaults are those of the checkpoint's entry for the task.
 
         Returns
         -------
         list or iterator
-            Of a text: a list of one record, or of num_return_sequences. Of a list: a list of records, or of lists of records
-            where num_return_sequences is above 1. Of another iterable: an iterator of lists of records, one for each text.
+            For a text: a list of num_return_sequences records. For a list: a list of records, or of lists of records if
+            num_return_sequences is above 1. For another iterable: an iterator with a list of records for each text.
 
         Raises
         ------
@@ -158,8 +157,10 @@ class Pipeline:
 
     def _all(self, inputs: Iterable[str], call: _Call) -> list[list[dict[str, Any]]]:
         """The records of each input."""
+        # all texts are checked before the first is decoded
         texts = list(_sources(inputs, call.prefix))
         if not call.truncation:
+            # generate always truncates
             return list(self._read(self._stream(inputs, call), call, 5))
         out = self.model.generate(texts, num_return_sequences=call.outputs, **call.settings)
         _warn(out.warnings, 4)
@@ -174,7 +175,7 @@ class Pipeline:
                                  num_return_sequences=call.outputs if call.beams else 1, **call.settings)
 
     def _read(self, stream: Stream, call: _Call, level: int) -> Iterator[list[dict[str, Any]]]:
-        """The records of each input, and its warnings, once."""
+        """The records of each input; issues its warnings."""
         with stream:
             records: list[dict[str, Any]] = []
             for result in stream:
@@ -198,7 +199,7 @@ class Pipeline:
         return record
 
     def _call(self, arguments: Mapping[str, Any]) -> _Call:
-        """UserError: an argument that the pipeline reads itself is wrong."""
+        """Split the arguments of a call. UserError: one that the pipeline reads is wrong."""
         given = dict(arguments)
         has_tokens = bool(given.pop("return_tensors", False))
         has_text = given.pop("return_text", None)
@@ -222,7 +223,7 @@ class Pipeline:
         return _Call(prefix, outputs, beams, truncation, has_text, has_tokens, given)
 
     def _name(self, given: dict[str, Any]) -> str:
-        """The task's name in task_specific_params; removes the languages from the arguments."""
+        """The task's name in task_specific_params. Removes src_lang and tgt_lang from the arguments."""
         if self._key != "translation":
             return self.task
         languages = [given.pop(name, None) for name in ("src_lang", "tgt_lang")]
@@ -233,7 +234,7 @@ class Pipeline:
         return "translation_{}_to_{}".format(*languages)
 
     def _entries(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The prefix and the settings that config.json has for a task. Warns once of what is not possible."""
+        """The prefix and the settings of a task in config.json. Warns once of each entry that is not supported."""
         path = Path(self.model.path) / "config.json"
         config = read_object(path) if path.exists() else {}
         entries = task_entries(path.parent, name)
@@ -252,7 +253,7 @@ class Pipeline:
 
 
 def _sources(inputs: Iterable[str], prefix: str) -> Iterator[str]:
-    """Each text behind the prefix. UserError: no text, or an empty one."""
+    """The prefix and each text, joined. UserError: an input is not a text, or is empty."""
     for number, text in enumerate(inputs, 1):
         if not isinstance(text, str):
             raise UserError(f"input {number} is of type {type(text).__name__}; give a text")

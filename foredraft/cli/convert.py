@@ -1,4 +1,4 @@
-"""`foredraft convert`: a checkpoint as safetensors."""
+"""`foredraft convert`: writes a checkpoint as safetensors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def convert(
     checkpoint: Annotated[str, typer.Argument(help="T5 checkpoint: folder or Hugging Face name.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     dtype: Annotated[
-        str | None, typer.Option(help="Weights: float32, float16 or bfloat16. Default: as they are.")] = None,
+        str | None, typer.Option(help="Type of the weights: float32, float16 or bfloat16. Default: unchanged.")] = None,
     adapter: options.Adapter = None,
     revision: options.Revision = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a checkpoint as safetensors, from pytorch_model.bin, in another type, or with an adapter merged into it.
+    """Write a checkpoint as safetensors: from pytorch_model.bin, in another type, or with an adapter merged.
 
-    Pickled files are read by torch.load with weights_only: nothing that they say is executed.
+    Pickled files are read by torch.load with weights_only=True, which runs no code in them.
     """
     from foredraft.engine.models.convert import DTYPES, convert_checkpoint, has_safetensors
     from foredraft.engine.models.hub import find_adapter, find_checkpoint
@@ -37,7 +37,7 @@ def convert(
         raise UserError(f"--out {out}: is not empty; give another --out, or --overwrite if it is a checkpoint to replace")
     folder = find_checkpoint(checkpoint, revision, pickled=True)
     if has_safetensors(folder) and dtype is None and adapter is None:
-        raise UserError(f"{checkpoint}: holds safetensors already; give it as it is, or --dtype or --adapter to change it")
+        raise UserError(f"{checkpoint}: holds safetensors already; use it as it is, or give --dtype or --adapter")
     merged = None if adapter is None else find_adapter(adapter)
     with progress() as bar:
         task = bar.add_task("converting", total=None)

@@ -136,7 +136,7 @@ def settings_of(model, params: SamplingParams, config: BatchConfig, prefix: str 
 
 
 def _further_settings(params: SamplingParams) -> dict[str, str]:
-    """{flag: value} of the settings that differ from their defaults, but for those with a line in settings_of."""
+    """{flag: value} of the settings that settings_of does not list and that differ from their defaults."""
     listed = ("max_new_tokens", "max_length", "draft_tokens", "do_sample", "temperature", "top_k", "top_p", "seed")
     found = {field.name: getattr(params, field.name) for field in fields(params) if field.name not in listed}
     return {OPTIONS.get(name, f"--set {name}"): json.dumps(value) for name, value in found.items()

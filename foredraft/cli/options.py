@@ -53,14 +53,14 @@ MaxNewTokens = Annotated[
 MinNewTokens = Annotated[
     int | None, typer.Option("--min-new-tokens", help="Shortest output, in tokens.")]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option("--repetition-penalty", help="Above 1: tokens of the output become less likely.")]
+    float | None, typer.Option("--repetition-penalty", help="Above 1: tokens in the output so far become less likely.")]
 NoRepeatNgramSize = Annotated[
     int | None, typer.Option("--no-repeat-ngram-size", help="No n-gram of this size occurs twice in the output.")]
 Choices = Annotated[
-    list[str] | None, typer.Option("--choices", help="The output is one of the given texts; repeatable.")]
-Regex = Annotated[str | None, typer.Option("--regex", help="The output matches this regular expression.")]
+    list[str] | None, typer.Option("--choices", help="The output must be one of the given texts; repeatable.")]
+Regex = Annotated[str | None, typer.Option("--regex", help="The output must match this regular expression.")]
 JsonSchema = Annotated[
-    Path | None, typer.Option("--json-schema", metavar="FILE", help="The output is JSON of the schema in this file.")]
+    Path | None, typer.Option("--json-schema", metavar="FILE", help="The output must be JSON of the schema in this file.")]
 Settings = Annotated[
     list[str] | None, typer.Option(
         "--set", metavar="NAME=VALUE", help="Any other setting of Python's SamplingParams, such as num_beams=4 or "

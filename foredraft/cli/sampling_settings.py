@@ -1,4 +1,4 @@
-"""The options of `generate` and `summarize` that become fields of SamplingParams, `--set` among them."""
+"""Options of `generate` and `summarize` that become fields of SamplingParams, including `--set`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,38 @@ from foredraft.engine.arguments import NAMES
 from foredraft.engine.params import SamplingParams
 from foredraft.errors import UserError
 
-# Fields that other options set.
+# Fields that have an option; --set refuses them.
 OPTIONS = {
     "max_new_tokens": "--max-new-tokens", "max_length": "--max-new-tokens", "draft_tokens": "--draft-tokens",
     "do_sample": "--temperature", "temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p", "seed": "--seed",
     "min_new_tokens": "--min-new-tokens", "repetition_penalty": "--repetition-penalty",
     "no_repeat_ngram_size": "--no-repeat-ngram-size", "choices": "--choices", "regex": "--regex",
     "json_schema": "--json-schema"}
-# Fields that a command line cannot give, or whose results the commands do not print.
+# Fields whose values are functions, or whose results the commands do not print.
 PYTHON_ONLY = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "logprobs", "output_scores",
                "output_logits", "num_return_sequences")
 
 
 def parse_settings(json_schema: Path | None, assignments: list[str] | None, **options: Any) -> dict[str, Any]:
-    """What is given, by field.
+    """Collect the given settings, by field of SamplingParams.
 
     Parameters
     ----------
     json_schema : Path or None
         The file of `--json-schema`.
     assignments : list of str or None
-        `--set` as typed, NAME=VALUE; a value is JSON, or a text.
+        The values of `--set`: NAME=VALUE, where VALUE is JSON or else a text.
     **options
-        Fields that options set; None is not given.
+        Values of options, by field; None is not given.
+
+    Returns
+    -------
+    dict
 
     Raises
     ------
     UserError
-        One is not possible; the message names the option.
+        A setting is wrong; the message names its option.
     """
     found = {}
     for name, value in options.items():
@@ -59,7 +63,7 @@ def parse_settings(json_schema: Path | None, assignments: list[str] | None, **op
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            pass  # a bare text
+            pass  # the value stays a text
         if value is not None:
             found[name] = _checked(f"--set {assignment}", name, value)
     return found
@@ -71,7 +75,7 @@ def _check_name(assignment: str, name: str) -> None:
     if name in OPTIONS:
         raise UserError(f"--set {name}: has an option of its own; give {OPTIONS[name]}")
     if name in PYTHON_ONLY:
-        raise UserError(f"--set {name}: only in Python; leave it out")
+        raise UserError(f"--set {name}: is supported in Python only; leave it out")
     if name not in NAMES:
         near = get_close_matches(name, NAMES, 1)
         mend = f"did you mean {near[0]}?" if near else "leave it out"
@@ -81,7 +85,7 @@ def _check_name(assignment: str, name: str) -> None:
 def _checked(option: str, name: str, value: Any) -> Any:
     """The value as SamplingParams keeps it."""
     try:
-        # the longest output, so that no shortest one contradicts it
+        # SamplingParams refuses a min_new_tokens above max_new_tokens, which is not known here
         return getattr(SamplingParams(**{"max_new_tokens": 100_000, name: value}), name)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None

@@ -1,4 +1,4 @@
-"""`foredraft serve`: an HTTP server with OpenAI's routes, and a page."""
+"""`foredraft serve`: an HTTP server with OpenAI's and TGI's routes, and a page."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ def serve(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="T5 checkpoint: folder or Hugging Face name. Default: the "
                                                            "embedded model.")] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free port.")] = 8000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     served_name: Annotated[
-        str | None, typer.Option("--served-name", help="What clients call the model. Default: MODEL, a folder's last part.")
+        str | None, typer.Option("--served-name", help="The model's name for clients. Default: MODEL, or its folder's name.")
     ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="FOREDRAFT_API_KEY", show_default=False,
                                  help="Bearer token that clients must send. Default: none.")] = None,
     prefix: Annotated[
-        str, typer.Option("--prefix", help="Put before chat messages, such as 'summarize: '. Default: none.")] = "",
+        str, typer.Option("--prefix", help="Put before a chat's last message, such as 'summarize: '. Default: none.")] = "",
     adapter: options.Adapter = None,
     revision: options.Revision = None,
     drafter: options.Drafter = "auto",
     draft_tokens: options.DraftTokens = None,
     batch_size: options.BatchSize = 16,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most new tokens that a request may ask for.")] = 512,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Limit of a request's new tokens.")] = 512,
     max_source: options.MaxSource = None,
     kv_memory: options.KvMemory = None,
-    max_queue: Annotated[int, typer.Option("--max-queue", help="Texts that may wait; more get status 429.")] = 256,
-    max_body: Annotated[int, typer.Option("--max-body", help="Largest body of a request, in bytes.")] = 1_000_000,
-    timeout: Annotated[float, typer.Option("--timeout", help="Most seconds of a request.")] = 300.0,
+    max_queue: Annotated[int, typer.Option("--max-queue", help="Length of the queue; further texts get status 429.")] = 256,
+    max_body: Annotated[int, typer.Option("--max-body", help="Limit of a request's body, in bytes.")] = 1_000_000,
+    timeout: Annotated[float, typer.Option("--timeout", help="Limit of a request's seconds.")] = 300.0,
     shutdown_timeout: Annotated[
-        float, typer.Option("--shutdown-timeout", help="Seconds to finish requests when the server is stopped.")] = 30.0,
+        float, typer.Option("--shutdown-timeout", help="Seconds to finish running requests at shutdown.")] = 30.0,
     dtype: options.Dtype = "float32",
     weights: options.Weights = None,
     threads: options.Threads = None,
@@ -55,7 +55,7 @@ def serve(
             raise
         raise UserError(f"serve needs the package {error.name!r}: pip install 'foredraft[serve]'") from None
 
-    # a folder's own name: no answer and no log holds a path
+    # of a folder only its name: responses and logs hold no paths
     name = "foredraft" if model is None else Path(model).name if Path(model).is_dir() else model
     settings = ServerSettings(
         name=served_name or name, prefix=prefix, batch_size=batch_size, max_tokens=max_tokens,
@@ -65,7 +65,7 @@ def serve(
     listening = run.bind(host, port)
     is_local = run.is_loopback(host)
     if not is_local and api_key is None:
-        notice(f"anyone who reaches {host} may use this server; give --api-key to ask for a key")
+        notice(f"anyone who reaches {host} may use this server; give --api-key to require a key")
     announce_compilation()
     if threads is not None:
         from foredraft.engine.threads import set_threads

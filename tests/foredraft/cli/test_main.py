@@ -156,7 +156,7 @@ def test_missing_texts(command, fake_load, tmp_path):
     ("--set", "min_p", "--set is 'min_p'; give NAME=VALUE"),
     ("--set", "minp=0.1", "--set minp: there is no such setting; did you mean min_p?"),
     ("--set", "top_k=5", "--set top_k: has an option of its own; give --top-k"),
-    ("--set", "logprobs=2", "--set logprobs: only in Python"),
+    ("--set", "logprobs=2", "--set logprobs: is supported in Python only"),
 ])
 def test_values_out_of_range(command, fake_load, article, option, value, message):
     assert message in one_line_error(command("summarize", article, option, value))
