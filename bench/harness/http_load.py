@@ -1,6 +1,6 @@
-"""A load of HTTP requests on a server of this machine: closed and open loops, and their latencies.
+"""HTTP load on a local server: closed and open loops, and their latencies.
 
-The client shares the machine's cores with the server, so it does little: bare HTTP/1.1 over asyncio's streams.
+The client shares the cores with the server. To cost little it speaks plain HTTP/1.1 over asyncio streams.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARES = (50, 95, 99)
 
 @dataclass(frozen=True)
 class Answer:
-    """Status and body of an answer; seconds from sending (or from the planned arrival) to its first part and to its end."""
+    """A response. first, total: seconds from sending, or from the planned arrival, to its first part and to its end."""
 
     status: int
     body: bytes
@@ -35,13 +35,13 @@ class Answer:
 
 
 class Connection:
-    """Requests one after another to one address, over one connection."""
+    """One keep-alive connection, for one request after another."""
 
     def __init__(self, port: int):
         self.port, self.streams = port, None
 
     async def post(self, path: str, body: bytes, since: float | None = None) -> Answer:
-        """`since`: when the request should have been sent."""
+        """Send a request and read its response. since: the planned arrival in perf_counter seconds; None is now."""
         since, is_new = perf_counter() if since is None else since, self.streams is None
         if is_new:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
@@ -51,7 +51,7 @@ class Connection:
         await writer.drain()
         line = await reader.readline()
         if not line and not is_new:
-            # the server has closed a connection that was idle for long
+            # the server has closed the idle connection
             self.close()
             return await self.post(path, body, since)
         status = int(line.split()[1])
@@ -80,7 +80,7 @@ class Connection:
 
 
 async def closed_loop(port: int, path: str, bodies: Sequence[bytes], clients: int) -> tuple[list[Answer], float]:
-    """Each of `clients` sends its next request when the last one is answered. The answers in order, and seconds in all."""
+    """Each of `clients` sends its next request after the last response. Returns the responses in order, and the seconds."""
     answers: list[Answer | None] = [None] * len(bodies)
     left = iter(range(len(bodies)))
 
@@ -97,7 +97,7 @@ async def closed_loop(port: int, path: str, bodies: Sequence[bytes], clients: in
 
 async def open_loop(port: int, path: str, bodies: Sequence[bytes], rate: float,
                     seed: int = 0) -> tuple[list[Answer], float]:
-    """Requests arrive as a Poisson process of `rate` a second, whatever the server does; latencies count from arrivals."""
+    """Requests arrive as a Poisson process of `rate` a second. Returns as closed_loop; latencies count from the arrivals."""
     draw, idle = random.Random(seed), []
 
     async def one(body: bytes, at: float) -> Answer:
@@ -120,14 +120,14 @@ async def open_loop(port: int, path: str, bodies: Sequence[bytes], rate: float,
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` percent of the values do not exceed."""
+    """The nearest-rank percentile: the smallest value that at least `share` percent of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(math.ceil(len(ordered) * share / 100), 1) - 1]
 
 
 def figures(answers: Sequence[Answer], seconds: float, texts: Callable[[Answer], str],
             truth: Sequence[str]) -> dict[str, Any]:
-    """Requests a second, percentiles of latency and of the time to the first part, and how many answers are wrong."""
+    """Requests a second, percentiles of latency and of the time to the first part, failures and wrong texts."""
     right = [answer for answer in answers if answer.status == 200]
     differ = sum(answer.status == 200 and texts(answer) != text for answer, text in zip(answers, truth, strict=True))
     found: dict[str, Any] = {"requests": len(answers), "failed": len(answers) - len(right), "differ": differ,
@@ -145,7 +145,7 @@ def streamed_text(answer: Answer) -> str:
 
 @contextmanager
 def process(arguments: Sequence[str], port: int, ready: str, patience: float = 900.0) -> Iterator[None]:
-    """A Python module as a server, from its first answer on `ready` to the end of the block."""
+    """Run a Python module as a server; the block starts when GET `ready` succeeds within `patience` seconds."""
     running = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL)
     try:
         until = perf_counter() + patience

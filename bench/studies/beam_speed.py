@@ -1,13 +1,14 @@
-"""Beam search: seconds a summary and a step, beside greedy decoding and other engines with the same beams.
+"""Beam search: seconds a summary and a step, beside greedy decoding and other engines with as many beams.
 
     python -m foredraft.bench.studies.beam_speed [--geometry flan-t5-base] [--beams 2,4,8]
 
-All methods decode the same sources to the same number of tokens, past any end token, in random orders. The seconds of a step
-are the difference of two lengths. Tokens are compared with foredraft's beams without drafts.
+All methods decode the same sources to the same length, ignoring end tokens, in random orders. The seconds of a step are the
+difference between two lengths, divided by their distance. Outputs are compared with foredraft's without drafts.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +29,14 @@ from foredraft.bench.report.tables import Table, number
 from foredraft.cli import options
 from foredraft.cli.measuring import counting, finish, open_model, read_articles, run_script
 
-# Tokens of the shorter of the two lengths.
+# The shorter of the two lengths, in tokens.
 SHORT = 8
-# a source and a number of tokens to an output, and the passes of the target that it took where they are known
+# (source, number of tokens) -> (output, passes of the target, or None where they are unknown)
 Run = Callable[[Sequence[int], int], tuple[list[int], int | None]]
 
 
 def methods(model, weights: str | None, beams: Sequence[int]) -> tuple[dict[str, Run], dict[str, str]]:
-    """Runs by name, and the reasons why others cannot run."""
+    """Runs by name, and by name the reasons why a peer cannot run."""
     plain = model.with_drafter(None)
 
     def ours(drafted: bool, n: int) -> Run:
@@ -90,7 +91,7 @@ def _ctranslate2(folder: Path, weights: str | None, beams: Sequence[int]) -> dic
 
 def measure(runs: dict[str, Run], sources: Sequence[Sequence[int]], tokens: int, repeats: int,
             on_step: Callable[[], None]) -> list[dict]:
-    """A row for each method: medians of seconds a summary and a step, and how many outputs equal those of its beams here."""
+    """For each method: median seconds a summary and a step, and how many outputs equal those of its reference."""
     outputs: dict[str, list] = {name: [run(source, tokens)[0] for source in sources] for name, run in runs.items()}
     passes: dict[str, list] = {name: [] for name in runs}
     seconds: dict[str, list] = {name: [] for name in runs}
@@ -110,12 +111,17 @@ def measure(runs: dict[str, Run], sources: Sequence[Sequence[int]], tokens: int,
             on_step()
     rows = []
     for name in runs:
-        beams = name.rpartition(", ")[2] if name[0].isalpha() and "beams" in name else name.partition(",")[0]
-        wanted = outputs["greedy" if beams in ("greedy", "1 beams") else beams]
+        wanted = outputs[_reference(name)]
         rows.append({"name": name, "seconds": median(seconds[name]), "step_ms": median(steps[name]) * 1e3,
                      "passes": None if passes[name][0] is None else median(passes[name]),
                      "equal": sum(a == b for a, b in zip(outputs[name], wanted, strict=True)), "sources": len(sources)})
     return rows
+
+
+def _reference(name: str) -> str:
+    """foredraft's run without drafts and with as many beams."""
+    beams = re.search(r"\d+ beams", name)
+    return "greedy" if beams is None or beams[0] == "1 beams" else beams[0]
 
 
 def main(
@@ -135,7 +141,7 @@ def main(
     widths = options.parse_numbers("--beams", beams, int, 2)
     with tempfile.TemporaryDirectory() as folder:
         path = target if geometry is None else str(write_checkpoint(geometry, folder))
-        # random weights repeat themselves, so that drafts would mean nothing
+        # random weights repeat tokens, so acceptance rates would be meaningless
         model = open_model(path, None if geometry else drafter, weights=weights)
         sized = open_model(target, None)
         found = read_articles(data, sized, limit, tokenizer=sized.tokenizer)

@@ -1,8 +1,9 @@
-"""What each argument of generation costs: microseconds a step beside a request without it.
+"""The cost of each generation argument: microseconds a step more than without it.
 
     python -m foredraft.bench.studies.processor_prices
 
-Every argument is set so that it changes no token: all runs decode the same tokens in the same steps. They are interleaved.
+Runs are interleaved. Every argument but top_k and top_p is set so that it changes no token, so that all runs have the same
+steps; the table says whether the tokens were the same.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from foredraft.bench.report.tables import Table, number
 from foredraft.cli import options
 from foredraft.cli.measuring import counting, finish, open_model, read_articles, run_script
 
-# No output holds this n-gram size twice, and no probability is as small as these bounds.
+# An n-gram size longer than any output here, and a bound below which no kept probability lies.
 LONG, TINY = 400, 1e-30
 
 
 def harmless(vocabulary: int, unused: int) -> dict[str, dict]:
-    """Arguments by name, none of which changes a greedy or seeded output; `unused`: a token that no output holds."""
+    """Arguments by name, none of which changes a greedy output. unused: a token that no output has."""
     return {
         "repetition_penalty": {"repetition_penalty": 1 + 1e-7},
         "encoder_repetition_penalty": {"encoder_repetition_penalty": 1 + 1e-7},
@@ -48,7 +49,7 @@ FILTERS = {"min_p": {"min_p": TINY}, "typical_p": {"typical_p": 1 - 1e-12}, "eps
 
 
 def measure(runs: dict[str, Callable], repeats: int, on_step: Callable[[], None]) -> list[dict]:
-    """Seconds and steps of each run, and how many microseconds a step costs more than without the argument."""
+    """Seconds and steps of each run, and the microseconds that its argument adds to a step."""
     found = {name: run() for name, run in runs.items()}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for order in islice(orders(list(runs), 0), repeats):
@@ -75,7 +76,7 @@ def main(
     out: options.Results = Path("bench/results"),
     as_json: options.Json = False,
 ) -> None:
-    """Measure what each argument of generation costs."""
+    """Measure the cost of each generation argument."""
     model = open_model(target, drafter)
     found = read_articles(data, model, limit)
     sources, vocabulary = [case.source for case in found], model.target.config.vocab_size

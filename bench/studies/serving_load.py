@@ -3,7 +3,7 @@
     python -m foredraft.bench.studies.serving_load --data articles.jsonl --limit 256 --clients 1,8,64
     python -m foredraft.bench.studies.serving_load --geometry flan-t5-base --weights int8 --limit 64
 
-The three run one after another. Answers are compared with the offline engine's texts.
+The three are measured one after another. Texts are compared with the offline engine's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def offline(model: Any, texts: Sequence[str], settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The texts that the engine writes, and its requests a second, a warm-up left out."""
+    """The engine's texts without a server, and its requests a second after a warm-up."""
     list(model.stream(texts[: settings["batch_size"]], **settings))
     began = perf_counter()
     results = list(model.stream(texts, in_order=True, **settings))
@@ -53,9 +53,9 @@ def offline(model: Any, texts: Sequence[str], settings: dict[str, Any]) -> tuple
 
 def measure(port: int, path: str, bodies: Sequence[bytes], truth: Sequence[str], text_of, clients: Sequence[int],
             shares: Sequence[float], per_client: int) -> list[dict[str, Any]]:
-    """Closed loops of so many clients, then open loops at shares of the best closed loop's requests a second.
+    """Measure closed loops with each number of clients, then open loops at shares of the best closed loop's rate.
 
-    A loop of C clients sends at most C * per_client requests.
+    A closed loop of C clients sends at most C * per_client requests.
     """
     found = []
     asyncio.run(http_load.closed_loop(port, path, bodies[: max(clients)], max(clients)))
@@ -80,8 +80,8 @@ def main(
     limit: options.Limit = None,
     clients: Annotated[str, typer.Option("--clients", help="Clients of the closed loops, separated by commas.")] = "1,8,64",
     shares: Annotated[
-        str, typer.Option("--loads", help="Open loops, as shares of the best closed loop, with commas.")] = "0.5,0.8",
-    per_client: Annotated[int, typer.Option("--per-client", min=1, help="Most requests of a client.")] = 16,
+        str, typer.Option("--loads", help="Open loops, as shares of the best closed loop's rate, with commas.")] = "0.5,0.8",
+    per_client: Annotated[int, typer.Option("--per-client", min=1, help="Limit of a client's requests.")] = 16,
     peer_clients: Annotated[
         str | None, typer.Option("--peer-clients", help="Clients of the transformers handler. Default: --clients.")] = None,
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Measure the transformers handler.")] = True,
@@ -95,7 +95,7 @@ def main(
     as_json: options.Json = False,
     wide: options.Wide = False,
 ) -> None:
-    """Measure the server under load."""
+    """Measure the server's throughput and latencies."""
     if target is not None and geometry is not None:
         raise UserError("--target and --geometry are given; give one of them")
     counts = [int(count) for count in options.parse_numbers("--clients", clients, int, 1)]
@@ -109,7 +109,7 @@ def main(
             target = str(folder)
         model = load(target, drafter=None if drafter == "none" else drafter, weights=weights)
         cases = read_articles(data, model, limit, max_source)
-        # as many as the largest loop needs; articles repeat
+        # the largest closed loop needs this many texts; articles repeat
         decoded = [model.tokenizer.decode(list(case.source), skip_special_tokens=True) for case in cases]
         number = max(max(counts) * per_client, len(decoded))
         texts = [decoded[index % len(decoded)] for index in range(number)]
@@ -146,7 +146,7 @@ def main(
 
 
 def table(record: dict[str, Any]) -> Table:
-    """A line for each loop."""
+    """One line for each loop."""
     lines = [["offline", f"batch {record['batch_size']}", f"{record['offline']['requests_per_second']:.2f}", *["-"] * 7]]
     for who in ("complete", "streamed", "transformers"):
         for one in record.get(who, ()):
@@ -159,7 +159,7 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def comparisons(record: dict[str, Any]) -> list[str]:
-    """The goals, in a line each."""
+    """Throughput and latency relative to the offline engine, the handler and one client, a line each."""
     def closed(who: str, clients: int) -> dict[str, Any] | None:
         return next((one for one in record.get(who, ()) if one.get("clients") == clients), None)
 

@@ -1,8 +1,8 @@
-"""A long mixed load on the server: every answer is compared with the offline engine's, and its memory is watched.
+"""A long mixed load on the server: its texts are compared with the offline engine's, and its memory is sampled.
 
     python -m foredraft.bench.studies.serving_soak --seconds 1800
 
-Clients send complete and streamed requests with settings and seeds of their own, wrong ones, and leave in the middle.
+Clients send complete, streamed and invalid requests with different settings and seeds, and close some connections early.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ SETTINGS = ({}, {"do_sample": True, "temperature": 0.8}, {"do_sample": True, "te
 WRONG = ({}, {"prompt": ""}, {"prompt": "a text", "colour": 1}, {"prompt": "a text", "max_tokens": 10**6},
          {"prompt": "a text", "regex": "("})
 KINDS = ("complete", "streamed", "wrong", "left")
-# of the run, before the memory is looked at: kernels are loaded and buffers grow
+# share of the run that the fit of the memory leaves out, while kernels are loaded and buffers grow
 WARM_SHARE = 0.3
 
 
 def make_requests(texts: list[str], count: int, max_new_tokens: int, draw: random.Random) -> list[dict[str, Any]]:
-    """Bodies of completions with seeds."""
+    """Random bodies of completions, each with a seed."""
     return [{"prompt": draw.choice(texts), "max_tokens": draw.randint(1, max_new_tokens), "seed": draw.randrange(2**40),
              "truncate_prompt_tokens": -1, **draw.choice(SETTINGS)} for _ in range(count)]
 
 
 def truths(model: Any, bodies: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
-    """The texts that the engine writes for the bodies offline."""
+    """The texts of the offline engine for the bodies."""
     from foredraft.kernels.core.philox import request_seed
 
     names = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
@@ -58,7 +58,7 @@ def truths(model: Any, bodies: list[dict[str, Any]], max_new_tokens: int) -> lis
 
 
 async def leave(port: int, body: dict[str, Any], draw: random.Random) -> None:
-    """Send a request and go, after none, some or many events."""
+    """Send a request and close the connection after 0, 8 or 30 lines of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body | {"stream": draw.random() < 0.7}).encode()
     writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -70,14 +70,14 @@ async def leave(port: int, body: dict[str, Any], draw: random.Random) -> None:
                 if not await reader.readline():
                     break
     except TimeoutError:
-        # the answer had fewer lines
+        # the response has fewer lines
         pass
     writer.transport.abort()
 
 
 async def load_on(port: int, bodies: list[dict[str, Any]], truth: list[str], clients: int, seconds: float,
                   counts: Counter) -> None:
-    """Clients that send until `seconds` are over; counts by kind, and of wrong answers under "differ" and "failed"."""
+    """Run clients for `seconds`. counts: requests by kind, wrong texts as "differ", wrong statuses as "failed"."""
     until = perf_counter() + seconds
 
     async def client(number: int) -> None:
@@ -101,7 +101,7 @@ async def load_on(port: int, bodies: list[dict[str, Any]], truth: list[str], cli
 
 
 async def watch(port: int, every: float, samples: list[tuple[float, float]]) -> None:
-    """Seconds and resident megabytes of the server, until cancelled."""
+    """Append (seconds, resident megabytes of the server) every `every` seconds, until cancelled."""
     server = next(one for one in psutil.Process().children(recursive=True) if str(port) in one.cmdline())
     began = perf_counter()
     while True:
@@ -110,7 +110,7 @@ async def watch(port: int, every: float, samples: list[tuple[float, float]]) -> 
 
 
 def slope(samples: list[tuple[float, float]]) -> tuple[float, float]:
-    """Megabytes an hour by least squares over the samples after the warm-up, and the standard error."""
+    """Megabytes an hour, fitted by least squares to the samples after the warm-up, and its standard error."""
     end = samples[-1][0]
     seconds, memory = np.array([one for one in samples if one[0] >= WARM_SHARE * end]).T
     if len(seconds) < 3:
@@ -125,9 +125,9 @@ def slope(samples: list[tuple[float, float]]) -> tuple[float, float]:
 def main(
     target: options.Target = None,
     data: options.Data = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=5.0, help="Of the load.")] = 1800.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=5.0, help="Duration of the load.")] = 1800.0,
     clients: Annotated[int, typer.Option("--clients", min=1, help="Clients at once.")] = 24,
-    requests: Annotated[int, typer.Option("--requests", min=1, help="Different requests.")] = 200,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Number of different requests.")] = 200,
     drafter: options.Drafter = "auto",
     max_new_tokens: options.MaxNewTokens = 64,
     out: options.Results = Path("bench/results"),
@@ -168,7 +168,7 @@ def main(
         "Mixed load", ("requests", *KINDS, "failed", "differ", "stuck", "MB", "MB an hour"),
         [[str(sum(counts[kind] for kind in KINDS)), *(str(counts[kind]) for kind in KINDS), str(counts["failed"]),
           str(counts["differ"]), str(record["stuck"]), f"{samples[-1][1]:.0f}", f"{per_hour:+.1f} +- {error:.1f}"]],
-        (), "left: the client went before the end; differ: answers that are not the offline engine's; MB an hour: fitted")],
+        (), "left: the client closed the connection; differ: texts that are not the offline engine's; MB an hour: fitted")],
         as_json, wide)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation in transformers' Seq2SeqTrainer, by transformers' generate and by foredraft's.
+"""Seconds of Seq2SeqTrainer.predict with transformers' generate and with foredraft's.
 
     python -m foredraft.bench.studies.trainer_evaluation --data articles.jsonl --limit 500
 """
@@ -20,7 +20,7 @@ from foredraft.engine.load import from_transformers
 
 
 def evaluate(reference, generate, sources: list[list[int]], batch_size: int, tokens: int) -> tuple[float, list[list[int]]]:
-    """Seconds of Trainer.predict with `generate`, and its outputs."""
+    """Seconds of Seq2SeqTrainer.predict with `generate`, and its outputs without padding."""
     import torch
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
@@ -49,7 +49,7 @@ def main(
     out: options.Results = Path("bench/results"),
     as_json: options.Json = False,
 ) -> None:
-    """Evaluate the same articles twice: by transformers, then by foredraft on the same weights in memory."""
+    """Evaluate the same articles with transformers, then with foredraft on the same model."""
     model = open_model(target, None)
     found = read_articles(data, model, limit)
     sources = [case.source for case in found]

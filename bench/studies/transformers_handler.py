@@ -1,4 +1,4 @@
-"""The server that people write around transformers: a FastAPI handler that calls `generate` for each request.
+"""A minimal server around transformers, as a peer: a FastAPI handler that calls `generate` for each request.
 
     python -m foredraft.bench.studies.transformers_handler MODEL PORT [--fixed-length]
 """
@@ -16,7 +16,7 @@ from transformers import T5ForConditionalGeneration
 
 
 class Body(BaseModel):
-    """A text to continue."""
+    """A source text, and limits."""
 
     text: str
     max_new_tokens: int = 128
@@ -24,7 +24,7 @@ class Body(BaseModel):
 
 
 def create_app(folder: str, has_fixed_length: bool) -> FastAPI:
-    """The application; FastAPI runs a handler without `async` in a pool of threads."""
+    """The application. FastAPI runs its handlers in a thread pool, because they are not async."""
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     own = {"eos_token_id": None} if has_fixed_length else {}
