@@ -16,6 +16,7 @@ from foredraft.bench.gpu.sizes import Sizes, captured, seconds
 from foredraft.bench.harness.measure import spread
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.core.split_softmax_triton import make_scratch
+from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
 from foredraft.kernels.verify.accept import ACCEPT_SAMPLED
 from foredraft.kernels.verify.accept_triton import CommitTensors, accept_sampled_triton
 
@@ -49,10 +50,10 @@ class Case:
         self.temperature = torch.ones(B, device=device)
         self.seeds = torch.arange(B, device=device)
         self.commit = CommitTensors(
-            zeros(B, K, dtype=torch.uint8), torch.ones(B, R, C, dtype=torch.bfloat16, device=device), zeros(B) + T, -1,
-            zeros(B, T + 1), zeros(B, T + 1, dtype=torch.uint8), zeros(B) + 1, zeros(B, dtype=torch.bool),
-            zeros(B, C, dtype=torch.float32), zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B), zeros(B),
-            zeros(B))
+            zeros(B, K, dtype=torch.uint8), torch.ones(B, R, C, dtype=torch.bfloat16, device=device), zeros(B) + T,
+            zeros(B, MAX_END_TOKENS) - 1, zeros(B, T + 1), zeros(B, T + 1, dtype=torch.uint8), zeros(B) + 1,
+            zeros(B, dtype=torch.bool), zeros(B, C, dtype=torch.float32), zeros(B), zeros(B), zeros(B), zeros(B, K),
+            zeros(B, K), zeros(B), zeros(B), zeros(B))
         self.tokens, self.counts, self.path = zeros(B, R), zeros(B), zeros(B, R)
         self.scratch = make_scratch(B, R, V, device)
 

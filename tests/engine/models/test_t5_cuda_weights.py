@@ -127,7 +127,7 @@ def pretend(monkeypatch, capability=(9, 0), present=True):
 @pytest.mark.parametrize(("device", "machine", "message"), [
     ("cuda", dict(present=False), "no CUDA device is present"),
     ("cuda", dict(capability=(7, 5)), "compute capability 7.5"),
-    ("cuda:3", dict(), "there are 1"),
+    ("cuda:3", dict(), "the number of devices is 1"),
     ("cuda:x", dict(), "not known"),
     ("tpu", dict(), "not known"),
 ])

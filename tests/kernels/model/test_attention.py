@@ -54,7 +54,7 @@ def test_cross_attention_equals_the_reference(shape):
     reference = att.cross_attention_reference(*(c[name] for name in CROSS))
     np.testing.assert_allclose(att.cross_attention_numba(*(c[name] for name in CROSS)), reference, atol=1e-5)
     out = np.full_like(reference, np.nan)
-    att._cross_threads(c["q"], c["batch"], att._groups(c["batch"]), *(c[name] for name in CROSS[2:]), out, 3)
+    att._cross_threads(c["q"], c["batch"], att._groups(c["batch"], c["table"]), *(c[name] for name in CROSS[2:]), out, 3)
     np.testing.assert_allclose(out, reference, atol=1e-5)
 
 

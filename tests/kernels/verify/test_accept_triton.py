@@ -15,7 +15,7 @@ from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
-from foredraft.kernels.step.commit_triton import commit_triton
+from foredraft.kernels.step.commit_triton import MAX_END_TOKENS, commit_triton
 from foredraft.kernels.verify import accept_triton as verification
 from foredraft.kernels.verify.accept import accept_greedy_reference, accept_reference
 from foredraft.kernels.verify.accept_triton import CommitTensors, accept_greedy_triton, accept_sampled_triton
@@ -31,8 +31,9 @@ def make_state_tensors(B, K, C=4, T=12, dtype=torch.float32, device=DEVICE) -> C
     def zeros(*shape, dtype=torch.int64):
         return torch.zeros(*shape, dtype=dtype, device=device)
 
-    return CommitTensors(zeros(B, K, dtype=torch.uint8), zeros(B, K + 1, C, dtype=dtype), zeros(B) + T, 1, zeros(B, T + 1),
-                         zeros(B, T + 1, dtype=torch.uint8), zeros(B), zeros(B, dtype=torch.bool),
+    return CommitTensors(zeros(B, K, dtype=torch.uint8), zeros(B, K + 1, C, dtype=dtype), zeros(B) + T,
+                         zeros(B, MAX_END_TOKENS) + 1, zeros(B, T + 1), zeros(B, T + 1, dtype=torch.uint8), zeros(B),
+                         zeros(B, dtype=torch.bool),
                          zeros(B, C, dtype=torch.float32), zeros(B), zeros(B), zeros(B), zeros(B, K), zeros(B, K), zeros(B),
                          zeros(B), zeros(B))
 
