@@ -51,6 +51,15 @@ def listed(name: str, value: Any, what: str = "a list") -> tuple:
     return tuple(value)
 
 
+def encodable(name: str, text: str) -> str:
+    """A text without halves of surrogate pairs, which neither tokenizers nor grammars can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} holds half of a surrogate pair, {text[error.start]!a}; remove it") from None
+    return text
+
+
 def texts(name: str, given: Any) -> tuple[str, ...]:
     """A text, or several, none of them empty."""
     found = (given,) if isinstance(given, str) else listed(name, given, "a text or a list of texts")
@@ -125,13 +134,13 @@ def choices(name: str, given: Any) -> tuple[str | tuple[int, ...], ...]:
         raise UserError(f"{name} is an empty list; give at least one")
     if any(isinstance(one, str) and not one for one in found):
         raise UserError(f"{name} holds an empty text; leave it out")
-    return tuple(one if isinstance(one, str) else token_sequence(name, one) for one in found)
+    return tuple(encodable(name, one) if isinstance(one, str) else token_sequence(name, one) for one in found)
 
 
 def expression(name: str, given: Any) -> str:
     if not isinstance(given, str) or not given:
         raise UserError(f"{name} is {given!r}; give a regular expression as a text")
-    return given
+    return encodable(name, given)
 
 
 def schema(name: str, given: Any) -> str:
@@ -141,5 +150,5 @@ def schema(name: str, given: Any) -> str:
         if not isinstance(found, (Mapping, bool)):
             raise ValueError("not an object")
         return json.dumps(found)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{name} is not a JSON schema ({error}); give an object, or its text") from None

@@ -38,7 +38,8 @@ def tokens_of(name: str, item: Any, tokenizer: Any, vocabulary: int, path: Path)
         if not item.isascii() and (bad := _half_pair(item)) is not None:
             raise UserError(f"{name} has half of a surrogate pair, {item[bad]!a}, at character {bad}; remove it")
         if tokenizer is None:
-            raise UserError(f"{path}: tokenizer.json is missing, so texts cannot be read; add it or pass token ids")
+            raise UserError(f"{path}: there is no tokenizer.json or spiece.model, so texts cannot be read; add one or pass "
+                            "token ids")
         tokens = tokenizer.encode(item).ids
         if tokens and max(tokens) >= vocabulary:
             # a tokenizer may have more tokens than the model, such as sentinels that it was not trained with

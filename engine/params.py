@@ -16,6 +16,8 @@ MAX_DRAFT_TOKENS = 64
 MAX_END_TOKENS = 8
 AUTO = "auto"
 MAX_BEAMS = 32
+# MAX_NEW_TOKENS to its power is a float32.
+MAX_LENGTH_PENALTY = 7
 DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS = 128, 100_000
 VERIFICATIONS = ("token", "block")
 
@@ -90,7 +92,7 @@ class SamplingParams:
     num_beams : int
         Beams of beam search, at most 32; 1 is off. With do_sample continuations are sampled.
     length_penalty : float
-        A hypothesis' sum of log-probabilities is divided by its length to this power.
+        A hypothesis' sum of log-probabilities is divided by its length to this power, -7 to 7.
     early_stopping : bool or "never"
         When the search ends. True: as soon as there are num_beams hypotheses. False: when, besides, the best running beam
         would score below all of them at its current length. "never": when it would at the greatest length too.
@@ -232,7 +234,8 @@ _CHECKS: dict[str, tuple] = {
     **dict.fromkeys(("min_new_tokens", "min_length", "top_k", "seed", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
                      "forced_bos_token_id", "decoder_start_token_id"), (checks.whole_number, 0)),
     "num_beams": (checks.whole_number, 1, MAX_BEAMS), "num_return_sequences": (checks.whole_number, 1),
-    "length_penalty": (checks.number, -math.inf, math.inf, False), "early_stopping": (checks.early_stopping,),
+    "length_penalty": (checks.number, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY, True),
+    "early_stopping": (checks.early_stopping,),
     "logprobs": (checks.whole_number, 0, 1000), "temperature": (checks.number, 0, math.inf, True),
     **dict.fromkeys(("top_p", "typical_p"), (checks.number, 0, 1, False)),
     **dict.fromkeys(("top_h", "min_p", "epsilon_cutoff", "eta_cutoff"), (checks.number, 0, 1, True)),

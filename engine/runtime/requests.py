@@ -79,12 +79,15 @@ class Hypothesis:
         The sum of its tokens' log-probabilities, after processors, divided by length^length_penalty.
     beams : list of int
         The beam that it continued at each step; beams are numbered in the order of their scores.
+    finish_reason : str
+        As in Result.
     text : str or None
     """
 
     token_ids: list[int]
     score: float
     beams: list[int]
+    finish_reason: str = "stop"
     text: str | None = None
 
 
@@ -250,10 +253,10 @@ class Job:
     def beam_result(self, hypotheses: list[Hypothesis], passes: int, scores: np.ndarray | None, logits: np.ndarray | None,
                     end_tokens: list[int], reason: str | None = None) -> Result:
         """The result of a beam search that took `passes` passes; arrays as in Result."""
-        tokens = hypotheses[0].token_ids if hypotheses else []
-        if reason is None:
-            is_full = len(tokens) == self.params.max_new_tokens and tokens[-1] not in end_tokens
-            reason = "error" if self.error else "length" if is_full else "stop"
-        stats = DecodeStats(requests=1, steps=passes, emitted=len(tokens))
-        return Result(self.index, self.id, reason, None, tokens, [0] * len(tokens), stats, self.warnings, self.error,
-                      scores=scores, logits=logits, hypotheses=hypotheses)
+        for one in hypotheses:
+            is_full = len(one.token_ids) == self.params.max_new_tokens and one.token_ids[-1] not in end_tokens
+            one.finish_reason = reason or ("error" if self.error else "length" if is_full else "stop")
+        best = hypotheses[0]
+        stats = DecodeStats(requests=1, steps=passes, emitted=len(best.token_ids))
+        return Result(self.index, self.id, best.finish_reason, None, best.token_ids, [0] * len(best.token_ids), stats,
+                      self.warnings, self.error, scores=scores, logits=logits, hypotheses=hypotheses)

@@ -47,6 +47,9 @@ def _run(
     min_new_tokens: options.MinNewTokens = None,
     repetition_penalty: options.RepetitionPenalty = None,
     no_repeat_ngram_size: options.NoRepeatNgramSize = None,
+    num_beams: options.NumBeams = None,
+    length_penalty: options.LengthPenalty = None,
+    early_stopping: options.EarlyStopping = None,
     choices: options.Choices = None,
     regex: options.Regex = None,
     json_schema: options.JsonSchema = None,
@@ -73,7 +76,9 @@ def _run(
         verification=verification, big_little=options.parse_big_little(big_little),
         **({} if draft_tokens is None else {"draft_tokens": options.parse_draft_tokens(draft_tokens)}),
         **parse_settings(json_schema, settings, min_new_tokens=min_new_tokens, repetition_penalty=repetition_penalty,
-                         no_repeat_ngram_size=no_repeat_ngram_size, choices=choices or None, regex=regex),
+                         no_repeat_ngram_size=no_repeat_ngram_size, num_beams=num_beams, length_penalty=length_penalty,
+                         early_stopping=options.parse_early_stopping(early_stopping), choices=choices or None,
+                         regex=regex),
     )
     _check(config, input, output)
     names, texts = ([], []) if input else _texts(text) if text else _read(files or [])
@@ -85,7 +90,8 @@ def _run(
     model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype,
                            weights=weights, adapter=adapter, revision=revision)
     if model.tokenizer is None:
-        raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
+        raise UserError(f"{model.path}: there is no tokenizer.json or spiece.model, so texts cannot be read; put one beside "
+                        "config.json")
     if prefix is None:
         prefix = summarization_prefix(model.path) if command == "summarize" else ""
     key = "summary" if command == "summarize" else "output"

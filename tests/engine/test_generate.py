@@ -125,7 +125,7 @@ def test_devices(tiny_model_path):
 def test_a_model_without_tokenizer_takes_tokens(tiny_checkpoint):
     model = foredraft.load(tiny_checkpoint, drafter=None)
     assert model.generate([[5, 9, 1]], max_new_tokens=5).texts == [None]
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+    with pytest.raises(UserError, match="there is no tokenizer.json"):
         model.generate("w5")
     with pytest.raises(UserError, match="drafter 'eagle' is not known"):
         model.with_drafter("eagle")

@@ -306,6 +306,7 @@ def test_bad_arguments_are_one_line(checkpoints):
             (dict(num_return_sequences=3), "num_return_sequences is 3 in greedy decoding"),
             (dict(num_beams=2, early_stopping="maybe"), "early_stopping is 'maybe'"),
             (dict(num_beams=2, length_penalty="x"), "length_penalty is 'x'"),
+            (dict(num_beams=2, length_penalty=-8), "length_penalty is -8; give a number of at least -7 and at most 7"),
             (dict(num_beams=2, logprobs=1), "logprobs does not go with num_beams"),
             (dict(num_beams=2, verification="block"), "does not go with block verification"),
             (dict(num_beams=2, big_little=(0.5, 2), draft_tokens=3), "does not go with big_little")):

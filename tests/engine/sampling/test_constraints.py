@@ -97,6 +97,9 @@ def test_what_cannot_be_is_one_line(model, tiny_model_path):
             ({"regex": "(a"}, "regex is not usable"),
             ({"regex": 5}, "regex is 5; give a regular expression"),
             ({"json_schema": "{"}, "json_schema is not a JSON schema"),
+            ({"json_schema": "[" * 100_000}, "json_schema is not a JSON schema"),
+            ({"regex": "a\ud800"}, "regex holds half of a surrogate pair"),
+            ({"choices": ["a\ud800"]}, "choices holds half of a surrogate pair"),
             ({"json_schema": {"type": "nonsense"}}, "json_schema is not usable"),
             ({"json_schema": {"type": "object"}}, "no token of this vocabulary continues the output")):
         with pytest.raises(UserError, match=message) as caught:
