@@ -168,23 +168,23 @@ def token_text(tokenizer: Any, token: int) -> str:
     return (tokenizer.id_to_token(token) or "").replace("\u2581", " ")
 
 
-def usage(sources: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[str, Any]:
-    """OpenAI's usage object; drafted tokens are counted as predictions."""
+def usage(sources: Sequence[Sequence[int]], outputs: Sequence[Result]) -> dict[str, Any]:
+    """OpenAI's usage object of all outputs that were decoded; drafted tokens are counted as predictions."""
     prompt = sum(map(len, sources))
-    stats = [choice.result.stats for choice in choices if choice.result is not None]
+    stats = [one.stats for one in outputs]
     emitted, accepted = sum(one.emitted for one in stats), sum(one.accepted for one in stats)
     return {"prompt_tokens": prompt, "completion_tokens": emitted, "total_tokens": prompt + emitted,
             "completion_tokens_details": {"accepted_prediction_tokens": accepted,
                                           "rejected_prediction_tokens": sum(one.drafted for one in stats) - accepted}}
 
 
-def log_usage(request: Request, sources: Sequence[Sequence[int]], choices: Sequence[Choice]) -> None:
+def log_usage(request: Request, sources: Sequence[Sequence[int]], outputs: Sequence[Result]) -> None:
     """Add token counts and finish reasons to the request's log line."""
-    stats = [choice.result.stats for choice in choices if choice.result is not None]
+    stats = [one.stats for one in outputs]
     request.scope["foredraft.log"] |= {
-        "sequences": len(sources), "prompt_tokens": sum(map(len, sources)),
+        "sequences": len(outputs), "prompt_tokens": sum(map(len, sources)),
         "completion_tokens": sum(one.emitted for one in stats), "accepted_tokens": sum(one.accepted for one in stats),
-        "finish_reasons": sorted({choice.result.finish_reason for choice in choices if choice.result is not None})}
+        "finish_reasons": sorted({one.finish_reason for one in outputs})}
 
 
 def timestamp() -> int:

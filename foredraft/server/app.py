@@ -53,7 +53,8 @@ def create_app(model: Model, settings: ServerSettings, is_local: bool = True) ->
         The model has no tokenizer, or is on a GPU.
     """
     if model.tokenizer is None:
-        raise UserError(f"{model.path}: tokenizer.json is missing, so texts cannot be read; put it beside config.json")
+        raise UserError(f"{model.path}: there is no tokenizer.json or spiece.model, so texts cannot be read; put one beside "
+                        "config.json")
     if model.graphs is not None:
         raise UserError("the server decodes on the CPU only so far; load the model with device 'cpu'")
     metrics = Metrics(settings.name)

@@ -1,7 +1,8 @@
 """The engine thread: it runs one `Model.stream`, which reads its requests from a queue.
 
-The event loop submits and cancels tickets, one for each sequence. The engine thread takes a ticket from the queue whenever
-the batch has a free sequence, and sends its events (progress, result) to the event loop, all events of a step at once.
+The event loop submits and cancels tickets, one for each sequence or beam search. The engine thread takes a ticket from the
+queue whenever the batch has room for it, and sends its events (progress, result) to the event loop, all events of a step at
+once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from foredraft.server.settings import ServerSettings
 
 # The server gives up after so many failures of the stream without a result between them.
 MAX_FAILURES = 3
+# Source tokens of a model that has no limit of its own.
+MAX_SOURCE = 4096
 # A source with repeated words, so that the lookup drafter drafts.
 WARM_UP = "the old bridge will close on monday. the council said a free boat would run until the old bridge is open."
 
@@ -41,7 +44,7 @@ Event = Progress | Result | Failed
 
 
 class Ticket:
-    """One sequence of an HTTP request: its source and settings, and the queue for its events.
+    """One sequence or beam search of an HTTP request: its source and settings, and the queue for its events.
 
     Parameters
     ----------
@@ -54,13 +57,18 @@ class Ticket:
     events : asyncio.Queue
         Receives (ticket, event) pairs; the last event is a Result or Failed.
     is_streamed : bool
-        Whether to send Progress.
+        Whether to send Progress; a beam search has none.
+
+    Attributes
+    ----------
+    num_beams : int
+        The sequences of the batch that it takes.
     """
 
     def __init__(self, index: int, source: Sequence[int], settings: Mapping[str, Any], events: asyncio.Queue,
                  is_streamed: bool):
         self.index, self.source, self.settings = index, source, settings
-        self.events, self.is_streamed = events, is_streamed
+        self.events, self.is_streamed, self.num_beams = events, is_streamed, settings.get("num_beams", 1)
         self.submitted, self.started, self.first_token, self.last_token = perf_counter(), 0.0, 0.0, 0.0
 
     def __str__(self) -> str:
@@ -85,6 +93,9 @@ class Engine:
     def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics):
         self.model, self.settings, self.metrics = model, settings, metrics
         self.most_drafted = most_drafted(model, settings)
+        self.most_beams = max(settings.num_beams, model.settings.get("num_beams", 1))
+        # a model without a limit would spend the square of a long source's length on it, and all others wait
+        self.source_limit = settings.max_source or model.source_limit or MAX_SOURCE
         self._lock = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._running: set[Ticket] = set()
@@ -101,21 +112,26 @@ class Engine:
     def _open(self, requests: Any) -> Stream:
         s = self.settings
         own = {} if s.draft_tokens is None else {"draft_tokens": s.draft_tokens}
-        return self.model.stream(requests, truncation=False, batch_size=s.batch_size, max_source=s.max_source,
-                                 kv_memory=s.kv_memory, max_new_tokens=s.max_tokens, **own)
+        # a stream has batch_size * num_beams sequences, and requests without beams may use all of them
+        return self.model.stream(requests, truncation=False, batch_size=math.ceil(s.batch_size / self.most_beams),
+                                 max_source=s.max_source, kv_memory=s.kv_memory, max_new_tokens=s.max_tokens,
+                                 num_beams=self.most_beams, num_return_sequences=1, **own)
 
     def warm_up(self) -> None:
         """Compile the kernels that requests use, alone and in batches, so that no request waits for a compilation.
 
         UserError: the server's settings are refused by the model.
         """
-        plain: dict[str, Any] = dict(max_new_tokens=min(12, self.settings.max_tokens))
+        plain: dict[str, Any] = dict(max_new_tokens=min(12, self.settings.max_tokens), num_beams=1)
         sampled = plain | dict(do_sample=True, top_p=0.9)
         rules = sampled | dict(
             top_k=50, min_p=0.001, typical_p=0.95, repetition_penalty=1.1, encoder_repetition_penalty=1.1,
             no_repeat_ngram_size=3, encoder_no_repeat_ngram_size=8, logprobs=2, suppress_tokens=[2])
         count = min(2, self.settings.batch_size)
-        for settings in ([plain], [plain] * count, [sampled], [plain, sampled][:count], [rules], [plain | dict(logprobs=2)]):
+        runs = [[plain], [plain] * count, [sampled], [plain, sampled][:count], [rules], [plain | dict(logprobs=2)]]
+        if self.most_beams > 1:
+            runs += [[plain | dict(num_beams=2)], [sampled | dict(num_beams=2)]]
+        for settings in runs:
             for result in self._open([Request(WARM_UP, **one) for one in settings]):
                 if result.error is not None:
                     raise result.error
@@ -143,14 +159,18 @@ class Engine:
     def num_running(self) -> int:
         return len(self._running)
 
+    @property
+    def _free(self) -> int:
+        """Sequences of the batch that nothing runs in; below 0 where a search has more beams than the batch sequences."""
+        return self.settings.batch_size - sum(ticket.num_beams for ticket in self._running)
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Queue all tickets, or none. ApiError: the queue is full, or the server stops."""
         with self._lock:
             if not self.is_ready:
                 raise ApiError(503, "the server is stopping or has failed; try again later", code="unavailable",
                                headers={"retry-after": "5"})
-            free = self.settings.batch_size - len(self._running)
-            if len(self._waiting) + len(tickets) > self.settings.max_queue + max(free, 0):
+            if len(self._waiting) + len(tickets) > self.settings.max_queue + max(self._free, 0):
                 self.metrics.refused.inc()
                 raise ApiError(429, f"the queue is full: {len(self._waiting)} sequences wait; try again later",
                                code="queue_full", headers={"retry-after": str(self._retry_after())})
@@ -193,7 +213,7 @@ class Engine:
             with self._lock:
                 self._lock.wait_for(lambda: self._waiting or self._running or self._is_closing)
                 ticket = None
-                if self._waiting and len(self._running) < self.settings.batch_size:
+                if self._waiting and (self._waiting[0].num_beams <= self._free or not self._running):
                     ticket = self._waiting.popleft()
                     ticket.started = perf_counter()
                     self._running.add(ticket)

@@ -23,6 +23,7 @@ from foredraft.server.answers import (
 )
 from foredraft.server.engine import Engine, Generation
 from foredraft.server.errors import ApiError, json_response
+from foredraft.server.outputs import Outputs, outputs_of, plan
 from foredraft.server.schemas import ChatRequest, CompletionRequest, OpenAIFields
 from foredraft.server.text import StopCutter, TextStream
 
@@ -77,42 +78,46 @@ class Chat:
 def routes(engine: Engine) -> APIRouter:
     """The routes of one engine."""
     router, settings, started = APIRouter(), engine.settings, timestamp()
-    limit = settings.max_source or engine.model.source_limit
+    limit = engine.source_limit
 
-    async def answer(request: Request, body: OpenAIFields, prompts: list, own: dict[str, Any], form: Any) -> Response:
+    async def answer(request: Request, body: OpenAIFields, prompts: list, own: dict[str, Any], form: Any,
+                     best_of: int | None = None) -> Response:
         translate.check_model(body.model, settings)
-        if len(prompts) * body.n > settings.max_choices:
-            raise ApiError(400, f"the request asks for {len(prompts) * body.n} outputs, the server's limit is "
-                           f"{settings.max_choices}; send several requests", "n", "invalid_value")
+        outputs = plan(engine, own, body.n, best_of, body.stream)
+        if (count := len(prompts) * max(outputs.samples, outputs.num_beams)) > settings.max_choices:
+            raise ApiError(400, f"the request asks for {count} sequences, the server's limit is {settings.max_choices}; "
+                           "send several requests", "n", "invalid_value")
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream=true", "stream_options", "invalid_value")
         translate.check_settings(engine, own)
         sources = [translate.source_of(engine.model, prompt, "the prompt" if index == 0 else f"prompt {index + 1}", limit,
                                        body.truncate_prompt_tokens) for index, prompt in enumerate(prompts)]
-        copies = [source for source in sources for _ in range(body.n)]
+        copies = [source for source in sources for _ in range(outputs.samples)]
         each = [own | seed for seed in translate.seeds(body.seed, len(copies))]
         stops = [] if body.include_stop_str_in_output or body.stop is None else (
             [body.stop] if isinstance(body.stop, str) else body.stop)
-        choices = [Choice(TextStream(engine.model.tokenizer), StopCutter(stops)) for _ in copies]
+        choices = [Choice(TextStream(engine.model.tokenizer), StopCutter(stops))
+                   for _ in range(len(sources) * outputs.count)]
         head = {"id": f"{form.prefix}-{uuid4().hex}", "object": form.chunk_kind if body.stream else form.kind,
                 "created": timestamp(), "model": settings.name}
         generation = Generation(engine, copies, each, body.stream)
         if body.stream:
-            return await streamed(request, body, generation, sources, choices, head, form)
+            return await streamed(request, body, generation, outputs, sources, choices, head, form)
         try:
             results = await unless_disconnected(request, generation.results())
         finally:
             generation.close()
         found = []
-        for index, (choice, result) in enumerate(zip(choices, results, strict=True)):
+        decoded, kept = outputs.choose(results)
+        for index, (choice, result) in enumerate(zip(choices, kept, strict=True)):
             choice.complete(result)
             found.append(form.choice(index, choice, choice.text)
                          | ({"details": {"pieces": choice.pieces, "stats": choice.stats}} if body.details else {}))
-        log_usage(request, sources, choices)
-        return json_response(head | {"choices": found, "usage": usage(sources, choices), "system_fingerprint": None})
+        log_usage(request, sources, decoded)
+        return json_response(head | {"choices": found, "usage": usage(sources, decoded), "system_fingerprint": None})
 
-    async def streamed(request: Request, body: OpenAIFields, generation: Generation, sources: list, choices: list[Choice],
-                       head: dict[str, Any], form: Any) -> Response:
+    async def streamed(request: Request, body: OpenAIFields, generation: Generation, outputs: Outputs, sources: list,
+                       choices: list[Choice], head: dict[str, Any], form: Any) -> Response:
         begun: set[int] = set()
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         blank = {"usage": None} if with_usage else {}
@@ -120,26 +125,34 @@ def routes(engine: Engine) -> APIRouter:
         def chunk(choice: dict[str, Any]) -> dict[str, Any]:
             return head | {"choices": [choice]} | blank
 
-        def chunks(index: int, found: Progress | Result) -> Iterator[dict[str, Any]]:
-            choice = choices[index]
+        def begin(index: int) -> Iterator[dict[str, Any]]:
             if index not in begun:
                 begun.add(index)
                 if (first := form.first(index)) is not None:
                     yield chunk(first)
+
+        def chunks(index: int, found: Progress | Result) -> Iterator[dict[str, Any]]:
             if isinstance(found, Progress):
-                text, pieces, tokens = choice.add(found)
+                yield from begin(index)
+                text, pieces, tokens = choices[index].add(found)
                 if text or tokens or (body.details and pieces):
                     yield chunk(form.delta(index, text, tokens, None)
                                 | ({"details": {"pieces": pieces}} if body.details else {}))
                 return
-            rest = choice.finish(found)
-            details = {"details": {"pieces": [], "stats": choice.stats}} if body.details else {}
-            yield chunk(form.delta(index, rest, [], choice.finish_reason) | details)
+            for number, output in enumerate(outputs_of(found), index * outputs.of_ticket):
+                yield from begin(number)
+                choice = choices[number]
+                # a beam search has no progress: the whole text is in this chunk
+                rest = choice.finish(output) if outputs.num_beams == 1 else choice.complete(output).text
+                pieces = [] if outputs.num_beams == 1 else choice.pieces
+                details = {"details": {"pieces": pieces, "stats": choice.stats}} if body.details else {}
+                yield chunk(form.delta(number, rest, [], choice.finish_reason) | details)
 
         def end() -> Iterator[bytes]:
-            log_usage(request, sources, choices)
+            decoded = [choice.result for choice in choices if choice.result is not None]
+            log_usage(request, sources, decoded)
             if with_usage:
-                yield event(head | {"choices": [], "usage": usage(sources, choices)})
+                yield event(head | {"choices": [], "usage": usage(sources, decoded)})
             yield b"data: [DONE]\n\n"
 
         return await event_stream(request, generation, chunks, end)
@@ -148,7 +161,7 @@ def routes(engine: Engine) -> APIRouter:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Complete one prompt or several; a prompt is the encoder's text."""
         return await answer(request, body, translate.prompts_of(body.prompt), translate.completion_settings(body),
-                            Completions())
+                            Completions(), body.best_of)
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:

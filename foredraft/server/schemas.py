@@ -6,12 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from foredraft.engine.params import MAX_BEAMS, MAX_LENGTH_PENALTY
+
 INT64 = 2**63 - 1
 Token = Annotated[int, Field(ge=0, le=INT64)]
 Tokens = list[Token]
 Count = Annotated[int, Field(ge=0, le=INT64)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Outputs = Annotated[int, Field(ge=1, le=128)]
+# every stop string is looked for after every step
+Stops = str | Annotated[list[str], Field(max_length=256)]
+# JSON has no tuples: their lists are converted, but not the values in them
+Biases = list[Annotated[tuple[Tokens, float], Field(strict=False)]]
+Decay = Annotated[tuple[Annotated[int, Field(ge=-INT64 - 1, le=INT64)], float], Field(strict=False)]
 
 
 class Strict(BaseModel):
@@ -27,7 +35,7 @@ class EngineFields(Strict):
     draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
     do_sample: bool | None = None
     top_k: Count | None = None
-    stop_strings: str | list[str] | None = None
+    stop_strings: Stops | None = None
     max_length: Count | None = None
     min_length: Count | None = None
     min_new_tokens: Count | None = None
@@ -43,8 +51,8 @@ class EngineFields(Strict):
     begin_suppress_tokens: Tokens | None = None
     forced_bos_token_id: Token | None = None
     forced_eos_token_id: Token | Tokens | None = None
-    sequence_bias: list[tuple[Tokens, float]] | None = None
-    exponential_decay_length_penalty: tuple[int, float] | None = None
+    sequence_bias: Biases | None = None
+    exponential_decay_length_penalty: Decay | None = None
     remove_invalid_values: bool | None = None
     renormalize_logits: bool | None = None
     top_h: Share | None = None
@@ -55,6 +63,10 @@ class EngineFields(Strict):
     choices: list[str] | list[Tokens] | None = None
     regex: str | None = None
     json_schema: str | dict[str, Any] | None = None
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = None
+    length_penalty: Annotated[float, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    num_return_sequences: Outputs | None = None
 
 
 ENGINE_FIELDS = tuple(EngineFields.model_fields)
@@ -70,9 +82,9 @@ class OpenAIFields(EngineFields):
     """Fields that completions and chat completions share."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
+    n: Outputs | None = None
     seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
-    stop: str | list[str] | None = None
+    stop: Stops | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -94,7 +106,7 @@ class CompletionRequest(OpenAIFields):
     """POST /v1/completions; the prompt is the encoder's text."""
 
     prompt: str | list[str] | Tokens | list[Tokens]
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Outputs | None = None
     echo: bool = False
     suffix: str | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -158,7 +170,7 @@ class GenerateParameters(Strict):
     """TGI's parameters."""
 
     adapter_id: str | None = None
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Outputs | None = None
     decoder_input_details: bool | None = None
     details: bool | None = None
     do_sample: bool | None = None
@@ -168,7 +180,7 @@ class GenerateParameters(Strict):
     repetition_penalty: Positive | None = None
     return_full_text: bool | None = None
     seed: Annotated[int, Field(ge=0, le=INT64)] | None = None
-    stop: list[str] | None = None
+    stop: Annotated[list[str], Field(max_length=256)] | None = None
     temperature: Annotated[float, Field(gt=0, le=100)] | None = None
     top_k: Annotated[int, Field(ge=1, le=INT64)] | None = None
     top_n_tokens: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foredraft.engine.params import MAX_NEW_TOKENS
+from foredraft.engine.params import MAX_BEAMS, MAX_NEW_TOKENS
 from foredraft.errors import UserError
 
 
@@ -19,7 +19,9 @@ class ServerSettings:
     prefix : str
         Put before a chat's last message where the chat has no system message.
     batch_size : int
-        Sequences decoded together, at most.
+        Sequences decoded together, at most; a beam search counts as `num_beams` sequences.
+    num_beams : int
+        Beams of a request, at most. A checkpoint that has more in its own settings raises it.
     max_tokens : int
         New tokens of a sequence, at most.
     max_source : int or None
@@ -31,7 +33,7 @@ class ServerSettings:
     max_queue : int
         Sequences in the queue, at most; more are refused with status 429.
     max_choices : int
-        Sequences of one HTTP request (prompts times `n`), at most.
+        Sequences of one HTTP request (prompts times samples or beams), at most.
     max_body : int
         Bytes of a request's body, at most.
     api_key : str or None
@@ -54,6 +56,7 @@ class ServerSettings:
     name: str = "foredraft"
     prefix: str = ""
     batch_size: int = 16
+    num_beams: int = 4
     max_tokens: int = 512
     max_source: int | None = None
     draft_tokens: int | str | None = None
@@ -68,7 +71,8 @@ class ServerSettings:
     shutdown_timeout: float = 30.0
 
     def __post_init__(self):
-        for name, high in (("max_tokens", MAX_NEW_TOKENS), ("max_choices", 1000), ("max_body", 2**31), ("max_queue", 10**6)):
+        for name, high in (("max_tokens", MAX_NEW_TOKENS), ("max_choices", 1000), ("max_body", 2**31), ("max_queue", 10**6),
+                           ("num_beams", MAX_BEAMS)):
             value = getattr(self, name)
             if not 1 <= value <= high:
                 raise UserError(f"{name} is {value}; give a number between 1 and {high}")

@@ -14,6 +14,7 @@ from foredraft.server import translate
 from foredraft.server.answers import Choice, event_stream, log_usage, unless_disconnected
 from foredraft.server.engine import Engine, Generation
 from foredraft.server.errors import ApiError, json_response
+from foredraft.server.outputs import plan
 from foredraft.server.schemas import GenerateParameters, GenerateRequest
 from foredraft.server.text import StopCutter, TextStream
 
@@ -32,13 +33,24 @@ def finish_reason(result: Result, end_token: int) -> str:
 def routes(engine: Engine) -> APIRouter:
     """The routes of one engine."""
     router, settings = APIRouter(), engine.settings
-    limit = settings.max_source or engine.model.source_limit
+    limit = engine.source_limit
     tokenizer, end_token = engine.model.tokenizer, engine.model.target.end_token
     special = set(tokenizer.get_added_tokens_decoder()) if tokenizer is not None else set()
+
+    def new_choice() -> Choice:
+        # TGI's texts include the stop string
+        return Choice(TextStream(tokenizer), StopCutter([]))
 
     def token(entry: dict[str, Any]) -> dict[str, Any]:
         return {"id": entry["id"], "text": entry.get("piece", entry["token"]), "logprob": entry["logprob"],
                 "special": entry["id"] in special}
+
+    def details(choice: Choice, p: GenerateParameters) -> dict[str, Any]:
+        found = {"finish_reason": finish_reason(choice.result, end_token), "generated_tokens": len(choice.result.token_ids),
+                 "seed": p.seed, "prefill": [], "tokens": [token(entry) for entry in choice.tokens]}
+        if p.top_n_tokens:
+            found["top_tokens"] = [[token(top) for top in entry["top"]] for entry in choice.tokens]
+        return found
 
     async def answer(request: Request, body: GenerateRequest, is_streamed: bool) -> Response:
         p = body.parameters or GenerateParameters()
@@ -46,27 +58,30 @@ def routes(engine: Engine) -> APIRouter:
         own.setdefault("max_new_tokens", min(NEW_TOKENS, settings.max_tokens))
         if p.details or is_streamed or p.top_n_tokens:
             own["logprobs"] = p.top_n_tokens or 0
+        if (p.best_of or 1) == 1:
+            # TGI has no beams, whatever the checkpoint's own settings are
+            own["num_beams"] = 1
+        outputs = plan(engine, own, 1, p.best_of, is_streamed)
         translate.check_settings(engine, own)
         # like TGI, truncate a long input only if the request sets `truncate`
         source = translate.source_of(engine.model, body.inputs, "inputs", limit, p.truncate)
-        generation = Generation(engine, [source], [own | translate.seeds(p.seed, 1)[0]], is_streamed)
-        # TGI's texts include the stop string
-        choice = Choice(TextStream(tokenizer), StopCutter([]))
+        generation = Generation(engine, [source] * outputs.samples,
+                                [own | seed for seed in translate.seeds(p.seed, outputs.samples)], is_streamed)
         if is_streamed:
-            return await streamed(request, generation, p, source, choice)
+            return await streamed(request, generation, p, source, new_choice())
         try:
-            result, = await unless_disconnected(request, generation.results())
+            results = await unless_disconnected(request, generation.results())
         finally:
             generation.close()
-        choice.complete(result)
-        log_usage(request, [source], [choice])
+        decoded, (best,) = outputs.choose(results)
+        choice = new_choice().complete(best)
+        log_usage(request, [source], decoded)
         found: dict[str, Any] = {"generated_text": choice.text}
         if p.details:
-            found["details"] = {
-                "finish_reason": finish_reason(result, end_token), "generated_tokens": len(result.token_ids),
-                "seed": p.seed, "prefill": [], "tokens": [token(entry) for entry in choice.tokens]}
-            if p.top_n_tokens:
-                found["details"]["top_tokens"] = [[token(top) for top in entry["top"]] for entry in choice.tokens]
+            found["details"] = details(choice, p)
+            others = [new_choice().complete(one) for one in decoded if one is not best]
+            if others:
+                found["details"]["best_of_sequences"] = [{"generated_text": one.text} | details(one, p) for one in others]
         return json_response(found)
 
     async def streamed(request: Request, generation: Generation, p: GenerateParameters, source: list[int],
@@ -88,7 +103,7 @@ def routes(engine: Engine) -> APIRouter:
                         last["top_tokens"] = [token(top) for top in entry["top"]]
                 return
             choice.finish(found)
-            log_usage(request, [source], [choice])
+            log_usage(request, [source], [found])
             if last is not None:
                 yield last | {"generated_text": choice.text, "details": {
                     "finish_reason": finish_reason(found, end_token), "generated_tokens": len(found.token_ids),

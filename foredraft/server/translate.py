@@ -8,6 +8,7 @@ from typing import Any
 from foredraft.engine.arguments import merge
 from foredraft.engine.generate import Model
 from foredraft.engine.inputs import tokens_of
+from foredraft.engine.params import SamplingParams
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
 from foredraft.server.engine import Engine
@@ -110,8 +111,6 @@ def sampling(temperature: float | None, top_p: float | None, settings: dict[str,
 
 def completion_settings(body: CompletionRequest) -> dict[str, Any]:
     """Settings of a completion, without the seed."""
-    if (body.best_of or 1) > 1:
-        raise refuse("best_of", "above 1 is not supported; leave it out")
     if body.echo:
         raise refuse("echo", "is not supported, because the output of an encoder-decoder has no prompt; leave it out")
     if body.suffix:
@@ -154,8 +153,8 @@ def chat_text(body: ChatRequest, prefix: str) -> str:
 
 def generate_settings(p: GenerateParameters) -> dict[str, Any]:
     """Settings from TGI's parameters, without the seed."""
-    for name in ("watermark", "return_full_text", "decoder_input_details", "frequency_penalty", "adapter_id", "best_of"):
-        if (getattr(p, name) or 0) > 1 if name == "best_of" else getattr(p, name):
+    for name in ("watermark", "return_full_text", "decoder_input_details", "frequency_penalty", "adapter_id"):
+        if getattr(p, name):
             raise refuse(name, "is not supported; leave it out")
     names = ("do_sample", "max_new_tokens", "repetition_penalty", "top_k", "typical_p")
     settings = {name: value for name in names if (value := getattr(p, name)) is not None}
@@ -169,16 +168,21 @@ def generate_settings(p: GenerateParameters) -> dict[str, Any]:
     return settings | sampling(p.temperature, p.top_p, settings)
 
 
+def merged(engine: Engine, settings: dict[str, Any]) -> SamplingParams:
+    """The settings of a sequence with the checkpoint's defaults. ApiError 400: SamplingParams refuses them."""
+    try:
+        return merge(settings, engine.model.settings)
+    except UserError as error:
+        raise ApiError(400, str(error), code="invalid_value") from None
+
+
 def check_settings(engine: Engine, settings: dict[str, Any]) -> None:
     """Set max_new_tokens. ApiError 400: SamplingParams refuses the settings, or one is above the server's limit."""
     limit, drafted = engine.settings.max_tokens, settings.get("draft_tokens", 0)
     if drafted > engine.most_drafted:
         raise ApiError(400, f"draft_tokens is {drafted}, the server's limit is {engine.most_drafted}; give less",
                        "draft_tokens", "invalid_value")
-    try:
-        params = merge(settings, engine.model.settings)
-    except UserError as error:
-        raise ApiError(400, str(error), code="invalid_value") from None
+    params = merged(engine, settings)
     is_given = {"max_new_tokens", "max_length"} & settings.keys()
     if params.max_new_tokens > limit and is_given:
         raise ApiError(400, f"max_tokens is {params.max_new_tokens}, the server's limit is {limit}; give less", "max_tokens",
