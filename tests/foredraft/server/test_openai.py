@@ -13,9 +13,8 @@ from foredraft.server.schemas import ENGINE_FIELDS, OpenAIFields
 
 openai = pytest.importorskip("openai")
 TEXT = TEXTS[6]
-# functions, arrays too large for JSON, and beams, of which the server has none
-NOT_SERVED = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "output_scores", "output_logits",
-              "num_beams", "length_penalty", "early_stopping", "num_return_sequences"}
+# functions, and arrays too large for JSON
+NOT_SERVED = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "output_scores", "output_logits"}
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +55,13 @@ def test_a_completion(client, offline):
 @pytest.mark.parametrize("own", [
     dict(seed=7, temperature=0.8), dict(seed=7, top_p=0.6), dict(temperature=0, stop="w9"),
     dict(seed=3, extra_body=dict(top_k=5, repetition_penalty=1.3, min_new_tokens=4)),
+    dict(extra_body=dict(sequence_bias=[[[30], 4.0], [[9, 30], -2.5]], repetition_penalty=1.2)),
+    dict(extra_body=dict(eos_token_id=9, exponential_decay_length_penalty=[3, 1.4])),
     dict(extra_body=dict(choices=["w5 w6 w7", "w8 w9"])), dict(extra_body=dict(draft_tokens=2, max_new_tokens=9))])
 def test_settings_are_the_engines(client, offline, own):
-    """Lists of prompts with n outputs each; seeds are derived as Model.generate derives them."""
-    prompts = TEXTS[3:6]
-    found = client.completions.create(model="tiny", prompt=prompts, n=2, **own,
+    """Lists of prompts, sampled with n outputs each; seeds are derived as Model.generate derives them."""
+    prompts, n = TEXTS[3:6], 2 if {"temperature", "top_p", "seed"} & own.keys() and own.get("temperature") != 0 else 1
+    found = client.completions.create(model="tiny", prompt=prompts, n=n, **own,
                                       **({} if "extra_body" in own and "max_new_tokens" in own["extra_body"]
                                          else {"max_tokens": 20}))
     settings = {"max_new_tokens": 20} | own.get("extra_body", {})
@@ -68,10 +69,10 @@ def test_settings_are_the_engines(client, offline, own):
     settings |= {name: own[name] for name in ("top_p", "seed") if name in own} | {"do_sample": samples}
     if own.get("temperature"):
         settings["temperature"] = own["temperature"]
-    truth = offline.generate([text for text in prompts for _ in range(2)], **settings)
+    truth = offline.generate([text for text in prompts for _ in range(n)], **settings)
     texts = [text.partition("w9")[0] if "stop" in own else text for text in truth.texts]
     assert [choice.text for choice in found.choices] == texts
-    assert [choice.index for choice in found.choices] == list(range(6))
+    assert [choice.index for choice in found.choices] == list(range(3 * n))
 
 
 def test_a_stream_is_the_answer(client):
@@ -136,7 +137,10 @@ WRONG = [
     ({"prompt": TEXT, "temperature": "1"}, "temperature", "invalid_value"), ({"prompt": 3}, "prompt", "invalid_value"),
     ({"prompt": TEXT, "n": True}, "n", "invalid_value"), ({"prompt": []}, "prompt", "invalid_value"),
     ({"prompt": " "}, "prompt", "invalid_value"), ({"prompt": [5, 100]}, "prompt", "invalid_value"),
-    ({"prompt": "\ud800"}, "prompt", "invalid_value"), ({"prompt": TEXT, "best_of": 2}, "best_of", "unsupported_parameter"),
+    ({"prompt": "\ud800"}, "prompt", "invalid_value"), ({"prompt": TEXT, "choices": ["\ud800"]}, None, "invalid_value"),
+    ({"prompt": TEXT, "json_schema": "[" * 100_000}, None, "invalid_value"),
+    ({"prompt": TEXT, "stop": ["w5"] * 257}, "stop", "invalid_value"),
+    ({"prompt": [5] * 4097}, "prompt", "context_length_exceeded"),
     ({"prompt": TEXT, "echo": True}, "echo", "unsupported_parameter"),
     ({"prompt": TEXT, "suffix": "w5"}, "suffix", "unsupported_parameter"),
     ({"prompt": TEXT, "presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
