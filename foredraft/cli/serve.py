@@ -30,6 +30,8 @@ def serve(
     drafter: options.Drafter = "auto",
     draft_tokens: options.DraftTokens = None,
     batch_size: options.BatchSize = 16,
+    num_beams: Annotated[
+        int, typer.Option("--num-beams", help="Limit of a request's beams; each is a sequence of the batch.")] = 4,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Limit of a request's new tokens.")] = 512,
     max_source: options.MaxSource = None,
     kv_memory: options.KvMemory = None,
@@ -41,6 +43,14 @@ def serve(
     dtype: options.Dtype = "float32",
     weights: options.Weights = None,
     threads: options.Threads = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run replicas with Ray Serve; --threads is the number of each.")] = False,
+    replicas: Annotated[
+        str | None, typer.Option("--replicas", help="With --ray: the number of replicas, or MIN:MAX for as many as the load "
+                                                    "needs. Default: 1.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="With --ray: a Ray cluster's address, or auto. Default: RAY_ADDRESS, "
+                                                       "or else Ray is started here.")] = None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's and TGI's routes, metrics, and a page that shows the drafts."""
     import foredraft
@@ -58,21 +68,38 @@ def serve(
     # of a folder only its name: responses and logs hold no paths
     name = "foredraft" if model is None else Path(model).name if Path(model).is_dir() else model
     settings = ServerSettings(
-        name=served_name or name, prefix=prefix, batch_size=batch_size, max_tokens=max_tokens,
+        name=served_name or name, prefix=prefix, batch_size=batch_size, num_beams=num_beams, max_tokens=max_tokens,
         max_source=max_source, draft_tokens=None if draft_tokens is None else options.parse_draft_tokens(draft_tokens),
         kv_memory=None if kv_memory is None else int(kv_memory * 1e9), max_queue=max_queue, max_body=max_body,
         api_key=api_key, timeout=timeout, shutdown_timeout=shutdown_timeout)
-    listening = run.bind(host, port)
+    if not ray and (replicas is not None or ray_address is not None):
+        raise UserError(f"{'--replicas' if replicas is not None else '--ray-address'} needs --ray; give it too")
     is_local = run.is_loopback(host)
     if not is_local and api_key is None:
         notice(f"anyone who reaches {host} may use this server; give --api-key to require a key")
+    loading = dict(drafter=None if drafter == "none" else drafter, dtype=dtype, weights=weights, adapter=adapter,
+                   revision=revision)
+    if ray:
+        from foredraft.server.replicas import Replicas
+
+        count = Replicas.parse(replicas or "1")
+        try:
+            from foredraft.server.cluster import serve_ray
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("foredraft"):
+                raise
+            raise UserError("serve --ray needs Ray Serve: pip install 'foredraft[ray]'") from None
+        folder = model is not None and Path(model).is_dir()
+        serve_ray({"path": str(Path(model).resolve()) if folder else model, **loading}, settings, host, port,
+                  count, threads, ray_address, lambda url: notice(f"{url} serves {settings.name}"))
+        return
+    listening = run.bind(host, port)
     announce_compilation()
     if threads is not None:
         from foredraft.engine.threads import set_threads
 
         set_threads(threads)
-    loaded = foredraft.load(model, drafter=None if drafter == "none" else drafter, dtype=dtype, weights=weights,
-                            adapter=adapter, revision=revision)
+    loaded = foredraft.load(model, **loading)
     app = create_app(loaded, settings, is_local)
     app.state.engine.warm_up()
     at = listening.getsockname()
