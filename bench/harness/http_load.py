@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,13 @@ from urllib.request import urlopen
 from foredraft.errors import UserError
 
 SHARES = (50, 95, 99)
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @dataclass(frozen=True)

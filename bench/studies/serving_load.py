@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,12 +32,6 @@ from foredraft.engine.load import load
 from foredraft.errors import UserError
 
 HEADS = ("who", "load", "requests/s", "p50, s", "p95, s", "p99, s", "first p50", "first p95", "failed", "differ")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def offline(model: Any, texts: Sequence[str], settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -124,7 +117,7 @@ def main(
         path = str(model.path)
         del model
         asked = {"max_tokens": max_new_tokens, "truncate_prompt_tokens": -1, **ends}
-        port = free_port()
+        port = http_load.free_port()
         flags = ["--port", str(port), "--drafter", drafter, "--batch-size", str(batch_size), "--max-tokens",
                  str(max_new_tokens), "--max-source", str(max_source), "--max-queue", "10000",
                  *(["--weights", weights] if weights else []), *(["--draft-tokens", draft_tokens] if draft_tokens else [])]
@@ -135,7 +128,7 @@ def main(
                 bodies = [json.dumps({"prompt": text, "stream": stream, **asked}).encode() for text in texts]
                 record[name] = measure(port, "/v1/completions", bodies, truth, text_of, counts, loads, per_client)
         if peer:
-            port = free_port()
+            port = http_load.free_port()
             bodies = [json.dumps({"text": text, "max_new_tokens": max_new_tokens, "max_source": max_source}).encode()
                       for text in texts]
             with http_load.process(["foredraft.bench.studies.transformers_handler", path, str(port),
@@ -159,21 +152,20 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def comparisons(record: dict[str, Any]) -> list[str]:
-    """Throughput and latency relative to the offline engine, the handler and one client, a line each."""
-    def closed(who: str, clients: int) -> dict[str, Any] | None:
-        return next((one for one in record.get(who, ()) if one.get("clients") == clients), None)
+    """Throughput and latency relative to the offline engine, the handler and the fewest clients, a line each."""
+    def closed(who: str) -> dict[int, dict[str, Any]]:
+        return {one["clients"]: one for one in record.get(who, ()) if one["loop"] == "closed"}
 
-    found = []
-    if (full := closed("complete", 64)) is not None:
-        share = full["requests_per_second"] / record["offline"]["requests_per_second"]
-        found.append(f"64 clients: {share:.1%} of the offline engine's requests a second")
-        others = [one["requests_per_second"] for one in record.get("transformers", ())]
-        if others:
-            gain = full["requests_per_second"] / max(others)
-            found.append(f"64 clients: {gain:.1f} times the transformers handler's best")
-    one, eight = closed("streamed", 1), closed("streamed", 8)
-    if one and eight:
-        found.append(f"p95 time to the first part: {eight['first']['p95'] / one['first']['p95']:.2f} times at 8 clients")
+    most, full = max(closed("complete").items())
+    share = full["requests_per_second"] / record["offline"]["requests_per_second"]
+    found = [f"closed loop with {most} clients: {share:.1%} of the offline engine's requests a second"]
+    if others := closed("transformers"):
+        gain = full["requests_per_second"] / max(one["requests_per_second"] for one in others.values())
+        found.append(f"closed loop with {most} clients: {gain:.1f} times the transformers handler's best")
+    first = {count: one["first"]["p95"] for count, one in closed("streamed").items() if one["first"]}
+    for count in sorted(first)[1:]:
+        found.append(f"p95 time to the first part with {count} clients: {first[count] / first[min(first)]:.2f} times that "
+                     f"with {min(first)}")
     return found
 
 

@@ -21,10 +21,9 @@ import psutil
 import typer
 
 from foredraft.bench.harness.cases import describe
-from foredraft.bench.harness.http_load import Connection, process, streamed_text
+from foredraft.bench.harness.http_load import Connection, free_port, process, streamed_text
 from foredraft.bench.harness.record import common_fields
 from foredraft.bench.report.tables import Table
-from foredraft.bench.studies.serving_load import free_port
 from foredraft.cli import options
 from foredraft.cli.measuring import finish, read_articles, run_script
 from foredraft.cli.output import announce_compilation
@@ -32,8 +31,9 @@ from foredraft.engine.load import load
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
 
+BEAMS = 4
 SETTINGS = ({}, {"do_sample": True, "temperature": 0.8}, {"do_sample": True, "temperature": 1.0, "top_k": 20},
-            {"do_sample": True, "temperature": 0.9, "top_p": 0.8}, {"repetition_penalty": 1.2})
+            {"do_sample": True, "temperature": 0.9, "top_p": 0.8}, {"repetition_penalty": 1.2}, {"num_beams": BEAMS})
 WRONG = ({}, {"prompt": ""}, {"prompt": "a text", "colour": 1}, {"prompt": "a text", "max_tokens": 10**6},
          {"prompt": "a text", "regex": "("})
 KINDS = ("complete", "streamed", "wrong", "left")
@@ -53,8 +53,10 @@ def truths(model: Any, bodies: list[dict[str, Any]], max_new_tokens: int) -> lis
 
     names = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
     requests = [Request(body["prompt"], max_new_tokens=body["max_tokens"], seed=request_seed(body["seed"], 0),
-                        **{name: body[name] for name in names if name in body}) for body in bodies]
-    return [result.text for result in model.stream(requests, in_order=True, max_new_tokens=max_new_tokens, batch_size=16)]
+                        num_beams=body.get("num_beams", 1), **{name: body[name] for name in names if name in body})
+                for body in bodies]
+    results = model.stream(requests, in_order=True, max_new_tokens=max_new_tokens, batch_size=16, num_beams=BEAMS)
+    return [result.text for result in results]
 
 
 async def leave(port: int, body: dict[str, Any], draw: random.Random) -> None:
@@ -151,7 +153,7 @@ def main(
         await load_on(port, bodies, truth, clients, seconds, counts)
         watching.cancel()
 
-    flags = ["--port", str(port), "--drafter", drafter, "--max-tokens", str(max_new_tokens)]
+    flags = ["--port", str(port), "--drafter", drafter, "--max-tokens", str(max_new_tokens), "--num-beams", str(BEAMS)]
     with process(["foredraft", "serve", path, *flags], port, "/ready"):
         asyncio.run(run())
         for _ in range(100):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from time import sleep
 import pytest
 from live_server import PATIENCE
 
+from foredraft.bench.harness.http_load import free_port
 from foredraft.errors import UserError
 from foredraft.server.run import bind, is_loopback
 
@@ -24,12 +24,6 @@ def curl(*arguments: str) -> str:
     done = subprocess.run(["curl", "-sS", "--max-time", str(PATIENCE), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def test_curl(server):
@@ -90,7 +84,7 @@ def test_who_can_reach_an_address(host, is_local):
 
 
 @pytest.mark.parametrize(("option", "value"), [("--max-queue", 0), ("--timeout", 0), ("--api-key", " "),
-                                              ("--max-tokens", 0)])
+                                              ("--max-tokens", 0), ("--num-beams", 33)])
 def test_wrong_options_are_one_line(command, option, value):
     code, _, err = command("serve", option, value)
     assert code == 2 and err.count("\n") == 1 and option[2:].replace("-", "_") in err

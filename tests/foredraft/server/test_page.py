@@ -99,6 +99,15 @@ def test_escape_stops_and_errors_are_shown(server, browser):
     assert browser.evaluate("document.getElementById('run').disabled") is False
 
 
+def test_a_server_that_does_not_answer(server, browser):
+    browser.open(server.url + "/", 390, False)
+    wait(browser, "document.getElementById('model').textContent.startsWith('embedded')")
+    browser.evaluate("window.fetch = () => Promise.reject(new TypeError('gone')); describe(); 0")
+    wait(browser, "document.getElementById('model').textContent === 'the server does not answer'")
+    browser.press("Enter", 2)
+    wait(browser, "running === null && document.getElementById('error').textContent === 'gone'")
+
+
 @pytest.mark.parametrize(("width", "dark"), SIZES)
 def test_axe(server, browser, width, dark):
     if not AXE.is_file():
