@@ -105,7 +105,7 @@ class AdaptedTensors(Tensors):
         if name not in self.pairs:
             return weight
         a, b = (self.adapter.raw(f"{_PREFIX}{module}.lora_{part}.weight").float() for part in "AB")
-        if (b.shape[0], a.shape[1]) != weight.shape or a.shape[0] != b.shape[1]:
+        if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != weight.shape or a.shape[0] != b.shape[1]:
             raise UserError(f"{self.adapter.path}: the adapter of {module} is {tuple(b.shape)} x {tuple(a.shape)}, the "
                             f"weight is {tuple(weight.shape)}; give the base model that the adapter was trained on")
         # summed in float32 and rounded once, as PEFT does
@@ -154,7 +154,25 @@ def _read_settings(path: Path) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in _KNOWN and value not in (None, False, "", "none", [], {}):
             raise UserError(f"{path / CONFIG}: {name} {value!r} is not supported; {MERGE}")
+    for name, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        _check_number(path, name, settings.get(name, 8), above=0 if name == "r" else None)
+        if not isinstance(found := settings.get(patterns) or {}, dict):
+            raise UserError(f"{path / CONFIG}: {patterns} {found!r} is not an object; write {{}} if there is none")
+        for pattern, value in found.items():
+            _check_number(path, f"{patterns}[{pattern!r}]", value, above=0 if name == "r" else None)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{path / CONFIG}: {patterns} {pattern!r} is no regular expression: {error}") from None
     return settings
+
+
+def _check_number(path: Path, name: str, value: Any, above: int | None) -> None:
+    """UserError: no finite number, or not above `above`."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (above is not None and value <= above):
+        wanted = "a number" if above is None else f"a number above {above}"
+        raise UserError(f"{path / CONFIG}: {name} is {value!r}, which is not {wanted}; save the adapter again with PEFT")
 
 
 def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:

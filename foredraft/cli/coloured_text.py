@@ -25,14 +25,14 @@ def style(proposer: str) -> str | None:
 def pieces(tokens: Sequence[int], proposers: Sequence[str], tokenizer) -> list[tuple[str, str]]:
     """(text, proposer) of every token that adds to the text; proposers are names of PROPOSERS."""
     found, done, tokens = [], 0, list(tokens)
-    whole = tokenizer.decode(tokens, skip_special_tokens=True)
+    full_text = tokenizer.decode(tokens, skip_special_tokens=True)
     for end, proposer in enumerate(proposers, 1):
         # decoded from the start each time: a token alone would lose the space before it
         text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
         # a later token may still change the end, such as half a character
-        settled = len(os.path.commonprefix((text, whole)))
+        settled = len(os.path.commonprefix((text, full_text)))
         if settled > done:
-            found.append((whole[done:settled], proposer))
+            found.append((full_text[done:settled], proposer))
             done = settled
     return found
 

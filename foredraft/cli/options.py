@@ -56,6 +56,11 @@ RepetitionPenalty = Annotated[
     float | None, typer.Option("--repetition-penalty", help="Above 1: tokens in the output so far become less likely.")]
 NoRepeatNgramSize = Annotated[
     int | None, typer.Option("--no-repeat-ngram-size", help="No n-gram of this size occurs twice in the output.")]
+NumBeams = Annotated[int | None, typer.Option("--num-beams", help="Beam search with this many beams; 1 is greedy.")]
+LengthPenalty = Annotated[
+    float | None, typer.Option("--length-penalty", help="Beam search: above 0 favours long outputs, below 0 short ones.")]
+EarlyStopping = Annotated[
+    str | None, typer.Option("--early-stopping", help="When beam search ends: true, false or never.")]
 Choices = Annotated[
     list[str] | None, typer.Option("--choices", help="The output must be one of the given texts; repeatable.")]
 Regex = Annotated[str | None, typer.Option("--regex", help="The output must match this regular expression.")]
@@ -63,7 +68,7 @@ JsonSchema = Annotated[
     Path | None, typer.Option("--json-schema", metavar="FILE", help="The output must be JSON of the schema in this file.")]
 Settings = Annotated[
     list[str] | None, typer.Option(
-        "--set", metavar="NAME=VALUE", help="Any other setting of Python's SamplingParams, such as num_beams=4 or "
+        "--set", metavar="NAME=VALUE", help="Any other setting of Python's SamplingParams, such as min_p=0.1 or "
                                             "'stop_strings=[\"END\"]'; repeatable.")]
 MaxSource = Annotated[
     int | None, typer.Option("--max-source", help="Source tokens kept. Default: the target's own limit.")]
@@ -138,6 +143,15 @@ def parse_draft_tokens(text: str) -> int | str:
     if text == AUTO or text.lstrip("-").isdigit():
         return text if text == AUTO else int(text)
     raise UserError(f"--draft-tokens is {text!r}; give a whole number or {AUTO}")
+
+
+def parse_early_stopping(text: str | None) -> bool | str | None:
+    """`--early-stopping` as typed: true, false or never."""
+    if text is None or text == "never":
+        return text
+    if text.lower() not in ("true", "false"):
+        raise UserError(f"--early-stopping is {text!r}; give true, false or never")
+    return text.lower() == "true"
 
 
 def parse_big_little(text: str | None) -> tuple[float, float] | None:

@@ -16,7 +16,8 @@ OPTIONS = {
     "max_new_tokens": "--max-new-tokens", "max_length": "--max-new-tokens", "draft_tokens": "--draft-tokens",
     "do_sample": "--temperature", "temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p", "seed": "--seed",
     "min_new_tokens": "--min-new-tokens", "repetition_penalty": "--repetition-penalty",
-    "no_repeat_ngram_size": "--no-repeat-ngram-size", "choices": "--choices", "regex": "--regex",
+    "no_repeat_ngram_size": "--no-repeat-ngram-size", "num_beams": "--num-beams", "length_penalty": "--length-penalty",
+    "early_stopping": "--early-stopping", "choices": "--choices", "regex": "--regex",
     "json_schema": "--json-schema"}
 # Fields whose values are functions, or whose results the commands do not print.
 PYTHON_ONLY = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "logprobs", "output_scores",

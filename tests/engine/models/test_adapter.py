@@ -99,7 +99,11 @@ def refuse(base, folder, match):
     ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"), ({"use_dora": True}, "use_dora True is not supported"),
     ({"peft_type": "PREFIX_TUNING"}, "peft_type 'PREFIX_TUNING'"), ({"bias": "all"}, "bias 'all' is not supported"),
     ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights 'pissa_niter_16' changes the base weights"),
-    ({"layer_replication": [[0, 2]]}, "layer_replication .* is not supported"), ({"news": 3}, "news 3 is not supported")])
+    ({"layer_replication": [[0, 2]]}, "layer_replication .* is not supported"), ({"news": 3}, "news 3 is not supported"),
+    ({"r": 0}, "r is 0, which is not a number above 0"), ({"lora_alpha": "16"}, "lora_alpha is '16', which is not a number"),
+    ({"rank_pattern": {"q": -1}}, r"rank_pattern\['q'\] is -1"),
+    ({"alpha_pattern": ["q"]}, r"alpha_pattern \['q'\] is not an object"),
+    ({"rank_pattern": {"(q": 4}}, r"rank_pattern '\(q' is no regular expression")])
 def test_other_kinds_are_refused_by_name(tiny_checkpoints, adapter, entries, message):
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
@@ -121,6 +125,8 @@ def test_an_adapter_of_another_model(tiny_checkpoints, adapter):
     name = "base_model.model.decoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
     save_file(load_file(file) | {name: torch.zeros(4, 5)}, file)
     refuse(tiny_checkpoints["v1.0"], adapter, r"adapter of decoder.block.0.layer.0.SelfAttention.q is \(24, 4\) x \(4, 5\)")
+    save_file(load_file(file) | {name: torch.zeros(4)}, file)
+    refuse(tiny_checkpoints["v1.0"], adapter, r"is \(24, 4\) x \(4,\), the weight is")
 
 
 def test_files_of_an_adapter_that_are_missing(tiny_checkpoints, adapter, tmp_path):

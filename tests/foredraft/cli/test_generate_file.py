@@ -189,8 +189,10 @@ def test_settings_of_a_request_are_options(summarize, articles, model, tmp_path)
             (("--repetition-penalty", "1.5", "--no-repeat-ngram-size", "2"),
              {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}),
             (("--choices", "w5 w6", "--choices", "w7"), {"choices": ["w5 w6", "w7"]}),
-            (("--set", "stop_strings=w9", "--set", "bad-words-ids=[[5], [6, 7]]", "--set", "num_beams=2"),
-             {"stop_strings": "w9", "bad_words_ids": [[5], [6, 7]], "num_beams": 2}))):
+            (("--set", "stop_strings=w9", "--set", "bad-words-ids=[[5], [6, 7]]", "--num-beams", "2",
+              "--length-penalty", "-1", "--early-stopping", "never"),
+             {"stop_strings": "w9", "bad_words_ids": [[5], [6, 7]], "num_beams": 2, "length_penalty": -1.0,
+              "early_stopping": "never"}))):
         (tmp_path / "out.jsonl").unlink(missing_ok=True)
         (tmp_path / "out.jsonl.settings.json").unlink(missing_ok=True)
         code, _, err = summarize("--set", "eos_token_id=1", *options, "--in-order")
