@@ -34,7 +34,9 @@ class SequenceBias:
         self.sequences = np.full((len(ordered), max(self.sizes)), -1, np.int64)
         for row, (sequence, _) in zip(self.sequences, ordered, strict=True):
             row[len(row) - len(sequence) :] = sequence
-        self.biases = np.array([bias for _, bias in ordered], np.float32)
+        # a bias beyond float32 is infinite
+        with np.errstate(over="ignore"):
+            self.biases = np.array([bias for _, bias in ordered], np.float32)
         self.kernel = SEQUENCE_BIAS[context.backend]
 
     def __call__(self, tokens: np.ndarray, scores: np.ndarray) -> None:
