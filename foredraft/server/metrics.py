@@ -68,8 +68,10 @@ class Metrics:
 
     def _finished(self, ticket: Ticket, result: Result, at: float) -> None:
         stats = result.stats
+        # stats count the best hypothesis of a beam search; the client receives all of them
+        emitted = stats.emitted if result.hypotheses is None else sum(len(one.token_ids) for one in result.hypotheses)
         for counter, count in (
-                (self._prompt_tokens, len(ticket.source)), (self._tokens, stats.emitted), (self._steps, stats.steps),
+                (self._prompt_tokens, len(ticket.source)), (self._tokens, emitted), (self._steps, stats.steps),
                 (self._drafts, stats.covered), (self._drafted, stats.drafted), (self._accepted, stats.accepted),
                 (self._tested, stats.tested)):
             counter.inc(count)
@@ -80,7 +82,7 @@ class Metrics:
         self._latency.observe(at - ticket.submitted)
         self._queue.observe(ticket.started - ticket.submitted)
         self._prompt_size.observe(len(ticket.source))
-        self._size.observe(stats.emitted)
+        self._size.observe(emitted)
 
     def answered(self, route: str, status: int) -> None:
         """Count a response."""

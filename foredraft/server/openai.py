@@ -173,7 +173,7 @@ def routes(engine: Engine) -> APIRouter:
         model = engine.model
         return {"id": settings.name, "object": "model", "created": started, "owned_by": "foredraft", "max_model_len": limit,
                 "foredraft": {"drafter": model.drafter.name, "prefix": settings.prefix, "max_tokens": settings.max_tokens,
-                              "weights": model.target.weights.stored, "dtype": model.dtype}}
+                              "num_beams": engine.most_beams, "weights": model.target.weights.stored, "dtype": model.dtype}}
 
     @router.get("/v1/models")
     async def models() -> Response:

@@ -41,6 +41,15 @@ def test_outputs_that_are_not_sampled_are_beams(client, offline, asked, beams, n
     assert found.usage.prompt_tokens == sum(len(offline.tokenizer.encode(text).ids) for text in prompts)
 
 
+def test_metrics_count_every_hypothesis(server):
+    def count() -> float:
+        lines = server.call("/metrics")[1].splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+    before = count()
+    assert server.call("/v1/completions", BODY | {"n": 3})[1]["usage"]["completion_tokens"] == count() - before == 36
+
+
 def test_sampled_beams_have_the_engines_seed(client, offline):
     settings = dict(num_beams=3, do_sample=True, temperature=1.5, seed=8)
     truth = offline.generate(TEXTS[5:7], max_new_tokens=12, num_return_sequences=2, **settings)
