@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,24 +31,27 @@ APPLICATION = "foredraft"
 MANY = 100_000
 
 
-def connect(address: str | None) -> bool:
-    """Connect to the cluster at `address`, or at RAY_ADDRESS, or start Ray here; returns whether it was started here.
+def connect(address: str) -> None:
+    """Connect to the cluster at `address`; "local" starts Ray here.
 
     UserError: no cluster answers, or Ray Serve runs there already.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    is_own = address == "local"
     here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    own = {"include_dashboard": False} if address == "local" else {}
+    # Ray itself tries for minutes
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit() and "/" not in host:
+            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False,
-                 logging_level=logging.ERROR, **({"include_dashboard": False} if is_own else {}))
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--ray-address {address}: {first_line(error)}; give the address of a Ray cluster") from None
-    if not is_own and serve.status().proxies:
+                 logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = first_line(error).partition(". ")[0]
+        raise UserError(f"--ray-address {address}: {reason}; give the address of a Ray cluster") from None
+    if address != "local" and serve.status().proxies:
         ray.shutdown()
         raise UserError(f"--ray-address {address}: Ray Serve runs there already; end it with `serve shutdown`")
-    return is_own
 
 
 def failure() -> str | None:
@@ -77,7 +81,7 @@ def application(loading: dict[str, Any], settings: ServerSettings, is_local: boo
         # a batch, and one that waits; the others wait in the gateway for the first replica that is free
         max_ongoing_requests=2 * settings.batch_size, max_queued_requests=settings.max_queue,
         graceful_shutdown_timeout_s=settings.shutdown_timeout, graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=2, max_constructor_retry_count=1)
+        health_check_period_s=2, health_check_timeout_s=10, max_constructor_retry_count=1)
     gateway = serve.deployment(
         Gateway, name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=MANY,
         graceful_shutdown_wait_loop_s=0.5)
@@ -99,7 +103,7 @@ def serve_ray(loading: dict[str, Any], settings: ServerSettings, host: str, port
     threads : int or None
         CPU threads of a replica; None divides the cluster's cores.
     address : str or None
-        See `connect`.
+        Of a Ray cluster; None is RAY_ADDRESS, or else Ray is started here.
     on_ready : callable
         Called with the server's URL when every replica is ready.
 
@@ -108,17 +112,19 @@ def serve_ray(loading: dict[str, Any], settings: ServerSettings, host: str, port
     UserError
         The cluster cannot be used, or the replicas do not start.
     """
-    is_own = connect(address)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    is_own = address == "local"
+    if is_own:
+        with run.bind(host, port) as found:
+            port = found.getsockname()[1]
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    connect(address)
     try:
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         most = threads_of(cores, replicas.most)
         if is_own and most < (threads or 1):
             raise UserError(f"--replicas {replicas.most}: so many replicas of {threads or 1} threads do not fit on this "
                             f"machine's {sum(cores)} cores; give less")
-        if is_own:
-            with run.bind(host, port) as found:
-                port = found.getsockname()[1]
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options=HTTPOptions(host=host, port=port),
                     logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False))
         is_local = run.is_loopback(host)

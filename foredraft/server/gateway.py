@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -27,7 +28,7 @@ from foredraft.server.tgi import ROUTES
 # a request that ends this many replicas is likely to be the reason
 TRIES = 3
 # seconds to wait for the replicas' states
-STATE_TIMEOUT = 5.0
+STATE_TIMEOUT = 3.0
 # the parts of an ASGI scope that can be sent to another process
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client",
          "server")
@@ -102,12 +103,10 @@ class Gateway:
         await self._finish(5)
 
     async def _finish(self, patience: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while self._limits:
                     await asyncio.sleep(0.05)
-        except TimeoutError:
-            pass
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = {"/health": self._health, "/ready": self._ready, "/metrics": self._metrics}.get(scope["path"])
@@ -119,9 +118,14 @@ class Gateway:
     async def _states(self) -> list[dict[str, Any]]:
         try:
             found = await self._replicas.broadcast("state").results_async(timeout_s=STATE_TIMEOUT, return_exceptions=True)
+            return [state for state in found if isinstance(state, dict)]
         except (DeploymentUnavailableError, TimeoutError):
-            return []
-        return [state for state in found if isinstance(state, dict)]
+            pass
+        # one of them hangs; another may answer
+        with suppress(DeploymentUnavailableError, RayError, TimeoutError):
+            async with asyncio.timeout(STATE_TIMEOUT):
+                return [await self._replicas.options(stream=False, method_name="state").remote()]
+        return []
 
     async def _health(self) -> Response:
         """Status 200 while the engine of a replica runs."""
@@ -133,7 +137,7 @@ class Gateway:
         states = [state for state in await self._states() if state["is_ready"]]
         waiting = sum(state["waiting"] for state in states)
         is_ready = bool(states) and not self._is_closing and waiting < self.settings.max_queue * len(states)
-        status = "ready" if is_ready else "stopping" if self._is_closing else "busy" if states else "starting"
+        status = "ready" if is_ready else "stopping" if self._is_closing else "busy" if states else "unavailable"
         return json_response({"status": status, "replicas": len(states), "running": sum(s["running"] for s in states),
                               "waiting": waiting}, 200 if is_ready else 503)
 
@@ -221,7 +225,9 @@ class Gateway:
             raise Lost from None
         finally:
             if not answer.is_complete:
-                response.cancel()
+                # it raises again what kept the request from reaching a replica
+                with suppress(Exception):
+                    response.cancel()
         if not answer.is_complete:
             raise Lost
 

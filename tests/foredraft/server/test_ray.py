@@ -23,6 +23,7 @@ import foredraft
 from foredraft.errors import UserError
 from foredraft.server.replicas import Replicas, threads_of
 from foredraft.server.run import bind
+from foredraft.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 # starting Ray and the replicas takes most of it
@@ -62,51 +63,118 @@ def test_without_ray_a_line_names_the_extra(command, monkeypatch):
     assert code == 2 and err.count("\n") == 1 and "foredraft[ray]" in err
 
 
+HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+STREAM = HEAD | {"headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+STOPPING = HEAD | {"status": 503}
+
+
+def part(body: bytes, more_body: bool = False) -> dict:
+    return {"type": "http.response.body", "body": body, "more_body": more_body}
+
+
 @needs_ray
-class TestAnswer:
-    """What the gateway sends of a replica's response, and when."""
+class TestGateway:
+    """What the gateway makes of replicas' responses: each a list of messages, of which the last may be an error."""
 
-    def sent(self, *messages, may_retry=True):
-        from foredraft.server.gateway import Answer
+    def ask(self, monkeypatch, *responses, path="/v1/completions", act=None, **settings):
+        """Status, headers, body and number of tries of a request; `act` is a method of the gateway to call meanwhile."""
+        from foredraft.server import gateway as module
 
-        found = []
+        tried = []
+
+        class Response:
+            def __init__(self, items):
+                self.items = items
+
+            async def __aiter__(self):
+                for item in self.items:
+                    if isinstance(item, Exception):
+                        raise item
+                    if item is None:
+                        await asyncio.sleep(PATIENCE)
+                    yield [item]
+
+            def cancel(self):
+                # as Ray Serve's, which raises again what it raised before
+                if isinstance(self.items[-1], Exception):
+                    raise self.items[-1]
+
+        class Handle:
+            def options(self, **_):
+                return self
+
+            def remote(self, scope, body):
+                tried.append(body)
+                return Response(responses[min(len(tried), len(responses)) - 1])
+
+        sent = []
 
         async def send(message):
-            found.append(message)
+            sent.append(message)
 
         async def run():
-            answer = Answer(send)
-            for message in messages:
-                await answer(message, may_retry)
-            return answer
+            monkeypatch.setattr(module, "configure", lambda: None)
+            gateway = module.Gateway(Handle(), ServerSettings(**settings), True)
+            given = [{"type": "http.request", "body": b"{}", "more_body": False}]
+            scope = {"type": "http", "method": "POST", "path": path, "headers": [
+                (b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"2")]}
 
-        return asyncio.run(run()), found
+            async def receive():
+                return given.pop()
 
-    def start(self, status=200, kind=b"application/json"):
-        headers = [(b"content-type", kind), (b"x-request-id", b"a")]
-        return {"type": "http.response.start", "status": status, "headers": headers}
+            running = asyncio.ensure_future((await gateway(None))(scope, receive, send))
+            if act is not None:
+                await asyncio.sleep(0.1)
+                await getattr(gateway, act)()
+            await running
 
-    def body(self, more_body):
-        return {"type": "http.response.body", "body": b"x", "more_body": more_body}
+        asyncio.run(run())
+        assert not sent[-1].get("more_body") and b"{}" in tried
+        return sent[0]["status"], dict(sent[0]["headers"]), b"".join(m.get("body", b"") for m in sent[1:]), len(tried)
 
-    def test_a_response_is_sent_when_it_is_complete(self):
-        answer, found = self.sent(self.start(), self.body(True))
-        assert not answer.has_begun and not found
-        answer, found = self.sent(self.start(), self.body(True), self.body(False))
-        assert answer.is_complete and [message["type"] for message in found].count("http.response.body") == 2
-        assert found[0]["headers"] == [(b"content-type", b"application/json")]
+    @pytest.fixture(scope="class")
+    def died(self):
+        from ray.exceptions import ActorDiedError
 
-    def test_a_stream_is_sent_as_it_comes(self):
-        answer, found = self.sent(self.start(kind=b"text/event-stream; charset=utf-8"), self.body(True))
-        assert answer.has_begun and not answer.is_complete and len(found) == 2
+        return ActorDiedError()
 
-    def test_a_replica_that_is_not_available_is_left_for_another(self):
-        from foredraft.server.gateway import Lost
+    def test_another_replica_answers(self, monkeypatch, died):
+        for lost in ([died], [HEAD, died], [HEAD, part(b"x", True), died], [HEAD, part(b"x", True)], [STOPPING, part(b"y")]):
+            status, headers, body, tries = self.ask(monkeypatch, lost, lost, [HEAD, part(b"a", True), part(b"b")])
+            assert (status, body, tries) == (200, b"ab", 3) and headers[b"content-type"] == b"application/json"
 
-        with pytest.raises(Lost):
-            self.sent(self.start(503))
-        answer, found = self.sent(self.start(503), self.body(False), may_retry=False)
-        assert found[0]["status"] == 503
+    def test_a_request_that_ends_every_replica(self, monkeypatch, died):
+        status, headers, body, tries = self.ask(monkeypatch, [died])
+        assert (status, tries, headers[b"retry-after"]) == (503, 3, b"5")
+        assert json.loads(body)["error"]["code"] == "replica_lost"
+        status, _, body, tries = self.ask(monkeypatch, [STOPPING, part(b"stopping")])
+        assert (status, body, tries) == (503, b"stopping", 3)
+
+    @pytest.mark.parametrize("is_silent", [False, True])
+    def test_a_stream_that_has_begun_ends_with_an_error(self, monkeypatch, died, is_silent):
+        begun = [STREAM, part(b"data: 1\n\n", True)] + ([] if is_silent else [died])
+        status, _, body, tries = self.ask(monkeypatch, begun)
+        first, last, rest = body.decode().split("\n\n")
+        assert (status, tries, first, rest) == (200, 1, "data: 1", "")
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "replica_lost"
+        _, _, body, _ = self.ask(monkeypatch, begun, path="/generate_stream")
+        assert json.loads(body.decode().split("\n\n")[1].removeprefix("data: "))["error_type"] == "overloaded"
+
+    def test_a_full_queue_and_the_time_limit(self, monkeypatch):
+        from ray.serve.exceptions import BackPressureError
+
+        full = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+        status, headers, body, tries = self.ask(monkeypatch, [full])
+        assert (status, tries, headers[b"retry-after"]) == (429, 1, b"1")
+        assert json.loads(body)["error"]["code"] == "queue_full"
+        status, _, body, _ = self.ask(monkeypatch, [HEAD, None], timeout=0.2)
+        assert status == 504 and json.loads(body)["error"]["code"] == "timeout"
+
+    def test_a_request_that_outlasts_the_shutdown_gets_an_error(self, monkeypatch):
+        status, _, body, _ = self.ask(monkeypatch, [HEAD, None], act="drain", shutdown_timeout=0.1)
+        assert status == 503 and json.loads(body)["error"]["code"] == "unavailable"
+        _, _, body, _ = self.ask(monkeypatch, [STREAM, part(b"data: 1\n\n", True), None], act="drain", shutdown_timeout=0.1)
+        assert json.loads(body.decode().split("\n\n")[1].removeprefix("data: "))["error"]["code"] == "unavailable"
 
 
 class Served:
