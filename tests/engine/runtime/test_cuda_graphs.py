@@ -180,11 +180,11 @@ def test_what_target_drafter_and_graphs_hold_stays_flat(tiny_model_path):
     model.graphs, held = CapturedSteps(FakeCapture()), []
     for _ in range(3):
         # the largest first: buffers that grow would have the graphs captured again
-        for rows, length in ((2, 70), (1, 3), (2, 5)):
+        for rows, length in ((2, 70), (1, 3)):
             for options in ({}, dict(do_sample=True, seed=1)):
-                model.generate([[5] * length + [1]] * rows, max_new_tokens=3, draft_tokens=2, batch_size=rows, **options)
+                model.generate([[5] * length + [1]] * rows, max_new_tokens=2, draft_tokens=2, batch_size=rows, **options)
                 held.append(tensor_bytes())
-    assert held[6:12] == held[12:], held
+    assert held[4:8] == held[8:], held
 
 
 @pytest.mark.gpu

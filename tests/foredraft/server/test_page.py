@@ -87,6 +87,8 @@ def test_tab_reaches_everything_in_order(server, browser):
 
 def test_escape_stops_and_errors_are_shown(server, browser):
     browser.open(server.url + "/", 390, False)
+    # the page sets the limit when it has read the model's card
+    wait(browser, "document.getElementById('model').textContent.startsWith('embedded')")
     browser.evaluate("document.getElementById('tokens').max = 9999; document.getElementById('tokens').value = 999")
     browser.press("Enter", 2)
     wait(browser, "document.getElementById('error').textContent.includes('max_tokens is 999')")
