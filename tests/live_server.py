@@ -63,11 +63,13 @@ def wait_until(condition, what: str) -> None:
 
 
 @contextmanager
-def live(model, **settings) -> Iterator[Live]:
-    """Serve a model in a thread."""
+def live(model, is_warm: bool = False, **settings) -> Iterator[Live]:
+    """Serve a model in a thread. is_warm: kernels are compiled first, as `foredraft serve` does it."""
     settings = dict(name="tiny", batch_size=4, max_tokens=64, shutdown_timeout=PATIENCE) | settings
     listening = bind("127.0.0.1", 0)
     app = create_app(model, ServerSettings(**settings))
+    if is_warm:
+        app.state.engine.warm_up()
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, ws="none"))
     lines: list[str] = []
 

@@ -58,7 +58,8 @@ COUNTS = pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mar
 
 @pytest.fixture(scope="module")
 def server(tiny_model_path):
-    with live(endless(tiny_model_path), max_tokens=16, max_choices=8, kv_memory=100_000_000) as found:
+    # warm: the first request on a machine without compiled kernels would take longer than a client waits
+    with live(endless(tiny_model_path), is_warm=True, max_tokens=16, max_choices=8, kv_memory=100_000_000) as found:
         yield found
 
 
