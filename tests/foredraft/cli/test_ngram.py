@@ -111,7 +111,7 @@ def test_misuse_is_named(folder, arguments, match):
 
 @pytest.mark.slow
 def test_ray_counts_the_same(folder):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
     counted("all")
     run("count", "a.jsonl", "b.jsonl", "--tokenizer", ".", "--order", "3", "--ray", "--out", "ray.counts")
     assert (folder / "ray.counts").read_bytes() == (folder / "all.counts").read_bytes()

@@ -13,7 +13,7 @@ from foredraft.train.data.shards import read_pseudo
 
 @pytest.mark.slow
 def test_two_ray_workers_of_which_one_is_killed_write_all_records(tiny_model_path, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'foredraft[ray]'")
+    pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'foredraft[ray]'")
     from foredraft.train.data.pseudo_ray import run_ray
 
     data = tmp_path / "articles.jsonl"
