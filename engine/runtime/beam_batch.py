@@ -18,7 +18,7 @@ from foredraft.engine.protocols import Drafter, PagedTarget
 from foredraft.engine.runtime.beam_draft_length import BeamDraftLength
 from foredraft.engine.runtime.beam_search import BeamSearch, Records
 from foredraft.engine.runtime.requests import Job, Result
-from foredraft.engine.state import DecodeState
+from foredraft.engine.state import DecodeState, Draft
 from foredraft.errors import UserError
 
 
@@ -67,33 +67,36 @@ class BeamBatch:
     def step(self) -> list[BeamSearch]:
         """One pass, and every step that its logits suffice for; returns the searches that are over."""
         since = now()
-        self._set_draft_lengths()
-        draft = self.drafter.draft(self.state)
+        # a drafter that proposes nothing is not called: its call costs time, too
+        drafts = self._set_draft_lengths() > 0
+        draft = self.drafter.draft(self.state) if drafts else Draft.empty(self.state.batch_size, 0)
         tokens, positions, parents = self.state.inputs(draft)
         logits = self.target.logits(self.target.decode(tokens, positions, parents)).numpy()
         self.passes += 1
-        self.drafter.end_step()
-        ended, tested, saved = [], 0, 0
+        if drafts:
+            self.drafter.end_step()
+        ended, outcomes = [], []
         for search in self.running:
             search.passes += 1
             try:
                 counts = self._advance(search, logits, draft.tokens.numpy(), draft.lengths.numpy())
-                tested, saved = tested + counts[0], saved + counts[1]
+                outcomes.append((len(search.sequences), *counts))
             except UserError as error:
                 search.job.error = UserError(f"{search.job.name}: {error}")
                 search.is_over = True
             if search.is_over:
                 ended.append(search)
-        self.draft_length.learn(int((positions >= 0).sum()), now() - since, tested, saved)
+        self.draft_length.learn(int((positions >= 0).sum()), now() - since, outcomes)
         return ended
 
-    def _set_draft_lengths(self) -> None:
-        """Set how many tokens the beams draft in this pass; none in the first pass of a search."""
+    def _set_draft_lengths(self) -> int:
+        """Set how many tokens the beams draft in this pass, none in the first pass of a search; returns the most."""
         begun = [search for search in self.running if search.length > 1]
         most = max((search.job.draft_tokens for search in begun), default=0)
-        width = self.draft_length.choose(most, sum(len(search.sequences) for search in begun))
+        width = self.draft_length.choose(most, [len(search.sequences) for search in begun])
         for search in self.running:
             self.state.host.draft_tokens[search.sequences] = min(width, search.job.draft_tokens) if search in begun else 0
+        return width
 
     def _advance(self, search: BeamSearch, logits: np.ndarray, drafted: np.ndarray, lengths: np.ndarray) -> tuple[int, int]:
         """Take the steps of one search; returns how many drafted positions were tested, and how many saved a pass."""
