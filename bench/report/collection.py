@@ -22,7 +22,7 @@ class Collection:
     `runs`: comparisons by machine, temperature, batch size and K, on real articles only. `methods`: of methods_comparison,
     by machine, temperature and batch size. `drafters`: of `foredraft eval` and `foredraft matrix`, by drafter, method and
     seed. `steps`: by geometry. `theory`, `scale`, `throughput`, `regression`: of the commands and studies of that name.
-    `spec_bench`: of the suite. `all`: every record that states its command.
+    `beams`: of beam_speed, by geometry. `spec_bench`: of the suite. `all`: every record that states its command.
     """
 
     runs: list[list[dict]] = field(default_factory=list)
@@ -32,6 +32,7 @@ class Collection:
     theory: list[dict] = field(default_factory=list)
     scale: list[dict] = field(default_factory=list)
     throughput: list[dict] = field(default_factory=list)
+    beams: list[dict] = field(default_factory=list)
     spec_bench: list[dict] = field(default_factory=list)
     regression: list[dict] = field(default_factory=list)
     all: list[dict] = field(default_factory=list)
@@ -61,6 +62,7 @@ def collect(path: Path) -> Collection:
         newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),
         newest("scale", lambda row: (row["target"]["hash"],)),
         newest("throughput", lambda row: (row["target"]["hash"], row["drafter"], row["data"]["name"])),
+        newest("beam-speed", lambda row: (row["target"]["hash"], row["geometry"])),
         newest("spec-bench", lambda row: (row["target"]["hash"], row["data"]["name"], row["draft_tokens"])),
         newest("regression", lambda row: ()),
         [row for kind in kinds.values() for row in kind])

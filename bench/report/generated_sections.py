@@ -33,7 +33,7 @@ PICTURES = {"runs": ("speeds", "Decoding speed by method"), "drafters": ("drafte
 
 def blocks(found: Collection) -> dict[str, str]:
     """The text of each block, without its picture."""
-    shown = {"summary": summary_table(found.runs), "runs": runs_table(found.runs),
+    shown = {"summary": summary_table(found.runs, found.beams), "runs": runs_table(found.runs),
              "drafters": drafters_table(found.drafters),
              "methods": methods_table(found.methods), "scale": scale_table(found.scale),
              "spec-bench": spec_bench_table(found.spec_bench), "regression": regression_text(found.regression)}

@@ -52,6 +52,8 @@ CAPTION = (
 )
 # The peers of the summary: a method's name in the records, and what people call it.
 PEERS = {"hf-greedy": "transformers", "ctranslate2": "CTranslate2"}
+# The number of beams in the summary.
+BEAMS = 4
 
 
 def setting(run: Sequence[dict]) -> str:
@@ -139,8 +141,11 @@ def _span(numbers: Sequence[int]) -> str:
     return "-".join(str(number) for number in sorted({min(numbers), max(numbers)}))
 
 
-def summary_table(runs: Sequence[Sequence[dict]]) -> str:
-    """Markdown for README.md: a line for each temperature and batch size of the machine of the newest run."""
+def summary_table(runs: Sequence[Sequence[dict]], beams: Sequence[dict] = ()) -> str:
+    """Markdown for README.md: a line for each temperature and batch size of the machine of the newest run.
+
+    beams: records of beam_speed; that of the same machine and target gives one more line.
+    """
     if not runs:
         return ""
     newest = max(runs, key=lambda run: run[0]["time"])[0]
@@ -154,8 +159,23 @@ def summary_table(runs: Sequence[Sequence[dict]]) -> str:
         cells = ["-", "-"] if best is None else [f"`{best['method']}`: {speeds[best['method']]}", interval(best["speed_up"])]
         shown.append([f"{run[0]['temperature']:g}", str(run[0]["batch_size"]), speeds[REFERENCE], *cells,
                       *(speeds.get(peer, "-") for peer in PEERS)])
+    text = described(same)
+    for row in beams:
+        if (machine_name(row), row["target"]["hash"]) == (machine_name(newest), newest["target"]["hash"]):
+            shown.append(_beam_line(row))
+            text += wrapped(f"\n{BEAMS} beams: {row['data']['articles']} articles of {row['data']['name']}, "
+                            f"{row['max_new_tokens']} tokens.") + "\n"
     table = Table("", ("temperature", "batch", "plain", "best drafter", "speed-up", *PEERS.values()), shown)
-    return f"{table.markdown()}\n{described(same)}"
+    return f"{table.markdown()}\n{text}"
+
+
+def _beam_line(row: dict) -> list[str]:
+    """The cells of a record of beam_speed."""
+    seconds = {one["name"]: one["step_ms"] / 1e3 for one in row["methods"]}
+    plain, drafts = seconds[f"{BEAMS} beams"], seconds[f"{BEAMS} beams, drafts"]
+    peers = (seconds.get(f"{peer}, {BEAMS} beams") for peer in PEERS.values())
+    return [f"0, {BEAMS} beams", "1", f"{1 / plain:,.0f}", f"`{row['drafter']}`: {1 / drafts:,.0f}",
+            f"{plain / drafts:.2f}x", *("-" if peer is None else f"{1 / peer:,.0f}" for peer in peers)]
 
 
 def best_drafter(run: Sequence[dict]) -> dict | None:

@@ -152,7 +152,8 @@ def main(
         with counting(repeats * len(runs)) as advance:
             rows = measure(runs, sources, max_new_tokens, repeats, advance)
         row = common_fields("beam-speed", model=model, data=describe(data, found)) | {
-            "geometry": geometry, "max_new_tokens": max_new_tokens, "repeats": repeats, "methods": rows, "absent": absent}
+            "geometry": geometry, "drafter": drafter, "max_new_tokens": max_new_tokens, "repeats": repeats,
+            "methods": rows, "absent": absent}
     finish([row], out, _tables(row), as_json)
 
 
