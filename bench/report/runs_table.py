@@ -125,8 +125,8 @@ def _group(runs: Sequence[Sequence[dict]]) -> str:
     return "".join(text) + "".join(f"\n{wrapped(line)}\n" for line in missing) + command_block(run[0] for run in runs)
 
 
-def described(runs: Sequence[Sequence[dict]]) -> str:
-    """A paragraph: articles, target, machine and what the columns mean."""
+def described(runs: Sequence[Sequence[dict]], more: str = "") -> str:
+    """A paragraph: articles, target, machine and what the columns mean, and `more`."""
     row = runs[0][0]
     target, articles = row["target"], _span([run[0]["data"]["articles"] for run in runs])
     sizes = [run[0]["data"]["source_tokens"][end] for run in runs for end in ("min", "max")]
@@ -134,7 +134,7 @@ def described(runs: Sequence[Sequence[dict]]) -> str:
         f"{articles} articles of {row['data']['name']} ({_span(sizes)} source tokens), the target `{target['hash']}` "
         f"({target['parameters'] / 1e6:.1f}M, {target['weights']}), up to {row['max_new_tokens']} new tokens, "
         f"{row['repeats']} passes, {machine_name(row)}. T=0 is greedy. Speed-ups are over `plain` of the same run, with 95 "
-        f"% intervals.") + "\n"
+        f"% intervals.{more}") + "\n"
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -159,23 +159,23 @@ def summary_table(runs: Sequence[Sequence[dict]], beams: Sequence[dict] = ()) ->
         cells = ["-", "-"] if best is None else [f"`{best['method']}`: {speeds[best['method']]}", interval(best["speed_up"])]
         shown.append([f"{run[0]['temperature']:g}", str(run[0]["batch_size"]), speeds[REFERENCE], *cells,
                       *(speeds.get(peer, "-") for peer in PEERS)])
-    text = described(same)
+    more = ""
     for row in beams:
         if (machine_name(row), row["target"]["hash"]) == (machine_name(newest), newest["target"]["hash"]):
             shown.append(_beam_line(row))
-            text += wrapped(f"\n{BEAMS} beams: {row['data']['articles']} articles of {row['data']['name']}, "
-                            f"{row['max_new_tokens']} tokens.") + "\n"
+            more = (f" {BEAMS} beams: {row['data']['articles']} {row['data']['name']}, {row['max_new_tokens']} tokens, "
+                    f"{row['repeats']} passes.")
     table = Table("", ("temperature", "batch", "plain", "best drafter", "speed-up", *PEERS.values()), shown)
-    return f"{table.markdown()}\n{text}"
+    return f"{table.markdown()}\n{described(same, more)}"
 
 
 def _beam_line(row: dict) -> list[str]:
     """The cells of a record of beam_speed."""
     seconds = {one["name"]: one["step_ms"] / 1e3 for one in row["methods"]}
-    plain, drafts = seconds[f"{BEAMS} beams"], seconds[f"{BEAMS} beams, drafts"]
-    peers = (seconds.get(f"{peer}, {BEAMS} beams") for peer in PEERS.values())
-    return [f"0, {BEAMS} beams", "1", f"{1 / plain:,.0f}", f"`{row['drafter']}`: {1 / drafts:,.0f}",
-            f"{plain / drafts:.2f}x", *("-" if peer is None else f"{1 / peer:,.0f}" for peer in peers)]
+    # without drafts: their gain is within the noise
+    plain, *peers = (seconds.get(f"{peer}{BEAMS} beams") for peer in ("", *(f"{name}, " for name in PEERS.values())))
+    return [f"0, {BEAMS} beams", "1", f"{1 / plain:,.0f}", "-", "-",
+            *("-" if peer is None else f"{1 / peer:,.0f}" for peer in peers)]
 
 
 def best_drafter(run: Sequence[dict]) -> dict | None:
