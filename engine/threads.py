@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_NUMBA
+from foredraft.kernels.core.backend import HAS_NUMBA, set_num_threads
 
 
 def start_threads() -> None:
@@ -30,6 +30,6 @@ def set_threads(number: int) -> None:
         if number > numba.config.NUMBA_NUM_THREADS:
             raise UserError(f"{number} threads are more than the {numba.config.NUMBA_NUM_THREADS} that this machine or "
                             "NUMBA_NUM_THREADS allows")
-        numba.set_num_threads(number)
+    set_num_threads(number)
     # after numba, whose start changes PyTorch's number
     torch.set_num_threads(number)

@@ -15,20 +15,18 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 from pathlib import Path
 
 try:
     import numba
-    from numba import get_num_threads, prange
+    from numba import prange
     from numba.extending import intrinsic
 
     HAS_NUMBA = True
 except ImportError:
     HAS_NUMBA = False
     prange = range
-
-    def get_num_threads() -> int:
-        return os.cpu_count() or 1
 
     def intrinsic(function):
         return function
@@ -56,6 +54,25 @@ except ImportError:
 
         def __getitem__(self, _grid):
             raise ImportError(f"{self.function.__name__} needs triton: pip install triton")
+
+
+_of_thread = threading.local()
+
+
+def get_num_threads() -> int:
+    """The number of threads of the kernels that the calling thread runs.
+
+    numba's function of this name takes a lock at each call. An interrupt just after it would leave the lock held, and every
+    other thread would wait forever.
+    """
+    return getattr(_of_thread, "number", numba.config.NUMBA_NUM_THREADS if HAS_NUMBA else os.cpu_count() or 1)
+
+
+def set_num_threads(number: int) -> None:
+    """Set the number of threads of the kernels that the calling thread runs."""
+    if HAS_NUMBA:
+        numba.set_num_threads(number)
+    _of_thread.number = number
 
 
 @functools.cache

@@ -128,8 +128,7 @@ def picked(first):
     return [TEXTS[first], TEXTS[(2 * first + 1) % len(TEXTS)]]
 
 
-# 200 may wait forever after test_interrupts in the same process: an interrupt there can leave a lock of numba held
-@pytest.mark.parametrize("number_of_calls", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number_of_calls", [5, pytest.param(200, marks=pytest.mark.full)])
 def test_eight_threads_get_what_one_thread_gets(calls, right, number_of_calls):
     wrong, failed = [], []
 
