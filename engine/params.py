@@ -10,10 +10,9 @@ from typing import Any
 
 from foredraft.engine import checks
 from foredraft.errors import UserError
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 
 MAX_DRAFT_TOKENS = 64
-# As many as a step can compare with (kernels/step/commit_triton.py).
-MAX_END_TOKENS = 8
 AUTO = "auto"
 MAX_BEAMS = 32
 # MAX_NEW_TOKENS to its power is a float32.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foredraft.kernels.core.backend import backend_of
 from foredraft.kernels.step.commit import COMMIT
-from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 from foredraft.kernels.step.step_inputs import ALLOWED, STEP_INPUTS
 from foredraft.kernels.verify.accept_triton import CommitTensors
 

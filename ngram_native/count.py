@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
-from foredraft.kernels.core.backend import get_num_threads
 from foredraft.ngram_native.counts import Counts, packing, same_window
 
 # Windows of a bucket: as many as a core's cache contains.

@@ -16,7 +16,7 @@ from foredraft.bench.gpu.sizes import Sizes, captured, seconds
 from foredraft.bench.harness.measure import spread
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.core.split_softmax_triton import make_scratch
-from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 from foredraft.kernels.verify.accept import ACCEPT_SAMPLED
 from foredraft.kernels.verify.accept_triton import CommitTensors, accept_sampled_triton
 

@@ -13,10 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit
 
 from foredraft.bench.harness.interleave import best_of
-from foredraft.kernels.core.backend import get_num_threads
 from foredraft.ngram_native import batch_query as batch
 from foredraft.ngram_native import files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa

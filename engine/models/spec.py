@@ -16,7 +16,7 @@ from pathlib import Path
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
 from foredraft.kernels.model.activation import ACTIVATIONS
-from foredraft.kernels.step.commit_triton import MAX_END_TOKENS
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 
 # The end token of a model that has none: no token equals it.
 NO_END_TOKEN = -1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from foredraft.kernels.core.backend import constexpr, jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 
-# The most end tokens of a request.
-MAX_END_TOKENS = 8
 END_TOKENS = constexpr(MAX_END_TOKENS)
 
 

@@ -11,9 +11,8 @@ import torch
 
 import foredraft
 from foredraft.engine.arguments import SamplingSettings, checkpoint_settings, merge
-from foredraft.engine.params import MAX_END_TOKENS, SamplingParams
+from foredraft.engine.params import SamplingParams
 from foredraft.errors import UserError
-from foredraft.kernels.step import commit_triton
 
 SOURCE = [5, 9, 33, 5, 9, 40, 5, 9, 1]
 
@@ -42,7 +41,6 @@ def small(tiny_model_path):
 
 def test_the_typed_arguments_are_the_fields():
     assert set(typing.get_type_hints(SamplingSettings)) == {field.name for field in fields(SamplingParams)}
-    assert MAX_END_TOKENS == commit_triton.MAX_END_TOKENS
 
 
 def test_an_argument_wins_over_the_object_and_the_object_over_the_file(checkpoint):

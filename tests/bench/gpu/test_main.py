@@ -133,7 +133,7 @@ def test_sections_before_the_peers_leave_them_their_time():
     assert sum(gpu.SECTIONS[name].seconds for name in before) + 80 <= gpu.TOTAL
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_is_compiled_ahead_is_what_the_sections_launch(monkeypatch):
     """The kernels compiled ahead, compared by signature and constants, are all that the timed sections launch."""
     # as on a device: the interpreter takes as many sequences together as there are

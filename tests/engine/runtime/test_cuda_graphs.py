@@ -171,7 +171,7 @@ def tensor_bytes():
     return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_what_target_drafter_and_graphs_hold_stays_flat(tiny_model_path):
     """The parts of the real step, under Triton's interpreter: a second and third time nothing more is held."""

@@ -7,7 +7,8 @@ import torch
 from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.step import commit_triton as triton_file
 from foredraft.kernels.step.commit import commit_numba, commit_reference
-from foredraft.kernels.step.commit_triton import MAX_END_TOKENS, commit_triton
+from foredraft.kernels.step.commit_triton import commit_triton
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 
 DEVICE = "cpu" if is_interpreted() else "cuda"
 

@@ -15,7 +15,8 @@ from foredraft.kernels.core.backend import can_launch, is_interpreted
 from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
-from foredraft.kernels.step.commit_triton import MAX_END_TOKENS, commit_triton
+from foredraft.kernels.step.commit_triton import commit_triton
+from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 from foredraft.kernels.verify import accept_triton as verification
 from foredraft.kernels.verify.accept import accept_greedy_reference, accept_reference
 from foredraft.kernels.verify.accept_triton import CommitTensors, accept_greedy_triton, accept_sampled_triton
