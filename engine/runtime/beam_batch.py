@@ -67,7 +67,7 @@ class BeamBatch:
     def step(self) -> list[BeamSearch]:
         """One pass, and every step that its logits suffice for; returns the searches that are over."""
         since = now()
-        # a drafter that proposes nothing is not called: its call costs time, too
+        # calling a drafter costs time even if it proposes nothing
         drafts = self._set_draft_lengths() > 0
         draft = self.drafter.draft(self.state) if drafts else Draft.empty(self.state.batch_size, 0)
         tokens, positions, parents = self.state.inputs(draft)

@@ -27,8 +27,8 @@ from foredraft.server.replicas import Replicas, threads_of
 from foredraft.server.settings import ServerSettings
 
 APPLICATION = "foredraft"
-# of requests that the gateway holds at once; the replicas' queues end far earlier
-MANY = 100_000
+# Ray Serve's limit of requests in the gateway; the queues of the replicas refuse requests long before.
+GATEWAY_REQUESTS = 100_000
 
 
 def connect(address: str) -> None:
@@ -39,7 +39,7 @@ def connect(address: str) -> None:
     here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     own = {"include_dashboard": False} if address == "local" else {}
-    # Ray itself tries for minutes
+    # a plain connection fails at once; Ray would try for minutes
     host, _, port = address.rpartition(":")
     try:
         if port.isdigit() and "/" not in host:
@@ -73,17 +73,17 @@ def application(loading: dict[str, Any], settings: ServerSettings, is_local: boo
     if replicas.most > replicas.least:
         scaling = {"autoscaling_config": {"min_replicas": replicas.least, "max_replicas": replicas.most,
                                           "target_ongoing_requests": settings.batch_size}}
-    # set before the process starts: every thread of it shall use this number
+    # environment variables hold for every thread of the replica's process
     variables = {f"{library}_NUM_THREADS": str(threads) for library in ("NUMBA", "OMP", "MKL", "OPENBLAS")}
     engines = serve.deployment(
         Replica, name="replica", **scaling, ray_actor_options={
             "num_cpus": threads, "runtime_env": {"env_vars": variables}},
-        # a batch, and one that waits; the others wait in the gateway for the first replica that is free
+        # one batch runs and one waits in the replica; other requests wait in the gateway for the first free replica
         max_ongoing_requests=2 * settings.batch_size, max_queued_requests=settings.max_queue,
         graceful_shutdown_timeout_s=settings.shutdown_timeout, graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2, health_check_timeout_s=10, max_constructor_retry_count=1)
     gateway = serve.deployment(
-        Gateway, name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=MANY,
+        Gateway, name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=GATEWAY_REQUESTS,
         graceful_shutdown_wait_loop_s=0.5)
     return gateway.bind(engines.bind(loading, settings, threads), settings, is_local)
 

@@ -25,16 +25,16 @@ from foredraft.server.middleware import Checks
 from foredraft.server.settings import ServerSettings
 from foredraft.server.tgi import ROUTES
 
-# a request that ends this many replicas is likely to be the reason
+# A request that was lost with this many replicas is probably why they ended.
 TRIES = 3
-# seconds to wait for the replicas' states
+# Seconds to wait for the replicas' states.
 STATE_TIMEOUT = 3.0
-# the parts of an ASGI scope that can be sent to another process
+# The parts of an ASGI scope that can be sent to another process.
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client",
          "server")
-# these the middleware adds again
+# Headers of a replica's response that the gateway's middleware adds itself.
 ADDED = (b"x-request-id", b"x-content-type-options")
-# the gateway counts HTTP responses; a replica does not see the refused ones
+# Metrics of the gateway. A replica does not see refused requests, so its own values are left out.
 COUNTED_HERE = ("foredraft:http_responses", "foredraft:requests_refused", "foredraft:requests_retried")
 
 
@@ -121,7 +121,7 @@ class Gateway:
             return [state for state in found if isinstance(state, dict)]
         except (DeploymentUnavailableError, TimeoutError):
             pass
-        # one of them hangs; another may answer
+        # broadcast waits for a replica that hangs; ask any one replica instead
         with suppress(DeploymentUnavailableError, RayError, TimeoutError):
             async with asyncio.timeout(STATE_TIMEOUT):
                 return [await self._replicas.options(stream=False, method_name="state").remote()]
@@ -163,7 +163,7 @@ class Gateway:
         # the middleware has read the body whole
         body = b"" if scope["method"] in ("GET", "HEAD", "OPTIONS") else (await receive())["body"]
         sent = {name: scope[name] for name in SCOPE if name in scope}
-        # a request without an id has got one from the middleware; the replica's log shall have it too
+        # the middleware gives a request without an id one; the replica's log has the same
         line = scope["foredraft.log"]
         sent["headers"] = [*((name, value) for name, value in scope["headers"] if name != b"x-request-id"),
                            (b"x-request-id", line["request_id"].encode())]
@@ -225,7 +225,7 @@ class Gateway:
             raise Lost from None
         finally:
             if not answer.is_complete:
-                # it raises again what kept the request from reaching a replica
+                # cancel raises the error that kept the request from reaching a replica
                 with suppress(Exception):
                     response.cancel()
         if not answer.is_complete:

@@ -1,4 +1,4 @@
-"""A replica of Ray Serve: one model and one engine, which answer the requests that the gateway hands over."""
+"""A replica of Ray Serve: one model and one engine, which answer the requests that the gateway passes on."""
 
 from __future__ import annotations
 
