@@ -14,12 +14,14 @@ import numpy as np
 
 from foredraft.atomic_write import open_atomic
 from foredraft.errors import UserError
+from foredraft.ngram_native.arpa_lines import parse
 from foredraft.ngram_native.assemble import Levels, assemble, levels_of
-from foredraft.ngram_native.counts import MAX_ORDER
 from foredraft.ngram_native.table import Table
 
 # T5's special tokens (start, end, unknown) and their words in ARPA.
 SPECIAL_WORDS = {0: "<s>", 1: "</s>", 2: "<unk>"}
+# Other spellings that files are read with.
+OTHER_WORDS = {"<UNK>": 2}
 # log10 of a probability of 0, as SRILM writes it.
 LOG_ZERO = -99.0
 
@@ -114,15 +116,18 @@ def read_arpa(path: str | Path, words: Sequence[str], tokenizer: str | None = No
     Raises
     ------
     UserError
-        A line that cannot be read, named by its number; a missing or truncated file.
+        A line that cannot be read, named by its number; a missing or truncated file (arpa_lines.parse).
     """
-    token_of = {word.encode(): token for token, word in enumerate(words)}
-    grams, logs, backoffs = _parse(Path(path), token_of)
+    token_of = {word.encode(): token for word, token in OTHER_WORDS.items() if token < len(words)}
+    token_of |= {word.encode(): token for token, word in enumerate(words)}
+    found = parse(Path(path), token_of)
+    grams, logs, backoffs = found.grams, found.logs, found.backoffs
     order, vocab_size = len(grams), len(words)
     unigrams, first_backoffs = np.zeros(vocab_size), np.ones(vocab_size)
-    if order:
-        at = np.array(grams[0], np.int64).reshape(-1)
-        unigrams[at], first_backoffs[at] = _power(logs[0]), _power(backoffs[0])
+    at = np.array(grams[0], np.int64).reshape(-1)
+    unigrams[at], first_backoffs[at] = _power(logs[0]), _power(backoffs[0])
+    # the start token is never predicted; KenLM gives it probability 1
+    unigrams[0] = 0
     sets = [np.arange(vocab_size).reshape(-1, 1)] + [np.array(g, np.int64).reshape(len(g), k + 2)
                                                      for k, g in enumerate(grams[1:])]
     known = [unigrams] + [_power(log) for log in logs[1:]]
@@ -167,55 +172,3 @@ def read_arpa(path: str | Path, words: Sequence[str], tokenizer: str | None = No
 def _power(logs: list[float]) -> np.ndarray:
     values = np.array(logs, np.float64)
     return np.where(values <= LOG_ZERO, 0.0, 10.0**values)
-
-
-def _parse(path: Path, token_of: dict[bytes, int]) -> tuple[list[list], list[list], list[list]]:
-    """Per level the n-grams' tokens, log10 probabilities and log10 back-offs."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such ARPA file")
-    grams, logs, backoffs, sizes, level, ended, number = [], [], [], {}, 0, False, 0
-
-    def error_at(what: str) -> UserError:
-        return UserError(f"{path}, line {number}: {what}")
-
-    with open(path, "rb") as lines:
-        for line in lines:
-            number += 1
-            fields = line.split()
-            if not fields:
-                continue
-            if fields[0].startswith(b"\\"):
-                mark = fields[0].decode("utf-8", "replace")
-                if mark == "\\end\\":
-                    ended = True
-                    break
-                if mark.endswith("-grams:"):
-                    level = int(mark[1:-7]) if mark[1:-7].isdigit() else 0
-                    if level != len(grams) + 1 or level > MAX_ORDER:
-                        raise error_at(f"{mark} is out of order; orders 1 to {MAX_ORDER} must follow each other")
-                    for lists in (grams, logs, backoffs):
-                        lists.append([])
-                continue
-            if not level:
-                if fields[0] == b"ngram" and len(fields) == 2 and b"=" in fields[1]:
-                    size, _, count = fields[1].partition(b"=")
-                    sizes[int(size)] = int(count)
-                continue
-            if len(fields) not in (level + 1, level + 2):
-                raise error_at(f"{len(fields)} fields; a probability, {level} words and an optional back-off were expected")
-            try:
-                logs[-1].append(float(fields[0]))
-                backoffs[-1].append(float(fields[level + 1]) if len(fields) > level + 1 else 0.0)
-                grams[-1].append([token_of[word] for word in fields[1 : level + 1]])
-            except ValueError:
-                raise error_at("a number that cannot be read") from None
-            except KeyError as error:
-                raise error_at(f"{error.args[0].decode('utf-8', 'replace')!r} is not in the vocabulary; "
-                               "pass the tokenizer that the file was made with") from None
-            if logs[-1][-1] > 0:
-                raise error_at(f"the log10 probability {logs[-1][-1]} is above 0")
-    found = {k: len(g) for k, g in enumerate(grams, 1)}
-    if not ended or not grams or found != sizes:
-        raise UserError(f"{path}: truncated, or not an ARPA file ({found} of {sizes} n-grams"
-                        f"{'' if ended else ', no end mark'})")
-    return grams, logs, backoffs
