@@ -7,22 +7,17 @@ from pathlib import Path
 
 import torch
 
+from foredraft.engine.models.geometry import SIZES
 from foredraft.engine.models.spec import ModelConfig, tensor_parts
 from foredraft.errors import UserError
 
-_COMMON = dict(model_type="t5", is_encoder_decoder=True, vocab_size=32128, d_kv=64, decoder_start_token_id=0, eos_token_id=1,
+_COMMON = dict(model_type="t5", is_encoder_decoder=True, vocab_size=32128, decoder_start_token_id=0, eos_token_id=1,
                pad_token_id=0)
+_V1_0 = _COMMON | dict(feed_forward_proj="relu", tie_word_embeddings=True)
 _FLAN = _COMMON | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
-# sizes of the published checkpoints, from their config.json
-GEOMETRIES = {
-    "t5-small": _COMMON | dict(d_model=512, d_ff=2048, num_layers=6, num_decoder_layers=6, num_heads=8,
-                               feed_forward_proj="relu", tie_word_embeddings=True),
-    "flan-t5-small": _FLAN | dict(d_model=512, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6),
-    "flan-t5-base": _FLAN | dict(d_model=768, d_ff=2048, num_layers=12, num_decoder_layers=12, num_heads=12),
-    "flan-t5-large": _FLAN | dict(d_model=1024, d_ff=2816, num_layers=24, num_decoder_layers=24, num_heads=16),
-    "flan-t5-xl": _FLAN | dict(d_model=2048, d_ff=5120, num_layers=24, num_decoder_layers=24, num_heads=32),
-}
+# the entries of config.json
+GEOMETRIES = {name: (_V1_0 if name == "t5-small" else _FLAN) | sizes for name, sizes in SIZES.items()}
 SHARD_BYTES = 10**9
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from foredraft.atomic_write import atomic_path, write_atomic
 from foredraft.engine.models.adapter import AdaptedTensors, Adapter
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors, read_config
 from foredraft.engine.models.pickled import PickledTensors
+from foredraft.engine.models.shards import copy_companions, plan_shards, write_config, write_index, write_shard
 from foredraft.engine.models.spec import tensor_parts
-from foredraft.engine.models.tokenizer import TOKENIZER_FILES
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
 
@@ -69,57 +66,28 @@ def convert_checkpoint(path: Path, out: Path, dtype: str | None = None, adapter:
             raise UserError(f"{path}: tensor {missing[0]!r} is missing; is this a T5ForConditionalGeneration checkpoint?")
         kind = DTYPES[dtype] if dtype else tensors.raw(table).dtype
         size = {name: torch.Size(shape).numel() * kind.itemsize for name, shape in shapes.items()}
-        shards = _shards(size)
+        shards = plan_shards(size, SHARD_BYTES)
         out.mkdir(parents=True, exist_ok=True)
         # config.json is written last, so that an interrupted conversion is not a checkpoint
         (out / "config.json").unlink(missing_ok=True)
-        _write(tensors, shapes, shards, out, DTYPES[dtype] if dtype else None,
-               lambda names: progress(sum(size[name] for name in names), sum(size.values())))
+        done = 0
+
+        def converted(name: str) -> Tensor:
+            nonlocal done
+            done += size[name]
+            progress(done, sum(size.values()))
+            return _converted(tensors, name, shapes[name], DTYPES[dtype] if dtype else None)
+
+        for file, names in shards.items():
+            write_shard(out / file, names, converted)
+        write_index(out, shards)
     for old in {*out.glob("model*.safetensors"), out / "model.safetensors.index.json"} - {out / name for name in shards}:
         if len(shards) == 1 or old.suffix == ".safetensors":
             old.unlink(missing_ok=True)
-    for name in ("generation_config.json", *TOKENIZER_FILES):
-        if (path / name).exists():
-            with atomic_path(out / name) as partial:
-                shutil.copyfile(path / name, partial)
-    entries = read_object(path / "config.json")
-    if dtype:
-        entries = {name: value for name, value in entries.items() if name != "torch_dtype"} | {"dtype": dtype}
-    write_atomic(out / "config.json", json.dumps(entries, indent=2) + "\n")
+    copy_companions(path, out)
+    write_config(out, read_object(path / "config.json"), dtype)
     return {"dtype": str(kind).removeprefix("torch."), "tensors": len(shapes), "files": len(shards),
             "bytes": sum((out / name).stat().st_size for name in shards)}
-
-
-def _shards(size: dict[str, int]) -> dict[str, list[str]]:
-    """{file name: names of its tensors}."""
-    groups: list[list[str]] = [[]]
-    for name in sorted(size):
-        if groups[-1] and sum(size[other] for other in groups[-1]) + size[name] > SHARD_BYTES:
-            groups.append([])
-        groups[-1].append(name)
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
-
-
-def _write(tensors: Tensors, shapes: dict[str, tuple[int, ...]], shards: dict[str, list[str]], out: Path,
-           dtype: torch.dtype | None, progress: Callable[[list[str]], None]) -> None:
-    from safetensors.torch import save_file
-
-    done: list[str] = []
-    for file, names in shards.items():
-        found: dict[str, Tensor] = {}
-        for name in names:
-            found[name] = _converted(tensors, name, shapes[name], dtype)
-            done.append(name)
-            progress(done)
-        with atomic_path(out / file) as partial:
-            save_file(found, partial, metadata={"format": "pt"})
-    if len(shards) > 1:
-        where = {name: file for file, names in shards.items() for name in names}
-        total = sum((out / file).stat().st_size for file in shards)
-        write_atomic(out / "model.safetensors.index.json",
-                     json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
 
 
 def _converted(tensors: Tensors, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
