@@ -17,9 +17,11 @@ import psutil
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; the folder is created. After the block the file is flushed to the disk and renamed.
 
+    A symbolic link is followed, and stays.
+
     After an exception the temporary file is deleted and an old file at `path` is unchanged.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     # other machines may write to the same folder
     beginning = f".{path.name}.{platform.node()}."
@@ -55,7 +57,9 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's directory entries to the disk."""
+    """Flush a folder's directory entries to the disk. Windows does so itself, and opens no folder."""
+    if os.name == "nt":
+        return
     folder = os.open(path, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)

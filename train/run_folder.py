@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.atomic_write import write_atomic
 from foredraft.errors import UserError
+from foredraft.output_lock import only_writer
 from foredraft.train.trainer import checkpoint_step
 
 SETTINGS = "settings.json"
+# what the process that trains in the folder locks
+RUN = "run"
 # A resumed run may be given more updates: the learning rate is constant until the decay begins (trainer.py).
 MAY_CHANGE = ("--steps", "--decay-steps")
 FLAGS = {"learning_rate": "--lr", "sizes": "--size"}
@@ -25,6 +30,11 @@ def flags_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         flags |= flags_of(value) if isinstance(value, Mapping) else {FLAGS.get(name, f"--{name.replace('_', '-')}"): value}
     return json.loads(json.dumps(flags))
+
+
+def only_trainer(out: Path) -> AbstractContextManager[None]:
+    """Lock a run's folder inside the block. UserError: another run has it. The processes of one run have one lock."""
+    return only_writer(out / RUN, shown=out) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def begin_run(out: Path, settings: Mapping[str, Any], steps: int, resume: bool, check: bool = True) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -14,6 +13,7 @@ from pathlib import Path
 from foredraft import __version__
 from foredraft.atomic_write import write_atomic
 from foredraft.bench.harness import machine
+from foredraft.output_lock import OutputLock
 
 # The schema of a comparison: the fields of every line, and those of a method that ran.
 FIELDS = {
@@ -109,10 +109,10 @@ def append_lines(path: str | Path, rows: Sequence[dict]) -> None:
     """Append objects to a file, a line each: all or none, one writer at a time."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    lock = OutputLock(path)
+    lock.acquire(wait=True)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
         kept = path.read_text(encoding="utf-8") if path.exists() else ""
         write_atomic(path, kept + "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     finally:
-        os.close(folder)
+        lock.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from foredraft.atomic_write import sync_folder
 from foredraft.errors import UserError
+from foredraft.output_lock import OutputLock
 
 # errors of a full disk, an exhausted quota and a file at its size limit
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,11 +48,13 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, is_begun: bool):
-        self.path, self._is_begun = Path(path), is_begun
+        self.path, self._is_begun, self._lock = Path(path), is_begun, None
         if str(path) == STDOUT:
             self._fd = os.dup(1)
         else:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            # Windows would change line ends
+            binary = getattr(os, "O_BINARY", 0)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | binary, 0o644)
         try:
             self.is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
             self.done: dict[int, object] = {}
@@ -72,6 +74,8 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._fd)
+        if self._lock is not None:
+            self._lock.release()
 
     def append(self, record: dict) -> None:
         """Write a line and sync it. UserError if the disk is full: the earlier lines stay intact."""
@@ -92,10 +96,10 @@ class Journal:
                             "run the same command again to resume") from None
 
     def _open_file(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path}: another run is writing it; wait for that run, or give another --output") from None
+        lock = OutputLock(self.path)
+        if not lock.acquire():
+            raise UserError(f"{self.path}: another run is writing it; wait for that run, or give another --output")
+        self._lock = lock
         size = os.fstat(self._fd).st_size
         end = self._end_of_last_line(size)
         for number, line in enumerate(self._lines(), 1):
@@ -118,7 +122,8 @@ class Journal:
         end = size
         while end > 0:
             start = max(0, end - BLOCK)
-            at = os.pread(self._fd, end - start, start).rfind(b"\n")
+            os.lseek(self._fd, start, os.SEEK_SET)
+            at = os.read(self._fd, end - start).rfind(b"\n")
             if at >= 0:
                 return start + at + 1
             end = start

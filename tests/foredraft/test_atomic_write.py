@@ -16,6 +16,13 @@ def test_text_and_bytes(tmp_path):
     assert path.read_bytes() == b"\xff" and [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_symbolic_link_is_followed(tmp_path):
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "elsewhere" / "file.json")
+    write_atomic(link, "text")
+    assert link.is_symlink() and (tmp_path / "elsewhere" / "file.json").read_text() == "text"
+
+
 @pytest.mark.parametrize("where", ["fsync", "replace"])
 def test_an_error_leaves_only_the_old_file(tmp_path, monkeypatch, where):
     path = tmp_path / "file.json"

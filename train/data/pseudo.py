@@ -9,7 +9,6 @@ process ends early, another one takes over the shard.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sys
@@ -29,6 +28,7 @@ from foredraft.engine.models.hub import find_checkpoint
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
+from foredraft.output_lock import OutputLock
 from foredraft.train.data.pairs import END, read_texts
 from foredraft.train.data.shards import FORMATS, check_format, write_shard
 
@@ -240,30 +240,22 @@ def missing_shards(out: Path, config: PseudoConfig, shards: int) -> set[int]:
 def work(data: str | Path, out: Path, config: PseudoConfig, engine: EngineConfig, shards: int, on_done: OnDone) -> None:
     """Write the shards that no other process has locked, until all are written."""
     missing, model = missing_shards(out, config, shards), None
-    with open(out / ".lock", "ab") as lock:
-        while missing:
-            before = len(missing)
-            for number, articles in read_shards(data, config):
-                path = shard_path(out, number, config)
-                if number not in missing or path.is_file() or not _locked(lock, number):
-                    continue
+    while missing:
+        before = len(missing)
+        for number, articles in read_shards(data, config):
+            path = shard_path(out, number, config)
+            if number not in missing or path.is_file() or not (lock := OutputLock(path)).acquire():
+                continue
+            try:
                 # another process may have written it just before the lock
                 if not path.is_file():
                     model = model or engine.load()
                     write_shard(summarise(model, articles, config, engine, on_done), path)
-                fcntl.lockf(lock, fcntl.LOCK_UN, 1, number)
-            missing = missing_shards(out, config, shards)
-            if len(missing) == before:
-                time.sleep(POLL_SECONDS)
-
-
-def _locked(lock, number: int) -> bool:
-    """Try to lock byte `number` of the lock file. The system releases the locks of a process that ends."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+            finally:
+                lock.release()
+        missing = missing_shards(out, config, shards)
+        if len(missing) == before:
+            time.sleep(POLL_SECONDS)
 
 
 def pseudo(data: str | Path, out: str | Path, config: PseudoConfig, engine: EngineConfig, workers: int = 1,

@@ -6,7 +6,6 @@ process locks the folder of the run that it trains.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import traceback
 from collections.abc import Callable
@@ -16,12 +15,14 @@ from pathlib import Path
 from foredraft.atomic_write import write_atomic
 from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
+from foredraft.output_lock import OutputLock
 from foredraft.train.data.drafter_data import Articles
 from foredraft.train.drafter.distillation_methods import METHODS
 from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
 from foredraft.train.drafter.train_drafter import train_drafter
 from foredraft.train.drafter.training_context import TrainingContext
 from foredraft.train.history import machine
+from foredraft.train.run_folder import RUN
 
 DRAFTERS = ("ngram", "cnn", "lstm", "t5small", "t5shallow")
 KNOWN = ("ngram", *trained_kinds())
@@ -143,11 +144,10 @@ def train_grid(grid: DrafterGrid, context: TrainingContext, articles: Articles, 
     for number, (drafter, method, seed) in enumerate(wanted, 1):
         folder = run_folder(out, drafter, method, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        lock = OutputLock(folder / RUN)
+        if not lock.acquire():
+            continue
+        try:
             config = None if drafter == "ngram" else asdict(grid.config_of(drafter, method, seed))
             described = json.loads(json.dumps({
                 "drafter": drafter, "method": method, "seed": seed, "target_hash": context.hash, "articles": len(articles),
@@ -171,6 +171,8 @@ def train_grid(grid: DrafterGrid, context: TrainingContext, articles: Articles, 
             result = described | {"figures": figures, "machine": machine()}
             write_atomic(folder / RESULT, json.dumps(result, indent=1) + "\n")
             report(f"    {figures}")
+        finally:
+            lock.release()
     found = [result_of(run_folder(out, *run)) for run in wanted]
     return [result for result in found if result is not None], failures
 

@@ -125,7 +125,7 @@ def train(
     from foredraft.train.drafter.distillation_trainer import DrafterTrainingConfig
     from foredraft.train.drafter.train_drafter import train_drafter
     from foredraft.train.drafter.training_context import TrainingContext
-    from foredraft.train.run_folder import refuse_used
+    from foredraft.train.run_folder import only_trainer, refuse_used
 
     check_folder(path, [checkpoint, init, *(data or []), *(pseudo_dataset_path or [])])
     if not resume:
@@ -148,7 +148,8 @@ def train(
     longest = max_source or context.source_limit
     articles = read_drafter_data(pairs, pseudo_dataset_path, context.tokenizer, longest, max_target, limit)
     heldout = heldout_articles(context, validation, eval_articles, longest, max_target)
-    figures = train_drafter(context, articles, heldout, path, config, eval_every, save_every, keep=keep, resume=resume)
+    with only_trainer(path):
+        figures = train_drafter(context, articles, heldout, path, config, eval_every, save_every, keep=keep, resume=resume)
     if figures is None:
         interrupted(f"run the same command with --resume to continue from {path}")
     print_figures({"out": str(path), **figures}, as_json)

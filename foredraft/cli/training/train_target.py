@@ -54,6 +54,7 @@ def train_target(
     resume: options.Resume = False,
 ) -> None:
     """Train a T5 target on article/summary pairs."""
+    from foredraft.train.run_folder import only_trainer
     from foredraft.train.target import train_target as target
 
     check_folder(out, [data, tokenizer, validation, Path(init)])
@@ -82,19 +83,20 @@ def train_target(
         bf16=bf16,
         lowercase=lowercase,
     )
-    finished = target.train_target(
-        data,
-        out,
-        tokenizer,
-        recipe,
-        validation=validation,
-        evaluate_every=evaluate_every,
-        evaluate_examples=evaluate_examples,
-        save_every=save_every,
-        keep=keep,
-        resume=resume,
-        limit=limit,
-    )
+    with only_trainer(out):
+        finished = target.train_target(
+            data,
+            out,
+            tokenizer,
+            recipe,
+            validation=validation,
+            evaluate_every=evaluate_every,
+            evaluate_examples=evaluate_examples,
+            save_every=save_every,
+            keep=keep,
+            resume=resume,
+            limit=limit,
+        )
     if not finished:
         interrupted(f"run the same command with --resume to continue from {out}")
 
@@ -128,10 +130,12 @@ def family(
 ) -> None:
     """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
     from foredraft.train.family import build_family
+    from foredraft.train.run_folder import only_trainer
 
     for folder in (work, out):
         check_folder(folder, [data, tokenizer])
-    figures = build_family(data, tokenizer, work, out, resume=resume)
+    with only_trainer(work):
+        figures = build_family(data, tokenizer, work, out, resume=resume)
     if figures is None:
         interrupted(f"run the same command with --resume to continue from {work}")
     print_figures(figures, as_json)
