@@ -77,7 +77,7 @@ class Model:
 
     def describe(self) -> dict:
         """The model in a record: name, hash, dtype, parameters, drafter, threads."""
-        from foredraft.kernels.core.backend import get_num_threads
+        from foredraft.kernels.core.workers import get_num_threads
 
         return {"model": self.path.name, "hash": weights_hash(self.path) if self.path.is_dir() else None,
                 "dtype": self.dtype, "weights": self.target.weights.stored,

@@ -5,31 +5,33 @@ from __future__ import annotations
 import torch
 
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_NUMBA, set_num_threads
+from foredraft.kernels.core.thread_count import affinity, available_threads
+from foredraft.kernels.core.workers import set_num_threads
 
 
-def start_threads() -> None:
-    """Start numba's threads without changing PyTorch's number of threads.
-
-    Starting numba's threads sets PyTorch's number of threads in the calling thread. The order of sums in PyTorch's matrix
-    products depends on that number, so results would differ between threads.
-    """
-    number = torch.get_num_threads()
-    if HAS_NUMBA:
-        import numba
-
-        numba.get_num_threads()
-    torch.set_num_threads(number)
+def limit_torch_threads() -> None:
+    """Let PyTorch use no more threads than this process has cores: it counts those of the machine, whatever the container's
+    share of them."""
+    if available_threads() < torch.get_num_threads():
+        torch.set_num_threads(available_threads())
 
 
 def set_threads(number: int) -> None:
-    """Decode with `number` threads in the calling thread. UserError: more than the machine has cores."""
-    if HAS_NUMBA:
-        import numba
+    """Set the number of CPU threads of this process, of the kernels and of PyTorch.
 
-        if number > numba.config.NUMBA_NUM_THREADS:
-            raise UserError(f"{number} threads are more than the {numba.config.NUMBA_NUM_THREADS} that this machine or "
-                            "NUMBA_NUM_THREADS allows")
+    Parameters
+    ----------
+    number : int
+        At least 1, at most the cores that this process may run on. Before this is called it is FOREDRAFT_THREADS, else
+        OMP_NUM_THREADS, else the number of cores, or fewer where a control group (container) has a smaller share of them.
+
+    Raises
+    ------
+    UserError
+        Not such a number.
+    """
+    most = max(affinity(), available_threads())
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
+        raise UserError(f"threads must be 1 to {most}, the cores that this process may run on; got {number!r}")
     set_num_threads(number)
-    # after numba, whose start changes PyTorch's number
     torch.set_num_threads(number)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from foredraft.engine.score import Scores as Scores
     from foredraft.engine.state import Draft as Draft
     from foredraft.engine.stats import DecodeStats as DecodeStats
+    from foredraft.engine.threads import set_threads as set_threads
     from foredraft.errors import UserError as UserError
     from foredraft.ngram_native.model import NgramModel as NgramModel
     from foredraft.pipelines import Pipeline as Pipeline
@@ -59,12 +60,13 @@ _HOME = {
     "NgramModel": "foredraft.ngram_native.model",
     "pipeline": "foredraft.pipelines",
     "Pipeline": "foredraft.pipelines",
+    "set_threads": "foredraft.engine.threads",
     "UserError": "foredraft.errors",
 }
 __all__ = [*_HOME, "__version__"]
 
-# Threads that wait must not spin: beside another busy process the spinning costs more than a decode. OpenMP reads this when
-# torch or numba loads it.
+# PyTorch's threads that wait must not spin: beside another busy process the spinning costs more than a decode. OpenMP reads
+# this when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # In a checkout the rooms (engine, kernels, ...) lie beside this folder, not inside it; a wheel has them inside.

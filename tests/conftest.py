@@ -7,6 +7,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # tiny models: waking a second thread costs more than it brings, most of all on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# kernels that are large enough divide their work
+os.environ.setdefault("FOREDRAFT_THREADS", "2")
 # threads that wait must not spin in the way of the suite's other processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")

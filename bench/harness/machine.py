@@ -11,8 +11,9 @@ import numpy as np
 import psutil
 
 from foredraft.bench.harness.interleave import best_of
-from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads
+from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.core.gemm_microkernel import LANES
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import linear_loop
 
 

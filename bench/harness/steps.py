@@ -20,7 +20,7 @@ from foredraft.bench.harness.measure import spread
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
-from foredraft.kernels.core.backend import get_num_threads
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.attention import cross_attention_loop
 from foredraft.kernels.model.linear import inputs_of, linear_loop
 from foredraft.kernels.model.lm_head import CHOOSE

@@ -3,12 +3,16 @@
     python -m foredraft.bench.studies.beam_speed [--geometry flan-t5-base] [--beams 2,4,8]
 
 All methods decode the same sources to the same length, ignoring end tokens, in random orders. The seconds of a step are the
-difference between two lengths, divided by their distance. Outputs are compared with foredraft's without drafts.
+difference between two lengths, divided by their distance. Outputs are compared with foredraft's without drafts. The peak
+memory of a method is that of a process that loads it and decodes the longest source.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +35,15 @@ from foredraft.cli.measuring import counting, finish, open_model, read_articles,
 
 # The shorter of the two lengths, in tokens.
 SHORT = 8
+# Prints the peak memory of this process after it has decoded by one method.
+PEAK = """
+import json, sys
+from foredraft.bench.studies.beam_speed import single
+from foredraft.memory import peak_resident_bytes
+method, source, tokens = json.loads(sys.argv[1])
+single(*method)(source, tokens)
+print(peak_resident_bytes())
+"""
 # (source, number of tokens) -> (output, passes of the target, or None where they are unknown)
 Run = Callable[[Sequence[int], int], tuple[list[int], int | None]]
 
@@ -38,20 +51,9 @@ Run = Callable[[Sequence[int], int], tuple[list[int], int | None]]
 def methods(model, weights: str | None, beams: Sequence[int]) -> tuple[dict[str, Run], dict[str, str]]:
     """Runs by name, and by name the reasons why a peer cannot run."""
     plain = model.with_drafter(None)
-
-    def ours(drafted: bool, n: int) -> Run:
-        used, draft_tokens = (model, "auto") if drafted else (plain, 0)
-
-        def run(source: Sequence[int], tokens: int) -> tuple[list[int], int]:
-            out = used.generate([list(source)], max_new_tokens=tokens, eos_token_id=[], num_beams=n,
-                                draft_tokens=draft_tokens)
-            return out.token_ids[0], out.stats.steps
-
-        return run
-
-    found: dict[str, Run] = {"greedy": ours(False, 1), "greedy, drafts": ours(True, 1)}
-    for n in beams:
-        found |= {f"{n} beams": ours(False, n), f"{n} beams, drafts": ours(True, n)}
+    found: dict[str, Run] = {}
+    for n, name in ((1, "greedy"), *((n, f"{n} beams") for n in beams)):
+        found |= {name: _ours(plain, 0, n), f"{name}, drafts": _ours(model, "auto", n)}
     absent = {}
     for name, build in (("transformers", _transformers), ("CTranslate2", _ctranslate2)):
         try:
@@ -59,6 +61,31 @@ def methods(model, weights: str | None, beams: Sequence[int]) -> tuple[dict[str,
         except Absent as reason:
             absent[name] = str(reason)
     return found, absent
+
+
+def single(name: str, path: str, drafter: str | None, weights: str | None) -> Run:
+    """The run of one name, and nothing else in memory."""
+    n = int(found[1]) if (found := re.search(r"(\d+) beams", name)) else 1
+    for engine, build in (("transformers", _transformers), ("CTranslate2", _ctranslate2)):
+        if name.startswith(engine):
+            return build(Path(path), weights, [n])[n]
+    is_drafted = name.endswith("drafts")
+    return _ours(open_model(path, drafter if is_drafted else None, weights=weights), "auto" if is_drafted else 0, n)
+
+
+def peak_bytes(name: str, path: str, drafter: str | None, weights: str | None, source: Sequence[int], tokens: int) -> int:
+    """Peak resident memory of a process that decodes by one method."""
+    wanted = json.dumps([[name, path, drafter, weights], list(source), tokens])
+    done = subprocess.run([sys.executable, "-c", PEAK, wanted], stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def _ours(model, draft_tokens: int | str, n: int) -> Run:
+    def run(source: Sequence[int], tokens: int) -> tuple[list[int], int]:
+        out = model.generate([list(source)], max_new_tokens=tokens, eos_token_id=[], num_beams=n, draft_tokens=draft_tokens)
+        return out.token_ids[0], out.stats.steps
+
+    return run
 
 
 def _transformers(folder: Path, weights: str | None, beams: Sequence[int]) -> dict[int, Run]:
@@ -151,7 +178,12 @@ def main(
             runs = {name: run for name, run in runs.items() if "drafts" not in name}
         with counting(repeats * len(runs)) as advance:
             rows = measure(runs, sources, max_new_tokens, repeats, advance)
-        row = common_fields("beam-speed", model=model, data=describe(data, found)) | {
+        path, longest = str(model.path), max(sources, key=len)
+        fields = common_fields("beam-speed", model=model, data=describe(data, found))
+        del model, sized, runs
+        for one in rows:
+            one["peak_bytes"] = peak_bytes(one["name"], path, drafter, weights, longest, max_new_tokens)
+        row = fields | {
             "geometry": geometry, "drafter": drafter, "max_new_tokens": max_new_tokens, "repeats": repeats,
             "methods": rows, "absent": absent}
     finish([row], out, _tables(row), as_json)
@@ -159,10 +191,11 @@ def main(
 
 def _tables(row: dict) -> Iterator[Table | str]:
     greedy = row["methods"][0]
-    columns = ("method", "s a summary", "ms a step", "step / greedy", "passes", "equal")
+    columns = ("method", "s a summary", "ms a step", "step / greedy", "passes", "equal", "peak MB")
     yield Table(f"beam search, {row['geometry'] or 'target'}", columns, [
         [one["name"], number(one["seconds"], 3), number(one["step_ms"]), number(one["step_ms"] / greedy["step_ms"]),
-         number(one["passes"], 0), f"{one['equal']}/{one['sources']}"] for one in row["methods"]])
+         number(one["passes"], 0), f"{one['equal']}/{one['sources']}", number(one["peak_bytes"] / 1e6, 0)]
+        for one in row["methods"]])
     for name, reason in row["absent"].items():
         yield f"{name}: {reason}"
 

@@ -26,7 +26,7 @@ from foredraft.cli import options
 from foredraft.cli.measuring import finish, run_script
 from foredraft.cli.output import announce_compilation
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import get_num_threads
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import linear_loop, pack, quantize
 
 # more than the last-level cache of most machines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from foredraft.engine.threads import start_threads
+from foredraft.engine.threads import limit_torch_threads
 from foredraft.errors import UserError
 
 _process: int | None = None
@@ -19,7 +19,7 @@ def check_process() -> None:
     global _process
     if _process is None:
         _process = os.getpid()
-        start_threads()
+        limit_torch_threads()
     elif _process != os.getpid():
         raise UserError("this process was forked from one that had already loaded a model; load the first model after the "
                         "fork, or start the process with multiprocessing's 'spawn' method")

@@ -1,6 +1,6 @@
 """The backends of the kernels. numba and triton are optional: every file of kernels can be imported without them.
 
-`njit`, `prange`, `intrinsic`: numba's; without numba a compiled kernel raises ImportError when it is called.
+`njit`, `intrinsic`: numba's; without numba a compiled kernel raises ImportError when it is called.
 `jit`, `tl`, `constexpr`: triton's; without triton a launch raises ImportError.
 
 Compiled code is cached on disk. numba checks only the file of a function itself, but compiled kernels contain the kernels
@@ -15,18 +15,15 @@ import hashlib
 import os
 import re
 import tempfile
-import threading
 from pathlib import Path
 
 try:
     import numba
-    from numba import prange
     from numba.extending import intrinsic
 
     HAS_NUMBA = True
 except ImportError:
     HAS_NUMBA = False
-    prange = range
 
     def intrinsic(function):
         return function
@@ -54,25 +51,6 @@ except ImportError:
 
         def __getitem__(self, _grid):
             raise ImportError(f"{self.function.__name__} needs triton: pip install triton")
-
-
-_of_thread = threading.local()
-
-
-def get_num_threads() -> int:
-    """The number of threads of the kernels that the calling thread runs.
-
-    numba's function of this name takes a lock at each call. An interrupt just after it would leave the lock held, and every
-    other thread would wait forever.
-    """
-    return getattr(_of_thread, "number", numba.config.NUMBA_NUM_THREADS if HAS_NUMBA else os.cpu_count() or 1)
-
-
-def set_num_threads(number: int) -> None:
-    """Set the number of threads of the kernels that the calling thread runs."""
-    if HAS_NUMBA:
-        numba.set_num_threads(number)
-    _of_thread.number = number
 
 
 @functools.cache

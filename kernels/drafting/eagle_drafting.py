@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.copy_attention import copy_attention_loop, copy_attention_reference
 from foredraft.kernels.drafting.draft_stopping import (
     check_stop_loop,

@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.sum_of_exp import sum_of_exp_loop
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.vocabulary_head import (
     sample_draft_loop,
     sample_draft_reference,

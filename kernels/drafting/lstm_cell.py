@@ -15,8 +15,9 @@ import math
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import HIGHEST, exp32
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import linear_loop, linear_reference
 
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)

@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.causal_conv import cnn_loop
 from foredraft.kernels.drafting.copy_attention import copy_attention_loop
 from foredraft.kernels.drafting.draft_stopping import check_stop_loop, start_draft_loop

@@ -25,9 +25,10 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop, largest_loop
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.gemm_microkernel import LANES
 from foredraft.kernels.core.philox import DRAFT, uniform
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import SCALE_ROWS, linear_loop, linear_reference, linear_serial
 from foredraft.kernels.sampling.sample import sample_reference
 from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, warp_loop

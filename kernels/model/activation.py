@@ -12,8 +12,9 @@ import math
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit, prange
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import HIGHEST, exp32
+from foredraft.kernels.core.workers import get_num_threads, parallel
 
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
 _TANH_GELU = math.sqrt(2.0 / math.pi)
@@ -62,12 +63,15 @@ def activate_loop(inner, active, activation, gated):
                 active[i, f] *= inner[i, F + f]
 
 
-@njit(parallel=True)
+@parallel
+@njit()
+def _activate_rows(first, last, inner, active, activation, gated):
+    activate_loop(inner[first:last], active[first:last], activation, gated)
+
+
+@njit()
 def _activate_threads(inner, active, activation, gated, threads):
-    n = active.shape[0]
-    for thread in prange(threads):
-        first, last = n * thread // threads, n * (thread + 1) // threads
-        activate_loop(inner[first:last], active[first:last], activation, gated)
+    _activate_rows(active.shape[0], threads, inner, active, activation, gated)
 
 
 def activate_numba(inner: np.ndarray, active: np.ndarray, activation: int, gated: bool) -> None:

@@ -24,13 +24,12 @@ import math
 import numpy as np
 
 from foredraft.kernels.core.argmax import largest_loop
-from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads, njit, prange
+from foredraft.kernels.core.backend import HAS_NUMBA, njit
 from foredraft.kernels.core.exp import exp32
 from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.workers import get_num_threads, parallel, threads_for
 
 PAGE = 64
-# Below this many multiply-adds one thread does all the work (linear.py).
-THREAD_WORK = 500_000
 
 
 def attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:
@@ -116,8 +115,9 @@ def _add_scaled(out, weight, value):
         out[d] += weight * value[d]
 
 
+@parallel
 @njit()
-def _self_tasks(q, sequences, queries, positions, parents, k, v, bias, first, last, out):
+def _self_tasks(first, last, q, sequences, queries, positions, parents, k, v, bias, out):
     H = q.shape[1]
     scores = np.empty(k.shape[2], np.float32)
     slots = np.empty(k.shape[2], np.int64)
@@ -153,8 +153,9 @@ def _groups(sequences, table):
     return starts[: count + 1]
 
 
+@parallel
 @njit()
-def _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, first, last, out):
+def _cross_tasks(first, last, q, sequences, starts, pages_k, pages_v, table, sources, out):
     n, H, D = q.shape
     padded = pages_v.shape[2] * LANES
     longest = 0
@@ -191,32 +192,14 @@ def _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, first, 
                 out[i + m, h, d] = total[m, d]
 
 
-@njit(parallel=True)
-def _self_threads(q, sequences, queries, positions, parents, k, v, bias, out, threads):
-    tasks = q.shape[0] * q.shape[1]
-    for thread in prange(threads):
-        _self_tasks(q, sequences, queries, positions, parents, k, v, bias, tasks * thread // threads,
-                    tasks * (thread + 1) // threads, out)
-
-
-@njit(parallel=True)
-def _cross_threads(q, sequences, starts, pages_k, pages_v, table, sources, out, threads):
-    tasks = (starts.shape[0] - 1) * q.shape[1]
-    for thread in prange(threads):
-        _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, tasks * thread // threads,
-                     tasks * (thread + 1) // threads, out)
-
-
 @njit()
 def self_attention_loop(q, sequences, queries, positions, parents, k, v, bias, out, threads):
     n, H, D = q.shape
     longest = 0
     for i in range(n):
         longest = max(longest, positions[sequences[i], queries[i]])
-    if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
-        _self_tasks(q, sequences, queries, positions, parents, k, v, bias, 0, n * H, out)
-    else:
-        _self_threads(q, sequences, queries, positions, parents, k, v, bias, out, threads)
+    _self_tasks(n * H, threads_for(n * H * D * longest * 2, threads), q, sequences, queries, positions, parents, k, v, bias,
+                out)
 
 
 @njit()
@@ -226,10 +209,8 @@ def cross_attention_loop(q, sequences, pages_k, pages_v, table, sources, out, th
     for i in range(n):
         longest = max(longest, sources[sequences[i]])
     starts = _groups(sequences, table)
-    if threads == 1 or n * H * D * longest * 2 < THREAD_WORK:
-        _cross_tasks(q, sequences, starts, pages_k, pages_v, table, sources, 0, (starts.shape[0] - 1) * H, out)
-    else:
-        _cross_threads(q, sequences, starts, pages_k, pages_v, table, sources, out, threads)
+    _cross_tasks((starts.shape[0] - 1) * H, threads_for(n * H * D * longest * 2, threads), q, sequences, starts, pages_k,
+                 pages_v, table, sources, out)
 
 
 def self_attention_numba(q, sequences, queries, positions, parents, k, v, bias) -> np.ndarray:

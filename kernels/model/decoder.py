@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.activation import activate_loop, activate_reference
 from foredraft.kernels.model.attention import (
     cross_attention_loop,

@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.argmax import larger
-from foredraft.kernels.core.backend import get_num_threads, njit, prange
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import exp32
 from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.workers import get_num_threads, parallel
 from foredraft.kernels.model.attention import attend_reference
 
 # Queries whose scores fit into the L2 cache together with a head's keys and values.
@@ -56,8 +57,9 @@ def _softmax_with(scores, bias):
     return total
 
 
+@parallel
 @njit()
-def _tasks(mixed, bias, out, first, last):
+def _tasks(first, last, mixed, bias, out):
     """Tasks first..last-1; task h * ceil(S / QUERIES) + n is the n-th chunk of queries of head h."""
     S, H = mixed.shape[0], bias.shape[0]
     D = out.shape[1] // H
@@ -90,11 +92,10 @@ def _tasks(mixed, bias, out, first, last):
                 out[start + m, h * D + d] = mixed_values[m, d] * scale
 
 
-@njit(parallel=True)
+@njit()
 def _threads(mixed, bias, out, threads):
     tasks = bias.shape[0] * ((mixed.shape[0] + QUERIES - 1) // QUERIES)
-    for thread in prange(threads):
-        _tasks(mixed, bias, out, tasks * thread // threads, tasks * (thread + 1) // threads)
+    _tasks(tasks, threads, mixed, bias, out)
 
 
 def encoder_attention_numba(mixed: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:

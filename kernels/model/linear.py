@@ -15,16 +15,16 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop
-from foredraft.kernels.core.backend import HAS_NUMBA, get_num_threads, njit, prange
+from foredraft.kernels.core.backend import HAS_NUMBA, njit
 from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.workers import get_num_threads, parallel, threads_for
 
 # int8 rows at the end of a block that hold the float32 scales of its 16 outputs.
 SCALE_ROWS = 4
 # Blocks whose outputs stay in the L1 cache until they are reduced or copied.
 CHUNK_BLOCKS = 32
-# Below this many multiply-adds one thread does all the work: to wake a second one takes longer, on a busy machine a time
-# slice.
-THREAD_WORK = 500_000
+# Blocks that a thread takes at once: as many as a tile of gemm_microkernel.py.
+TASK_BLOCKS = 4
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -105,89 +105,68 @@ def linear_serial(x, weight, out, first, last):
         out[:, full * LANES :] = partial[:, : N - full * LANES]
 
 
-@njit(parallel=True)
-def _linear_threads(x, weight, out, threads):
-    blocks = weight.shape[0]
-    for thread in prange(threads):
-        linear_serial(x, weight, out, blocks * thread // threads, blocks * (thread + 1) // threads)
+@parallel
+@njit()
+def _linear_tasks(first, last, x, weight, out):
+    linear_serial(x, weight, out, first * TASK_BLOCKS, min(last * TASK_BLOCKS, weight.shape[0]))
 
 
 @njit()
 def linear_loop(x, weight, out, threads):
-    """linear for compiled kernels; every thread streams a contiguous run of blocks."""
-    if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
-        linear_serial(x, weight, out, 0, weight.shape[0])
-    else:
-        _linear_threads(x, weight, out, threads)
+    """linear for compiled kernels; every thread streams contiguous runs of blocks."""
+    tasks = (weight.shape[0] + TASK_BLOCKS - 1) // TASK_BLOCKS
+    _linear_tasks(tasks, threads_for(x.shape[0] * x.shape[1] * out.shape[1], threads), x, weight, out)
 
 
+@parallel
 @njit()
-def _scatter_serial(x, weight, at, out, first, last):
+def _scatter_tasks(first, last, x, weight, at, out):
+    """Tasks of CHUNK_BLOCKS blocks."""
     N = out.shape[1]
     # outputs are written once, to their final rows: a fresh buffer would cost a page fault every 4 kB
     scores = np.empty((x.shape[0], CHUNK_BLOCKS * LANES), np.float32)
-    for start in range(first, last, CHUNK_BLOCKS):
-        stop = min(start + CHUNK_BLOCKS, last)
+    for task in range(first, last):
+        start, stop = task * CHUNK_BLOCKS, min((task + 1) * CHUNK_BLOCKS, weight.shape[0])
         _span(x, weight, start, stop, scores, 0)
         begin, end = start * LANES, min(stop * LANES, N)
         for m in range(x.shape[0]):
             out[at[m], begin:end] = scores[m, : end - begin]
 
 
-@njit(parallel=True)
-def _scatter_threads(x, weight, at, out, threads):
-    blocks = weight.shape[0]
-    for thread in prange(threads):
-        _scatter_serial(x, weight, at, out, blocks * thread // threads, blocks * (thread + 1) // threads)
-
-
 @njit()
 def linear_scatter_loop(x, weight, at, out, threads):
     """linear_loop that writes row m to out[at[m]]; at [M] int64."""
-    if threads == 1 or x.shape[0] * x.shape[1] * out.shape[1] < THREAD_WORK:
-        _scatter_serial(x, weight, at, out, 0, weight.shape[0])
-    else:
-        _scatter_threads(x, weight, at, out, threads)
+    tasks = (weight.shape[0] + CHUNK_BLOCKS - 1) // CHUNK_BLOCKS
+    _scatter_tasks(tasks, threads_for(x.shape[0] * x.shape[1] * out.shape[1], threads), x, weight, at, out)
 
 
+@parallel
 @njit()
-def _argmax_serial(x, weight, outputs, first, last, best, best_at):
+def _argmax_tasks(first, last, x, weight, outputs, best, best_at):
+    """Tasks of CHUNK_BLOCKS blocks: best [tasks, M] is the largest output of each, best_at its index."""
     M = x.shape[0]
     scores = np.empty((M, CHUNK_BLOCKS * LANES), np.float32)
-    for start in range(first, last, CHUNK_BLOCKS):
-        stop = min(start + CHUNK_BLOCKS, last)
+    for task in range(first, last):
+        start, stop = task * CHUNK_BLOCKS, min((task + 1) * CHUNK_BLOCKS, weight.shape[0])
         _span(x, weight, start, stop, scores, 0)
         width = min(stop * LANES, outputs) - start * LANES
         for m in range(M):
             at = argmax_loop(scores[m, :width])
-            if scores[m, at] > best[m]:
-                best[m] = scores[m, at]
-                best_at[m] = start * LANES + at
-
-
-@njit(parallel=True)
-def _argmax_threads(x, weight, outputs, best, best_at, threads):
-    blocks = weight.shape[0]
-    for thread in prange(threads):
-        _argmax_serial(x, weight, outputs, blocks * thread // threads, blocks * (thread + 1) // threads,
-                       best[thread], best_at[thread])
+            best[task, m], best_at[task, m] = scores[m, at], start * LANES + at
 
 
 @njit()
 def linear_argmax_loop(x, weight, outputs, out, threads):
     M = x.shape[0]
-    best = np.full((threads, M), -np.inf, np.float32)
-    best_at = np.zeros((threads, M), np.int64)
-    if threads == 1 or M * x.shape[1] * outputs < THREAD_WORK:
-        _argmax_serial(x, weight, outputs, 0, weight.shape[0], best[0], best_at[0])
-    else:
-        _argmax_threads(x, weight, outputs, best, best_at, threads)
+    tasks = (weight.shape[0] + CHUNK_BLOCKS - 1) // CHUNK_BLOCKS
+    best, best_at = np.empty((tasks, M), np.float32), np.empty((tasks, M), np.int64)
+    _argmax_tasks(tasks, threads_for(M * x.shape[1] * outputs, threads), x, weight, outputs, best, best_at)
     for m in range(M):
-        winner = 0
-        for thread in range(1, threads):
-            if best[thread, m] > best[winner, m]:
-                winner = thread
-        out[m] = best_at[winner, m]
+        top = np.float32(-np.inf)
+        out[m] = 0
+        for task in range(tasks):
+            if best[task, m] > top:
+                top, out[m] = best[task, m], best_at[task, m]
 
 
 def linear_numba(x: np.ndarray, weight: np.ndarray, outputs: int) -> np.ndarray:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit
+from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import linear_argmax_loop, linear_reference, linear_scatter_loop
 
 

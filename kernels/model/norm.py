@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from foredraft.kernels.core.backend import get_num_threads, njit, prange
+from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.workers import get_num_threads, parallel
 
 
 def norm_reference(x: np.ndarray, weight: np.ndarray, epsilon: float, out: np.ndarray | None = None) -> np.ndarray:
@@ -33,12 +34,15 @@ def norm_loop(x, weight, epsilon, out):
             out[m, c] = x[m, c] * scale * weight[c]
 
 
-@njit(parallel=True)
+@parallel
+@njit()
+def _norm_rows(first, last, x, weight, epsilon, out):
+    norm_loop(x[first:last], weight, epsilon, out[first:last])
+
+
+@njit()
 def _norm_threads(x, weight, epsilon, out, threads):
-    M = x.shape[0]
-    for thread in prange(threads):
-        first, last = M * thread // threads, M * (thread + 1) // threads
-        norm_loop(x[first:last], weight, epsilon, out[first:last])
+    _norm_rows(x.shape[0], threads, x, weight, epsilon, out)
 
 
 def norm_numba(x: np.ndarray, weight: np.ndarray, epsilon: float, out: np.ndarray | None = None) -> np.ndarray:

@@ -16,8 +16,9 @@ import math
 import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop, largest_loop
-from foredraft.kernels.core.backend import njit, prange
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.philox import DRAFT, uniform, uniform_reference
+from foredraft.kernels.core.workers import get_num_threads, parallel
 from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, inverse_cdf_reference, warp_loop, warp_reference
 
 
@@ -43,10 +44,11 @@ def _log_weights(logits, temperature, weights, processed):
         processed[i] = (logits[i] - top) * rate if weights[i] > 0 else np.float32(-np.inf)
 
 
-@njit(parallel=True)
-def _sample_loop(logits, temperature, top_k, top_p, seeds, starts, offset, tokens, processed, lse):
-    B, V = logits.shape
-    for b in prange(B):
+@parallel
+@njit()
+def _sample_sequences(first, last, logits, temperature, top_k, top_p, seeds, starts, offset, tokens, processed, lse):
+    V = logits.shape[1]
+    for b in range(first, last):
         if temperature[b] == 0:
             tokens[b] = argmax_loop(logits[b])
             processed[b] = logits[b]
@@ -59,8 +61,13 @@ def _sample_loop(logits, temperature, top_k, top_p, seeds, starts, offset, token
             tokens[b] = inverse_cdf_loop(weights, total, uniform(seeds[b], DRAFT, starts[b], offset))
 
 
+@njit()
+def _sample_loop(threads, *arguments):
+    _sample_sequences(arguments[0].shape[0], threads, *arguments)
+
+
 def sample_numba(logits, temperature, top_k, top_p, seeds, starts, offset, tokens, processed, lse) -> None:
-    _sample_loop(logits, temperature, top_k, top_p, seeds, starts, offset, tokens, processed, lse)
+    _sample_loop(get_num_threads(), logits, temperature, top_k, top_p, seeds, starts, offset, tokens, processed, lse)
 
 
 SAMPLE = {"reference": sample_reference, "numba": sample_numba}

@@ -33,9 +33,10 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop
-from foredraft.kernels.core.backend import njit, prange
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import exp32
 from foredraft.kernels.core.philox import ACCEPT, POINT, RESIDUAL, uniform, uniform_reference
+from foredraft.kernels.core.workers import get_num_threads, parallel
 from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, inverse_cdf_reference, warp_loop, warp_reference
 
 
@@ -148,10 +149,11 @@ def accept_sequence_loop(logits, draft_tokens, length, parents, dense, draft_log
         path[n] = r
 
 
-@njit(parallel=True)
-def _accept_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
-                 seeds, starts, tokens, counts, path):
-    for b in prange(logits.shape[0]):
+@parallel
+@njit()
+def _accept_sequences(first, last, logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature,
+                      top_k, top_p, seeds, starts, tokens, counts, path):
+    for b in range(first, last):
         q, lse = np.empty((0, 0), np.float32), np.empty(0, np.float64)
         if draft_logits.shape[0] > 0:
             q, lse = draft_logits[b], draft_lse[b]
@@ -159,10 +161,15 @@ def _accept_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logi
                                          temperature[b], top_k[b], top_p[b], seeds[b], starts[b], tokens[b], path[b])
 
 
+@njit()
+def _accept_loop(threads, *arguments):
+    _accept_sequences(arguments[0].shape[0], threads, *arguments)
+
+
 def accept_numba(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
                  seeds, starts, tokens, counts, path) -> None:
-    _accept_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
-                 seeds, starts, tokens, counts, path)
+    _accept_loop(get_num_threads(), logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse,
+                 temperature, top_k, top_p, seeds, starts, tokens, counts, path)
 
 
 def accept_greedy_reference(chosen, draft_tokens, draft_lengths, parents, tokens, counts, path) -> None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop
-from foredraft.kernels.core.backend import njit, prange
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.sum_of_exp import sum_of_exp_loop
+from foredraft.kernels.core.workers import get_num_threads, parallel
 
 
 def rollback_reference(logits, draft_tokens, draft_lengths, threshold, tokens, counts) -> None:
@@ -35,9 +36,10 @@ def rollback_reference(logits, draft_tokens, draft_lengths, threshold, tokens, c
             tokens[b, r] = drafted
 
 
-@njit(parallel=True)
-def _rollback_loop(logits, draft_tokens, draft_lengths, threshold, tokens, counts):
-    for b in prange(logits.shape[0]):
+@parallel
+@njit()
+def _rollback_sequences(first, last, logits, draft_tokens, draft_lengths, threshold, tokens, counts):
+    for b in range(first, last):
         r, accepted = 0, True
         while accepted:
             token = argmax_loop(logits[b, r])
@@ -52,8 +54,13 @@ def _rollback_loop(logits, draft_tokens, draft_lengths, threshold, tokens, count
         counts[b] = r
 
 
+@njit()
+def _rollback_loop(threads, *arguments):
+    _rollback_sequences(arguments[0].shape[0], threads, *arguments)
+
+
 def rollback_numba(logits, draft_tokens, draft_lengths, threshold, tokens, counts) -> None:
-    _rollback_loop(logits, draft_tokens, draft_lengths, threshold, tokens, counts)
+    _rollback_loop(get_num_threads(), logits, draft_tokens, draft_lengths, threshold, tokens, counts)
 
 
 ROLLBACK = {"reference": rollback_reference, "numba": rollback_numba}

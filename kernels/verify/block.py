@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.core.backend import njit, prange
+from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.philox import ACCEPT, RESIDUAL, uniform, uniform_reference
+from foredraft.kernels.core.workers import get_num_threads, parallel
 from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, inverse_cdf_reference, warp_loop, warp_reference
 from foredraft.kernels.verify.accept import accept_reference, accept_sequence_loop, residual_loop
 
@@ -96,10 +97,11 @@ def _block_sequence(logits, drafts, n, draft_logits, lse, temperature, top_k, to
     return accepted + 1
 
 
-@njit(parallel=True)
-def _block_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
-                seeds, starts, tokens, counts, path):
-    for b in prange(logits.shape[0]):
+@parallel
+@njit()
+def _block_sequences(first, last, logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature,
+                     top_k, top_p, seeds, starts, tokens, counts, path):
+    for b in range(first, last):
         q, lse = np.empty((0, 0), np.float32), np.empty(0, np.float64)
         if draft_logits.shape[0] > 0:
             q, lse = draft_logits[b], draft_lse[b]
@@ -111,10 +113,15 @@ def _block_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logit
                                              temperature[b], top_k[b], top_p[b], seeds[b], starts[b], tokens[b], path[b])
 
 
+@njit()
+def _block_loop(threads, *arguments):
+    _block_sequences(arguments[0].shape[0], threads, *arguments)
+
+
 def block_numba(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
                 seeds, starts, tokens, counts, path) -> None:
-    _block_loop(logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, top_k, top_p,
-                seeds, starts, tokens, counts, path)
+    _block_loop(get_num_threads(), logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse,
+                temperature, top_k, top_p, seeds, starts, tokens, counts, path)
 
 
 BLOCK = {"reference": block_reference, "numba": block_numba}

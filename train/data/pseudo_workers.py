@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from foredraft.engine.threads import set_threads
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import get_num_threads
+from foredraft.kernels.core.thread_count import available_threads
 from foredraft.train.data import pseudo
 
 
@@ -71,7 +71,7 @@ def run_processes(data: str | Path, out: Path, config: pseudo.PseudoConfig, engi
 def _process(data: str, out: str, config: pseudo.PseudoConfig, engine: pseudo.EngineConfig, shards: int, workers: int,
              reports) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    set_threads(max(1, get_num_threads() // workers))
+    set_threads(max(1, available_threads() // workers))
     try:
         pseudo.work(data, Path(out), config, engine, shards, lambda *report: reports.put(report))
     except UserError as error:

@@ -40,7 +40,7 @@ def checkpoints(tmp_path_factory):
 
 
 def random_source(draw):
-    tokens = [draw.randrange(3, 100) for _ in range(draw.randint(1, 60))]
+    tokens = [draw.randrange(3, 100) for _ in range(draw.randint(1, 127 if draw.random() < 0.15 else 60))]
     return (tokens[: len(tokens) // 3 + 1] * 3)[: len(tokens)] + [1]
 
 
@@ -115,8 +115,8 @@ def check_equal(found, wanted, context):
 def random_arguments(draw):
     beams = draw.choice((1, 2, 3, 4, 5, 8))
     arguments = dict(num_beams=beams, length_penalty=draw.choice((0.0, 0.6, 1.0, 2.0, -1.0)),
-                     early_stopping=draw.choice((True, False, "never")), max_new_tokens=draw.choice((1, 2, 7, 20, 40)),
-                     num_return_sequences=draw.randint(1, beams))
+                     early_stopping=draw.choice((True, False, "never")), num_return_sequences=draw.randint(1, beams),
+                     max_new_tokens=draw.choice((1, 2, 7, 7, 20, 20, 40, 40, 128)))
     if beams == 1:
         arguments |= dict(num_beams=2)
     for name, value in (("no_repeat_ngram_size", 2), ("repetition_penalty", 1.3), ("min_new_tokens", 1),

@@ -79,22 +79,6 @@ def test_an_interrupt_while_requests_are_read(model, calls, right, after):
     assert_usable(model, calls, right)
 
 
-def test_a_lock_that_an_interrupt_left_in_numba(calls, right):
-    """numba takes this lock in Python code, where an interrupt between lock and `with` leaves it held."""
-    from numba.np.ufunc import parallel
-
-    found = {}
-
-    def work():
-        found.update((name, call()) for name, call in calls.items())
-
-    thread = threading.Thread(target=work, daemon=True)
-    with parallel._backend_init_process_lock:
-        thread.start()
-        thread.join(30)
-    assert found == right
-
-
 @pytest.mark.parametrize("name", ["generate", "score"])
 def test_an_interrupt_while_the_model_is_busy(model, calls, right, name):
     """The waiting call is interrupted; the stream that it waited for goes on."""

@@ -44,7 +44,7 @@ def test_self_attention_equals_the_reference(shape, tree):
     reference = att.self_attention_reference(*(c[name] for name in SELF))
     np.testing.assert_allclose(att.self_attention_numba(*(c[name] for name in SELF)), reference, atol=1e-5)
     out = np.full_like(reference, np.nan)
-    att._self_threads(*(c[name] for name in SELF), out, 3)
+    att._self_tasks(c["q"].shape[0] * c["q"].shape[1], 3, *(c[name] for name in SELF), out)
     np.testing.assert_allclose(out, reference, atol=1e-5)
 
 
@@ -54,7 +54,9 @@ def test_cross_attention_equals_the_reference(shape):
     reference = att.cross_attention_reference(*(c[name] for name in CROSS))
     np.testing.assert_allclose(att.cross_attention_numba(*(c[name] for name in CROSS)), reference, atol=1e-5)
     out = np.full_like(reference, np.nan)
-    att._cross_threads(c["q"], c["batch"], att._groups(c["batch"], c["table"]), *(c[name] for name in CROSS[2:]), out, 3)
+    starts = att._groups(c["batch"], c["table"])
+    att._cross_tasks((len(starts) - 1) * c["q"].shape[1], 3, c["q"], c["batch"], starts, *(c[name] for name in CROSS[2:]),
+                     out)
     np.testing.assert_allclose(out, reference, atol=1e-5)
 
 
