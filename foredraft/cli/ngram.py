@@ -19,7 +19,7 @@ ngram = typer.Typer(help="Count, fit, inspect and convert n-gram tables.", no_ar
 Tokenizer = Annotated[Path, typer.Option(help="The target's folder, or its tokenizer.json.")]
 OptionalTokenizer = Annotated[
     Path | None, typer.Option(help="The words are the tokens of this tokenizer. Default: token numbers.")]
-Order = Annotated[int, typer.Option(help="Longest n-gram, 1 to 8.")]
+Order = Annotated[int, typer.Option(min=1, max=8, help="Longest n-gram.")]
 Counts = Annotated[Path, typer.Option("--out", help="Counts file to write.")]
 TableOut = Annotated[Path, typer.Option("--out", help="Table file to write.")]
 
@@ -37,26 +37,23 @@ def count(
     ray: Annotated[bool, typer.Option("--ray", help="Count the files in parallel with Ray.")] = False,
 ) -> None:
     """Count the n-grams of texts."""
+    from foredraft.atomic_write import work_folder
     from foredraft.ngram_native.counts_file import merge_files
     from foredraft.train.drafter.fit_ngram import count_texts
 
     _check_out(out, "counts file", *data, tokenizer)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if ray:
         from foredraft.train.drafter.fit_ngram_ray import count_shards
 
         counts = count_shards(data, out, tokenizer, order, field, vocab_size, memory << 20, update)
     else:
-        counter = count_texts(data, tokenizer, order, field, vocab_size, memory << 20, folder=out.parent)
-        if update is None:
-            counts = counter.finish(out)
-        else:
-            part = out.with_name(f".{out.name}.part")
-            try:
-                counter.finish(part)
-                counts = merge_files([update, part], out)
-            finally:
-                part.unlink(missing_ok=True)
+        with work_folder(out) as folder:
+            counter = count_texts(data, tokenizer, order, field, vocab_size, memory << 20, folder=folder)
+            if update is None:
+                counts = counter.finish(out)
+            else:
+                counter.finish(folder / "new.counts")
+                counts = merge_files([update, folder / "new.counts"], out)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens, {len(counts.counts)} windows of {order}")
 
 
@@ -211,7 +208,7 @@ def import_(
     out: Annotated[Path, typer.Option(help="Table to write; from a folder: counts file to write.")],
     tokenizer: OptionalTokenizer = None,
     vocab_size: options.VocabSize = None,
-    order: Annotated[int, typer.Option(help="Longest n-gram read from a folder.")] = 3,
+    order: Annotated[int, typer.Option(min=1, max=8, help="Longest n-gram read from a folder.")] = 3,
     added: options.Added = 1.0,
     quantise: options.Quantise = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from foredraft.engine.drafters import registry
 from foredraft.engine.params import AUTO
 from foredraft.errors import UserError
+from foredraft.outputs import check_folder
 
 # the model
 Target = Annotated[
@@ -119,7 +120,9 @@ Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
 
 # measuring
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed passes.")]
-Results = Annotated[Path, typer.Option("--out", help="Folder of the records; this run is appended.")]
+Results = Annotated[
+    Path, typer.Option("--out", callback=lambda out: check_folder(out, []) or out,
+                       help="Folder of the records; this run is appended.")]
 
 # output
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]

@@ -31,7 +31,8 @@ def progress():
 
 def notice(text: str) -> None:
     """One line on stderr."""
-    print(f"foredraft: {text}", file=sys.stderr)
+    # a path may hold bytes that are not UTF-8
+    print("foredraft: " + text.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def interrupted(how: str) -> NoReturn:

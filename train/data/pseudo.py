@@ -25,6 +25,7 @@ from foredraft.engine.generate import Model
 from foredraft.engine.load import load
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.hub import find_checkpoint
+from foredraft.engine.params import BatchConfig, SamplingParams
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
@@ -75,8 +76,9 @@ class PseudoConfig:
         if self.format not in FORMATS:
             raise UserError(f"--format is {self.format}; use {' or '.join(FORMATS)}")
         check_format(self.format)
-        if self.temperature < 0:
-            raise UserError(f"--temperature is {self.temperature}; give 0 (greedy) or more")
+        # these check their values
+        SamplingParams(self.max_new_tokens, do_sample=self.temperature != 0, temperature=self.temperature or 1.0)
+        BatchConfig(max_source=self.max_source)
         if self.samples_per_article > 1 and self.temperature == 0:
             raise UserError(f"--samples-per-article {self.samples_per_article} at temperature 0 would repeat one summary; "
                             "give --temperature 1")
@@ -92,6 +94,10 @@ class EngineConfig:
     batch_size: int = 8
     device: str = "cpu"
     dtype: str = "float32"
+
+    def __post_init__(self):
+        SamplingParams(draft_tokens=self.draft_tokens)
+        BatchConfig(self.batch_size)
 
     def load(self) -> Model:
         """Load the target and its drafter; UserError if it has no tokenizer."""

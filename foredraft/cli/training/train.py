@@ -46,7 +46,7 @@ def train(
     teacher_logits: Annotated[
         int, typer.Option(min=0, help="Store this many of the target's logits on disk, in place of running the target.")
     ] = 0,
-    ngram_n: Annotated[int, typer.Option(help="Longest n-gram, 1 to 8.")] = 4,
+    ngram_n: Annotated[int, typer.Option(min=1, max=8, help="Longest n-gram.")] = 4,
     steps: options.Steps = 2000,
     warmup_steps: options.WarmupSteps = 50,
     decay_steps: Annotated[
