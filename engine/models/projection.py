@@ -49,6 +49,12 @@ class Projection:
             embedding = tensors.raw("embedding")
             return embedding, tensors.raw("head") if "head" in tensors.names else embedding
 
+    def float_tables(self) -> tuple[Tensor, Tensor]:
+        """As `tables`, float32."""
+        embedding, head = self.tables()
+        copy = embedding.to(torch.float32, copy=True)
+        return copy, copy if head is embedding else head.to(torch.float32, copy=True)
+
 
 def read_settings(path: Path) -> dict[str, str]:
     """How the checkpoint beside this file was widened, as `widen_checkpoint` wrote it."""

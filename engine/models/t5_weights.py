@@ -79,7 +79,8 @@ class T5Weights:
         return num_parameters(self.config, self.tied)
 
 
-def _as_numpy(tensor: Tensor) -> np.ndarray:
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """The tensor's own memory; bfloat16 as bits in uint16."""
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()
@@ -89,7 +90,7 @@ def packed(matrix: Tensor, stored: str) -> np.ndarray:
     """Pack a matrix [N, K] for kernels/model/linear.py, in one of `STORAGES`."""
     if stored == "int8":
         return quantize(matrix.float().numpy())
-    return pack(_as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
+    return pack(as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
 
 
 def check_types(dtype: str, weights: str | None, storages: tuple[str, ...], where: str = "") -> None:
@@ -182,7 +183,7 @@ def _from_checkpoint(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, 
     found = _shared(tensors, parts["embedding"], dtype) if shared else None
     embedding = found[0] if found else _joined(tensors, parts["embedding"], dtype)
     head = packed(embedding if tied else _joined(tensors, parts["head"], dtype), stored)
-    return _assemble(tensors, config, dtype, stored, tied, _as_numpy(embedding), head, shared)
+    return _assemble(tensors, config, dtype, stored, tied, as_numpy(embedding), head, shared)
 
 
 def _assemble(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, embedding: np.ndarray,

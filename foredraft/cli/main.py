@@ -25,6 +25,7 @@ COMMANDS = {
     "pseudo": ("foredraft.cli.training.pseudo:pseudo", "Let the target write training data for its drafters."),
     "matrix": ("foredraft.cli.training.matrix:matrix", "Train and evaluate every drafter with every method."),
     "convert": ("foredraft.cli.convert:convert", "Write a checkpoint as safetensors, with an adapter merged."),
+    "widen": ("foredraft.cli.widen:widen", "Write a target in the sizes of a larger model, with the same function."),
     "compact": ("foredraft.cli.training.compact:compact", "Make a trained drafter smaller and faster."),
     "tune-skip": ("foredraft.cli.training.tune_skip:tune_skip", "Find the sublayers that self-drafting skips."),
     "tune-tree": ("foredraft.cli.training.tune_tree:tune_tree", "Find the fastest shape of a draft tree."),
@@ -65,14 +66,17 @@ def main() -> None:
         _fail(str(error))
     except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except UnicodeEncodeError as error:
+        found = error.object[error.start : error.end]
+        _fail(f"{found!a} cannot be written in {error.encoding}; give names in UTF-8, or set PYTHONIOENCODING=utf-8")
     except BrokenPipeError:
         # stdout's reader has closed it, as `head` does; no output is possible any more
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:
-        from foredraft.cli.journal import FULL
+        from foredraft.atomic_write import why_full
 
-        if error.errno not in FULL:
+        if why_full(error) is None:
             raise
         # what cannot be written is dropped, or Python would try again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

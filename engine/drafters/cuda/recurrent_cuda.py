@@ -108,12 +108,13 @@ class RecurrentDrafterCuda(Drafter):
     def open(cls, folder: Path, target: T5WeightsCuda, target_folder: Path, tokenizer: Any) -> RecurrentDrafterCuda:
         """Read a saved drafter for the target that it was made for."""
         model = cls.model_class.load(folder, target_folder, with_tables=False)
-        if model.config.shared_embeddings:
+        if model.reads_target_tables:
             return cls(model, target.embedding, target.head, target.stored)
-        tables = (model.embedding, target.dtype), (model.head, STORED[target.stored])
+        embedding, head = model.own_tables()
+        tables = (embedding, target.dtype), (head, STORED[target.stored])
         check_memory(target.device, sum(table.numel() * kind.itemsize for table, kind in tables),
                      f"{folder.name}'s embedding and head", "give dtype='bfloat16' and weights='bf16'")
-        return cls(model, *(table.detach().to(target.device, kind) for table, kind in tables), target.stored)
+        return cls(model, *(table.to(target.device, kind) for table, kind in tables), target.stored)
 
     @property
     def generation(self) -> int:

@@ -98,14 +98,18 @@ class ShallowT5DrafterCuda(T5DrafterCuda):
     def open(cls, folder: Path, target: T5WeightsCuda, target_folder: Path, tokenizer: Any) -> ShallowT5DrafterCuda:
         """Read a saved drafter for the target that it was made for."""
         model = ShallowT5Model.load(folder, target_folder, with_tables=False)
-        config, shared = model.config.as_t5(), model.config.shared_embeddings
+        config, shared = model.config.as_t5(), model.reads_target_tables
         check_memory(target.device, weight_bytes(config, target.dtype, target.stored, False, own_tables=not shared),
                      f"{folder.name}'s weights", "give weights='bf16', or a smaller drafter")
         if shared:
             tables = {"embedding": target.embedding, "head": target.head}
         else:
-            tables = {"embedding": model.embedding.detach().to(target.device, target.dtype),
-                      "head": model.head.detach().to(target.device, STORED[target.stored])}
+            embedding, head = model.own_tables()
+            tables = {"embedding": embedding.to(target.device, target.dtype),
+                      "head": head.to(target.device, STORED[target.stored])}
         tensors = Tensors(model.state_dict())
         weights = assemble(config, target.dtype, target.stored, False, target.device, tensors.read, tables)
+        if model.projection is not None:
+            back = model.projection.encoder_output.T.to(target.device)
+            weights.tensors["cross_kv"] = (weights.cross_kv.float() @ back).to(target.dtype)
         return cls(weights, model.draft_ids)

@@ -81,8 +81,8 @@ class CopyDrafter(Drafter):
         """Compile the kernels, or load them, before the first request."""
         one = torch.ones(1, dtype=torch.int64)
         state = DecodeState(limits=one + 1, draft_tokens=one, temperature=torch.zeros(1), top_k=one * 0,
-                            top_p=torch.ones(1), seeds=one, start_token=0, end_token=1, width=self.config.d_model)
-        self.admit([0], [one], [torch.zeros(1, self.config.d_model)])
+                            top_p=torch.ones(1), seeds=one, start_token=0, end_token=1, width=self.model.target_width)
+        self.admit([0], [one], [torch.zeros(1, self.model.target_width)])
         self.draft(state)
         self.release([0])
 

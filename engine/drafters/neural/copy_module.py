@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foredraft.engine.drafters.neural.drafter_module import DraftConfig, DraftModel, rms_norm, shifted
+from foredraft.engine.models.projection import Projection
 
 # One scale for each token that a query and a key stand for, the latest token first: it decides a match, the others break
 # ties.
@@ -46,6 +47,8 @@ class CopyAttention(nn.Module):
         self.inner = nn.Linear(mixed, config.d_ff)
         self.outer = nn.Linear(config.d_ff, C, bias=False)
         self.gain = nn.Linear(mixed, 1)
+        # [C', C], where the encoder output is a widened target's
+        self.register_buffer("projection", None, persistent=False)
 
     def source(self, encoder_output: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a source.
@@ -53,6 +56,7 @@ class CopyAttention(nn.Module):
         Parameters
         ----------
         encoder_output : Tensor [B, S, C]
+            Or [B, S, C'] of a widened target.
         embedded : Tensor [B, S, C]
             Normed embeddings of the source's tokens.
 
@@ -60,7 +64,7 @@ class CopyAttention(nn.Module):
         -------
         tuple of two Tensors [B, S, H D]
         """
-        encoded = rms_norm(encoder_output)
+        encoded = rms_norm(encoder_output if self.projection is None else encoder_output @ self.projection)
         before = [shifted(embedded, steps + 1) for steps in range(len(MATCH_SCALES))]
         return self.key(torch.cat((encoded, *before), -1)), self.value(encoded)
 
@@ -122,6 +126,10 @@ class CopyModel(DraftModel):
     """
 
     pointer: CopyAttention
+
+    def project(self, projection: Projection) -> None:
+        super().project(projection)
+        self.pointer.projection = projection.encoder_output
 
     def initialise(self) -> None:
         self.pointer.initialise(self.embedding)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from foredraft.atomic_write import write_atomic
 from foredraft.engine.models.checkpoint import StoredTensors, read_config, weights_hash
+from foredraft.engine.models.projection import Projection, read_projection
 from foredraft.engine.models.spec import ModelConfig, tensor_parts
-from foredraft.engine.models.t5_weights import T5Weights
+from foredraft.engine.models.t5_weights import T5Weights, as_numpy, packed
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
 from foredraft.kernels.model.linear import pack
@@ -79,11 +80,15 @@ class DraftModel(nn.Module):
         Buffers with the target's tables, or parameters of its own.
     draft_ids : Tensor [F] int64
         The draft vocabulary, most frequent tokens first; empty: all tokens.
+    projection : Projection or None
+        Where the target is a widened one, and the drafter was trained on its original: `target_width` C' is not C then, and
+        encoder outputs and hidden states are projected.
     """
 
     model_type: ClassVar[str]
     config_class: ClassVar[type[DraftConfig]]
     reads_features: ClassVar[bool] = False
+    projection: Projection | None = None
 
     def __init__(self, config: DraftConfig, tables: tuple[Tensor, Tensor] | None = None):
         super().__init__()
@@ -136,6 +141,26 @@ class DraftModel(nn.Module):
     def initialise(self) -> None:
         """Set weights that are better than random, from the tables; called by from_target."""
 
+    def project(self, projection: Projection) -> None:
+        """Read a widened target from now on."""
+        self.projection = projection
+
+    @property
+    def target_width(self) -> int:
+        """C' of the target's encoder output and hidden states."""
+        return self.config.d_model if self.projection is None else self.projection.width
+
+    @property
+    def reads_target_tables(self) -> bool:
+        """Whether the embedding and the head are those of the target that it is loaded for."""
+        return self.config.shared_embeddings and self.projection is None
+
+    def own_tables(self) -> tuple[Tensor, Tensor]:
+        """Embedding and head [V, C] where they are not the target's: its own, or the original target's."""
+        if self.config.shared_embeddings:
+            return self.projection.tables()
+        return self.embedding.detach(), self.head.detach()
+
     def restrict(self, tokens: Tensor) -> None:
         """Draft only these tokens [F] int64, most frequent first, and those of the source."""
         self.config = type(self.config)(**asdict(self.config) | {"draft_vocab": len(tokens)})
@@ -156,7 +181,7 @@ class DraftModel(nn.Module):
         ----------
         folder : str or Path
         target : str or Path
-            The checkpoint directory of the target it was made for.
+            The checkpoint directory of the target it was made for, or of a widened one.
         with_tables : bool
             Read shared tables from the target; without, they are empty.
 
@@ -171,9 +196,14 @@ class DraftModel(nn.Module):
         """
         folder = Path(folder)
         config = cls.config_class(**read_entries(folder, cls.config_class, cls.model_type))
-        check_target(folder, config, target)
-        model = cls(config, read_tables(target, config) if config.shared_embeddings and with_tables else None)
+        projection = check_target(folder, config, target)
+        tables = None
+        if config.shared_embeddings and with_tables:
+            tables = read_tables(target, config) if projection is None else projection.float_tables()
+        model = cls(config, tables)
         model.load_tensors(folder)
+        if projection is not None:
+            model.project(projection)
         return model
 
     def load_tensors(self, folder: Path) -> None:
@@ -202,10 +232,15 @@ class Tables:
 
     @classmethod
     def of(cls, model: DraftModel, weights: T5Weights) -> Tables:
-        """The target's tables where they are shared, else the model's own in float32."""
-        if model.config.shared_embeddings:
+        """The target's tables where they are shared, else the model's own in float32. Those of a widened target's original
+        are stored as the target's, or in bfloat16 where that loses nothing."""
+        if model.reads_target_tables:
             return cls(weights.embedding, weights.head)
-        return cls(model.embedding.detach().numpy(), pack(model.head.detach().numpy()))
+        embedding, head = model.own_tables()
+        if not model.config.shared_embeddings:
+            return cls(embedding.numpy(), pack(head.numpy()))
+        stored = "bf16" if weights.stored == "fp32" and head.dtype == torch.bfloat16 else weights.stored
+        return cls(as_numpy(embedding.to(weights.dtype)), packed(head, stored))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [S, C] float32 of tokens [S] int64."""
@@ -255,11 +290,15 @@ def target_entries(target: str | Path) -> dict[str, Any]:
             "target_hash": weights_hash(folder)}
 
 
-def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
-    """UserError unless the drafter in `folder` fits the target in the folder `target`."""
+def check_target(folder: Path, config: DraftConfig, target: str | Path) -> Projection | None:
+    """UserError unless the drafter in `folder` fits the target in the folder `target`, or the original of that target if it
+    is a widened one; then its projection is returned."""
     if not (Path(target) / "config.json").exists():
         raise UserError(f"{folder}: a trained drafter belongs to a checkpoint's folder, and {target} has none; save the "
                         "model and load its folder, or give lookup")
+    projection = read_projection(target)
+    if projection is not None and projection.target_hash == config.target_hash:
+        return projection
     c = ModelConfig.from_json(Path(target) / "config.json")
     for what, ours, its in (("vocabulary", config.vocab_size, c.vocab_size), ("width", config.d_model, c.d_model)):
         if ours != its:
@@ -267,6 +306,7 @@ def check_target(folder: Path, config: DraftConfig, target: str | Path) -> None:
     if config.shared_embeddings and (found := weights_hash(target)) != config.target_hash:
         raise UserError(f"{folder}: shares the embeddings of {config.target} ({config.target_hash}), {target} is {found}; "
                         "train one for this target")
+    return None
 
 
 def read_entries(folder: Path, kind: type[DraftConfig], model_type: str) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter
+from foredraft.engine.drafters.neural.copy_drafter import CopyDrafter, as_array
 from foredraft.engine.drafters.neural.copy_module import CopyAttention, CopyConfig, CopyModel, add_copies
 from foredraft.engine.drafters.neural.draft_vocabulary import distributions_of
 from foredraft.engine.drafters.neural.drafter_module import Tables, rms_norm, shifted
 from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.kernels.drafting.eagle_drafting import draft_numba
+from foredraft.kernels.model.linear import linear, pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,8 @@ class EagleModel(CopyModel):
         """
         if source_ids is None or features is None:
             raise ValueError("source_ids and features are needed: copy attention reads the source, the head the states")
+        if self.projection is not None:
+            features = features @ self.projection.hidden
         mask = torch.ones_like(input_ids, dtype=torch.bool) if scored is None else scored
         depth = self.config.unroll if self.training else 1
         found = [(states[mask], copied[mask]) for states, copied in self.unrolled(
@@ -101,6 +104,7 @@ class EagleDrafter(CopyDrafter):
     def __init__(self, model: EagleModel, tables: Tables, stored: str = "fp32"):
         super().__init__(model, tables, stored)
         self.features = torch.zeros(0, 0, self.config.d_model)
+        self._hidden = None if model.projection is None else pack(as_array(model.projection.hidden.T))
         self._warm_up()
 
     def draft(self, state: DecodeState, budget: DraftBudget | None = None) -> Draft:
@@ -109,9 +113,11 @@ class EagleDrafter(CopyDrafter):
         shape = (state.batch_size, state.max_draft, self.config.d_model)
         if self.features.shape != shape:
             self.features = torch.zeros(shape)
-        host = state.host
+        host, hidden = state.host, state.host.hidden
+        if self._hidden is not None:
+            hidden = linear(hidden, self._hidden, self.config.d_model)
         draft_numba(
-            host.tokens, host.lengths, state.allowed(budget).numpy(), host.hidden, self.tables.embedding, self.copy_weights,
+            host.tokens, host.lengths, state.allowed(budget).numpy(), hidden, self.tables.embedding, self.copy_weights,
             self.source, self.vocabulary.heads, self.config.head_scale, host.temperature, host.top_k, host.top_p, host.seeds,
             state.end_token, self.confidence.stop_rule(state, budget), self.features.numpy(), draft.tokens.numpy(),
             draft.lengths.numpy(), *distributions_of(draft))

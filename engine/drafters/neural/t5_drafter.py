@@ -121,6 +121,8 @@ class ShallowT5Model(DraftModel):
     def forward(self, input_ids: Tensor, encoder_output: Tensor, source_mask: Tensor, source_ids: Tensor | None = None,
                 scored: Tensor | None = None) -> Tensor:
         """Logits as drafter_module.py says; source_ids are not read."""
+        if self.projection is not None:
+            encoder_output = encoder_output @ self.projection.encoder_output
         hidden = self.decoder(inputs_embeds=self.embedding[input_ids], encoder_hidden_states=encoder_output,
                               encoder_attention_mask=source_mask.long(), use_cache=False).last_hidden_state
         hidden = hidden if scored is None else hidden[scored]
@@ -364,4 +366,6 @@ class ShallowT5Drafter(T5Drafter):
         tables = Tables.of(model, target)
         weights = decoder_weights(Tensors(model.state_dict()), model.config.as_t5(), stored, torch.float32, tables.embedding,
                                   tables.head)
+        if model.projection is not None:
+            weights.cross_kv = weights.cross_kv @ model.projection.encoder_output.T
         return cls(weights, model.draft_ids.numpy())
