@@ -15,8 +15,9 @@ test: .venv/.ready
 	$(PYTEST) -m "not slow and not full"
 
 # everything but minutes-long single tests; tests on real articles where FOREDRAFT_DATA names them
+TESTS ?= not slow
 test-all: .venv/.ready check
-	$(PYTEST) -rs -m "not slow"
+	$(PYTEST) -rs -m "$(TESTS)"
 
 check: .venv/.ready
 	$(RUN) ruff check .

@@ -135,7 +135,7 @@ def _tables(record: dict) -> Iterator[Table | str]:
         rows.append([row["engine"], row["neighbours"], number(step * 1e3, 2), number(step / median(base["steps"])),
                      number(mean(row["steps"]) * 1e3, 2), number(source * 1e3, 0),
                      number(source / median(base["sources"]))])
-    yield Table(f"beside other processes, {record['geometry'] or record['model']}", columns, rows)
+    yield Table(f"beside other processes, {record['geometry'] or 'target'}", columns, rows)
     for name, reason in record["absent"].items():
         yield f"{name}: {reason}"
 
