@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import platform
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from foredraft.errors import UserError
+
+# errors of a full disk, an exhausted quota and a file at its size limit
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -19,28 +27,63 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     A symbolic link is followed, and stays.
 
-    After an exception the temporary file is deleted and an old file at `path` is unchanged.
+    After an exception the temporary file is deleted and an old file at `path` is unchanged. UserError: the disk is full.
     """
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # other machines may write to the same folder
-    beginning = f".{path.name}.{platform.node()}."
-    for litter in path.parent.glob(f"{glob.escape(beginning)}*"):
-        # a killed process leaves its partial file behind
-        process = litter.name.removeprefix(beginning)
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            litter.unlink(missing_ok=True)
-    partial = path.with_name(f"{beginning}{os.getpid()}")
+    partial = _own_name(path)
     try:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
-        raise
+        if (reason := why_full(error)) is None:
+            raise
+        raise UserError(f"{path}: {reason}; free some space and run the same command again") from None
     sync_folder(path.parent)
+
+
+def why_full(error: BaseException) -> str | None:
+    """What the system says where an error means a full disk; otherwise None."""
+    if isinstance(error, OSError):
+        number = error.errno
+    else:
+        # safetensors has an exception of its own
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else None
+    return os.strerror(number).lower() if number in FULL else None
+
+
+@contextmanager
+def work_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder beside `path` for what is needed until `path` is written; it is deleted after the block.
+
+    What a killed process left is deleted by the next one that works for the same path.
+    """
+    path = Path(path).resolve()
+    folder = _own_name(path.with_name(f"{path.name}.work"))
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_name(path: Path) -> Path:
+    """The name beside `path` that this process may use; the folder is created, and files of killed processes are deleted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # other machines may write to the same folder
+    beginning = f".{path.name}.{platform.node()}."
+    for litter in path.parent.glob(f"{glob.escape(beginning)}*"):
+        process = litter.name.removeprefix(beginning)
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            if litter.is_dir():
+                shutil.rmtree(litter, ignore_errors=True)
+            else:
+                litter.unlink(missing_ok=True)
+    return path.with_name(f"{beginning}{os.getpid()}")
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.table import STRICT, Table, codebook, encode, smallest_type
 
 
@@ -71,7 +71,7 @@ def levels_of(table: Table) -> Levels:
     return levels
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _suffix_nodes(ids, first_child, parents, vocab_size, suffixes):
     for node in range(vocab_size, len(suffixes)):
         parent = parents[node]
@@ -189,7 +189,7 @@ def assemble(levels: Levels, smoothing: str, discounts: tuple[tuple[float, ...],
     return table
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _find_best(packed, shorter, best, best_probability):
     """The most probable token of every context, a child or one that it backs off to; ties go to the smaller token.
 
@@ -218,7 +218,7 @@ def _find_best(packed, shorter, best, best_probability):
         best[node], best_probability[node] = token, likely
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _argmax(packed, shorter, node):
     """The most probable token of a context and its probability, from the distribution over V."""
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, _, strict, _ = packed

@@ -9,11 +9,11 @@ Results equal those of foredraft.ngram_native.query.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.device_table import BUCKET, OVERFLOW, DeviceTable, mix
 
 RING = 16  # slots for look-ups in flight; a power of two above AHEAD
@@ -121,13 +121,13 @@ def _floats(typingctx, record):
     return types.UniTuple(types.float64, 2)(types.uint64), codegen
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _bucket(grams, shift, value):
     """The address of the bucket of a hash."""
     return grams + ((value >> shift) << np.uint64(6))
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _find(grams, mask, shift, value):
     """(probability, back-off, found) of the n-gram with this hash; 0 and 1 if it is not stored."""
     bucket = value >> shift
@@ -139,7 +139,7 @@ def _find(grams, mask, shift, value):
     return probability, backoff, found
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, ranks, tokens, starts, out):
     """p of every token, 1 for the first of a sequence. `ranks` is a tuple of length N, so that N is a compile-time constant.
 
@@ -174,7 +174,7 @@ def _score_loop(grams, mask, shift, singles, seed, strict, vocab_size, ranks, to
             out[position] = likely if known[slot] else 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _batch_loop(grams, mask, shift, singles, seed, strict, vocab_size, longest, contexts, tokens, out):
     """hashes [RING, context size, 2]: of the n-gram that ends in the token, and of its context."""
     n, one, last, newest = len(tokens), np.uint64(1), np.uint64(RING - 1), contexts.shape[1]

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.counts import Counts, packing, same_window
 
 # Windows of a bucket: as many as a core's cache contains.
@@ -101,14 +102,14 @@ def count(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, t
     return result
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(parallel=True)
 def _count_tokens(tokens, blocks, seen):
     for block in prange(len(blocks) - 1):
         for position in range(blocks[block], blocks[block + 1]):
             seen[block, tokens[position]] += 1
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(parallel=True)
 def _scatter(tokens, starts, blocks, bits, per, order, bucket_of, begins, keys):
     """Roll a window over every block from its end and append each window to its bucket."""
     W = keys.shape[0]
@@ -145,7 +146,7 @@ def _scatter(tokens, starts, blocks, bits, per, order, bucket_of, begins, keys):
             stop = low
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _sort_ties(words):
     """Sort windows that are sorted by their first word by the following words."""
     W, n = words.shape
@@ -169,7 +170,7 @@ def _sort_ties(words):
             begin = end
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _add_up(words, sums):
     """Keep one of each run of equal windows, in place, with the run's length. Returns the number of distinct windows."""
     kept = -1

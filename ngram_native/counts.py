@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from foredraft.errors import UserError
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.trie import Trie, dense_level
 
 MAX_ORDER, MAX_VOCABULARY = 8, 2**20
@@ -66,8 +67,13 @@ class Counts:
         return cls(order, vocab_size, words, np.zeros(0, np.int64), tokenizer)
 
     def trie(self) -> Trie:
-        """The n-grams of every order as a trie, each with its number of occurrences."""
+        """The n-grams of every order as a trie, each with its number of occurrences.
+
+        UserError: a window holds another token, or the windows are not sorted, as in a damaged file.
+        """
         bits, per = packing(self.vocab_size)
+        if not _are_windows(self.words, self.counts, bits, per, self.order, self.vocab_size):
+            raise UserError("the counts are damaged: windows of other tokens, or in another order; count the texts again")
         sizes = np.zeros(self.order, np.int64)
         _measure_levels(self.words, bits, per, self.order, sizes)
         totals = np.zeros(self.vocab_size, np.int64)
@@ -129,7 +135,7 @@ def merge_into(left: Counts, right: Counts, words: np.ndarray, counts: np.ndarra
     _merge_loop(left.words, left.counts, right.words, right.counts, words, counts)
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _compare(left, i, right, j):
     for w in range(left.shape[0]):
         if left[w, i] != right[w, j]:
@@ -137,7 +143,7 @@ def _compare(left, i, right, j):
     return 0
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _merge_loop(left, left_counts, right, right_counts, words, counts):
     """Merge two sorted lists and return the size of the result; with empty `counts` nothing is written."""
     W, i, j, n = left.shape[0], 0, 0, 0
@@ -164,14 +170,29 @@ def _merge_loop(left, left_counts, right, right_counts, words, counts):
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _token_at(words, i, offset, bits, per):
     """The token plus 1 at `offset` of window i; 0 past its end."""
     shift = np.uint64(bits * (per - 1 - offset % per))
     return np.int64((words[offset // per, i] >> shift) & np.uint64((1 << bits) - 1))
 
 
-@njit(cache=True, nogil=True)
+@njit()
+def _are_windows(words, counts, bits, per, order, vocab_size):
+    """Whether every window is one of tokens below V that begins with a token, occurs, and follows the one before."""
+    for i in range(words.shape[1]):
+        if counts[i] <= 0 or _token_at(words, i, 0, bits, per) == 0 or (i and _compare(words, i - 1, words, i) >= 0):
+            return False
+        ended = False
+        for offset in range(order):
+            token = _token_at(words, i, offset, bits, per)
+            if token > vocab_size or (ended and token):
+                return False
+            ended |= token == 0
+    return True
+
+
+@njit()
 def _shared(words, i, bits, per, order):
     """Length of the common prefix of windows i - 1 and i."""
     shared = 0
@@ -180,7 +201,7 @@ def _shared(words, i, bits, per, order):
     return shared
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _measure_levels(words, bits, per, order, sizes):
     for i in range(words.shape[1]):
         shared = _shared(words, i, bits, per, order) if i else 0
@@ -190,7 +211,7 @@ def _measure_levels(words, bits, per, order, sizes):
             sizes[level] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _fill_level(words, window_counts, bits, per, level, counts, ids, parents):
     """Counts, last tokens and parents of the n-grams of `level` tokens. Level 1 is dense: node v is token v."""
     node, parent = -1, -1
@@ -214,7 +235,7 @@ def _fill_level(words, window_counts, bits, per, level, counts, ids, parents):
         counts[node] += window_counts[i]
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def same_window(words, i, j):
     for w in range(words.shape[0]):
         if words[w, i] != words[w, j]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foredraft.atomic_write import work_folder
 from foredraft.errors import UserError
 from foredraft.ngram_native import files
 from foredraft.ngram_native.count import count
@@ -31,7 +32,14 @@ def save_counts(counts: Counts, path: str | Path) -> None:
 def open_counts(path: str | Path) -> Counts:
     """Map a `.counts` file into memory; pages are read on first use."""
     _, header, arrays = files.read(path, KIND)
-    return Counts(header["order"], header["vocab_size"], arrays["words"], arrays["counts"], header["tokenizer"])
+    try:
+        found = Counts(header["order"], header["vocab_size"], arrays["words"], arrays["counts"], header["tokenizer"])
+        shape = (word_count(found.order, found.vocab_size), len(found.counts))
+        if found.words.shape != shape or found.words.dtype != np.uint64 or found.counts.dtype != np.int64:
+            raise ValueError("the shape or type of an array")
+        return found
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not the arrays of an n-gram counts file ({error}); {files.DAMAGED}") from None
 
 
 def merge_files(paths: Sequence[str | Path], out: str | Path) -> Counts:
@@ -63,11 +71,11 @@ def merge_files(paths: Sequence[str | Path], out: str | Path) -> Counts:
             if getattr(part, what) != getattr(first, what):
                 raise UserError(f"{path}: its {what} differs from that of {first_path} ({getattr(part, what)} and "
                                 f"{getattr(first, what)}); count both with the same settings")
-    with tempfile.TemporaryDirectory(dir=Path(out).resolve().parent, prefix=".merge-") as folder:
+    with work_folder(f"{out}.merge") as folder:
         queue = [part for _, part in parts]
         while len(queue) > 2:
             left, right = queue.pop(0), queue.pop(0)
-            queue.append(_merge_to(left, right, Path(folder) / f"{len(list(Path(folder).iterdir()))}.counts"))
+            queue.append(_merge_to(left, right, folder / f"{len(list(folder.iterdir()))}.counts"))
         if len(queue) == 1:
             queue.append(Counts.empty(first.order, first.vocab_size, first.tokenizer))
         return _merge_to(*queue, Path(out))

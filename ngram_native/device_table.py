@@ -45,9 +45,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
 from foredraft.atomic_write import open_atomic
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.table import Table
 
 MULTIPLIER = 0x9E3779B97F4A7C15
@@ -136,7 +136,7 @@ def probability_reference(device: DeviceTable, context: list[int], token: int) -
     return weight * gram_reference(device, [token])[0]
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def mix(value, token):
     """The hash of an n-gram with `token` put before its first token."""
     value = (value ^ np.uint64(token + 1)) * np.uint64(MULTIPLIER)
@@ -205,7 +205,7 @@ def _parents(table: Table) -> np.ndarray:
     return np.concatenate([np.full(table.vocab_size, -1), np.repeat(np.arange(len(children)), children)])
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _hash_nodes(ids, parents, vocab_size, nodes, seed):
     """[M] uint64: the hash of every node's tokens."""
     hashes = np.empty(nodes, np.uint64)
@@ -219,7 +219,7 @@ def _hash_nodes(ids, parents, vocab_size, nodes, seed):
     return hashes
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _fill(keys, hashes, shift, slots):
     """Insert every hash; returns the largest number of slots that a look-up reads."""
     longest, mask = 0, len(keys) - 1
@@ -235,7 +235,7 @@ def _fill(keys, hashes, shift, slots):
     return longest
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _fill_buckets(grams, hashes, records, shift):
     """Insert every n-gram; returns the largest number of buckets that a look-up reads."""
     longest, mask = 1, len(grams) - 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -69,7 +70,11 @@ def create(path: str | Path, kind: Kind, fields: dict,
     start = _aligned(_PREFIX.size + size)
     with atomic_path(path) as partial:
         with open(partial, "wb") as file:
-            file.truncate(start + offset)
+            if hasattr(os, "posix_fallocate"):
+                # a full disk is an error here, and not a signal when a page is written
+                os.posix_fallocate(file.fileno(), 0, start + offset)
+            else:
+                file.truncate(start + offset)
         mapped = np.memmap(partial, np.uint8, "r+")
         arrays = {name: _view(mapped[start:], entry) for name, entry in described.items()}
         yield arrays
@@ -148,7 +153,13 @@ def _map(path: Path, kind: Kind) -> tuple[int, dict, np.ndarray]:
         raise UserError(f"{path}: truncated inside its header; {DAMAGED}")
     if hashlib.sha256(text).digest() != digest:
         raise UserError(f"{path}: its header is damaged; {DAMAGED}")
-    header, start = json.loads(text), _aligned(_PREFIX.size + size)
+    try:
+        header = json.loads(text)
+        _check_header(header)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path}: its header is not one of an {kind.name} ({type(error).__name__}: {error}); {DAMAGED}"
+                        ) from None
+    start = _aligned(_PREFIX.size + size)
     if length < start + header["data_bytes"]:
         raise UserError(f"{path}: truncated, {length} of {start + header['data_bytes']} bytes; {DAMAGED}")
     # numba would compile a second version of every kernel for read-only arrays
@@ -156,8 +167,22 @@ def _map(path: Path, kind: Kind) -> tuple[int, dict, np.ndarray]:
     return version, header, mapped[start : start + header["data_bytes"]]
 
 
+def _check_header(header: dict) -> None:
+    """ValueError, or another error of its entries: an array does not lie inside the data."""
+    if type(header["data_bytes"]) is not int:
+        raise ValueError("data_bytes is no number")
+    for name, entry in header["arrays"].items():
+        sizes = [entry["offset"], entry["crc32"], *entry["shape"]]
+        if any(type(size) is not int or size < 0 for size in sizes):
+            raise ValueError(f"array {name!r} has no sizes")
+        if np.dtype(entry["dtype"]).kind not in "iuf":
+            raise ValueError(f"array {name!r} holds no numbers")
+        if entry["offset"] % ALIGNMENT or entry["offset"] + _bytes(entry) > header["data_bytes"]:
+            raise ValueError(f"array {name!r} does not lie inside the file")
+
+
 def _bytes(entry: dict) -> int:
-    return np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"], dtype=np.int64))
+    return np.dtype(entry["dtype"]).itemsize * math.prod(entry["shape"])
 
 
 def _view(data: np.ndarray, entry: dict) -> np.ndarray:

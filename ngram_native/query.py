@@ -8,8 +8,8 @@ Contract of a draft. The draft of a sequence appends the token w with the larges
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.stopping import is_worth_drafting, is_worth_drafting_jit
 from foredraft.ngram_native.table import Table
 
@@ -96,7 +96,7 @@ def draft(
     _draft_loop(table.packed, tokens, lengths, allowed, end_token, cost, proposed, proposed_lengths)
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _child(ids, first_child, vocab_size, node, token):
     """The node of (the n-gram of `node`, token), or -1, by binary search among the children."""
     low, high = np.int64(first_child[node]) - vocab_size, np.int64(first_child[node + 1]) - vocab_size
@@ -112,7 +112,7 @@ def _child(ids, first_child, vocab_size, node, token):
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def find_node(ids, first_child, vocab_size, text, begin, end):
     """The node of text[begin:end], one token or more, or -1."""
     node = np.int64(text[begin])
@@ -125,7 +125,7 @@ def find_node(ids, first_child, vocab_size, text, begin, end):
     return node
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _probability_loop(packed, context, token):
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, order, strict, _ = packed
     end = len(context)
@@ -145,13 +145,13 @@ def _probability_loop(packed, context, token):
     return weight * unigrams[token]
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _batch_loop(packed, contexts, tokens, out):
     for i in range(len(tokens)):
         out[i] = _probability_loop(packed, contexts[i], tokens[i])
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _score_loop(packed, tokens, starts, out):
     order = packed[9]
     for sequence in range(len(starts) - 1):
@@ -160,7 +160,7 @@ def _score_loop(packed, tokens, starts, out):
             out[position] = np.log(_probability_loop(packed, tokens[begin:position], tokens[position]))
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _distribution_loop(packed, context, distribution):
     """Write p(. | context) to distribution [V] float64."""
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, order, strict, _ = packed
@@ -182,7 +182,7 @@ def _distribution_loop(packed, context, distribution):
             distribution[ids[child]] = codes[np.int64(value)] if codes.shape[0] else value
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def likeliest(packed, text, end):
     """The token with the largest probability after text[:end], and that probability."""
     ids, unigrams, _, codes, first_child, _, best, best_probability, vocab_size, order, strict, top = packed
@@ -206,7 +206,7 @@ def log_distributions(table: Table, texts: np.ndarray, lengths: np.ndarray, logi
     _log_distributions_loop(table.packed, texts, lengths, logits, largest)
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _log_distributions_loop(packed, texts, lengths, logits, largest):
     distribution = np.empty(packed[8])
     for b in range(len(texts)):
@@ -216,7 +216,7 @@ def _log_distributions_loop(packed, texts, lengths, logits, largest):
             logits[b, token] = np.log(distribution[token])
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _draft_loop(packed, tokens, lengths, allowed, end_token, cost, proposed, proposed_lengths):
     order = packed[9]
     text = np.empty(order - 1 + proposed.shape[1], np.int64)

@@ -9,7 +9,7 @@ let a further query position cost `cost` of a target pass. A draft of n tokens t
 
 from __future__ import annotations
 
-from numba import njit
+from foredraft.kernels.core.backend import njit
 
 # Cost of a further query position as a share of a target pass, measured with the embedded target.
 COST = 0.05
@@ -33,4 +33,4 @@ def is_worth_drafting(reach, count, expected, cost):
 
 
 # For compiled callers.
-is_worth_drafting_jit = njit(nogil=True, inline="always")(is_worth_drafting)
+is_worth_drafting_jit = njit(inline="always")(is_worth_drafting)

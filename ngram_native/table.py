@@ -33,14 +33,18 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
+from foredraft.errors import UserError
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native import files
+from foredraft.ngram_native.counts import MAX_ORDER, MAX_VOCABULARY
 
 KIND = files.Kind(b"FDNGRAM\n", 2, "n-gram table", "fit one with `foredraft train --drafter ngram`")
 CODES = 1 << 16
 CODE_STEP = 26 / (CODES - 2)
 STRICT = "laplace"
+# The types of arrays of indices, of values, and of probabilities that may be codes.
+INDICES, FLOATS, CODED = ("<u2", "<i4", "<i8"), ("<f4",), ("<f4", "<u2")
 _ARRAYS = ("unigrams", "ids", "probabilities", "first_child", "backoffs", "best", "best_probability")
 
 
@@ -139,16 +143,50 @@ class Table:
 
     @classmethod
     def open(cls, path: str | Path) -> Table:
-        """Map a `.ngram` file into memory; pages are read on first use. UserError as foredraft.ngram_native.files.read."""
+        """Map a `.ngram` file into memory. Indices are checked; other pages are read on first use.
+
+        UserError as foredraft.ngram_native.files.read, or the arrays are not those of a table.
+        """
         version, header, arrays = files.read(path, KIND)
-        if version == 1:
-            arrays = _from_version_1(header["vocab_size"], header["sizes"], arrays)
-        discounts = tuple(map(tuple, header["discounts"]))
-        return cls(header["vocab_size"], tuple(header["sizes"]), header["smoothing"], discounts, header["tokenizer"],
-                   **{name: arrays[name] for name in _ARRAYS})
+        try:
+            check_arrays(header["vocab_size"], header["sizes"], arrays, version)
+            if version == 1:
+                arrays = _from_version_1(header["vocab_size"], arrays)
+            discounts = tuple(tuple(map(float, level)) for level in header["discounts"])
+            return cls(header["vocab_size"], tuple(header["sizes"]), str(header["smoothing"]), discounts,
+                       header["tokenizer"], **{name: arrays[name] for name in _ARRAYS})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not the arrays of an n-gram table ({error}); {files.DAMAGED}") from None
 
 
-def _from_version_1(vocab_size: int, sizes: list[int], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def check_arrays(vocab_size: int, sizes: list[int], arrays: dict[str, np.ndarray], version: int = KIND.version) -> None:
+    """ValueError, TypeError or KeyError: an array is missing, or an index in it would lead outside another array."""
+    if any(type(size) is not int or size < 0 for size in (vocab_size, *sizes)) or not sizes or sizes[0] != vocab_size:
+        raise ValueError("the sizes of its levels")
+    if not (2 <= vocab_size <= MAX_VOCABULARY and len(sizes) <= MAX_ORDER):
+        raise ValueError("vocabulary size or order")
+    nodes, contexts = sum(sizes), sum(sizes[:-1]) if len(sizes) > 1 else 0
+    lengths = {"ids": nodes - vocab_size, "first_child": contexts + 1, "backoffs": contexts, "best": contexts,
+               "best_probability": contexts}
+    lengths |= {"alphas": nodes} if version == 1 else {"unigrams": vocab_size, "probabilities": nodes - vocab_size}
+    for name, length in lengths.items():
+        kinds = INDICES if name in ("ids", "first_child", "best") else CODED if "probabilit" in name else FLOATS
+        if arrays[name].shape != (length,) or arrays[name].dtype.str not in kinds:
+            raise ValueError(f"the shape or type of {name!r}")
+    if arrays["best_probability"].dtype != arrays["alphas" if version == 1 else "probabilities"].dtype:
+        raise ValueError("the type of 'best_probability'")
+    ids, first, best = (arrays[name] for name in ("ids", "first_child", "best"))
+    for name, indices in (("ids", ids), ("best", best)):
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < vocab_size:
+            raise ValueError(f"a token in {name!r}")
+    ends = np.cumsum(sizes)
+    # the children of a level are the nodes of the next one
+    bounds = first[[0, *ends[:-1].tolist()]] if contexts else first
+    if (first[1:] < first[:-1]).any() or bounds.tolist() != ends.tolist():
+        raise ValueError("the positions in 'first_child'")
+
+
+def _from_version_1(vocab_size: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     values = arrays["alphas"].astype(np.float64)
     children = np.diff(arrays["first_child"].astype(np.int64))
     parents = np.concatenate([np.zeros(vocab_size, np.int64), np.repeat(np.arange(len(children)), children)])
@@ -157,7 +195,7 @@ def _from_version_1(vocab_size: int, sizes: list[int], arrays: dict[str, np.ndar
                      "probabilities": values[vocab_size:].astype(np.float32)}
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _interpolate(ids, first_child, parents, backoffs, vocab_size, values):
     """values[n] += backoff(parent) values[suffix of n], level by level."""
     suffixes = np.zeros(len(values), np.int64)

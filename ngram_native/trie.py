@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from foredraft.kernels.core.backend import njit
 
 
 @dataclass
@@ -61,7 +62,7 @@ def dense_level(counts: np.ndarray) -> Trie:
     return Trie(size, [counts], [np.arange(size, dtype=np.int32)], [np.zeros(size, np.int64)])
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _find_suffixes(parents, ids, parent_suffixes, first, candidates, found):
     for node in range(len(ids)):
         context = parent_suffixes[parents[node]]

@@ -13,9 +13,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import get_num_threads
 
 from foredraft.bench.harness.interleave import best_of
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native import batch_query as batch
 from foredraft.ngram_native import files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa
@@ -165,7 +166,7 @@ def queries(table: Table, tokens: np.ndarray, starts: np.ndarray, repeats: int) 
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _read_lines(table, lines):
     total = np.int64(0)
     for line in lines:

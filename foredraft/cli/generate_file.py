@@ -23,6 +23,7 @@ from foredraft.engine.stats import DecodeStats
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
 from foredraft.outputs import check_not_input
+from foredraft.text_lines import TOO_LONG, bounded_lines
 
 # Lines that fail are named on stderr up to this many; the others are counted.
 MOST_ERRORS = 20
@@ -42,8 +43,8 @@ def count_lines(path: Path) -> int:
     with open_lines(path) as lines:
         count = 0
         try:
-            for line in lines:
-                count += bool(line.strip())
+            for line in bounded_lines(lines):
+                count += line is None or bool(line.strip())
         except (EOFError, OSError, zlib.error):
             # read_texts reports the error
             count += 1
@@ -55,7 +56,10 @@ def read_texts(path: Path, field: str, failed: Failed) -> Iterator[tuple[int, An
     index = -1
     with open_lines(path) as lines:
         try:
-            for index, line in enumerate(lines):
+            for index, line in enumerate(bounded_lines(lines)):
+                if line is None:
+                    failed(index, index, TOO_LONG)
+                    continue
                 if not line.strip():
                     continue
                 name = index

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -10,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from foredraft.atomic_write import sync_folder
+from foredraft.atomic_write import sync_folder, why_full
 from foredraft.errors import UserError
 from foredraft.output_lock import OutputLock
 
-# errors of a full disk, an exhausted quota and a file at its size limit
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCK = 1 << 16
 STDOUT = "-"
 # what every line begins with
@@ -90,9 +87,9 @@ class Journal:
             if self.is_file:
                 with suppress(OSError):
                     os.ftruncate(self._fd, before)
-            if error.errno not in FULL:
+            if (reason := why_full(error)) is None:
                 raise
-            raise UserError(f"{self.path}: {error.strerror.lower()}; all finished lines are written; free some space and "
+            raise UserError(f"{self.path}: {reason}; all finished lines are written; free some space and "
                             "run the same command again to resume") from None
 
     def _open_file(self) -> None:

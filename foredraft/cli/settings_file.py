@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from foredraft.atomic_write import write_atomic
-from foredraft.cli.journal import FULL
 from foredraft.errors import UserError
 
 ENDING = ".settings.json"
@@ -21,13 +20,7 @@ def path_of(output: Path) -> Path:
 
 def write(output: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of `output`, {flag: value}, None for a flag that is not given. UserError: the disk is full."""
-    path = path_of(output)
-    try:
-        write_atomic(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(f"{path}: {error.strerror.lower()}; free some space and run the same command again") from None
+    write_atomic(path_of(output), json.dumps(settings, indent=1, allow_nan=False) + "\n")
 
 
 def check(output: Path, settings: Mapping[str, Any]) -> bool:

@@ -16,8 +16,8 @@ worth its cost.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.prompt_lookup.hash_chains import CANDIDATES, OUTPUT, SOURCE, VISITS, WINDOW, _agrees, _bucket
 
 
@@ -53,7 +53,7 @@ def branch_reference(source: list[int], output: list[int], trunk: list[int], all
     return tokens, drafted_parents
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _insert(text, begin, end, is_trunk, room, tree, position_of, drafted, parents, count):
     """Insert text[begin:end] into the tree of `count` tokens; returns the new count."""
     N = tree.shape[0]
@@ -81,7 +81,7 @@ def _insert(text, begin, end, is_trunk, room, tree, position_of, drafted, parent
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _branch_loop(tokens, lengths, allowed, end_token, min_match, max_match, source, source_lengths, heads, source_links,
                  output_links, tree, proposer, drafted, drafted_lengths, parents, proposers):
     position_of = np.empty(tree.shape[0] + 1, np.int64)

@@ -11,7 +11,8 @@ seven times as long to build.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from foredraft.kernels.core.backend import njit
 
 BUCKET_BITS = 13
 BUCKETS = 1 << BUCKET_BITS  # for each text of a slot
@@ -21,7 +22,7 @@ VISITS = 64  # links that are followed in one chain, with collisions
 OUTPUT, SOURCE, HISTORY = 0, 1, 2
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _hash(text, last, count):
     """Hash of text[last - count + 1 : last + 1] and of its length (Fibonacci hashing; Knuth, vol. 3, section 6.4)."""
     value = np.uint64(count)
@@ -31,12 +32,12 @@ def _hash(text, last, count):
     return value
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _bucket(text, last, count):
     return np.int64(_hash(text, last, count) >> np.uint64(32)) & (BUCKETS - 1)
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def index_source(slot, max_match, source, source_lengths, heads, source_links):
     """Enter a slot's source from its end, so that every chain begins with the earliest position."""
     heads[slot] = -1
@@ -48,7 +49,7 @@ def index_source(slot, max_match, source, source_lengths, heads, source_links):
             heads[slot, SOURCE, bucket] = position * max_match + match - 1
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def index_output(b, max_match, text, begin, end, heads, output_links):
     """Enter positions begin..end - 1 of a sequence's output; chains begin with the latest. Position 0 is the start token."""
     for position in range(begin, end):
@@ -58,7 +59,7 @@ def index_output(b, max_match, text, begin, end, heads, output_links):
             heads[b, OUTPUT, bucket] = position * max_match + match - 1
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def add_to_history(output, max_match, history, links, heads, count):
     """Append an output to the ring buffer `history` and to its chains; count [1] is the number of tokens ever added."""
     H = len(history)
@@ -78,7 +79,7 @@ def add_to_history(output, max_match, history, links, heads, count):
             heads[bucket] = position * max_match + match - 1
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _agrees(text, position, output, last, match):
     for offset in range(match):
         if text[position - offset] != output[last - offset]:
@@ -86,7 +87,7 @@ def _agrees(text, position, output, last, match):
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def find_copy(b, output, emitted, last, room, min_match, max_match, text, stop, heads, source_links, output_links,
               history, history_links, history_heads, history_count, preferred):
     """(text, next position to copy, match length) of the best copy after output[1 : last + 1]; match length 0: none.

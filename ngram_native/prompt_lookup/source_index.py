@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from numba import njit
 
+from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.prompt_lookup.copy_branches import _branch_loop
 from foredraft.ngram_native.prompt_lookup.hash_chains import (
     BUCKETS,
@@ -184,7 +184,7 @@ def _enlarged(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return larger
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _learn(b, tokens, length, last, tested):
     """Count which copies of the last draft were verified and accepted."""
     begin = last[b, 0]
@@ -205,7 +205,7 @@ def _learn(b, tokens, length, last, tested):
     last[b, 0] = 0
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _propose_loop(
     tokens, lengths, allowed, end_token, min_match, max_match, source, source_lengths, heads, source_links, output_links,
     indexed, last_draft, history, history_links, history_heads, history_count, tested, packed, has_table, cost, proposed,

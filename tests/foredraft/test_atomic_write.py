@@ -5,7 +5,8 @@ import platform
 
 import pytest
 
-from foredraft.atomic_write import write_atomic
+from foredraft.atomic_write import work_folder, write_atomic
+from foredraft.errors import UserError
 
 
 def test_text_and_bytes(tmp_path):
@@ -33,9 +34,21 @@ def test_an_error_leaves_only_the_old_file(tmp_path, monkeypatch, where):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, where, full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match="file.json: no space left on device; free some space"):
             write_atomic(path, "new")
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_work_folder_goes_with_what_a_killed_process_left_in_its_own(tmp_path):
+    dead = tmp_path / f".out.work.{platform.node()}.999999999"
+    dead.mkdir()
+    (dead / "run-0").write_text("")
+    with pytest.raises(KeyError), work_folder(tmp_path / "out") as folder:
+        assert not dead.exists() and folder.parent == tmp_path
+        (folder / "run-0").write_text("")
+        write_atomic(tmp_path / "out", "text")
+        raise KeyError
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_a_killed_process_left_is_deleted_by_the_next_write(tmp_path):

@@ -10,7 +10,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 
 from foredraft.atomic_write import open_atomic
 from foredraft.errors import UserError
+from foredraft.text_lines import TOO_LONG, bounded_lines
 
 PAD, END = 0, 1
 IGNORE = -100
@@ -73,11 +77,13 @@ def read_texts(path: str | Path, fields: tuple[str, ...], skip: Callable[[str], 
         raise UserError(f"{path}: no such file; give a .jsonl or .jsonl.gz with {_listed(fields)} on every line")
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+            for number, line in enumerate(bounded_lines(lines), 1):
+                if line is not None and not line.strip():
                     continue
                 try:
+                    if line is None:
+                        raise UserError(f"{TOO_LONG}; correct or delete the line")
                     texts = _texts_of(line, fields)
                 except UserError as error:
                     message = f"{path}, line {number}: {error}"
@@ -86,18 +92,18 @@ def read_texts(path: str | Path, fields: tuple[str, ...], skip: Callable[[str], 
                     skip(message)
                     continue
                 yield texts
-    except (EOFError, OSError, UnicodeDecodeError, gzip.zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}, after line {number}: unreadable ({error}); download the file again") from None
 
 
-def _texts_of(line: str, fields: tuple[str, ...]) -> tuple[str, ...]:
+def _texts_of(line: bytes, fields: tuple[str, ...]) -> tuple[str, ...]:
     """The texts of a line. UserError says what is wrong with it."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error.msg}); correct or delete the line") from None
     except RecursionError:
         raise UserError("nested too deeply; correct or delete the line") from None
+    except ValueError as error:
+        raise UserError(f"not JSON ({error}); correct or delete the line") from None
     texts = tuple(record.get(field) if isinstance(record, dict) else None for field in fields)
     for field, text in zip(fields, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
@@ -165,11 +171,42 @@ def save_pairs(pairs: Pairs, path: str | Path) -> None:
 def read_saved_pairs(path: Path) -> Pairs:
     """Read an `.npz` of save_pairs; UserError if it is not one."""
     try:
-        with np.load(path) as saved:
-            arrays = [saved[name] for name in ("sources", "source_starts", "targets", "target_starts")]
-            return Pairs(*arrays, str(saved["fingerprint"]))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a file of tokenised pairs ({error}); create it again from the text") from None
+        _check_expansion(path)
+        with np.load(path, allow_pickle=False) as saved:
+            sources, source_starts, targets, target_starts = (
+                saved[name] for name in ("sources", "source_starts", "targets", "target_starts"))
+            found = Pairs(sources, source_starts, targets, target_starts, str(saved["fingerprint"]))
+        for tokens, starts in ((sources, source_starts), (targets, target_starts)):
+            _check_starts(tokens, starts)
+        if len(source_starts) != len(target_starts):
+            raise ValueError("the numbers of sources and targets differ")
+        return found
+    # a damaged archive raises many types
+    except (OSError, KeyError, ValueError, TypeError, EOFError, SyntaxError, NotImplementedError, RuntimeError, MemoryError,
+            struct.error, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path}: not a file of tokenised pairs ({reason}); create it again from the text") from None
+
+
+def _check_expansion(path: Path) -> None:
+    """ValueError: an array would be more than 100 times as large as the file holds it, and not small."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+            size = max(member.file_size, math.prod(shape) * dtype.itemsize)
+            if size > max(1 << 26, 100 * member.compress_size):
+                raise ValueError(f"{member.filename} expands to {size} bytes")
+
+
+def _check_starts(tokens: np.ndarray, starts: np.ndarray) -> None:
+    """ValueError: the arrays are not tokens and the positions where their sequences start."""
+    if tokens.ndim != 1 or tokens.dtype != np.uint16 or starts.ndim != 1 or starts.dtype.kind not in "iu" or not len(starts):
+        raise ValueError("arrays of other types")
+    if starts[0] != 0 or starts[-1] != len(tokens) or (np.diff(starts.astype(np.int64)) < 0).any():
+        raise ValueError("its sequences do not follow each other")
 
 
 def fingerprint(path: Path, tokenizer, max_source: int, max_target: int) -> str:

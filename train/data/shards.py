@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from foredraft.atomic_write import open_atomic
 from foredraft.errors import UserError
+from foredraft.text_lines import bounded_lines
 
 FORMATS = ("jsonl", "parquet")
 
 
 def write_shard(records: list[dict], path: Path) -> None:
     """Write a shard, atomically; the suffix of `path` is the format."""
-    try:
-        with open_atomic(path) as file:
-            if path.suffix == ".parquet":
-                _parquet().write_table(_table(records), file, compression="zstd")
-            else:
-                file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: no space left; free some space and run the same command again, which continues after "
-                            "the last shard") from None
-        raise
+    with open_atomic(path) as file:
+        if path.suffix == ".parquet":
+            _parquet().write_table(_table(records), file, compression="zstd")
+        else:
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
 
 
 def check_format(name: str) -> None:
@@ -66,12 +60,12 @@ def read_pseudo(path: str | Path) -> Iterator[dict]:
                                 "foredraft pseudo again") from None
             yield from (_record(record, shard, number) for number, record in enumerate(records, 1))
         else:
-            with open(shard, encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
+            with open(shard, "rb") as lines:
+                for number, line in enumerate(bounded_lines(lines), 1):
                     try:
-                        record = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise UserError(f"{shard}, line {number}: not JSON ({error.msg}); delete the shard and run "
+                        record = json.loads(line or b"")
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(f"{shard}, line {number}: not JSON ({error}); delete the shard and run "
                                         "foredraft pseudo again") from None
                     yield _record(record, shard, number)
 
@@ -81,4 +75,9 @@ def _record(record: object, shard: Path, number: int) -> dict:
     missing = [name for name in wanted if name not in record] if isinstance(record, dict) else list(wanted)
     if missing:
         raise UserError(f"{shard}, line {number}: has no {missing[0]!r}; foredraft pseudo makes a pseudo-dataset")
+    for name in ("source_ids", "target_ids"):
+        tokens = record[name]
+        if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+            raise UserError(f"{shard}, line {number}: {name!r} holds no tokens; delete the shard and run foredraft pseudo "
+                            "again")
     return record

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from foredraft.atomic_write import work_folder
 from foredraft.errors import UserError
 from foredraft.ngram_native.counts import Counts
 from foredraft.ngram_native.counts_file import merge_files
@@ -40,10 +40,10 @@ def count_shards(paths: Sequence[Path], out: Path, tokenizer: Path, order: int, 
         import ray
     except ImportError:
         raise UserError("--ray needs Ray; pip install 'foredraft[ray]'") from None
-    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".shards-") as folder:
+    with work_folder(f"{out}.shards") as folder:
 
         def shard(record: dict) -> dict:
-            part = Path(folder) / f"{record['shard']}.counts"
+            part = folder / f"{record['shard']}.counts"
             counter = count_texts([record["path"]], record["tokenizer"], order, field, vocab_size, memory, progress=False)
             counter.finish(part)
             return {"counts": str(part)}
