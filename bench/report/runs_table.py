@@ -163,8 +163,8 @@ def summary_table(runs: Sequence[Sequence[dict]], beams: Sequence[dict] = ()) ->
     for row in beams:
         if (machine_name(row), row["target"]["hash"]) == (machine_name(newest), newest["target"]["hash"]):
             shown.append(_beam_line(row))
-            more = (f" {BEAMS} beams: {row['data']['articles']} {row['data']['name']}, {row['max_new_tokens']} tokens, "
-                    f"{row['repeats']} passes.")
+            more = (f" {BEAMS} beams: {row['data']['articles']} articles, {row['max_new_tokens']} tokens, {row['repeats']} "
+                    "passes.")
     table = Table("", ("temperature", "batch", "plain", "best drafter", "speed-up", *PEERS.values()), shown)
     return f"{table.markdown()}\n{described(same, more)}"
 
