@@ -19,6 +19,8 @@ from foredraft.kernels.core.backend import njit
 from foredraft.ngram_native.trie import Trie, dense_level
 
 MAX_ORDER, MAX_VOCABULARY = 8, 2**20
+# Tokens that a file may count: float64 is exact up to here.
+MOST_TOKENS = 2**53
 
 
 @dataclass
@@ -180,9 +182,13 @@ def _token_at(words, i, offset, bits, per):
 @njit()
 def _are_windows(words, counts, bits, per, order, vocab_size):
     """Whether every window is one of tokens below V that begins with a token, occurs, and follows the one before."""
+    total = 0
     for i in range(words.shape[1]):
-        if counts[i] <= 0 or _token_at(words, i, 0, bits, per) == 0 or (i and _compare(words, i - 1, words, i) >= 0):
+        if counts[i] <= 0 or counts[i] > MOST_TOKENS - total or _token_at(words, i, 0, bits, per) == 0:
             return False
+        if i and _compare(words, i - 1, words, i) >= 0:
+            return False
+        total += counts[i]
         ended = False
         for offset in range(order):
             token = _token_at(words, i, offset, bits, per)

@@ -7,6 +7,7 @@ V`. Counts are floats.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def _read_file(path: Path, size: int, vocab_size: int, added: float, grams: dict
                 context = [int(part) for part in fields[0].strip("()").split(",") if part.strip()]
                 gram = tuple(context if size == 1 else [*context, int(fields[1])])
                 count = float(fields[-1]) - (added * vocab_size if size == 1 else 0)
+                if not math.isfinite(count):
+                    raise ValueError
                 if len(gram) != size or len(fields) != (2 if size == 1 else 3) or not all(0 <= i < vocab_size for i in gram):
                     raise ValueError
             except (ValueError, IndexError):

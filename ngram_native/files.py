@@ -25,6 +25,8 @@ from foredraft.atomic_write import atomic_path
 from foredraft.errors import UserError
 
 ALIGNMENT = 64
+# Types that arrays may have, as NumPy writes them.
+TYPES = ("<u2", "<i4", "<i8", "<u8", "<f4")
 _PREFIX = struct.Struct("<8sII32s")
 _CHUNK = 1 << 24
 DAMAGED = "download or create the file again"
@@ -147,8 +149,9 @@ def _map(path: Path, kind: Kind) -> tuple[int, dict, np.ndarray]:
         if version > kind.version:
             raise UserError(f"{path}: {kind.name} of version {version}, but this foredraft reads up to {kind.version}; "
                             "upgrade foredraft or create the file again")
-        text = file.read(size)
         length = file.seek(0, os.SEEK_END)
+        file.seek(_PREFIX.size)
+        text = file.read(min(size, length))
     if len(text) < size:
         raise UserError(f"{path}: truncated inside its header; {DAMAGED}")
     if hashlib.sha256(text).digest() != digest:
@@ -175,7 +178,7 @@ def _check_header(header: dict) -> None:
         sizes = [entry["offset"], entry["crc32"], *entry["shape"]]
         if any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError(f"array {name!r} has no sizes")
-        if np.dtype(entry["dtype"]).kind not in "iuf":
+        if entry["dtype"] not in TYPES:
             raise ValueError(f"array {name!r} holds no numbers")
         if entry["offset"] % ALIGNMENT or entry["offset"] + _bytes(entry) > header["data_bytes"]:
             raise ValueError(f"array {name!r} does not lie inside the file")

@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from foredraft.atomic_write import write_atomic
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 from foredraft.output_lock import only_writer
 from foredraft.train.trainer import checkpoint_step
 
@@ -72,7 +73,7 @@ def begin_run(out: Path, settings: Mapping[str, Any], steps: int, resume: bool, 
     if checkpoint is None:
         raise UserError(f"{out}: contains no checkpoint-N to resume from; start without --resume")
     if check and path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = read_object(path, "give another --out")
         for flag, value in settings.items():
             if flag not in MAY_CHANGE and begun.get(flag) != value:
                 raise UserError(f"{out}: was begun with {flag} {begun.get(flag)}, this run has {flag} {value}; use the "

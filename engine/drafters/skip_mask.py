@@ -28,7 +28,7 @@ def parse_skip(text: str, layers: int) -> np.ndarray:
     """kept [L, 3] bool of a decoder of L layers. UserError: not a list of layers, or no such layer."""
     kept = np.ones((layers, len(SUBLAYERS)), np.bool_)
     for part in filter(None, text.replace(" ", "").split(",")):
-        match = re.fullmatch(f"([0-9]+)([{SUBLAYERS}]*)", part)
+        match = re.fullmatch(f"([0-9]{{1,9}})([{SUBLAYERS}]*)", part)
         if match is None:
             raise UserError(f"skipped layers {text!r}: {part!r} is not a layer's number with any of {', '.join(SUBLAYERS)} "
                             "(self-attention, cross-attention, feed-forward); write 3,5sc,7f")
@@ -85,9 +85,13 @@ class SkipSet:
             entries = json.loads(path.read_text(encoding="utf-8"))
             found = cls(**{name: entries[name] for name in cls.__dataclass_fields__} | {
                 "draft_ids": tuple(int(token) for token in entries["draft_ids"])})
+            for value, kinds in ((found.skip, str), (found.draft_tokens, int), (found.goal, (int, float)),
+                                 (found.threshold, (int, float))):
+                if not isinstance(value, kinds):
+                    raise TypeError(f"an entry is {value!r}")
         except FileNotFoundError:
             raise UserError(f"{path}: no such skip file; foredraft tune-skip writes one") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}: not a skip file ({type(error).__name__}: {error}); write it again with foredraft "
                             "tune-skip") from None
         if (known := weights_hash(target)) != found.target_hash:
@@ -103,6 +107,6 @@ def is_skip_file(path: str | Path) -> bool:
     """Whether a file is one of SkipSet.save, for whatever target."""
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(entries, dict) and set(SkipSet.__dataclass_fields__) <= set(entries)

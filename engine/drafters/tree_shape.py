@@ -43,7 +43,7 @@ class Shape:
         """Read "3x2x1" or a .json file. UserError: neither, or too many nodes."""
         if text.endswith(".json"):
             return cls.load(text)
-        if re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)*", text) is None:
+        if re.fullmatch("[1-9][0-9]{0,99}(x[1-9][0-9]{0,99})*", text) is None:
             raise UserError(f"tree {text!r} is no shape; give the children of a node by level, as in 3x2x1, or a .json file "
                             "of foredraft tune-tree")
         widths = [int(width) for width in text.split("x")]
@@ -68,7 +68,7 @@ class Shape:
             parents = tuple(int(parent) for parent in entries["parents"])
         except FileNotFoundError:
             raise UserError(f"{path}: no such shape; foredraft tune-tree writes one") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}: not a shape ({type(error).__name__}: {error}); write it again with foredraft "
                             "tune-tree") from None
         if not 0 < len(parents) <= MAX_DRAFT_TOKENS or not all(0 <= parent <= node for node, parent in enumerate(parents)):

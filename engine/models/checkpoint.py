@@ -26,7 +26,7 @@ def indexed_files(index: Path) -> list[Path]:
     """List the shards that an index file names. UserError: it is unreadable, or a shard is missing."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: not a readable index of shards ({error}); copy or download it again") from None
     for name in names:
         if not (index.parent / name).exists():

@@ -44,7 +44,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
                 spec = dict(_fields(value))
                 model.kind, model.unknown = spec.get(3, UNIGRAM), spec.get(40, 0)
             elif number == 3:
-                model.charsmap = dict(_fields(value)).get(2, b"")
+                model.charsmap = _charsmap(dict(_fields(value)).get(2, b""))
     except (IndexError, TypeError, ValueError, struct.error) as error:
         raise UserError(f"{path}: not a readable SentencePiece model ({error}); copy or download it again") from None
     if not model.pieces or not 0 <= model.unknown < len(model.pieces):
@@ -53,6 +53,13 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     if model.kind != UNIGRAM:
         raise UserError(f"{path}: a SentencePiece model of type {model.kind}; T5 has a unigram model: add tokenizer.json")
     return model
+
+
+def _charsmap(data: bytes) -> bytes:
+    """ValueError: the map does not hold as much as its first four bytes say, which tokenizers would allocate."""
+    if data and not (len(data) >= 4 and int.from_bytes(data[:4], "little") <= len(data) - 4):
+        raise ValueError("a cut character map")
+    return data
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:

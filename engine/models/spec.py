@@ -20,6 +20,8 @@ from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 
 # The end token of a model that has none: no token equals it.
 NO_END_TOKEN = -1
+# The largest sizes that a config.json may state; no model comes near them.
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,21 @@ def num_parameters(config: ModelConfig, tied: bool) -> int:
 
 
 def _t5_config(c: dict, path: str | Path) -> ModelConfig:
-    sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-    for key in sizes:
+    for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
         if key not in c:
             raise UserError(f"{path}: key {key!r} is missing; save the model again with transformers")
-        # a decoder over another model's encoder output has no encoder layers
-        least = 0 if key == "num_layers" else 1
-        if not isinstance(c[key], int) or c[key] < least:
-            raise UserError(f"{path}: {key} is {c[key]!r}; give a whole number of at least {least}")
-    first, _, last = c.get("feed_forward_proj", "relu").partition("-")
+    # a decoder over another model's encoder output has no encoder layers
+    sizes = {"vocab_size": 1, "d_model": 1, "d_kv": 1, "d_ff": 1, "num_layers": 0, "num_heads": 1, "num_decoder_layers": 0,
+             "relative_attention_num_buckets": 1, "relative_attention_max_distance": 1, "decoder_start_token_id": 0,
+             "pad_token_id": 0, "n_positions": 1}
+    for key, least in sizes.items():
+        most = MAX_LAYERS if key.endswith("layers") else MAX_SIZE
+        if c.get(key) is not None and not (type(c[key]) is int and least <= c[key] <= most):
+            raise UserError(f"{path}: {key} is {c[key]!r}; give a whole number of {least} to {most}")
+    epsilon = c.get("layer_norm_epsilon", 1e-6)
+    if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
+        raise UserError(f"{path}: layer_norm_epsilon is {epsilon!r}; give a small number, such as 1e-6")
+    first, _, last = str(c.get("feed_forward_proj", "relu")).partition("-")
     gated = first == "gated"
     activation = last if gated else first
     activation = "gelu_new" if gated and activation == "gelu" else activation
@@ -185,7 +193,7 @@ def _t5_config(c: dict, path: str | Path) -> ModelConfig:
         model_type=c["model_type"], vocab_size=c["vocab_size"], d_model=c["d_model"], d_kv=c["d_kv"], d_ff=c["d_ff"],
         num_layers=c["num_layers"], num_decoder_layers=c.get("num_decoder_layers") or c["num_layers"],
         num_heads=c["num_heads"], buckets=c.get("relative_attention_num_buckets", 32),
-        max_distance=c.get("relative_attention_max_distance", 128), epsilon=c.get("layer_norm_epsilon", 1e-6),
+        max_distance=c.get("relative_attention_max_distance", 128), epsilon=float(epsilon),
         activation=ACTIVATIONS.index(activation), gated=gated,
         head_scale=c["d_model"] ** -0.5 if scaled else 1.0, start_token=c.get("decoder_start_token_id", 0) or 0,
         end_tokens=_end_tokens(c.get("eos_token_id", 1), path), pad_token=c.get("pad_token_id", 0) or 0,
@@ -194,7 +202,10 @@ def _t5_config(c: dict, path: str | Path) -> ModelConfig:
 
 
 def _end_tokens(entry: int | list[int] | None, path: str | Path) -> tuple[int, ...]:
-    tokens = tuple(dict.fromkeys(entry if isinstance(entry, list) else [] if entry is None else [entry]))
+    listed = entry if isinstance(entry, list) else [] if entry is None else [entry]
+    if any(type(token) is not int or not 0 <= token <= MAX_SIZE for token in listed):
+        raise UserError(f"{path}: eos_token_id is {entry!r}; give a token or a list of tokens")
+    tokens = tuple(dict.fromkeys(listed))
     if len(tokens) > MAX_END_TOKENS:
         raise UserError(f"{path}: eos_token_id lists {len(tokens)} tokens; keep at most {MAX_END_TOKENS}")
     return tokens

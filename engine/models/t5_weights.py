@@ -205,6 +205,11 @@ def _assemble(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored:
 
 
 def _joined(tensors: Tensors, parts: TensorParts, dtype: torch.dtype) -> Tensor:
+    # config.json may state other sizes: nothing is allocated for tensors that the checkpoint lacks
+    known = set(tensors.names)
+    for name in (name for names in parts.names for name in names if name not in known):
+        tensors.raw(name)
+    tensors.read(parts.names[0][0], parts.shape)
     out = torch.empty(parts.full_shape, dtype=dtype)
     fill(out, parts, tensors.read)
     return out

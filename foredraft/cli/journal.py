@@ -107,7 +107,7 @@ class Journal:
                     raise ValueError("no line of an earlier run")
                 record = json.loads(line)
                 self.done[int(record["index"])] = record["id"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 raise UserError(f"{self.path}, line {number}: not a result of an earlier run; give another --output, or "
                                 "delete the line") from None
         if end < size:

@@ -35,6 +35,8 @@ COMMANDS = {
     "family": ("foredraft.cli.training.train_target:family", "Rebuild the embedded reference family."),
     "report": ("foredraft.cli.report:report", "Make a page, pictures or tables from records."),
 }
+# characters of an error; it may quote a file
+LONGEST_LINE = 1000
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,5 +89,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    notice(" ".join(message.split()))
+    line = " ".join(message.split())
+    notice(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "...")
     raise SystemExit(2)

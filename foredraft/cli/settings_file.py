@@ -34,7 +34,7 @@ def check(output: Path, settings: Mapping[str, Any]) -> bool:
     except FileNotFoundError:
         write(output, settings)
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         begun = None
     if not isinstance(begun, dict):
         raise UserError(f"{path}: not the settings of an earlier run; give another --output, or delete the file")

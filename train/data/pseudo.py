@@ -28,6 +28,7 @@ from foredraft.engine.models.hub import find_checkpoint
 from foredraft.engine.params import BatchConfig, SamplingParams
 from foredraft.engine.runtime.requests import Request
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 from foredraft.kernels.core.philox import request_seed
 from foredraft.output_lock import OutputLock
 from foredraft.train.data.pairs import END, read_texts
@@ -225,10 +226,7 @@ def open_folder(data: str | Path, out: Path, config: PseudoConfig, engine: Engin
                 "shards": -(-count // config.shard_size), **asdict(config)}
     path = out / MANIFEST
     if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: not JSON; delete the folder and start again") from None
+        known = read_object(path, "delete the folder and start again")
         for name, value in manifest.items():
             if known.get(name) != value:
                 raise UserError(f"{out}: was started with {name} {known.get(name)!r}, not {value!r}; give another --out, or "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from foredraft.errors import UserError
+from foredraft.json_file import read_object
 from foredraft.ngram_native import smooth
 from foredraft.ngram_native.counts import MAX_ORDER
 from foredraft.ngram_native.counts_file import StreamCounter
@@ -194,8 +194,9 @@ def _stored_tokens(path: Path) -> Iterator[list[np.ndarray]]:
     else:
         try:
             tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"{path}: not an array of tokens ({error}); save one vector with numpy.save") from None
+        except Exception as error:  # a damaged header raises many types
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{path}: not an array of tokens ({reason}); save one vector with numpy.save") from None
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise UserError(f"{path}: has shape {tokens.shape} of {tokens.dtype}; give one vector of integers")
         if len(tokens) and int(tokens.min()) < 0:
@@ -219,7 +220,9 @@ def open_tokenizer(path: Path, vocab_size: int | None) -> tuple[Tokenizer, int]:
     known = encoder.get_vocab_size()
     config = file.with_name("config.json")
     if vocab_size is None and config.is_file():
-        vocab_size = json.loads(config.read_text()).get("vocab_size")
+        vocab_size = read_object(config).get("vocab_size")
+        if vocab_size is not None and type(vocab_size) is not int:
+            raise UserError(f"{config}: vocab_size is {vocab_size!r}; give a whole number")
     if vocab_size is None:
         vocab_size = -(-known // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if vocab_size < known:

@@ -75,7 +75,7 @@ def test_what_old_checkpoints_hold_besides_is_accepted(copy, load):
     (dict(eos_token_id=list(range(99))), "eos_token_id lists 99 tokens; keep at most"),
     (dict(dense_act_fn="silu"), "dense_act_fn 'silu' contradicts feed_forward_proj"),
     (dict(is_gated_act=None), "is_gated_act None contradicts feed_forward_proj"),
-    (dict(d_ff="48"), "d_ff is '48'; give a whole number of at least 1"),
+    (dict(d_ff="48"), "d_ff is '48'; give a whole number of 1 to"),
     (dict(num_heads=0), "num_heads is 0"),
     (dict(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
      r"quantization_config \(bitsandbytes\): quantised weights are not read"),
