@@ -132,6 +132,20 @@ def test_the_version_has_one_place():
     assert 'attr = "foredraft.__version__"' in project and f'"{foredraft.__version__}"' not in project
 
 
+def test_an_import_loads_no_library():
+    """Seconds of the processor, the best of three: other processes of the machine do not count."""
+    script = "import time; began = time.process_time(); import foredraft; print(time.process_time() - began)"
+    assert min(float(run(sys.executable, "-c", script, cwd=CHECKOUT)) for _ in range(3)) < 0.3
+
+
+def test_the_licences_of_all_dependencies_are_known():
+    from foredraft.bench.report import licences
+
+    known = {name: licences.licence(found) for name, found in licences.dependencies().items()}
+    assert {"torch", "transformers", "numpy", "numba", "filelock", "sympy"} <= set(known)
+    assert not [name for name, licence in known.items() if licence == "not stated" or "GPL" in licence.replace("LGPL", "")]
+
+
 @pytest.mark.full
 def test_an_editable_install(checkout, environment, tmp_path):
     install(environment, "-e", checkout, cwd=tmp_path)
@@ -166,3 +180,10 @@ def test_a_wheel_from_a_source_distribution(checkout, environment, tmp_path):
     version, file, _ = probe(environment, tmp_path)
     assert "site-packages" in file
     assert run(environment.with_name("foredraft"), "--version", cwd=tmp_path) == f"foredraft {version}\n"
+    # compiled kernels are kept, but not where the package lies
+    compiled = ("import numpy as np; from foredraft.ngram_native.counts import same_window; "
+                "print(same_window(np.zeros((1, 1), np.uint64), 0, 0))")
+    assert run(environment, "-c", compiled, cwd=tmp_path) == "True\n"
+    run(environment, "-m", "pip", "uninstall", "--yes", "--quiet", "foredraft", cwd=tmp_path)
+    packages = next(environment.parents[1].glob("lib/python*/site-packages"))
+    assert not [path.name for path in packages.iterdir() if "foredraft" in path.name]
