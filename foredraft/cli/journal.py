@@ -45,7 +45,8 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, is_begun: bool):
-        self.path, self._is_begun, self._lock = Path(path), is_begun, None
+        self.path, self._is_begun = Path(path), is_begun
+        self._lock: OutputLock | None = None
         if str(path) == STDOUT:
             self._fd = os.dup(1)
         else:

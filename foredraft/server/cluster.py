@@ -74,7 +74,8 @@ def application(loading: dict[str, Any], settings: ServerSettings, is_local: boo
         scaling = {"autoscaling_config": {"min_replicas": replicas.least, "max_replicas": replicas.most,
                                           "target_ongoing_requests": settings.batch_size}}
     # environment variables hold for every thread of the replica's process
-    variables = dict.fromkeys(("FOREDRAFT_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    names = ("FOREDRAFT_THREADS", *(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS")))
+    variables = dict.fromkeys(names, str(threads))
     engines = serve.deployment(
         Replica, name="replica", **scaling, ray_actor_options={
             "num_cpus": threads, "runtime_env": {"env_vars": variables}},
