@@ -170,7 +170,8 @@ def check_arrays(vocab_size: int, sizes: list[int], arrays: dict[str, np.ndarray
                "best_probability": contexts}
     lengths |= {"alphas": nodes} if version == 1 else {"unigrams": vocab_size, "probabilities": nodes - vocab_size}
     for name, length in lengths.items():
-        kinds = INDICES if name in ("ids", "first_child", "best") else CODED if name.endswith(("probabilities", "probability")) else FLOATS
+        is_coded = name in ("probabilities", "best_probability")
+        kinds = INDICES if name in ("ids", "first_child", "best") else CODED if is_coded else FLOATS
         if arrays[name].shape != (length,) or arrays[name].dtype.str not in kinds:
             raise ValueError(f"the shape or type of {name!r}")
     if arrays["best_probability"].dtype != arrays["alphas" if version == 1 else "probabilities"].dtype:
