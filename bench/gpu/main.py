@@ -105,7 +105,7 @@ SECTIONS = {
     "verification": Section(40, _verification),
     "loop": Section(40, lambda sizes, known: times.measure_loop(sizes)),
     "family": Section(35, lambda sizes, known: device_drafters.measure_family(sizes)),
-    "model": Section(20, _model),
+    "model": Section(10, _model),
     "peers": Section(180, lambda sizes, known: transformers_peer.measure_peers(sizes)),
     "library": Section(20, lambda sizes, known: checks.compare_library(sizes)),
     "drafters": Section(80, lambda sizes, known: device_drafters.measure_drafters(sizes)),
