@@ -26,7 +26,7 @@ check: .venv/.ready
 
 # one thread, so that a run means something on a machine that others use too; foredraft bench compare A B tells two apart
 bench: .venv/.ready
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) pytest -q bench --benchmark-enable --benchmark-min-rounds=20 --benchmark-autosave --benchmark-columns=median,iqr,rounds
+	OMP_NUM_THREADS=1 FOREDRAFT_THREADS=1 $(RUN) pytest -q bench --benchmark-enable --benchmark-min-rounds=20 --benchmark-autosave --benchmark-columns=median,iqr,rounds
 
 # the embedded model on http://localhost:8000/; drafts of a fixed length, so that the page always shows some
 serve: .venv/.ready

@@ -15,7 +15,7 @@ for ((i = 0; i < workers; i++)); do
     if [ "$gpus" -gt 0 ]; then
         CUDA_VISIBLE_DEVICES=$((i % gpus)) "$python" -m foredraft pseudo "$@" --device cuda &
     else
-        OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 "$python" -m foredraft pseudo "$@" &
+        OMP_NUM_THREADS=1 FOREDRAFT_THREADS=1 "$python" -m foredraft pseudo "$@" &
     fi
     pids+=($!)
 done

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
-from numba import get_num_threads, prange
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.thread_count import available_threads
 from foredraft.ngram_native.counts import Counts, packing, same_window
 
 # Windows of a bucket: as many as a core's cache contains.
@@ -46,7 +47,7 @@ def count(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, t
     vocab_size
         V.
     threads
-        Threads to use; numba's number by default. The result does not depend on it.
+        Threads to use; those of the engine by default. The result does not depend on it.
 
     Returns
     -------
@@ -63,36 +64,40 @@ def count(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, t
         return result
     if not (0 <= tokens.min() and tokens.max() < vocab_size):
         raise ValueError(f"tokens must be in 0..{vocab_size - 1}, got {tokens.min()}..{tokens.max()}")
-    threads = threads or get_num_threads()
+    threads = threads or available_threads()
     bits, per = packing(vocab_size)
     words = len(result.words)
     blocks = np.linspace(0, len(tokens), threads + 1).astype(np.int64)
     seen = np.zeros((threads, vocab_size), np.int64)
-    _count_tokens(tokens, blocks, seen)
-    # All windows with one first token go to one bucket, and buckets are in the order of their first tokens.
-    before = np.cumsum(seen.sum(0)) - seen.sum(0)
-    bucket_of = np.unique(before // BUCKET, return_inverse=True)[1].astype(np.int64)
-    buckets = int(bucket_of[-1]) + 1
-    inside = np.zeros((threads, buckets), np.int64)
-    for thread in range(threads):
-        inside[thread] = np.bincount(bucket_of, seen[thread], minlength=buckets).astype(np.int64)
-    flat = inside.T.ravel()
-    begins = (np.cumsum(flat) - flat).reshape(buckets, threads).T.copy()  # where each thread's windows of a bucket begin
-    keys = np.empty((words, len(tokens)), np.uint64)
-    _scatter(tokens, starts, blocks, bits, per, order, bucket_of, begins, keys)
-    bounds = np.concatenate([[0], np.cumsum(inside.sum(0))])
-    sums = np.empty(len(tokens), np.int64)
-
-    def sort(bucket: int) -> int:
-        part = keys[:, bounds[bucket] : bounds[bucket + 1]]
-        if words == 1:
-            part[0].sort()
-        else:
-            part[:] = part[:, np.argsort(part[0])]
-            _sort_ties(part)
-        return _add_up(part, sums[bounds[bucket] : bounds[bucket + 1]])
-
     with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_count_tokens, repeat(tokens), blocks[:-1], blocks[1:], seen))
+        # All windows with one first token go to one bucket, and buckets are in the order of their first tokens.
+        before = np.cumsum(seen.sum(0)) - seen.sum(0)
+        bucket_of = np.unique(before // BUCKET, return_inverse=True)[1].astype(np.int64)
+        buckets = int(bucket_of[-1]) + 1
+        inside = np.zeros((threads, buckets), np.int64)
+        for thread in range(threads):
+            inside[thread] = np.bincount(bucket_of, seen[thread], minlength=buckets).astype(np.int64)
+        flat = inside.T.ravel()
+        begins = (np.cumsum(flat) - flat).reshape(buckets, threads).T.copy()  # where each thread's windows of a bucket begin
+        keys = np.empty((words, len(tokens)), np.uint64)
+
+        def scatter(begin: int, end: int, slots: np.ndarray) -> None:
+            _scatter(tokens, starts, begin, end, bits, per, order, bucket_of, slots, keys)
+
+        list(pool.map(scatter, blocks[:-1], blocks[1:], begins))
+        bounds = np.concatenate([[0], np.cumsum(inside.sum(0))])
+        sums = np.empty(len(tokens), np.int64)
+
+        def sort(bucket: int) -> int:
+            part = keys[:, bounds[bucket] : bounds[bucket + 1]]
+            if words == 1:
+                part[0].sort()
+            else:
+                part[:] = part[:, np.argsort(part[0])]
+                _sort_ties(part)
+            return _add_up(part, sums[bounds[bucket] : bounds[bucket + 1]])
+
         sizes = list(pool.map(sort, range(buckets)))
     kept = np.concatenate([[0], np.cumsum(sizes)])
     result.words, result.counts = np.empty((words, kept[-1]), np.uint64), np.empty(kept[-1], np.int64)
@@ -102,48 +107,45 @@ def count(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, t
     return result
 
 
-@njit(parallel=True)
-def _count_tokens(tokens, blocks, seen):
-    for block in prange(len(blocks) - 1):
-        for position in range(blocks[block], blocks[block + 1]):
-            seen[block, tokens[position]] += 1
+@njit()
+def _count_tokens(tokens, begin, end, seen):
+    for position in range(begin, end):
+        seen[tokens[position]] += 1
 
 
-@njit(parallel=True)
-def _scatter(tokens, starts, blocks, bits, per, order, bucket_of, begins, keys):
-    """Roll a window over every block from its end and append each window to its bucket."""
+@njit()
+def _scatter(tokens, starts, begin, end, bits, per, order, bucket_of, slots, keys):
+    """Roll a window over a block from its end and append each window to its bucket, at `slots` of the bucket."""
     W = keys.shape[0]
     # bits of the last word that no token uses
     unused = np.uint64(bits * (per * W - order))
     single = np.uint64((1 << bits) - 1)
     first = np.uint64(bits * (per - 1))
     step = np.uint64(bits)
-    for block in prange(len(blocks) - 1):
-        begin, end = blocks[block], blocks[block + 1]
-        window = np.zeros(W, np.uint64)
-        sequence = np.searchsorted(starts, end, side="left") - 1
-        stop = end
-        while stop > begin:
-            while starts[sequence] >= stop:
-                sequence -= 1
-            low = max(starts[sequence], begin)
-            # start past the block's end, so that the block's last window is complete
-            high = min(starts[sequence + 1], stop + order)
-            window[:] = np.uint64(0)
-            for position in range(high - 1, low - 1, -1):
-                carried = np.uint64(tokens[position]) + np.uint64(1)
+    window = np.zeros(W, np.uint64)
+    sequence = np.searchsorted(starts, end, side="left") - 1
+    stop = end
+    while stop > begin:
+        while starts[sequence] >= stop:
+            sequence -= 1
+        low = max(starts[sequence], begin)
+        # start past the block's end, so that the block's last window is complete
+        high = min(starts[sequence + 1], stop + order)
+        window[:] = np.uint64(0)
+        for position in range(high - 1, low - 1, -1):
+            carried = np.uint64(tokens[position]) + np.uint64(1)
+            for w in range(W):
+                last = window[w] & single if w < W - 1 else np.uint64(0)
+                window[w] = (window[w] >> step) | (carried << first)
+                carried = last
+            window[W - 1] = (window[W - 1] >> unused) << unused
+            if position < end:
+                bucket = bucket_of[tokens[position]]
+                slot = slots[bucket]
+                slots[bucket] = slot + 1
                 for w in range(W):
-                    last = window[w] & single if w < W - 1 else np.uint64(0)
-                    window[w] = (window[w] >> step) | (carried << first)
-                    carried = last
-                window[W - 1] = (window[W - 1] >> unused) << unused
-                if position < end:
-                    bucket = bucket_of[tokens[position]]
-                    slot = begins[block, bucket]
-                    begins[block, bucket] = slot + 1
-                    for w in range(W):
-                        keys[w, slot] = window[w]
-            stop = low
+                    keys[w, slot] = window[w]
+        stop = low
 
 
 @njit()

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numba import get_num_threads
 
 from foredraft.bench.harness.interleave import best_of
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.thread_count import available_threads
 from foredraft.ngram_native import batch_query as batch
 from foredraft.ngram_native import files, query, smooth
 from foredraft.ngram_native.arpa import arpa_words, write_arpa
@@ -61,7 +61,7 @@ def speeds(wanted: Sequence[str], model, texts: tuple[np.ndarray, np.ndarray], t
 
 def counting(tokens: np.ndarray, starts: np.ndarray, order: int, vocab_size: int, repeats: int, lmplz: str | None) -> dict:
     """Tokens a second to the sorted counts, to the trie of all orders, to a dictionary, and of lmplz to its ARPA file."""
-    n, threads = len(tokens), get_num_threads()
+    n, threads = len(tokens), available_threads()
     native = best_of(lambda: count(tokens, starts, order, vocab_size), repeats)
     single = best_of(lambda: count(tokens, starts, order, vocab_size, threads=1), repeats)
     levels = best_of(lambda: count(tokens, starts, order, vocab_size).trie(), repeats)

@@ -16,7 +16,7 @@ AGAIN = 8
 # rounds of a case at least
 ROUNDS = 20
 # as in `make bench`: with two threads, a case would wait for the one that another process interrupts
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "FOREDRAFT_THREADS": "1"}
 CASES = Path("bench", "regression")
 
 
