@@ -5,8 +5,8 @@ Read from the metadata of the installed distributions: foredraft's requirements 
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
@@ -61,4 +61,6 @@ def table(extras: tuple[str, ...] = ()) -> str:
 
 
 if __name__ == "__main__":
-    print(table(tuple(sys.argv[1:])))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("extras", nargs="*", help="names of extras")
+    print(table(tuple(parser.parse_args().extras)))
