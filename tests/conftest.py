@@ -224,7 +224,7 @@ def fake_model(word_tokenizer) -> FakeModel:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, capsysbinary):
     """command(*arguments, stdin=b""): exit code, stdout, stderr of `foredraft ARGUMENTS`."""
     import io
     import sys
@@ -239,6 +239,6 @@ def command(monkeypatch, capsys):
             code = 0
         except SystemExit as stop:
             code = stop.code or 0
-        return code, *capsys.readouterr()
+        return code, *(text.decode("utf-8", "surrogateescape") for text in capsysbinary.readouterr())
 
     return run

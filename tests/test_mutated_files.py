@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
     pytest.param(230, 1), pytest.param(10_000, 0, marks=pytest.mark.slow)])
 def test_readers_refuse_damaged_files_in_one_line(inputs, seed):
     """In a process of its own: a crash ends it."""
-    done = subprocess.run([sys.executable, "-m", "tests.mutated_files", "--inputs", str(inputs), "--seed",
+    done = subprocess.run([sys.executable, "tests/mutated_files.py", "--inputs", str(inputs), "--seed",
                            str(seed)], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout
     # most mutations are noticed

@@ -58,6 +58,8 @@ app = group(COMMANDS, help="Lossless speculative decoding for T5.", callback=opt
 
 def main() -> None:
     """Run the command line. An error that the user can fix is one line on stderr and exit code 2."""
+    # names of files that are not UTF-8 are written byte for byte, as other programs write them
+    sys.stdout.reconfigure(errors="surrogateescape")
     try:
         try:
             app()
@@ -70,7 +72,7 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except UnicodeEncodeError as error:
         found = error.object[error.start : error.end]
-        _fail(f"{found!a} cannot be written in {error.encoding}; give names in UTF-8, or set PYTHONIOENCODING=utf-8")
+        _fail(f"{found!a} cannot be written in {error.encoding}; set PYTHONIOENCODING=utf-8")
     except BrokenPipeError:
         # stdout's reader has closed it, as `head` does; no output is possible any more
         sys.stderr.close()

@@ -10,7 +10,7 @@ import typer
 
 from foredraft.cli import options
 from foredraft.cli.lazy import SETTINGS
-from foredraft.cli.output import print_figures, printable
+from foredraft.cli.output import print_figures
 from foredraft.errors import UserError
 from foredraft.outputs import check_file, check_folder
 
@@ -54,7 +54,7 @@ def count(
             else:
                 counter.finish(folder / "new.counts")
                 counts = merge_files([update, folder / "new.counts"], out)
-    print(f"{printable(out)}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens, {len(counts.counts)} windows of "
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens, {len(counts.counts)} windows of "
           f"{order}")
 
 
@@ -70,7 +70,7 @@ def merge(
     out.parent.mkdir(parents=True, exist_ok=True)
     merged = merge_files(counts, out)
     size = out.stat().st_size / 1e6
-    print(f"{printable(out)}: {size:.2f} MB, {merged.tokens} tokens, {len(merged.counts)} windows of {merged.order}")
+    print(f"{out}: {size:.2f} MB, {merged.tokens} tokens, {len(merged.counts)} windows of {merged.order}")
 
 
 @ngram.command("fit")
@@ -131,7 +131,7 @@ def verify(paths: Annotated[list[Path], typer.Argument(help="Table or counts fil
     from foredraft.ngram_native import files
 
     for path in paths:
-        print(f"{printable(path)}: {files.verify(path, _kind(path)) / 1e6:.2f} MB of arrays, all checksums match")
+        print(f"{path}: {files.verify(path, _kind(path)) / 1e6:.2f} MB of arrays, all checksums match")
 
 
 @ngram.command("score")
@@ -187,20 +187,20 @@ def export(
 
         check_folder(text, [path])
         write_fastllm(open_counts(path), text, added)
-        print(f"{printable(text)}: one K.ckpt for each order")
+        print(f"{text}: one K.ckpt for each order")
     if arpa is not None:
         from foredraft.ngram_native.arpa import arpa_words, write_arpa
 
         check_file(arpa, [path], lambda _: False, "ARPA text that foredraft may replace", overwrite)
         table = Table.open(path)
         write_arpa(table, arpa, arpa_words(table.vocab_size, _vocabulary(tokenizer, table.tokenizer)))
-        print(f"{printable(arpa)}: {arpa.stat().st_size / 1e6:.2f} MB")
+        print(f"{arpa}: {arpa.stat().st_size / 1e6:.2f} MB")
     if device is not None:
         from foredraft.ngram_native.device_table import export_device, save_device
 
         check_file(device, [path], lambda _: False, "table that foredraft may replace", overwrite)
         save_device(export_device(Table.open(path)), device)
-        print(f"{printable(device)}: {device.stat().st_size / 1e6:.2f} MB")
+        print(f"{device}: {device.stat().st_size / 1e6:.2f} MB")
 
 
 @ngram.command("import")
@@ -231,7 +231,7 @@ def import_(
         counts = read_fastllm(path, order, vocab_size, added)
         counts.tokenizer = fingerprint
         save_counts(counts, out)
-        print(f"{printable(out)}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens")
+        print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts.tokens} tokens")
         return
     from foredraft.ngram_native.arpa import arpa_words, read_arpa
 
@@ -255,7 +255,7 @@ def _save(table, out: Path) -> None:
     table.save(out)
     grams = sum(table.sizes[1:])
     sizes = ", ".join(f"{size} of {order}" for order, size in enumerate(table.sizes[1:], 2))
-    print(f"{printable(out)}: {out.stat().st_size / 1e6:.2f} MB, {table.nbytes / max(grams, 1):.1f} bytes an n-gram; "
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {table.nbytes / max(grams, 1):.1f} bytes an n-gram; "
           f"n-grams: {sizes}")
 
 

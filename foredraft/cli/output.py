@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import NoReturn
 
@@ -20,11 +19,6 @@ def console(wide: bool = False):
 
     found = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     return found if wide else Console(highlight=False, width=min(found.width, WIDTH))
-
-
-def printable(path) -> str:
-    """A path as text; bytes of its name that are not UTF-8 are shown by their codes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def progress():

@@ -138,6 +138,15 @@ def undisturbed(inputs, tmp_path_factory):
     return result
 
 
+def check_continued(done: subprocess.CompletedProcess, case: Case, inputs: Path, out: Path, expected) -> None:
+    """A command that has failed runs once more; then the output is that of an undisturbed run."""
+    if done.returncode:
+        done = run(out, command(case, inputs, out))
+        assert done.returncode == 0, done.stderr
+    assert (case.result(out), names(out)) == expected
+    shutil.rmtree(out)
+
+
 def kill(name: str, kills: int, seed: int, inputs: Path, undisturbed, tmp_path: Path) -> int:
     """Kill a case again and again, beginning anew whenever it ends before; then let it end. Returns the kills."""
     case, draw, killed, expected = CASES[name], random.Random(f"{name} {seed}"), 0, undisturbed(name)
@@ -151,11 +160,7 @@ def kill(name: str, kills: int, seed: int, inputs: Path, undisturbed, tmp_path: 
             killed += done.returncode == -9
             if done.returncode == 0:
                 break
-        if done.returncode:
-            done = run(out, command(case, inputs, out))
-            assert done.returncode == 0, done.stderr
-        assert (case.result(out), names(out)) == expected
-        shutil.rmtree(out)
+        check_continued(done, case, inputs, out, expected)
     return killed
 
 
@@ -184,10 +189,7 @@ def fill(name: str, tries: int, seed: int, inputs: Path, undisturbed, tmp_path: 
         full += done.returncode != 0
         if done.returncode:
             assert "Traceback" not in done.stderr, done.stderr
-            done = run(out, command(case, inputs, out))
-            assert done.returncode == 0, done.stderr
-        assert (case.result(out), names(out)) == expected
-        shutil.rmtree(out)
+        check_continued(done, case, inputs, out, expected)
     return full
 
 
