@@ -1,4 +1,4 @@
-"""Every reader of files from outside, on files with damage: `python tests/mutated_files.py --inputs 10000 --seed 0`.
+"""Every reader of files from outside, on files with damage; test_mutated_files.py runs it.
 
 Each input is a valid file with one to three seeded mutations: flipped bits, bytes that are cut out, doubled, inserted or
 overwritten, a truncation, a changed number, a JSON value of another kind. Files with a checksum of their header are also
