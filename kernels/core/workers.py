@@ -39,10 +39,10 @@ ENTRY, ARGUMENTS, TASKS, RANGES, THREADS = (896 + 8 * n for n in range(5))
 SIZE = 1024
 TICKET_BITS = 20
 LEFT = (1 << TICKET_BITS) - 1
-# Ranges for each thread. The delay by a thread that is interrupted within one is shorter with more of them; each costs some
-# tenths of a microsecond.
+# Ranges for each thread. With more of them, a thread that is interrupted within one delays the others less, but each needs
+# two atomic operations.
 RANGES_PER_THREAD = 4
-# Spins before a thread sleeps, some 50 microseconds: about what it costs to put it to sleep and to wake it.
+# Spins before a thread sleeps: tens of microseconds, which is about what it costs to put it to sleep and to wake it.
 SPINS = 1500
 # Below this many multiply-adds one thread does all the work: to wake a second one takes longer.
 THREAD_WORK = 500_000
@@ -239,7 +239,7 @@ def parallel(body):
 
 @njit()
 def threads_for(work, threads):
-    """How many of the threads so many multiply-adds are worth."""
+    """The number of threads for a kernel of `work` multiply-adds: 1 or `threads`."""
     return 1 if work < THREAD_WORK else threads
 
 
