@@ -80,6 +80,9 @@ def main() -> None:
     except OSError as error:
         from foredraft.atomic_write import why_full
 
+        # such as a file system that is mounted read-only, or a name that is too long
+        if error.filename:
+            _fail(f"{error.filename}: {error.strerror}")
         if why_full(error) is None:
             raise
         # what cannot be written is dropped, or Python would try again at exit
