@@ -86,3 +86,12 @@ def test_a_started_sequence_is_as_good_as_new():
     assert state.greedy and state.has_top_k_top_p and state.finished.tolist() == [True, False]
     state.start(1, **distribution | dict(top_k=0, top_p=1.0))
     assert state.greedy and not state.has_top_k_top_p
+
+
+def test_the_end_tokens_of_the_last_request_are_forgotten():
+    state = make_state(2, 9, 3, 4)
+    settings = dict(limit=6, draft_tokens=2, temperature=0.0, top_k=0, top_p=1.0, seed=0)
+    state.start(1, **settings, end_tokens=[5, 7, 9])
+    state.start(1, **settings, end_tokens=[6])
+    state.commit(draft_of(state, [0, 2]), verification_of(state, [[3], [7, 9, 6]]), torch.zeros(2, 4, 4))
+    assert state.tokens[1, :4].tolist() == [0, 7, 9, 6] and bool(state.finished[1])
