@@ -9,6 +9,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import foredraft
 from foredraft import embedded
+from foredraft.engine.params import SamplingParams
+from foredraft.engine.runtime.beam_search import BeamSearch
+from foredraft.engine.runtime.requests import Job
 from foredraft.errors import UserError
 from foredraft.kernels.sampling.beam_candidates import BEAM_CANDIDATES
 from foredraft.kernels.step.beam_step import BEAM_STEP, NEVER
@@ -340,3 +343,12 @@ def test_a_cuda_device_refuses_what_it_cannot_do(checkpoints):
                                                                "repetition_penalty, min_new_tokens")):
         with pytest.raises(UserError, match=f"{names}: not supported on a CUDA device; leave it out"):
             model.generate([[5, 1]], **arguments)
+
+
+def test_all_beams_go_on_where_end_tokens_are_the_best_candidates():
+    """Each end token takes a candidate: there are enough for all beams besides."""
+    job = Job(0, None, torch.tensor([5, 1]), SamplingParams(max_new_tokens=4, num_beams=2), 0, 0, [])
+    search = BeamSearch(job, [0, 1], 0, np.array([1, 2]), 6)
+    logits = np.tile(np.array([0, 9, 8, 7, 6, 5], np.float32), (2, 1, 1))
+    search.advance(logits, 0)
+    assert search.tokens[:, 1].tolist() == [3, 4] and (search.scores > FORBIDDEN).all()
