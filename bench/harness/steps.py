@@ -22,8 +22,9 @@ from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.attention import cross_attention_loop
-from foredraft.kernels.model.linear import inputs_of, linear_loop
+from foredraft.kernels.model.linear import linear_loop
 from foredraft.kernels.model.lm_head import CHOOSE
+from foredraft.kernels.model.packing import inputs_of
 
 # decoder position at which steps are timed: the middle of a summary
 POSITION = 32

@@ -20,8 +20,9 @@ import numpy as np
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.lstm_cell import sigmoid32
-from foredraft.kernels.model.linear import inputs_of, linear_loop, linear_reference
+from foredraft.kernels.model.linear import linear_loop, linear_reference
 from foredraft.kernels.model.norm import norm_loop, norm_reference
+from foredraft.kernels.model.packing import inputs_of
 
 EPSILON = 1e-6
 

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
-from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.gemm_microkernel import gemm_blocks
+from foredraft.kernels.core.gemm_tile import LANES
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.attention import PAGE, cross_attention_reference, read_page, softmax_loop
 from foredraft.kernels.model.linear import linear_loop, linear_reference

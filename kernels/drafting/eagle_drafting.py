@@ -35,8 +35,8 @@ from foredraft.kernels.drafting.vocabulary_head import (
     vocabulary_head_loop,
     vocabulary_head_reference,
 )
-from foredraft.kernels.model.linear import widen
 from foredraft.kernels.model.norm import norm_loop, norm_reference
+from foredraft.kernels.model.packing import widen
 
 
 def draft_reference(tokens, lengths, allowed, hidden, embedding, copy, source, vocabulary, scale, temperature, top_k, top_p,

@@ -29,8 +29,9 @@ from foredraft.kernels.model.attention import (
     self_attention_loop,
     self_attention_reference,
 )
-from foredraft.kernels.model.linear import inputs_of, linear_loop, linear_reference, widen
+from foredraft.kernels.model.linear import linear_loop, linear_reference
 from foredraft.kernels.model.norm import norm_loop, norm_reference
+from foredraft.kernels.model.packing import inputs_of, widen
 
 
 def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,

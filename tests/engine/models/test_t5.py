@@ -9,7 +9,7 @@ import torch
 
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
-from foredraft.kernels.model.linear import widen
+from foredraft.kernels.model.packing import widen
 
 SOURCES = [torch.tensor(ids) for ids in ([5, 9, 33, 1], list(range(3, 90)) + [1], [1])]
 

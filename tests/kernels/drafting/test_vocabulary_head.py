@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from foredraft.kernels.core.backend import HAS_NUMBA
-from foredraft.kernels.drafting.vocabulary_head import SAMPLE_DRAFT, VOCABULARY_HEAD, VocabularyHead, take_outputs
-from foredraft.kernels.model.linear import pack, quantize, unpack, widen
+from foredraft.kernels.drafting.vocabulary_head import SAMPLE_DRAFT, VOCABULARY_HEAD, VocabularyHead
+from foredraft.kernels.model.packing import pack, quantize_int8, take_outputs, unpack, widen
 
 rng = np.random.default_rng(0)
 
 
 def stored(weight: np.ndarray, kind: str) -> np.ndarray:
     if kind == "int8":
-        return quantize(weight)
+        return quantize_int8(weight)
     return pack(weight if kind == "fp32" else (weight.view(np.uint32) >> 16).astype(np.uint16))
 
 
