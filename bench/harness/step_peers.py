@@ -17,11 +17,11 @@ from foredraft.bench.harness.methods import Absent, load_peer, static_compiled
 Run = Callable[[Sequence[int], int], list[int]]
 
 
-def _foredraft(weights: str):
+def _foredraft(weights: str, dtype: str = "float32"):
     def build(folder: Path) -> Run:
         from foredraft.engine.load import load
 
-        model = load(folder, drafter=None, weights=weights)
+        model = load(folder, drafter=None, dtype=dtype, weights=weights)
         model.target.end_token = -1
         return lambda source, tokens: model.generate([list(source)], max_new_tokens=tokens).token_ids[0]
 
@@ -60,7 +60,8 @@ def _ctranslate2(compute_type: str):
 PEERS: dict[str, Callable[[Path], Run]] = {
     "foredraft-fp32": _foredraft("fp32"),
     "foredraft-bf16": _foredraft("bf16"),
-    "foredraft-int8": _foredraft("int8"),
+    "foredraft-int8": _foredraft("int8", "auto"),
+    "foredraft-int4": _foredraft("int4", "auto"),
     "transformers": _transformers(False),
     "transformers-compiled": _transformers(True),
     "ctranslate2-fp32": _ctranslate2("float32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from foredraft.engine.models.adapter import open_checkpoint
 from foredraft.engine.models.checkpoint import Tensors, fill, read_config
 from foredraft.engine.models.spec import ModelConfig, TensorParts, num_parameters, tensor_parts
 from foredraft.errors import UserError
+from foredraft.kernels.core.backend import has_cpu_feature
 from foredraft.kernels.core.gemm_tile import GROUP
 from foredraft.kernels.model.packing import pack, quantize_int4, quantize_int8
 from foredraft.memory import trim_heap
 
-# Of the embedding; with "int8" the encoder's matrices are quantised as the decoder's can be.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Types of the encoder, and of the embedding with each.
+ENCODERS = DTYPES | {"int8": torch.float32}
 # How the decoder's matrices and the head may be stored; products accumulate in float32, of integers exactly.
 STORAGES = ("fp32", "bf16", "int8", "int4")
 
@@ -100,12 +103,20 @@ def packed(matrix: Tensor, stored: str) -> np.ndarray:
     return pack(as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
 
 
-def check_types(dtype: str, weights: str | None, storages: tuple[str, ...], where: str = "") -> None:
+def check_types(dtype: str, weights: str | None, dtypes: Collection[str] = tuple(ENCODERS),
+                storages: Collection[str] = STORAGES, where: str = "") -> None:
     """UserError unless both are supported."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)} (T5 overflows in fp16)")
+    if dtype not in dtypes:
+        raise UserError(f"dtype {dtype!r} is not supported{where}; use one of {', '.join(dtypes)} (T5 overflows in fp16)")
     if weights not in (None, *storages):
         raise UserError(f"weights {weights!r} is not supported{where}; use one of {', '.join(storages)}")
+
+
+def fastest_dtype(weights: str | None) -> str:
+    """The encoder's type for "auto": bfloat16 where the processor multiplies it, else int8 beside quantised weights."""
+    if has_cpu_feature("avx512bf16") or has_cpu_feature("amx-bf16"):
+        return "bfloat16"
+    return "int8" if weights in ("int8", "int4") else "float32"
 
 
 def default_storage(embedding: Tensor, dtype: torch.dtype) -> str:
@@ -121,10 +132,10 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None,
     path : Path
         With config.json and safetensors.
     dtype : str
-        Of the embedding and the encoder, a key of `DTYPES`.
+        Of the encoder and the embedding, a key of `ENCODERS`.
     weights : str, optional
-        Storage of the decoder's matrices and the head, one of `STORAGES`; int8 quantises each output symmetrically.
-        By default bf16 for a checkpoint in bfloat16, else fp32.
+        Storage of the decoder's matrices and the head, one of `STORAGES`; int8 has a scale for each output, int4 for each 32
+        weights of an output. By default bf16 for a checkpoint in bfloat16, else fp32.
     adapter : Path, optional
         The directory of a LoRA adapter to merge.
 
@@ -138,7 +149,7 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None,
         A file is missing or unreadable, config.json is of another family, a tensor is missing, has another shape or does not
         belong to the model, or the adapter cannot be merged.
     """
-    check_types(dtype, weights, STORAGES)
+    check_types(dtype, weights)
     config = read_config(path)
     with open_checkpoint(path, config, adapter) as tensors:
         loaded = _from_checkpoint(tensors, config, dtype, weights)
@@ -161,7 +172,7 @@ def copy_weights(model, dtype: str = "float32", weights: str | None = None, shar
         the output projections of attention and feed-forward, and `wi` of a feed-forward without gate. Only tensors of type
         `dtype` on the CPU are shared.
     """
-    check_types(dtype, weights, STORAGES)
+    check_types(dtype, weights)
     tensors, config = model_tensors(model)
     tensors = Tensors({name: tensors.raw(name).cpu() for name in tensors.names})
     return _from_checkpoint(tensors, config, dtype, weights, shared)
@@ -184,7 +195,7 @@ def decoder_weights(tensors: Tensors, config: ModelConfig, stored: str, dtype: t
 
 def _from_checkpoint(tensors: Tensors, config: ModelConfig, encoder: str, stored: str | None,
                      shared: bool = False) -> T5Weights:
-    dtype = DTYPES[encoder]
+    dtype = ENCODERS[encoder]
     name, tied = tensors.tables(config)
     parts = tensor_parts(config, tied, name)
     stored = stored or default_storage(tensors.raw(name), dtype)

@@ -113,8 +113,8 @@ def _tile_pair(x, x_stride, weight, w, w_stride, K, out, out_stride, M):
 def gemm_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks):
     """M rows against `blocks` blocks of 16 outputs, by addresses and element strides; `weight` is passed for its dtype.
 
-    Rows are split evenly over as few tiles as possible. x are float32, or, with integer weights, the levels of model/levels.py,
-    and their stride is that of a tile. A tile takes up to 4 blocks, to keep enough sums in flight.
+    Rows are split evenly over as few tiles as possible. x are float32; with integer weights they are the levels of
+    model/levels.py, and their stride is that of a tile. A tile takes up to 4 blocks, to keep enough sums in flight.
     """
     tiles = (M + ROW_TILE - 1) // ROW_TILE
     # with AVX2, the sums and the unpacked weights of one block of int4 fill the registers
@@ -130,7 +130,8 @@ def gemm_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks)
         for tile in range(tiles):
             row = M * tile // tiles
             rows = M * (tile + 1) // tiles - row
-            x_at, out_at = x + (tile * x_stride * 2 if is_integer(weight) else row * x_stride * 4), out + (row * out_stride + block * LANES) * 4
+            x_at = x + (tile * x_stride * 2 if is_integer(weight) else row * x_stride * 4)
+            out_at = out + (row * out_stride + block * LANES) * 4
             if side == 4:
                 _tile_1x4(x_at, x_stride, weight, w_at, w_stride, K, out_at, out_stride)
             elif side == 2:

@@ -64,8 +64,9 @@ def vocabulary_head_loop(x, sequences, vocabulary, copied, scores, threads):
         b = sequences[i]
         own = vocabulary.own_counts[b]
         if own > 0:
-            linear_serial(x[i : i + 1], levels_loop(x[i : i + 1], vocabulary.own_head, 1), vocabulary.own_head[b], scores[i : i + 1, F : F + own], 0,
-                          (own + LANES - 1) // LANES)
+            row = x[i : i + 1]
+            linear_serial(row, levels_loop(row, vocabulary.own_head, 1), vocabulary.own_head[b],
+                          scores[i : i + 1, F : F + own], 0, (own + LANES - 1) // LANES)
         for s in range(copied.shape[1]):
             if copied[i, s] > 0:
                 scores[i, vocabulary.source_columns[b, s]] += copied[i, s]

@@ -55,7 +55,7 @@ def _levels_tiles(first, last, x, top, levels):
 
 @njit()
 def levels_loop(x, weight, threads):
-    """[tiles, K + 2, rows] int16: each tile is [K/2, rows, 2] levels, then the float32 scales. Without integer weights: nothing.
+    """[tiles, K + 2, rows] int16: each tile is [K/2, rows, 2] levels, then the float32 scales. Float weights need nothing.
 
     A row that is not finite has the scale NaN, and so has every output of it.
     """

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from foredraft.kernels.model.packing import inputs_of, integers, pack, quantize_int4, quantize_int8, take_outputs, unpack, widen
+from foredraft.kernels.model.packing import (
+    inputs_of,
+    integers,
+    pack,
+    quantize_int4,
+    quantize_int8,
+    take_outputs,
+    unpack,
+    widen,
+)
 
 QUANTIZE = {"int8": quantize_int8, "int4": quantize_int4}
 
