@@ -162,7 +162,7 @@ def _ctranslate2(compute_type: str):
 
 def _torch_type(model) -> str:
     """The type of peers' weights: the model's, or float32 beside an encoder in int8."""
-    return str(model.target.weights.dtype).removeprefix("torch.")
+    return "float32" if model.dtype == "int8" else model.dtype
 
 
 @lru_cache(maxsize=2)

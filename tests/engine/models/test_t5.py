@@ -109,7 +109,8 @@ def test_an_encoder_in_int8_is_near_float32(tiny_checkpoint):
         for source in SOURCES:
             wanted, found = exact.encode(source), rounded.encode(source)
             assert 0 < (found - wanted).norm() / wanted.norm() < 0.03
-            assert torch.allclose(found, T5(rounded.weights, "reference").encode(source), atol=1e-4)
+            # where sums in another order meet the middle between two levels, the other one is taken
+            assert (found - T5(rounded.weights, "reference").encode(source)).norm() / found.norm() < 1e-4
     assert 0 < (logits_of(rounded, 1) - logits_of(exact, 1)).norm() / logits_of(exact, 1).norm() < 0.03
     sizes = [sum(getattr(model.weights, name).nbytes for name in ("encoder_qkv", "encoder_ff_in", "encoder_out", "cross_kv"))
              for model in (exact, rounded)]
