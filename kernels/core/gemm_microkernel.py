@@ -6,8 +6,9 @@ an exact sum. Its bits depend neither on the other rows of the tile nor on the b
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import has_cpu_feature, intrinsic, njit
-from foredraft.kernels.core.gemm_tile import AVX2, AVX512, LANES, PLAIN, Tile
+from foredraft.kernels.core.backend import HAS_NUMBA, has_cpu_feature, intrinsic, njit
+from foredraft.kernels.core.gemm_tile import AVX2, AVX512, LANES, PLAIN
+from foredraft.kernels.core.tile_library import BLOCKS, TABLE, publish, table_index
 
 PAIRS = AVX512 if has_cpu_feature("avx512bw") else AVX2 if has_cpu_feature("avx2") else PLAIN
 # 16 floats fill one of AVX-512's 32 vector registers, or two of AVX2's 16. This many rows leave registers for the weights.
@@ -18,26 +19,33 @@ ROW_TILE = PAIRS.rows
 PAIR_ROWS = 1 << 30 if WIDE else 1
 
 
-def _make_tile(M: int, R: int):
-    """M rows x R blocks of 16 outputs: (x address, x stride, weight, address, block stride, K, out address, out stride).
+if HAS_NUMBA:
+    # machine code that is called through it must stay alive
+    _tiles = publish(PAIRS)
 
-    Strides count elements; `weight` is passed for its dtype: float32, uint16 (bfloat16), int8, uint8 (int4).
-    """
 
-    @intrinsic
-    def tile(typingctx, x, x_stride, weight, w, w_stride, K, out, out_stride):
-        from numba import types
+@intrinsic
+def _tile(typingctx, rows, blocks, x, x_stride, weight, w, w_stride, K, out, out_stride):
+    """Rows x blocks of 16 outputs, with blocks 1, 2 or 4. Strides count elements; `weight` is passed for its dtype."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core.cgutils import add_global_variable
 
-        storage = {types.float32: "float32", types.uint16: "bfloat16", types.int8: "int8", types.uint8: "int4"}[weight.dtype]
-        signature = types.void(*[types.int64] * 2, weight, *[types.int64] * 5)
+    storage = [types.float32, types.uint16, types.int8, types.uint8].index(weight.dtype)
+    signature = types.void(*[types.int64] * 4, weight, *[types.int64] * 5)
 
-        def codegen(context, builder, _signature, args):
-            Tile(builder, storage, M, R, PAIRS).emit(*args[:2], *args[3:])
-            return context.get_dummy_value()
+    def codegen(context, builder, _signature, args):
+        rows, blocks, x, x_stride, _, *others = args
+        integer = ir.IntType(64)
+        table = builder.module.globals.get(TABLE) or add_global_variable(builder.module, integer, TABLE)
+        at = builder.add(builder.mul(rows, ir.Constant(integer, len(BLOCKS))), builder.lshr(blocks, ir.Constant(integer, 1)))
+        at = builder.add(at, ir.Constant(integer, table_index(storage, 0, BLOCKS[0])))
+        kind = ir.FunctionType(ir.VoidType(), [integer] * 7)
+        tile = builder.inttoptr(builder.load(builder.gep(table, [at])), kind.as_pointer())
+        builder.call(tile, [x, x_stride, *others])
+        return context.get_dummy_value()
 
-        return signature, codegen
-
-    return tile
+    return signature, codegen
 
 
 @intrinsic
@@ -60,53 +68,6 @@ def is_int4(typingctx, weight):
         return context.get_constant(types.boolean, signature.args[0].dtype == types.uint8)
 
     return types.boolean(weight), codegen
-
-
-_tile_1x4 = _make_tile(1, 4)
-_tile_1x2, _tile_2x2, _tile_3x2, _tile_4x2 = (_make_tile(m, 2) for m in (1, 2, 3, 4))
-_tile_5x2, _tile_6x2, _tile_7x2, _tile_8x2 = (_make_tile(m, 2) for m in (5, 6, 7, 8))
-_tile_1x1, _tile_2x1, _tile_3x1, _tile_4x1 = (_make_tile(m, 1) for m in (1, 2, 3, 4))
-_tile_5x1, _tile_6x1, _tile_7x1, _tile_8x1 = (_make_tile(m, 1) for m in (5, 6, 7, 8))
-
-
-@njit()
-def _tile_single(x, x_stride, weight, w, w_stride, K, out, out_stride, M):
-    if M == 1:
-        _tile_1x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 2:
-        _tile_2x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 3:
-        _tile_3x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 4:
-        _tile_4x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 5:
-        _tile_5x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 6:
-        _tile_6x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 7:
-        _tile_7x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 8:
-        _tile_8x1(x, x_stride, weight, w, w_stride, K, out, out_stride)
-
-
-@njit()
-def _tile_pair(x, x_stride, weight, w, w_stride, K, out, out_stride, M):
-    if M == 1:
-        _tile_1x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 2:
-        _tile_2x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 3:
-        _tile_3x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 4:
-        _tile_4x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 5:
-        _tile_5x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 6:
-        _tile_6x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 7:
-        _tile_7x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
-    elif M == 8:
-        _tile_8x2(x, x_stride, weight, w, w_stride, K, out, out_stride)
 
 
 @njit()
@@ -132,10 +93,5 @@ def gemm_blocks(x, x_stride, weight, w, w_stride, K, out, out_stride, M, blocks)
             rows = M * (tile + 1) // tiles - row
             x_at = x + (tile * x_stride * 2 if is_integer(weight) else row * x_stride * 4)
             out_at = out + (row * out_stride + block * LANES) * 4
-            if side == 4:
-                _tile_1x4(x_at, x_stride, weight, w_at, w_stride, K, out_at, out_stride)
-            elif side == 2:
-                _tile_pair(x_at, x_stride, weight, w_at, w_stride, K, out_at, out_stride, rows)
-            else:
-                _tile_single(x_at, x_stride, weight, w_at, w_stride, K, out_at, out_stride, rows)
+            _tile(rows, side, x_at, x_stride, weight, w_at, w_stride, K, out_at, out_stride)
         block += side

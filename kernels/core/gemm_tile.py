@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 LANES = 16
+STORAGES = ("float32", "bfloat16", "int8", "int4")
 # Inputs that share a scale of int4, and the bytes of such a group: 32 x 16 weights and 16 scales.
 GROUP, GROUP_BYTES = 32, 288
 # Software prefetch distance in bytes: the hardware prefetcher stops at each 4 kB page.

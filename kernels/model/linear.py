@@ -20,6 +20,7 @@ from foredraft.kernels.core.argmax import argmax_loop
 from foredraft.kernels.core.backend import HAS_NUMBA, njit
 from foredraft.kernels.core.gemm_microkernel import gemm_blocks, is_integer
 from foredraft.kernels.core.gemm_tile import LANES
+from foredraft.kernels.core.rows import copy_row
 from foredraft.kernels.core.workers import get_num_threads, parallel, threads_for
 from foredraft.kernels.model.levels import levels_loop, levels_reference
 from foredraft.kernels.model.packing import integers, unpack, widen
@@ -76,7 +77,8 @@ def linear_serial(x, levels, weight, out, first, last):
     if last > full:
         partial = np.empty((x.shape[0], LANES), np.float32)
         _span(x, levels, weight, full, full + 1, partial, 0)
-        out[:, full * LANES :] = partial[:, : N - full * LANES]
+        for m in range(x.shape[0]):
+            copy_row(partial[m, : N - full * LANES], out[m, full * LANES :])
 
 
 @parallel
@@ -105,7 +107,7 @@ def _scatter_tasks(first, last, x, levels, weight, at, out):
         _span(x, levels, weight, start, stop, scores, 0)
         begin, end = start * LANES, min(stop * LANES, N)
         for m in range(x.shape[0]):
-            out[at[m], begin:end] = scores[m, : end - begin]
+            copy_row(scores[m, : end - begin], out[at[m], begin:end])
 
 
 @njit()
