@@ -74,10 +74,16 @@ def stored(pairs: Pairs) -> bytes:
         return file.read_bytes()
     except OSError:
         code = build(pairs)
-    descriptor, partial = tempfile.mkstemp(dir=folder)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(code)
-    os.replace(partial, file)
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
+            partial = out.name
+            out.write(code)
+        os.replace(partial, file)
+    except OSError:
+        # a full disk: the next process builds them again
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
     return code
 
 
