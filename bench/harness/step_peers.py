@@ -66,6 +66,12 @@ def _llama_cpp(stored: str):
     return build
 
 
+def _onnxruntime(folder: Path) -> Run:
+    from foredraft.bench.harness.onnxruntime_peer import Decoder
+
+    return Decoder(folder)
+
+
 PEERS: dict[str, Callable[[Path], Run]] = {
     "foredraft-fp32": _foredraft("fp32"),
     "foredraft-bf16": _foredraft("bf16"),
@@ -78,6 +84,7 @@ PEERS: dict[str, Callable[[Path], Run]] = {
     "llama.cpp-f16": _llama_cpp("F16"),
     "llama.cpp-q8_0": _llama_cpp("Q8_0"),
     "llama.cpp-q4_0": _llama_cpp("Q4_0"),
+    "onnxruntime-int8": _onnxruntime,
 }
 
 
