@@ -57,6 +57,21 @@ def _ctranslate2(compute_type: str):
     return build
 
 
+def _llama_cpp(stored: str):
+    def build(folder: Path) -> Run:
+        from foredraft.bench.harness.llama_cpp_peer import Decoder
+
+        return Decoder(folder, stored)
+
+    return build
+
+
+def _onnxruntime(folder: Path) -> Run:
+    from foredraft.bench.harness.onnxruntime_peer import Decoder
+
+    return Decoder(folder)
+
+
 PEERS: dict[str, Callable[[Path], Run]] = {
     "foredraft-fp32": _foredraft("fp32"),
     "foredraft-bf16": _foredraft("bf16"),
@@ -65,7 +80,12 @@ PEERS: dict[str, Callable[[Path], Run]] = {
     "transformers": _transformers(False),
     "transformers-compiled": _transformers(True),
     "ctranslate2-fp32": _ctranslate2("float32"),
+    "ctranslate2-bf16": _ctranslate2("bfloat16"),
     "ctranslate2-int8": _ctranslate2("int8"),
+    "llama.cpp-f16": _llama_cpp("F16"),
+    "llama.cpp-q8_0": _llama_cpp("Q8_0"),
+    "llama.cpp-q4_0": _llama_cpp("Q4_0"),
+    "onnxruntime-int8": _onnxruntime,
 }
 
 
