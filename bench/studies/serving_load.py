@@ -121,7 +121,8 @@ def main(
         port = http_load.free_port()
         flags = ["--port", str(port), "--drafter", drafter, "--batch-size", str(batch_size), "--max-tokens",
                  str(max_new_tokens), "--max-source", str(max_source), "--max-queue", "10000",
-                 "--dtype", dtype, *(["--weights", weights] if weights else []), *(["--draft-tokens", draft_tokens] if draft_tokens else [])]
+                 "--dtype", dtype, *(["--weights", weights] if weights else []),
+                 *(["--draft-tokens", draft_tokens] if draft_tokens else [])]
         with http_load.process(["foredraft", "serve", path, *flags], port, "/ready"):
             for name, stream, text_of in (
                     ("complete", False, lambda answer: json.loads(answer.body)["choices"][0]["text"]),
