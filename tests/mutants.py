@@ -125,7 +125,7 @@ MUTANTS = [Mutant(*one) for one in [
     ("resume", "other settings continue", "foredraft/cli/settings_file.py", "        if was != now:", "        if False:",
      "tests/foredraft/cli/test_settings_file.py"),
     ("files", "a file is written in place", "foredraft/atomic_write.py", "    partial = _own_name(path)\n",
-     "    partial = path\n", "tests/foredraft/test_atomic_write.py"),
+     "    _own_name(path)\n    partial = path\n", "tests/foredraft/test_atomic_write.py"),
     ("files", "a damaged header is read", FILES, "if hashlib.sha256(text).digest() != digest:", "if False:", OF_FILES),
     ("files", "a truncated file is read", FILES, 'if length < start + header["data_bytes"]:', "if False:", OF_FILES),
     ("files", "an ARPA line with no probability is read", "ngram_native/arpa_lines.py", "if not math.isfinite(value):",
