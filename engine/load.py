@@ -14,7 +14,7 @@ from foredraft.engine.models.hub import find_adapter, find_checkpoint
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import copy_cuda_weights, load_cuda_weights
-from foredraft.engine.models.t5_weights import copy_weights, load_weights
+from foredraft.engine.models.t5_weights import copy_weights, fastest_dtype, load_weights
 from foredraft.engine.models.tokenizer import adopt_tokenizer, load_tokenizer
 from foredraft.engine.models.unknown_names import unknown_entries
 from foredraft.engine.protocols import Drafter
@@ -40,9 +40,11 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     device : str
         "cpu", or "cuda" or "cuda:N" (compute capability 8.0 or more).
     dtype : str
-        Of the embedding and the encoder: "float32" or "bfloat16".
+        Of the encoder: "float32", "bfloat16", on the CPU also "int8" and "auto". "auto" is bfloat16 where the processor
+        multiplies it, else int8 with quantised `weights`, else float32. The embedding is bfloat16 or float32.
     weights : str or None
-        Storage of the decoder's matrices: "fp32", "bf16" or "int8"; None is as the checkpoint holds them. Sums are float32.
+        Storage of the decoder's matrices: "fp32", "bf16", "int8" or "int4"; None is as the checkpoint holds them. Products
+        are added in float32, those of int8 and int4 exactly.
     adapter : str, Path or None
         A LoRA adapter's folder or Hugging Face name, in PEFT's format; it is merged into the weights.
     revision : str or None
@@ -64,6 +66,7 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
     folder = find_checkpoint(embedded.TARGET if path is None else path, revision, token)
     merged = None if adapter is None else find_adapter(adapter, token)
     if device == "cpu":
+        dtype = fastest_dtype(weights) if dtype == "auto" else dtype
         target = T5(load_weights(folder, dtype, weights, merged))
     else:
         target = T5Cuda(load_cuda_weights(folder, device, dtype, weights, merged))
@@ -108,6 +111,7 @@ def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | D
                         "path to foredraft.load")
     device = str(next(model.parameters()).device)
     check_device(device)
+    dtype = fastest_dtype(weights) if dtype == "auto" and device == "cpu" else dtype
     path = Path("the model in memory")
     config = getattr(model, "generation_config", None)
     settings, warnings = settings_of({} if config is None else config.to_diff_dict(), path, is_own=False)

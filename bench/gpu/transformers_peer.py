@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foredraft.bench.gpu.sizes import Sizes, microseconds
-from foredraft.bench.harness.step_peers import seconds_per_token
+from foredraft.bench.harness.step_peers import timed
 from foredraft.bench.harness.steps import random_source
 
 # arguments of `generate` for each engine
@@ -53,7 +53,7 @@ def _peer(sizes: Sizes, model, B: int, options: dict) -> dict:
     short, long = sizes.new_tokens // 4, sizes.new_tokens
     try:
         # the first call compiles
-        taken = [seconds_per_token(run, ids, short, long) for _ in range(4)][1:]
+        taken = [timed(run, ids, short, long)[0] for _ in range(4)][1:]
     except Exception as error:  # another library may raise anything; it is reported
         return {"absent": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
     return {"us": microseconds(taken)}

@@ -12,7 +12,7 @@ import psutil
 
 from foredraft.bench.harness.interleave import best_of
 from foredraft.kernels.core.backend import HAS_NUMBA
-from foredraft.kernels.core.gemm_microkernel import LANES
+from foredraft.kernels.core.gemm_tile import LANES
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import linear_loop
 

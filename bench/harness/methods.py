@@ -108,9 +108,9 @@ def _transformers(options: Callable[[Settings], dict], speculates: bool = False,
         if speculates and settings.batch_size > 1:
             raise Absent("transformers speculates at batch size 1 only")
         extra = options(settings)
-        peer = load_peer(str(model.path), model.dtype, settings.device)
+        peer = load_peer(str(model.path), _torch_type(model), settings.device)
         if assistant := extra.pop("assistant", None):
-            extra["assistant_model"] = load_peer(assistant, model.dtype, settings.device)
+            extra["assistant_model"] = load_peer(assistant, _torch_type(model), settings.device)
         return _generating(peer, peer.get_encoder(), settings, extra, multiple, speculates)
 
     return factory
@@ -158,6 +158,11 @@ def _ctranslate2(compute_type: str):
         return Method(run, comparable=not settings.do_sample)
 
     return factory
+
+
+def _torch_type(model) -> str:
+    """The type of peers' weights: the model's, or float32 beside an encoder in int8."""
+    return "float32" if model.dtype == "int8" else model.dtype
 
 
 @lru_cache(maxsize=2)

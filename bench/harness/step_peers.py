@@ -17,11 +17,11 @@ from foredraft.bench.harness.methods import Absent, load_peer, static_compiled
 Run = Callable[[Sequence[int], int], list[int]]
 
 
-def _foredraft(weights: str):
+def _foredraft(weights: str, dtype: str = "float32"):
     def build(folder: Path) -> Run:
         from foredraft.engine.load import load
 
-        model = load(folder, drafter=None, weights=weights)
+        model = load(folder, drafter=None, dtype=dtype, weights=weights)
         return lambda source, tokens: model.generate([list(source)], max_new_tokens=tokens, eos_token_id=()).token_ids[0]
 
     return build
@@ -74,7 +74,8 @@ def _onnxruntime(folder: Path) -> Run:
 PEERS: dict[str, Callable[[Path], Run]] = {
     "foredraft-fp32": _foredraft("fp32"),
     "foredraft-bf16": _foredraft("bf16"),
-    "foredraft-int8": _foredraft("int8"),
+    "foredraft-int8": _foredraft("int8", "auto"),
+    "foredraft-int4": _foredraft("int4", "auto"),
     "transformers": _transformers(False),
     "transformers-compiled": _transformers(True),
     "ctranslate2-fp32": _ctranslate2("float32"),
@@ -87,20 +88,21 @@ PEERS: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def seconds_per_token(run: Run, source: Sequence[int], short: int, long: int) -> float:
-    """(seconds of `long` tokens - seconds of `short` tokens) / (long - short), without encoding and set-up."""
+def timed(run: Run, source: Sequence[int], short: int, long: int) -> tuple[float, float]:
+    """Seconds a token, (seconds of `long` tokens - seconds of `short` tokens) / (long - short), without encoding and set-up;
+    and the seconds of `long` tokens with both."""
     times = []
     for tokens in (short, long):
         start = time.perf_counter()
         run(source, tokens)
         times.append(time.perf_counter() - start)
-    return (times[1] - times[0]) / (long - short)
+    return (times[1] - times[0]) / (long - short), times[1]
 
 
 def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], short: int, long: int,
                   repeats: int) -> dict[str, dict]:
-    """Milliseconds a token of each engine, interleaved; the ratio to the first engine; how many tokens differ from its
-    tokens.
+    """Milliseconds a token of each engine, interleaved; those of a whole text of `long` tokens; the ratio of a token to the
+    first engine's; how many tokens differ from its tokens.
 
     An engine that cannot run, or fails, has the reason under "absent".
     """
@@ -118,12 +120,13 @@ def compare_peers(folder: Path, names: Sequence[str], source: Sequence[int], sho
     for _ in range(repeats):
         for name in next(order):
             wait_until_idle()
-            taken[name].append(seconds_per_token(runs[name], source, short, long))
+            taken[name].append(timed(runs[name], source, short, long))
     first = next(iter(taken), None)
     for name, values in taken.items():
+        token, text = (spread([one[part] for one in values]) for part in (0, 1))
         found[name] = {
-            "ms": {key: value * 1e3 for key, value in spread(values).items()},
-            "over_first": spread(values)["median"] / spread(taken[first])["median"],
+            "ms": {key: value * 1e3 for key, value in token.items()}, "text_ms": text["median"] * 1e3,
+            "over_first": token["median"] / spread([one[0] for one in taken[first]])["median"],
             "differ": sum(a != b for a, b in zip(tokens[name], tokens[first], strict=False)),
         }
     return {name: found[name] for name in names}

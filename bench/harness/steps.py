@@ -22,8 +22,9 @@ from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.attention import cross_attention_loop
-from foredraft.kernels.model.linear import inputs_of, linear_loop
+from foredraft.kernels.model.linear import linear_loop
 from foredraft.kernels.model.lm_head import CHOOSE
+from foredraft.kernels.model.packing import inputs_of
 
 # decoder position at which steps are timed: the middle of a summary
 POSITION = 32
@@ -37,7 +38,7 @@ from foredraft.bench.harness.machine import anonymous_bytes
 from foredraft.engine.models.t5_weights import load_weights
 
 before = anonymous_bytes()
-weights = load_weights(Path(sys.argv[1]), weights=sys.argv[2])
+weights = load_weights(Path(sys.argv[1]), sys.argv[3], sys.argv[2])
 print(anonymous_bytes() - before)
 """
 MATRICES = ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out")
@@ -53,7 +54,8 @@ def step_bytes(target: T5, source: int, position: int = POSITION) -> dict[str, i
     w, c = target.weights, target.config
     row = c.num_decoder_layers * c.num_heads * c.d_kv * 2 * 4
     layers = sum(getattr(w, name).nbytes for name in MATRICES) + w.norms.nbytes + w.final_norm.nbytes
-    return {"layers": layers, "head": w.head.nbytes, "cross": source * row, "self": position * row}
+    page = target.cache.pages_k.itemsize
+    return {"layers": layers, "head": w.head.nbytes, "cross": source * row * page // 4, "self": position * row}
 
 
 def step(target: T5, R: int) -> Callable[[], None]:
@@ -103,14 +105,14 @@ def admit(target: T5, source: Sequence[int], R: int) -> None:
             target.decode(torch.tensor([[position + 5]]), torch.tensor([[position]]))
 
 
-def loaded_target(folder: Path, stored: str) -> tuple[T5, dict[str, int | None]]:
-    """The target with this storage; the bytes of its tensors, and how much a fresh process grows by loading them (None where
-    the system does not report it)."""
+def loaded_target(folder: Path, stored: str, dtype: str = "float32") -> tuple[T5, dict[str, int | None]]:
+    """The target with this storage and type of the encoder; the bytes of its tensors, and how much a fresh process grows by
+    loading them (None where the system does not report it)."""
     grown = None
     if machine.anonymous_bytes() is not None:
-        command = [sys.executable, "-c", GROWTH, str(folder), stored]
+        command = [sys.executable, "-c", GROWTH, str(folder), stored, dtype]
         grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    weights = load_weights(folder, weights=stored)
+    weights = load_weights(folder, dtype, stored)
     size = sum(value.nbytes for value in vars(weights).values() if isinstance(value, np.ndarray | torch.Tensor))
     return T5(weights), {"loaded_bytes": grown, "weight_bytes": size}
 

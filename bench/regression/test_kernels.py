@@ -7,8 +7,9 @@ import pytest
 
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.model.attention import PAGE, cross_attention, new_pages, self_attention
-from foredraft.kernels.model.linear import linear, pack
+from foredraft.kernels.model.linear import linear
 from foredraft.kernels.model.norm import NORM
+from foredraft.kernels.model.packing import pack
 from foredraft.kernels.verify.accept import ACCEPT_GREEDY, ACCEPT_SAMPLED
 
 N, C, V, H, D = 2048, 768, 32128, 12, 64

@@ -27,14 +27,16 @@ from foredraft.cli.measuring import finish, run_script
 from foredraft.cli.output import announce_compilation
 from foredraft.errors import UserError
 from foredraft.kernels.core.workers import get_num_threads
-from foredraft.kernels.model.linear import linear_loop, pack, quantize
+from foredraft.kernels.model.linear import linear_loop
+from foredraft.kernels.model.packing import pack, quantize_int4, quantize_int8
 
 # more than the last-level cache of most machines
 ROTATED_BYTES = 600_000_000
 STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fp32": pack,
     "bf16": lambda weight: pack(torch.from_numpy(weight).bfloat16().view(torch.int16).numpy().view(np.uint16)),
-    "int8": quantize,
+    "int8": quantize_int8,
+    "int4": quantize_int4,
 }
 
 
@@ -90,8 +92,8 @@ def measure_shape(N: int, K: int, rows: Sequence[int], stored: Sequence[str], re
 def main(
     shapes: Annotated[
         str, typer.Option(help="Weights, outputs x inputs, separated by commas.")] = "8192x4096,2048x768,768x768,32128x768",
-    weights: Annotated[str, typer.Option(help="Storage of the weights: fp32, bf16, int8, separated by "
-                                              "commas.")] = "fp32,bf16,int8",
+    weights: Annotated[str, typer.Option(help="Storage of the weights: fp32, bf16, int8, int4, separated by "
+                                              "commas.")] = "fp32,bf16,int8,int4",
     rows: Annotated[str, typer.Option(help="Rows of a product, separated by commas.")] = "1,2,4,6,8,16",
     repeats: options.Repeats = 5,
     out: options.Results = Path("bench/results"),

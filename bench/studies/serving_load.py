@@ -83,6 +83,7 @@ def main(
     batch_size: options.BatchSize = 64,
     max_new_tokens: options.MaxNewTokens = 128,
     max_source: options.MaxSource = 512,
+    dtype: options.Dtype = "float32",
     weights: options.Weights = None,
     out: options.Results = Path("bench/results"),
     as_json: options.Json = False,
@@ -100,7 +101,7 @@ def main(
             folder = write_checkpoint(geometry, Path(made) / geometry)
             shutil.copy(embedded.TARGET / "tokenizer.json", folder)
             target = str(folder)
-        model = load(target, drafter=None if drafter == "none" else drafter, weights=weights)
+        model = load(target, drafter=None if drafter == "none" else drafter, dtype=dtype, weights=weights)
         cases = read_articles(data, model, limit, max_source)
         # the largest closed loop needs this many texts; articles repeat
         decoded = [model.tokenizer.decode(list(case.source), skip_special_tokens=True) for case in cases]
@@ -120,7 +121,8 @@ def main(
         port = http_load.free_port()
         flags = ["--port", str(port), "--drafter", drafter, "--batch-size", str(batch_size), "--max-tokens",
                  str(max_new_tokens), "--max-source", str(max_source), "--max-queue", "10000",
-                 *(["--weights", weights] if weights else []), *(["--draft-tokens", draft_tokens] if draft_tokens else [])]
+                 "--dtype", dtype, *(["--weights", weights] if weights else []),
+                 *(["--draft-tokens", draft_tokens] if draft_tokens else [])]
         with http_load.process(["foredraft", "serve", path, *flags], port, "/ready"):
             for name, stream, text_of in (
                     ("complete", False, lambda answer: json.loads(answer.body)["choices"][0]["text"]),

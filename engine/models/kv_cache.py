@@ -8,6 +8,7 @@ Cross-attention: a pool of pages of 64 source positions (page_pool.py), so that 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from foredraft.engine.models.page_pool import PagePool
@@ -28,7 +29,7 @@ class KVCache:
     ----------
     k, v : np.ndarray [L, B, H, T, D] float32
         Self-attention, T slots of B sequences.
-    pages_k, pages_v : np.ndarray [L, P, ...] float32
+    pages_k, pages_v : np.ndarray [L, P, ...] float32, or bfloat16 bits as uint16
         Cross-attention, P pages (kernels/model/attention.py).
     table : np.ndarray [B, W] int64
         The pages of each sequence.
@@ -38,9 +39,9 @@ class KVCache:
         B and T.
     """
 
-    def __init__(self, layers: int, heads: int, head_size: int):
-        self.layers, self.heads, self.head_size = layers, heads, head_size
-        one_k, one_v = new_pages(1, heads, head_size)
+    def __init__(self, layers: int, heads: int, head_size: int, page_type: type = np.float32):
+        self.layers, self.heads, self.head_size, self.page_type = layers, heads, head_size, page_type
+        one_k, one_v = new_pages(1, heads, head_size, page_type)
         self.page_bytes = layers * (one_k.nbytes + one_v.nbytes)
         self.clear()
 
@@ -56,7 +57,7 @@ class KVCache:
         return np.zeros((self.layers, num_sequences, self.heads, slots, self.head_size), np.float32)
 
     def _pages(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        pages = new_pages(self.layers * count, self.heads, self.head_size)
+        pages = new_pages(self.layers * count, self.heads, self.head_size, self.page_type)
         return tuple(array.reshape(self.layers, count, *array.shape[1:]) for array in pages)
 
     @property
@@ -185,11 +186,17 @@ class KVCache:
 
     def write_source(self, layer: int, sequence: int, k: Tensor, v: Tensor) -> None:
         """Write one layer's cross-attention keys and values [S, H, D] into the pages of the sequence."""
-        k, v, S = k.numpy(), v.numpy(), k.shape[0]
+        S = k.shape[0]
+        k, v = (self._as_stored(values) for values in (k, v))
         for start in range(0, S, PAGE):
             page = self.table[sequence, start // PAGE]
             stop = min(start + PAGE, S)
             write_page(self.pages_k[layer, page], self.pages_v[layer, page], k[start:stop], v[start:stop])
+
+    def _as_stored(self, values: Tensor) -> np.ndarray:
+        if self.page_type == np.float32:
+            return values.numpy()
+        return values.bfloat16().view(torch.int16).numpy().view(np.uint16)
 
     def keep(self, base: Tensor, path: Tensor) -> None:
         """Make the slots of accepted tree paths contiguous (kernels/step/compact_tree_kv.py).

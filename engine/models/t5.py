@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foredraft.engine.models.kv_cache import KVCache
@@ -42,7 +41,9 @@ class T5:
         self.backend = backend or ("numba" if HAS_NUMBA else "reference")
         c = self.config
         self.start_token, self.end_token = c.start_token, c.end_token
-        self.cache = KVCache(c.num_decoder_layers, c.num_heads, c.d_kv)
+        # quantised weights are so few bytes that a source's keys and values are a large part of what a step reads
+        page_type = np.uint16 if weights.stored in ("int8", "int4") else np.float32
+        self.cache = KVCache(c.num_decoder_layers, c.num_heads, c.d_kv, page_type)
         self._all_sublayers = np.ones((c.num_decoder_layers, 3), np.bool_)
         self.encoder = T5Encoder(weights, self.backend)
         self.bias = np.zeros((1, c.num_heads, 0), np.float32)
@@ -109,9 +110,9 @@ class T5:
         """Cache a sequence's cross keys and values of an encoder's output [S, C]."""
         H, D = self.config.num_heads, self.config.d_kv
         self.cache.allocate(sequence, len(encoded))
-        stored = encoded.to(self.weights.dtype)
+        both = torch.empty(len(encoded), 2 * H * D, dtype=self.weights.dtype)
         for layer, matrix in enumerate(self.weights.cross_kv):
-            k, v = F.linear(stored, matrix).float().view(len(encoded), 2, H, D).unbind(1)
+            k, v = self.encoder.product(encoded, matrix, both).float().view(len(encoded), 2, H, D).unbind(1)
             self.cache.write_source(layer, sequence, k, v)
 
     def release(self, sequences: Sequence[int]) -> None:

@@ -147,7 +147,7 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
     UserError
         As t5_weights.load_weights, or the device has too little free memory.
     """
-    check_types(dtype, weights, tuple(STORED), " on a GPU")
+    check_types(dtype, weights, tuple(DTYPES), tuple(STORED), " on a GPU")
     config = read_config(path)
     with open_checkpoint(path, config, adapter) as tensors:
         return _read(tensors, config, device, DTYPES[dtype], weights)
@@ -156,7 +156,7 @@ def load_cuda_weights(path: Path, device: torch.device | str, dtype: str = "floa
 def copy_cuda_weights(model, device: torch.device | str, dtype: str = "float32",
                       weights: str | None = None) -> T5WeightsCuda:
     """Copy the current weights of a transformers model to a device; as t5_weights.copy_weights."""
-    check_types(dtype, weights, tuple(STORED), " on a GPU")
+    check_types(dtype, weights, tuple(DTYPES), tuple(STORED), " on a GPU")
     tensors, config = model_tensors(model)
     return _read(tensors, config, device, DTYPES[dtype], weights)
 

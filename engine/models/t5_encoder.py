@@ -1,4 +1,4 @@
-"""The T5 encoder on the CPU: torch's matrix products, and our own kernels between them.
+"""The T5 encoder on the CPU: torch's matrix products, or our own with int8 weights, and our own kernels between them.
 
 Raffel et al. 2020; v1.1 and FLAN: Shazeer 2020 (gated).
 """
@@ -13,6 +13,7 @@ from foredraft.engine.models.relative_position import relative_bucket
 from foredraft.engine.models.t5_weights import T5Weights
 from foredraft.kernels.model.activation import ACTIVATE
 from foredraft.kernels.model.encoder_attention import ENCODER_ATTENTION
+from foredraft.kernels.model.linear import LINEAR
 from foredraft.kernels.model.norm import NORM
 
 
@@ -38,15 +39,22 @@ class T5Encoder:
         norm = NORM[self.backend]
         for i in range(c.num_layers):
             norm(x.numpy(), w.encoder_norms[i, 0].numpy(), c.epsilon, normed.numpy())
-            torch.mm(normed.to(dtype), w.encoder_qkv[i].T, out=qkv)
+            self.product(normed, w.encoder_qkv[i], qkv)
             ENCODER_ATTENTION[self.backend](qkv.float().numpy(), bias[i % len(bias)], attended.numpy())
-            x += torch.mm(attended.to(dtype), w.encoder_out[i].T, out=added)
+            x += self.product(attended, w.encoder_out[i], added)
             norm(x.numpy(), w.encoder_norms[i, 1].numpy(), c.epsilon, normed.numpy())
-            torch.mm(normed.to(dtype), w.encoder_ff_in[i].T, out=inner)
+            self.product(normed, w.encoder_ff_in[i], inner)
             ACTIVATE[self.backend](inner.float().numpy(), active.numpy(), c.activation, c.gated)
-            x += torch.mm(active.to(dtype), w.encoder_ff_out[i].T, out=added)
+            x += self.product(active, w.encoder_ff_out[i], added)
         norm(x.numpy(), w.encoder_norm.numpy(), c.epsilon, normed.numpy())
         return normed
+
+    def product(self, x: Tensor, weight: Tensor | np.ndarray, out: Tensor) -> Tensor:
+        """Write x [S, K] float32 times a weight [N, K], or a packed one, to out [S, N], and return it."""
+        if isinstance(weight, Tensor):
+            return torch.mm(x.to(weight.dtype), weight.T, out=out)
+        LINEAR[self.backend](x.numpy(), weight, out.shape[1], out.numpy())
+        return out
 
     def _bias(self, S: int) -> np.ndarray:
         """[1 or Le, H, 2S - 1], indexed by key - query + S - 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from foredraft.engine.models.adapter import open_checkpoint
 from foredraft.engine.models.checkpoint import Tensors, fill, read_config
 from foredraft.engine.models.spec import ModelConfig, TensorParts, num_parameters, tensor_parts
 from foredraft.errors import UserError
-from foredraft.kernels.model.linear import pack, quantize
+from foredraft.kernels.core.backend import has_cpu_feature
+from foredraft.kernels.core.gemm_tile import GROUP
+from foredraft.kernels.model.packing import pack, quantize_int4, quantize_int8
 from foredraft.memory import trim_heap
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# How the decoder's matrices and the head may be stored; kernels widen all of them to float32.
-STORAGES = ("fp32", "bf16", "int8")
+# Types of the encoder, and of the embedding with each.
+ENCODERS = DTYPES | {"int8": torch.float32}
+# How the decoder's matrices and the head may be stored; products accumulate in float32, of integers exactly.
+STORAGES = ("fp32", "bf16", "int8", "int4")
 
 
 @dataclass
@@ -29,7 +34,7 @@ class T5Weights:
     ----------
     config : ModelConfig
     dtype : torch.dtype
-        Of the embedding, the encoder's matrices and `cross_kv`.
+        Of the embedding, and of the encoder's matrices and `cross_kv` unless they are packed.
     stored : str
         Storage of the decoder's matrices and the head, one of `STORAGES`.
     tied : bool
@@ -47,7 +52,7 @@ class T5Weights:
     encoder_norms [Le, 2, C], encoder_norm [C] : Tensor float32
     encoder_qkv [Le, 3HD, C], encoder_out [Le, C, HD], encoder_ff_in [Le, F or 2F, C], encoder_ff_out [Le, C, F] : Tensor
         The encoder's are None in a decoder without an encoder. A matrix that shares a transformers model's memory is a list
-        of one tensor a layer.
+        of one tensor a layer. In int8 they and `cross_kv` are arrays packed for kernels/model/linear.py.
     """
 
     config: ModelConfig
@@ -64,13 +69,13 @@ class T5Weights:
     cross_out: np.ndarray
     ff_in: np.ndarray
     ff_out: np.ndarray
-    cross_kv: Tensor
+    cross_kv: Tensor | np.ndarray
     decoder_bias: Tensor
     encoder_norms: Tensor | None = None
-    encoder_qkv: Tensor | None = None
-    encoder_out: Tensor | list[Tensor] | None = None
-    encoder_ff_in: Tensor | list[Tensor] | None = None
-    encoder_ff_out: Tensor | list[Tensor] | None = None
+    encoder_qkv: Tensor | np.ndarray | None = None
+    encoder_out: Tensor | list[Tensor] | np.ndarray | None = None
+    encoder_ff_in: Tensor | list[Tensor] | np.ndarray | None = None
+    encoder_ff_out: Tensor | list[Tensor] | np.ndarray | None = None
     encoder_norm: Tensor | None = None
     encoder_bias: Tensor | None = None
 
@@ -87,18 +92,31 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def packed(matrix: Tensor, stored: str) -> np.ndarray:
-    """Pack a matrix [N, K] for kernels/model/linear.py, in one of `STORAGES`."""
-    if stored == "int8":
-        return quantize(matrix.float().numpy())
+    """Pack a matrix [N, K] for kernels/model/linear.py, in one of `STORAGES`.
+
+    int4 needs a K that is a multiple of 32, and int8 an even one; another matrix takes int8, or float32.
+    """
+    if stored == "int4" and matrix.shape[1] % GROUP == 0:
+        return quantize_int4(matrix.float().numpy())
+    if stored in ("int8", "int4") and matrix.shape[1] % 2 == 0:
+        return quantize_int8(matrix.float().numpy())
     return pack(as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
 
 
-def check_types(dtype: str, weights: str | None, storages: tuple[str, ...], where: str = "") -> None:
+def check_types(dtype: str, weights: str | None, dtypes: Collection[str] = tuple(ENCODERS),
+                storages: Collection[str] = STORAGES, where: str = "") -> None:
     """UserError unless both are supported."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)} (T5 overflows in fp16)")
+    if dtype not in dtypes:
+        raise UserError(f"dtype {dtype!r} is not supported{where}; use one of {', '.join(dtypes)} (T5 overflows in fp16)")
     if weights not in (None, *storages):
         raise UserError(f"weights {weights!r} is not supported{where}; use one of {', '.join(storages)}")
+
+
+def fastest_dtype(weights: str | None) -> str:
+    """The encoder's type for "auto": bfloat16 where the processor multiplies it, else int8 beside quantised weights."""
+    if has_cpu_feature("avx512bf16") or has_cpu_feature("amx-bf16"):
+        return "bfloat16"
+    return "int8" if weights in ("int8", "int4") else "float32"
 
 
 def default_storage(embedding: Tensor, dtype: torch.dtype) -> str:
@@ -114,10 +132,10 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None,
     path : Path
         With config.json and safetensors.
     dtype : str
-        Of the embedding and the encoder, a key of `DTYPES`.
+        Of the encoder and the embedding, a key of `ENCODERS`.
     weights : str, optional
-        Storage of the decoder's matrices and the head, one of `STORAGES`; int8 quantises each output symmetrically.
-        By default bf16 for a checkpoint in bfloat16, else fp32.
+        Storage of the decoder's matrices and the head, one of `STORAGES`; int8 has a scale for each output, int4 for each 32
+        weights of an output. By default bf16 for a checkpoint in bfloat16, else fp32.
     adapter : Path, optional
         The directory of a LoRA adapter to merge.
 
@@ -131,10 +149,10 @@ def load_weights(path: Path, dtype: str = "float32", weights: str | None = None,
         A file is missing or unreadable, config.json is of another family, a tensor is missing, has another shape or does not
         belong to the model, or the adapter cannot be merged.
     """
-    check_types(dtype, weights, STORAGES)
+    check_types(dtype, weights)
     config = read_config(path)
     with open_checkpoint(path, config, adapter) as tensors:
-        loaded = _from_checkpoint(tensors, config, DTYPES[dtype], weights)
+        loaded = _from_checkpoint(tensors, config, dtype, weights)
     # packing leaves freed copies, a tenth of the model at XL's size
     trim_heap()
     return loaded
@@ -154,10 +172,10 @@ def copy_weights(model, dtype: str = "float32", weights: str | None = None, shar
         the output projections of attention and feed-forward, and `wi` of a feed-forward without gate. Only tensors of type
         `dtype` on the CPU are shared.
     """
-    check_types(dtype, weights, STORAGES)
+    check_types(dtype, weights)
     tensors, config = model_tensors(model)
     tensors = Tensors({name: tensors.raw(name).cpu() for name in tensors.names})
-    return _from_checkpoint(tensors, config, DTYPES[dtype], weights, shared)
+    return _from_checkpoint(tensors, config, dtype, weights, shared)
 
 
 def model_tensors(model) -> tuple[Tensors, ModelConfig]:
@@ -175,25 +193,28 @@ def decoder_weights(tensors: Tensors, config: ModelConfig, stored: str, dtype: t
     return _assemble(tensors, config, dtype, stored, False, embedding, head)
 
 
-def _from_checkpoint(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored: str | None,
+def _from_checkpoint(tensors: Tensors, config: ModelConfig, encoder: str, stored: str | None,
                      shared: bool = False) -> T5Weights:
+    dtype = ENCODERS[encoder]
     name, tied = tensors.tables(config)
     parts = tensor_parts(config, tied, name)
     stored = stored or default_storage(tensors.raw(name), dtype)
     found = _shared(tensors, parts["embedding"], dtype) if shared else None
     embedding = found[0] if found else _joined(tensors, parts["embedding"], dtype)
     head = packed(embedding if tied else _joined(tensors, parts["head"], dtype), stored)
-    return _assemble(tensors, config, dtype, stored, tied, as_numpy(embedding), head, shared)
+    return _assemble(tensors, config, dtype, stored, tied, as_numpy(embedding), head, shared, encoder == "int8")
 
 
 def _assemble(tensors: Tensors, config: ModelConfig, dtype: torch.dtype, stored: str, tied: bool, embedding: np.ndarray,
-              head: np.ndarray, shared: bool = False) -> T5Weights:
+              head: np.ndarray, shared: bool = False, packs_encoder: bool = False) -> T5Weights:
     found: dict[str, Tensor | list[Tensor] | np.ndarray] = {"embedding": embedding, "head": head}
     for name, parts in tensor_parts(config, tied).items():
         if name in found:
             continue
         if name in ("qkv", "self_out", "cross_q", "cross_out", "ff_in", "ff_out"):
             found[name] = _packed_layers(tensors, parts, dtype, stored)
+        elif packs_encoder and name in ("encoder_qkv", "encoder_out", "encoder_ff_in", "encoder_ff_out", "cross_kv"):
+            found[name] = _packed_layers(tensors, parts, dtype, "int8")
         elif shared and name in ("encoder_out", "encoder_ff_in", "encoder_ff_out"):
             found[name] = _shared(tensors, parts, dtype) or _joined(tensors, parts, dtype)
         else:

@@ -23,9 +23,9 @@ Drafter = Annotated[
     str, typer.Option(
         "--drafter", help=f"One of {registry.specs()}.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Encoder: float32 or bfloat16.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Encoder: float32, bfloat16, int8 or auto.")]
 Weights = Annotated[
-    str | None, typer.Option("--weights", help="Storage of the decoder: fp32, bf16 or int8. Default: as stored.")]
+    str | None, typer.Option("--weights", help="Storage of the decoder: fp32, bf16, int8 or int4. Default: as stored.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads. Default: one for each core.")]
 

@@ -113,7 +113,7 @@ def cache_folder() -> str:
     """The folder of compiled kernels with exactly this code."""
     folders = [Path(__file__).parents[2] / name for name in ("kernels", "ngram_native")]
     texts = [file.read_text() for folder in folders for file in sorted(folder.rglob("*.py"))]
-    code = "\n".join(strip_comments(text) for text in texts if "njit(" in text)
+    code = "\n".join(strip_comments(text) for text in texts if "njit(" in text or "llvmlite" in text)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return str(Path(home) / "foredraft" / f"kernels-{hashlib.sha256(code.encode()).hexdigest()[:12]}")
 

@@ -18,10 +18,12 @@ import math
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import add_row, copy_row
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.lstm_cell import sigmoid32
-from foredraft.kernels.model.linear import inputs_of, linear_loop, linear_reference
+from foredraft.kernels.model.linear import linear_loop, linear_reference
 from foredraft.kernels.model.norm import norm_loop, norm_reference
+from foredraft.kernels.model.packing import inputs_of
 
 EPSILON = 1e-6
 
@@ -60,17 +62,17 @@ def cnn_loop(x, sequences, slots, parents, first, first_bias, rest, rest_bias, d
     mixed = np.empty((n, 2 * U), np.float32)
     linear_loop(x, first, y, threads)
     for i in range(n):
-        y[i] += first_bias
+        add_row(first_bias, y[i])
     kernel = inputs_of(rest) // U
     for layer in range(L):
         norm_loop(y, one, EPSILON, normed)
         joined = np.zeros((n, kernel * U), np.float32)
         for i in range(n):
-            h[sequences[i], slots[i], layer] = normed[i]
+            copy_row(normed[i], h[sequences[i], slots[i], layer])
             slot = slots[i]
             for tap in range(kernel - 1, -1, -1):
                 if slot >= 0:
-                    joined[i, tap * U : (tap + 1) * U] = h[sequences[i], slot, layer]
+                    copy_row(h[sequences[i], slot, layer], joined[i, tap * U : (tap + 1) * U])
                 for _ in range(dilations[layer]):
                     slot = parents[sequences[i], slot] if slot >= 0 else slot
         linear_loop(joined, rest[layer], mixed, threads)
@@ -78,7 +80,7 @@ def cnn_loop(x, sequences, slots, parents, first, first_bias, rest, rest_bias, d
             _add_gated(mixed[i], rest_bias[layer], y[i])
     norm_loop(y, one, EPSILON, normed)
     for i in range(n):
-        h[sequences[i], slots[i], L] = normed[i]
+        copy_row(normed[i], h[sequences[i], slots[i], L])
 
 
 def cnn_numba(x, sequences, slots, parents, first, first_bias, rest, rest_bias, dilations, h) -> None:

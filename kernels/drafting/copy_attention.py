@@ -20,7 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
-from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.gemm_microkernel import gemm_blocks
+from foredraft.kernels.core.gemm_tile import LANES
+from foredraft.kernels.core.rows import add_row, copy_row
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.attention import PAGE, cross_attention_reference, read_page, softmax_loop
 from foredraft.kernels.model.linear import linear_loop, linear_reference
@@ -91,7 +93,7 @@ def _attend(q, sequences, source, context, copied):
             for s in range(S):
                 scores[s] *= scale
             if h == 0:
-                copied[i, :S] = scores[:S]
+                copy_row(scores[:S], copied[i, :S])
                 copied[i, S:] = np.float32(0.0)
             seen = context[i, h * D : (h + 1) * D]
             seen[:] = np.float32(0.0)
@@ -112,7 +114,7 @@ def copy_attention_loop(query, mixed, sequences, weights, source, out, copied, t
     flat = q.reshape(n, H * D)
     linear_loop(query, weights.query, flat, threads)
     for i in range(n):
-        flat[i] += weights.query_bias
+        add_row(weights.query_bias, flat[i])
     _attend(q, sequences, source, mixed[:, U : U + H * D], copied)
     inner = np.empty((n, weights.inner_bias.shape[0]), np.float32)
     linear_loop(mixed, weights.inner, inner, threads)

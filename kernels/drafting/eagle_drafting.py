@@ -20,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import copy_row
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.copy_attention import copy_attention_loop, copy_attention_reference
 from foredraft.kernels.drafting.draft_stopping import (
@@ -35,8 +36,8 @@ from foredraft.kernels.drafting.vocabulary_head import (
     vocabulary_head_loop,
     vocabulary_head_reference,
 )
-from foredraft.kernels.model.linear import widen
 from foredraft.kernels.model.norm import norm_loop, norm_reference
+from foredraft.kernels.model.packing import widen
 
 
 def draft_reference(tokens, lengths, allowed, hidden, embedding, copy, source, vocabulary, scale, temperature, top_k, top_p,
@@ -103,21 +104,22 @@ def _draft_loop(tokens, lengths, allowed, hidden, embedding, copy, source, vocab
         for j in range(n):
             b = sequences[j]
             if i == 0:
-                before[j] = hidden[b]
+                copy_row(hidden[b], before[j])
             else:
-                before[j] = features[b, i - 1]
+                copy_row(features[b, i - 1], before[j])
                 for back in range(E - 1, 0, -1):
-                    latest[b, back] = latest[b, back - 1]
+                    copy_row(latest[b, back - 1], latest[b, back])
                 embed_normed_loop(embedding, drafted[b, i - 1], ones, latest[b, :1])
         norm_loop(before[:n], ones, EPSILON, state[:n])
         for j in range(n):
-            query[j, :C], mixed[j, :C] = state[j], state[j]
+            copy_row(state[j], query[j, :C])
+            copy_row(state[j], mixed[j, :C])
             for back in range(E):
-                query[j, (back + 1) * C : (back + 2) * C] = latest[sequences[j], back]
-            mixed[j, mixed.shape[1] - C :] = latest[sequences[j], 0]
+                copy_row(latest[sequences[j], back], query[j, (back + 1) * C : (back + 2) * C])
+            copy_row(latest[sequences[j], 0], mixed[j, mixed.shape[1] - C :])
         copy_attention_loop(query[:n], mixed[:n], sequences[:n], copy, source, out[:n], copied[:n], threads)
         for j in range(n):
-            features[sequences[j], i] = out[j]
+            copy_row(out[j], features[sequences[j], i])
             for c in range(C):
                 out[j, c] *= np.float32(scale)
         vocabulary_head_loop(out[:n], sequences[:n], vocabulary, copied[:n], scores[:n], threads)

@@ -17,6 +17,7 @@ import numpy as np
 
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import HIGHEST, exp32
+from foredraft.kernels.core.rows import copy_row
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.linear import linear_loop, linear_reference
 
@@ -69,9 +70,9 @@ def lstm_loop(x, sequences, slots, parents, first, first_bias, rest, rest_bias, 
         joined = np.zeros((n, width + U), np.float32)
         for i in range(n):
             b, t = sequences[i], slots[i]
-            joined[i, :width] = x[i] if layer == 0 else h[b, t, layer - 1]
+            copy_row(x[i] if layer == 0 else h[b, t, layer - 1], joined[i, :width])
             if parents[b, t] >= 0:
-                joined[i, width:] = h[b, parents[b, t], layer]
+                copy_row(h[b, parents[b, t], layer], joined[i, width:])
         if layer == 0:
             linear_loop(joined, first, gates, threads)
         else:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import copy_row
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.drafting.causal_conv import cnn_loop
 from foredraft.kernels.drafting.copy_attention import copy_attention_loop
@@ -103,14 +104,14 @@ def _head_inputs(sequences, slots, cell, cache, copy, source, scale, copied, thr
     for i in range(n):
         b, t = sequences[i], slots[i]
         state = cell.h[b, t, cell.h.shape[2] - 1]
-        query[i, :U] = state
+        copy_row(state, query[i, :U])
         slot = t
         for back in range(E):
             if slot >= 0:
-                query[i, U + back * C : U + (back + 1) * C] = cache.embedded[b, slot]
+                copy_row(cache.embedded[b, slot], query[i, U + back * C : U + (back + 1) * C])
                 slot = cache.parents[b, slot]
-        mixed[i, :U] = state
-        mixed[i, mixed.shape[1] - C :] = cache.embedded[b, t]
+        copy_row(state, mixed[i, :U])
+        copy_row(cache.embedded[b, t], mixed[i, mixed.shape[1] - C :])
     copy_attention_loop(query, mixed, sequences, copy, source, out, copied, threads)
     for i in range(n):
         for c in range(C):

@@ -25,6 +25,7 @@ import numpy as np
 from foredraft.kernels.core.argmax import argmax_loop, largest_loop
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.philox import DRAFT, uniform, uniform_reference
+from foredraft.kernels.core.rows import copy_row
 from foredraft.kernels.sampling.top_k_top_p import (
     inverse_cdf_loop,
     inverse_cdf_reference,
@@ -93,7 +94,7 @@ def children_loop(scores, b, vocabulary, temperature, top_k, top_p, seed, start,
                 if weights[j] > 0:
                     logits[i, vocabulary.tokens[j] if j < F else vocabulary.own_tokens[b, j - F]] = (scores[j] - top) * rate
         else:
-            logits[i] = logits[i - 1]
+            copy_row(logits[i - 1], logits[i])
             if not replaced:
                 weights[at] = np.float32(0.0)
                 total = sum_loop(weights)

@@ -26,10 +26,11 @@ import numpy as np
 
 from foredraft.kernels.core.argmax import argmax_loop, largest_loop
 from foredraft.kernels.core.backend import njit
-from foredraft.kernels.core.gemm_microkernel import LANES
+from foredraft.kernels.core.gemm_tile import LANES
 from foredraft.kernels.core.philox import DRAFT, uniform
 from foredraft.kernels.core.workers import get_num_threads
-from foredraft.kernels.model.linear import SCALE_ROWS, linear_loop, linear_reference, linear_serial
+from foredraft.kernels.model.levels import levels_loop
+from foredraft.kernels.model.linear import linear_loop, linear_reference, linear_serial
 from foredraft.kernels.sampling.sample import sample_reference
 from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, warp_loop
 
@@ -41,21 +42,6 @@ class VocabularyHead(NamedTuple):
     own_head: np.ndarray
     own_counts: np.ndarray
     source_columns: np.ndarray
-
-
-def take_outputs(packed: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Outputs `tokens` [n] of a packed or quantised matrix [N/16, K, 16], as [ceil(n / 16), K, 16] of the same kind."""
-    block, lane = tokens // LANES, tokens % LANES
-    K = packed.shape[1] - (SCALE_ROWS if packed.dtype == np.int8 else 0)
-    padded = np.zeros((-(-len(tokens) // LANES) * LANES, K), packed.dtype)
-    padded[: len(tokens)] = packed[block, :K, lane]
-    taken = np.ascontiguousarray(padded.reshape(-1, LANES, K).transpose(0, 2, 1))
-    if packed.dtype != np.int8:
-        return taken
-    scale = np.ones(len(padded), np.float32)
-    scale[: len(tokens)] = np.ascontiguousarray(packed[block, K:]).reshape(len(tokens), -1).view(np.float32)[
-        np.arange(len(tokens)), lane]
-    return np.concatenate((taken, scale.view(np.int8).reshape(-1, SCALE_ROWS, LANES)), 1)
 
 
 def vocabulary_head_reference(x, sequences, vocabulary, copied, scores) -> None:
@@ -78,8 +64,9 @@ def vocabulary_head_loop(x, sequences, vocabulary, copied, scores, threads):
         b = sequences[i]
         own = vocabulary.own_counts[b]
         if own > 0:
-            linear_serial(x[i : i + 1], vocabulary.own_head[b], scores[i : i + 1, F : F + own], 0,
-                          (own + LANES - 1) // LANES)
+            row = x[i : i + 1]
+            linear_serial(row, levels_loop(row, vocabulary.own_head, 1), vocabulary.own_head[b],
+                          scores[i : i + 1, F : F + own], 0, (own + LANES - 1) // LANES)
         for s in range(copied.shape[1]):
             if copied[i, s] > 0:
                 scores[i, vocabulary.source_columns[b, s]] += copied[i, s]

@@ -7,7 +7,8 @@
     k, v        [B, H, T, D] float32     self-attention cache; query position r lies in slot positions[b, 0] + r
     bias        [H, T] float32           relative bias by distance (query position - key position >= 0)
     pages_k     [P, H, 4, D, 16] float32        cross-attention cache in pages of 64 source positions, packed as the weights
-    pages_v     [P, H, ceil(D/16), 64, 16]       of linear.py: keys of 16 positions, values of 16 dimensions side by side
+    pages_v     [P, H, ceil(D/16), 64, 16]       of linear.py: keys of 16 positions, values of 16 dimensions side by side;
+                                                 or bfloat16 bits as uint16
     table       [B, pages] int64         page p of sequence b is pages[table[b, p]]
     sources     [B] int64                source lengths
     out         [n, H, D] float32
@@ -26,8 +27,10 @@ import numpy as np
 from foredraft.kernels.core.argmax import largest_loop
 from foredraft.kernels.core.backend import HAS_NUMBA, njit
 from foredraft.kernels.core.exp import exp32
-from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.gemm_microkernel import gemm_blocks
+from foredraft.kernels.core.gemm_tile import LANES
 from foredraft.kernels.core.workers import get_num_threads, parallel, threads_for
+from foredraft.kernels.model.packing import widen
 
 PAGE = 64
 
@@ -55,15 +58,18 @@ def self_attention_reference(q, sequences, queries, positions, parents, k, v, bi
     return out
 
 
-def new_pages(count: int, heads: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Empty pages_k and pages_v of `count` pages."""
+def new_pages(count: int, heads: int, head_size: int, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Empty pages_k and pages_v of `count` pages, float32 or uint16 (bfloat16)."""
     padded = -(-head_size // LANES)
-    return (np.zeros((count, heads, PAGE // LANES, head_size, LANES), np.float32),
-            np.zeros((count, heads, padded, PAGE, LANES), np.float32))
+    return (np.zeros((count, heads, PAGE // LANES, head_size, LANES), dtype),
+            np.zeros((count, heads, padded, PAGE, LANES), dtype))
 
 
 def write_page(page_k: np.ndarray, page_v: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-    """Write keys and values [s, H, D] of up to 64 source positions to one page [H, 4, D, 16], [H, D/16, 64, 16]."""
+    """Write keys and values [s, H, D] of up to 64 source positions to one page [H, 4, D, 16], [H, D/16, 64, 16].
+
+    All four have the type of the page.
+    """
     s, H, D = k.shape
     for block in range(-(-s // LANES)):
         part = k[block * LANES : (block + 1) * LANES]
@@ -74,7 +80,8 @@ def write_page(page_k: np.ndarray, page_v: np.ndarray, k: np.ndarray, v: np.ndar
 
 
 def read_page(page_k: np.ndarray, page_v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of `write_page`: keys and values [64, H, D] of a page."""
+    """Keys and values [64, H, D] float32 of a page."""
+    page_k, page_v = widen(page_k), widen(page_v)
     H, _, D, _ = page_k.shape
     return (page_k.transpose(1, 3, 0, 2).reshape(PAGE, H, D),
             page_v.transpose(2, 0, 1, 3).reshape(PAGE, H, -1)[:, :, :D])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import add_row, copy_row
 from foredraft.kernels.core.workers import get_num_threads
 from foredraft.kernels.model.activation import activate_loop, activate_reference
 from foredraft.kernels.model.attention import (
@@ -29,8 +30,9 @@ from foredraft.kernels.model.attention import (
     self_attention_loop,
     self_attention_reference,
 )
-from foredraft.kernels.model.linear import inputs_of, linear_loop, linear_reference, widen
+from foredraft.kernels.model.linear import linear_loop, linear_reference
 from foredraft.kernels.model.norm import norm_loop, norm_reference
+from foredraft.kernels.model.packing import inputs_of, widen
 
 
 def decoder_reference(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,
@@ -103,19 +105,19 @@ def layers_loop(x, sequences, queries, positions, parents, norms, qkv, self_out,
             self_attention_loop(q, sequences, queries, positions, parents, k[layer], v[layer], bias[layer % bias.shape[0]],
                                 attended, threads)
             linear_loop(attended.reshape(n, H * D), self_out[layer], added, threads)
-            x += added
+            add_row(added.reshape(n * C), x.reshape(n * C))
         if kept[layer, 1]:
             norm_loop(x, norms[layer, 1], epsilon, normed)
             linear_loop(normed, cross_q[layer], q.reshape(n, H * D), threads)
             cross_attention_loop(q, sequences, pages_k[layer], pages_v[layer], table, sources, attended, threads)
             linear_loop(attended.reshape(n, H * D), cross_out[layer], added, threads)
-            x += added
+            add_row(added.reshape(n * C), x.reshape(n * C))
         if kept[layer, 2]:
             norm_loop(x, norms[layer, 2], epsilon, normed)
             linear_loop(normed, ff_in[layer], inner, threads)
             activate_loop(inner, active, activation, gated)
             linear_loop(active, ff_out[layer], added, threads)
-            x += added
+            add_row(added.reshape(n * C), x.reshape(n * C))
 
 
 @njit()
@@ -136,7 +138,7 @@ def _decoder_loop(tokens, positions, parents, embedding, norms, final_norm, qkv,
                 v, pages_k, pages_v, table, sources, activation, gated, epsilon, kept, threads)
     norm_loop(x, final_norm, epsilon, normed)
     for i in range(n):
-        hidden[sequences[i], queries[i]] = normed[i]
+        copy_row(normed[i], hidden[sequences[i], queries[i]])
 
 
 def decoder_numba(tokens, positions, parents, embedding, norms, final_norm, qkv, self_out, cross_q, cross_out, ff_in,

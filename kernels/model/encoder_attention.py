@@ -14,7 +14,8 @@ import numpy as np
 from foredraft.kernels.core.argmax import larger
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.exp import exp32
-from foredraft.kernels.core.gemm_microkernel import LANES, gemm_blocks
+from foredraft.kernels.core.gemm_microkernel import gemm_blocks
+from foredraft.kernels.core.gemm_tile import LANES
 from foredraft.kernels.core.workers import get_num_threads, parallel
 from foredraft.kernels.model.attention import attend_reference
 

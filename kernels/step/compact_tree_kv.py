@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from foredraft.kernels.core.backend import HAS_NUMBA, njit
+from foredraft.kernels.core.rows import copy_row
 
 
 def compact_reference(k, v, base, path) -> None:
@@ -32,8 +33,8 @@ def _compact_loop(k, v, base, path):
                 continue
             for layer in range(k.shape[0]):
                 for h in range(k.shape[2]):
-                    k[layer, b, h, to] = k[layer, b, h, source]
-                    v[layer, b, h, to] = v[layer, b, h, source]
+                    copy_row(k[layer, b, h, source], k[layer, b, h, to])
+                    copy_row(v[layer, b, h, source], v[layer, b, h, to])
 
 
 def compact_numba(k, v, base, path) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.state import NO_DISTRIBUTIONS, DecodeState, Draft
-from foredraft.kernels.core.gemm_microkernel import LANES
-from foredraft.kernels.drafting.vocabulary_head import VocabularyHead, take_outputs
+from foredraft.kernels.core.gemm_tile import LANES
+from foredraft.kernels.drafting.vocabulary_head import VocabularyHead
+from foredraft.kernels.model.packing import take_outputs
 
 
 class DraftVocabulary:

@@ -31,7 +31,7 @@ from foredraft.engine.models.spec import ModelConfig, tensor_parts
 from foredraft.engine.models.t5_weights import T5Weights, as_numpy, packed
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
-from foredraft.kernels.model.linear import pack
+from foredraft.kernels.model.packing import pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +250,8 @@ class Tables:
 
 
 def storage_of(folder: Path, target: T5Weights) -> str:
-    """Storage of a saved drafter's own matrices: int8 beside an int8 target, else as its file holds them."""
-    if target.stored == "int8":
+    """Storage of a saved drafter's own matrices: int8 beside an int8 or int4 target, else as its file holds them."""
+    if target.stored in ("int8", "int4"):
         return "int8"
     with StoredTensors(folder) as tensors:
         return "bf16" if any(tensors.raw(name).dtype == torch.bfloat16 for name in tensors.names) else "fp32"

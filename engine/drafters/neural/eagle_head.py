@@ -22,7 +22,8 @@ from foredraft.engine.drafters.neural.drafter_module import Tables, rms_norm, sh
 from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
 from foredraft.kernels.drafting.eagle_drafting import draft_numba
-from foredraft.kernels.model.linear import linear, pack
+from foredraft.kernels.model.linear import linear
+from foredraft.kernels.model.packing import pack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,7 +253,7 @@ class T5Drafter(Drafter):
     @classmethod
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> T5Drafter:
         """Read a T5 checkpoint directory. `tokenizer`: the target's, or None."""
-        weights = load_weights(folder, weights="int8" if target.stored == "int8" else None)
+        weights = load_weights(folder, weights="int8" if target.stored in ("int8", "int4") else None)
         check_vocabulary(folder, weights.config, target.config, target_folder, tokenizer)
         return cls(weights)
 

@@ -11,22 +11,23 @@ from foredraft.embedded import TARGET
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    small = dict(vocab_size=320, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=2)
+    small = dict(vocab_size=320, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(GEOMETRIES, "tiny", GEOMETRIES["flan-t5-base"] | small)
         return write_checkpoint("tiny", tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize(("stored", "size"), [("fp32", 4), ("bf16", 2), ("int8", 1)])
+@pytest.mark.parametrize(("stored", "size"), [("fp32", 4), ("bf16", 2), ("int8", 1), ("int4", 9 / 16)])
 def test_a_steps_bytes_are_its_tensors(tiny, stored, size):
     target, memory = steps.loaded_target(tiny, stored)
     found = steps.step_bytes(target, source=70, position=10)
+    # int4's scales are part of its 9 bits for two weights
     scales = 4 if stored == "int8" else 0
-    inner, C, F, L = 32, 32, 48, 2
+    inner, C, F, L = 32, 32, 64, 2
     matrices = size * ((3 * inner + C + inner + C) * C + 3 * F * C) + scales * (4 * inner + 2 * C + 2 * F + C)
     assert found["layers"] == L * (matrices + 3 * C * 4) + C * 4
     assert found["head"] == 320 * (C * size + scales)
-    assert (found["cross"], found["self"]) == (70 * L * inner * 8, 10 * L * inner * 8)
+    assert (found["cross"], found["self"]) == (70 * L * inner * (4 if size <= 1 else 8), 10 * L * inner * 8)
     assert memory["weight_bytes"] > found["layers"] + found["head"]
 
 
@@ -38,7 +39,7 @@ def test_measured_steps(tiny, monkeypatch):
     assert found["over_floor"] == pytest.approx(found["step_ms"]["1"]["median"] / found["floor_ms"])
     assert found["v"]["1"] == 1.0 and set(found["v"]) == {"1", "2", "3"}
     assert all(value > 0 for value in found["parts_ms"].values())
-    inner, C, F, S = 32, 32, 48, 70
+    inner, C, F, S = 32, 32, 64, 70
     assert found["encoder"]["gflop"] * 1e9 == pytest.approx(2 * (2 * S * (4 * inner * C + 3 * F * C) + 4 * S * S * inner))
 
 

@@ -112,7 +112,8 @@ def test_many_sequences_and_a_later_long_source_need_not_fit_together(monkeypatc
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(dtype="float16"), "T5 overflows in fp16"), (dict(weights="int8"), "not supported on a GPU")])
+    (dict(dtype="float16"), "T5 overflows in fp16"), (dict(dtype="int8"), "'int8' is not supported on a GPU; use one of"),
+    (dict(weights="int8"), "not supported on a GPU")])
 def test_types_that_a_device_does_not_support(tiny_checkpoint, options, message):
     with pytest.raises(UserError, match=message):
         load_cuda_weights(tiny_checkpoint, "cpu", **options)

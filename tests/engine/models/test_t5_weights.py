@@ -75,7 +75,7 @@ def refuse(path, match, **options):
 def test_refusals(copy, tmp_path):
     refuse(tmp_path / "nowhere" / "at" / "all", "no such directory")
     refuse(copy, "float16", dtype="float16")
-    refuse(copy, "weights 'int4' is not supported; use one of fp32, bf16, int8", weights="int4")
+    refuse(copy, "weights 'int3' is not supported; use one of fp32, bf16, int8, int4", weights="int3")
     config = json.loads((copy / "config.json").read_text())
 
     def rewrite(**change):

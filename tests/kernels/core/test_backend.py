@@ -14,7 +14,8 @@ SUM = """
 import zlib
 import numpy as np
 from foredraft.kernels.core import backend, workers
-from foredraft.kernels.model.linear import linear_loop, pack
+from foredraft.kernels.model.linear import linear_loop
+from foredraft.kernels.model.packing import pack
 x = np.random.default_rng(0).standard_normal((3, 400)).astype(np.float32)
 out = np.empty((3, 700), np.float32)
 linear_loop(x, pack(np.random.default_rng(1).standard_normal((700, 400)).astype(np.float32)), out, workers.get_num_threads())

@@ -98,7 +98,8 @@ from foredraft.kernels.core import atomic
 if sys.argv[1] == "sleeps":
     atomic._FUTEX = None
 from foredraft.kernels.core import workers
-from foredraft.kernels.model.linear import linear_numba, pack
+from foredraft.kernels.model.linear import linear_numba
+from foredraft.kernels.model.packing import pack
 weight = np.random.default_rng(0).standard_normal((800, 400)).astype(np.float32)
 x = np.random.default_rng(1).standard_normal((4, 400)).astype(np.float32)
 

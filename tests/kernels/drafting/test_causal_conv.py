@@ -5,7 +5,7 @@ import pytest
 
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.drafting.causal_conv import CNN
-from foredraft.kernels.model.linear import pack
+from foredraft.kernels.model.packing import pack
 
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")

@@ -6,7 +6,7 @@ import pytest
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.drafting.copy_attention import COPY_ATTENTION, CopyWeights, SourceCache
 from foredraft.kernels.model.attention import new_pages, write_page
-from foredraft.kernels.model.linear import pack
+from foredraft.kernels.model.packing import pack
 
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from foredraft.kernels.model.linear import pack
 from foredraft.kernels.model.lm_head import CHOOSE, LOGITS
+from foredraft.kernels.model.packing import pack
 
 C, V = 32, 100
 READ = [[[True, True, False, False]], [[True, True, True, True]], [[False] * 4], [[True, False, True, True]],

@@ -1,0 +1,23 @@
+"""Copies and sums of rows, for compiled kernels.
+
+numba needs seconds to compile `out[:] = row` and `out += row`, with what they do for rows of other sizes; these two take
+little.
+"""
+
+from __future__ import annotations
+
+from foredraft.kernels.core.backend import njit
+
+
+@njit()
+def copy_row(row, out):
+    """Write a row [n] to out [n]."""
+    for i in range(row.shape[0]):
+        out[i] = row[i]
+
+
+@njit()
+def add_row(row, out):
+    """Add a row [n] to out [n]."""
+    for i in range(row.shape[0]):
+        out[i] += row[i]

@@ -1,0 +1,69 @@
+"""Activations as integers, for int8 and int4 weights: each row has one scale, largest |x| / largest level.
+
+    x       [M, K] float32    K is even
+    levels  int16             round(x / scale), in tiles of rows as gemm_microkernel.py divides them
+
+A level has as many bits as 32-bit sums of K products with 8-bit weights allow: 14 for K = 2,048, at most 16. That is more
+than the 8 bits of llama.cpp and CTranslate2, whose processor instructions add four products at once and not two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.gemm_microkernel import ROW_TILE, is_integer
+from foredraft.kernels.core.workers import parallel, threads_for
+
+# What an element costs, in multiply-adds of a product.
+WORK = 8
+
+
+def largest_level(inputs: int) -> int:
+    """The greatest |level|: at most 16 bits, and the sum of `inputs` products with |weight| <= 127 is below 2^31."""
+    return min(32767, (2**31 - 1) // (127 * inputs))
+
+
+def levels_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The integer levels [M, K] of float32 rows, and the float32 scale of each row [M]."""
+    top = np.float32(largest_level(x.shape[1]))
+    largest = np.abs(x).max(1)
+    rate = np.where(largest > 0, top / np.where(largest > 0, largest, 1), 0).astype(np.float32)
+    return np.rint(x * rate[:, None]).astype(np.int64), (largest / top).astype(np.float32)
+
+
+@parallel
+@njit(fastmath={"reassoc", "nsz"}, error_model="numpy")
+def _levels_tiles(first, last, x, top, levels):
+    M, K = x.shape
+    tiles, rows = levels.shape[0], levels.shape[2]
+    for tile in range(first, last):
+        scales = levels[tile, K:].reshape(2 * rows).view(np.float32)
+        start, stop = M * tile // tiles, M * (tile + 1) // tiles
+        for m in range(start, stop):
+            largest, total = np.float32(0.0), np.float32(0.0)
+            for k in range(K):
+                largest = max(largest, abs(x[m, k]))
+                total += x[m, k] * np.float32(0.0)
+            rate = top / largest if largest > 0 else np.float32(0.0)
+            of_row = levels[tile, :K].reshape(K // 2, rows, 2)[:, m - start]
+            for k in range(0, K, 2):
+                of_row[k // 2, 0] = np.int16(np.rint(x[m, k] * rate))
+                of_row[k // 2, 1] = np.int16(np.rint(x[m, k + 1] * rate))
+            scales[m - start] = largest / top + total
+
+
+@njit()
+def levels_loop(x, weight, threads):
+    """[tiles, K + 2, rows] int16: each tile is [K/2, rows, 2] levels, then the float32 scales. Float weights need nothing.
+
+    A row that is not finite has the scale NaN, and so has every output of it.
+    """
+    if not is_integer(weight):
+        return np.empty((0, 0, 0), np.int16)
+    M, K = x.shape
+    levels = np.empty(((M + ROW_TILE - 1) // ROW_TILE, K + 2, ROW_TILE), np.int16)
+    # as largest_level
+    top = np.float32(min(32767, (2**31 - 1) // (127 * K)))
+    _levels_tiles(levels.shape[0], threads_for(M * K * WORK, threads), x, top, levels)
+    return levels
