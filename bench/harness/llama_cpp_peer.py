@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,8 +15,9 @@ from foredraft.engine.models.checkpoint import StoredTensors, read_config
 from foredraft.engine.models.spec import ModelConfig, tensor_parts
 from foredraft.kernels.model.activation import ACTIVATIONS
 
-# llama.cpp's own constant
+# llama.cpp's own constants
 MAX_DISTANCE = 128
+LOG_ERROR = 4
 
 
 def libraries():
@@ -26,9 +27,20 @@ def libraries():
         import llama_cpp
     except ImportError as error:
         raise Absent(f"{error.name} is not installed; pip install 'foredraft[llama-cpp]'") from None
-    # errors only
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    show_errors_only(llama_cpp)
     return llama_cpp, gguf
+
+
+@lru_cache(maxsize=1)
+def show_errors_only(library):
+    """Set the log of llama.cpp to a function, which it calls until it is unloaded; the cache keeps the function."""
+    @library.llama_log_callback
+    def show(level, text, _data):
+        if level == LOG_ERROR:
+            sys.stderr.write(text.decode(errors="replace"))
+
+    library.llama_log_set(show, None)
+    return show
 
 
 def check(config: ModelConfig) -> None:

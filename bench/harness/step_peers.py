@@ -22,8 +22,7 @@ def _foredraft(weights: str, dtype: str = "float32"):
         from foredraft.engine.load import load
 
         model = load(folder, drafter=None, dtype=dtype, weights=weights)
-        model.target.end_token = -1
-        return lambda source, tokens: model.generate([list(source)], max_new_tokens=tokens).token_ids[0]
+        return lambda source, tokens: model.generate([list(source)], max_new_tokens=tokens, eos_token_id=()).token_ids[0]
 
     return build
 

@@ -6,6 +6,7 @@ from foredraft.bench.harness import step_peers as peers
 from foredraft.bench.harness import steps
 from foredraft.bench.harness.geometry import GEOMETRIES, write_checkpoint
 from foredraft.bench.harness.methods import Absent
+from foredraft.embedded import TARGET
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,12 @@ def test_every_engine_decodes_the_same_tokens(tiny):
     found = peers.compare_peers(tiny, names, source=[5, 9, 300, 1] * 10, short=3, long=9, repeats=2)
     assert [found[name]["differ"] for name in same] == [0, 0, 0]
     assert found["foredraft-fp32"]["over_first"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["foredraft-fp32", "transformers"])
+def test_decoding_goes_on_past_the_end_token(name):
+    tokens = peers.PEERS[name](TARGET)([5, 9, 300, 1], 6)
+    assert len(tokens) == 6 and tokens[2] == 1
 
 
 def test_an_engine_that_cannot_run_says_why(tiny, monkeypatch):
