@@ -67,8 +67,8 @@ def stored(pairs: Pairs) -> bytes:
     folder = kept_in()
     if folder is None:
         return build(pairs)
-    of = (Path(gemm_tile.__file__).read_text(), binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(),
-          binding.llvm_version_info)
+    of = (Path(gemm_tile.__file__).read_text(), pairs, binding.get_host_cpu_name(),
+          binding.get_host_cpu_features().flatten(), binding.llvm_version_info)
     file = Path(folder) / f"tiles-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}.o"
     try:
         return file.read_bytes()
