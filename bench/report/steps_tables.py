@@ -29,7 +29,7 @@ def tables(row: dict) -> Iterator[Table | str]:
         yield Table("plain decoding, milliseconds a token", (
             "engine", "ms", "p20-p80", "ms a text", f"{next(iter(peers))} is faster by", "tokens that differ"), [
             [name, number(figures["ms"]["median"]), f"{figures['ms']['p20']:.2f}-{figures['ms']['p80']:.2f}",
-             number(figures["text_ms"], 0),
+             number(figures.get("text_ms"), 0),
              f"{figures['over_first']:.2f}x", str(figures["differ"])] for name, figures in peers.items()])
     for name, figures in row["peers"].items():
         if "absent" in figures:

@@ -87,8 +87,8 @@ def stored(pairs: Pairs) -> bytes:
     return code
 
 
-def publish(pairs: Pairs) -> tuple:
-    """Make the tiles known to all kernels that are compiled or loaded later; returns what must stay alive."""
+def load(pairs: Pairs) -> tuple:
+    """The engine that holds the tiles' machine code, and the table of their addresses."""
     from llvmlite import binding
 
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine())
@@ -98,5 +98,13 @@ def publish(pairs: Pairs) -> tuple:
     for storage, rows, blocks in tiles(pairs):
         address = engine.get_function_address(f"{storage}_{rows}x{blocks}")
         table.reshape(-1)[table_index(STORAGES.index(storage), rows, blocks)] = address
+    return engine, table
+
+
+def publish(pairs: Pairs) -> tuple:
+    """Make the tiles known to all kernels that are compiled or loaded later; what it returns must live as long as they."""
+    from llvmlite import binding
+
+    engine, table = load(pairs)
     binding.add_symbol(TABLE, table.ctypes.data)
     return engine, table

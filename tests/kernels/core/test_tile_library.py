@@ -11,7 +11,7 @@ from foredraft.kernels.core.gemm_tile import STORAGES
 
 
 def test_every_tile_that_kernels_may_call_is_there():
-    engine, table = library.publish(PAIRS)
+    _engine, table = library.load(PAIRS)
     wanted = np.zeros_like(table, bool)
     wanted[:, 1 : ROW_TILE + 1, :2] = wanted[:, 1, 2] = True
     assert ((table != 0) == wanted).all() and len(table) == len(STORAGES)
