@@ -89,6 +89,8 @@ def _run(
         set_threads(threads)
     model = foredraft.load(target, drafter=None if drafter == "none" else drafter, device=device, dtype=dtype,
                            weights=weights, adapter=adapter, revision=revision)
+    if dtype == "auto":
+        notice(f"the encoder runs in {model.dtype}")
     if model.tokenizer is None:
         raise UserError(f"{model.path}: there is no tokenizer.json or spiece.model, so texts cannot be read; put one beside "
                         "config.json")

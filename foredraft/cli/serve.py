@@ -100,6 +100,8 @@ def serve(
 
         set_threads(threads)
     loaded = foredraft.load(model, **loading)
+    if dtype == "auto":
+        notice(f"the encoder runs in {loaded.dtype}")
     app = create_app(loaded, settings, is_local)
     app.state.engine.warm_up()
     at = listening.getsockname()

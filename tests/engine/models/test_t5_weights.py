@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from foredraft.engine.models import t5_weights
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.hub import find_checkpoint
 from foredraft.engine.models.t5_weights import load_weights
@@ -64,6 +65,17 @@ def test_a_bfloat16_checkpoint_loads_as_either(copy):
 def test_a_float32_checkpoint_stays_as_it_is_unless_asked(copy):
     assert load_weights(copy).stored == "fp32"
     assert load_weights(copy, weights="int8").head.dtype == np.int8
+
+
+def test_the_fastest_type_of_the_encoder(monkeypatch):
+    features = set()
+    monkeypatch.setattr(t5_weights, "has_cpu_feature", features.__contains__)
+    assert [t5_weights.fastest_dtype(stored) for stored in (None, "bf16", "int8", "int4")] == [
+        "float32", "float32", "int8", "int8"]
+    for feature in ("avx512bf16", "amx-bf16"):
+        features.add(feature)
+        assert {t5_weights.fastest_dtype(stored) for stored in (None, "int8")} == {"bfloat16"}
+        features.clear()
 
 
 def refuse(path, match, **options):

@@ -80,6 +80,12 @@ def test_summaries_in_order(command, fake_load, article, tmp_path):
                                         "adapter": None, "revision": None})]
 
 
+def test_the_chosen_type_of_the_encoder_is_named(command, fake_load, fake_model, article, monkeypatch):
+    monkeypatch.setattr(fake_model, "dtype", "int8", raising=False)
+    assert "the encoder runs in int8" in command("summarize", article, "--dtype", "auto", "--weights", "int4")[2]
+    assert "the encoder" not in command("summarize", article)[2]
+
+
 def test_standard_input(command, fake_load):
     assert command("summarize", stdin=b"w1 w2")[:2] == (0, "w1 w2\n")
     assert command("summarize", "-", stdin=b"w1 w2")[:2] == (0, "w1 w2\n")
