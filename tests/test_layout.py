@@ -53,7 +53,7 @@ TRANSFORMERS = {
     "engine/models/tokenizer.py", "engine/drafters/neural/t5_drafter.py",
     "engine/transformers_model.py", "bench/studies/trainer_evaluation.py", "bench/harness/methods.py",
     "bench/studies/transformers_handler.py",
-    "bench/harness/step_peers.py", "bench/gpu/transformers_peer.py", "bench/harness/ctranslate2_peer.py",
+    "bench/harness/peers/step_peers.py", "bench/gpu/transformers_peer.py", "bench/harness/peers/ctranslate2_peer.py",
 }
 
 

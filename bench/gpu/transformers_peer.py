@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foredraft.bench.gpu.sizes import Sizes, microseconds
-from foredraft.bench.harness.step_peers import timed
+from foredraft.bench.harness.peers.step_peers import timed
 from foredraft.bench.harness.steps import random_source
 
 # arguments of `generate` for each engine

@@ -143,7 +143,7 @@ def _ctranslate2(compute_type: str):
     """CTranslate2, converted from the same checkpoint. It does not report the encoder's time, so a second call that stops
     after one token measures it, one decode step included."""
     def factory(model, settings: Settings, argument: str | None) -> Method:
-        from foredraft.bench.harness.ctranslate2_peer import Translator
+        from foredraft.bench.harness.peers.ctranslate2_peer import Translator
 
         translator = Translator(model.path, compute_type)
         extra = {"sampling_topk": 0, "sampling_temperature": settings.temperature} if settings.do_sample else {}

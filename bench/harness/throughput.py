@@ -109,7 +109,7 @@ def _transformers(model, settings: Settings) -> Engine:
 
 def _ctranslate2(model, settings: Settings) -> Engine:
     """CTranslate2's own batching: the whole list in one call, sorted by length, in batches of at most B."""
-    from foredraft.bench.harness.ctranslate2_peer import Translator
+    from foredraft.bench.harness.peers.ctranslate2_peer import Translator
 
     translator = Translator(model.path, "float32")
     return lambda sources, batch_size: Output(

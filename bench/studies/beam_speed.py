@@ -24,10 +24,10 @@ from typing import Annotated
 import typer
 
 from foredraft.bench.harness.cases import describe
-from foredraft.bench.harness.ctranslate2_peer import Translator
 from foredraft.bench.harness.geometry import write_checkpoint
 from foredraft.bench.harness.interleave import orders, wait_until_idle
 from foredraft.bench.harness.methods import Absent, load_peer
+from foredraft.bench.harness.peers.ctranslate2_peer import Translator
 from foredraft.bench.harness.record import common_fields
 from foredraft.bench.report.tables import Table, number
 from foredraft.cli import options

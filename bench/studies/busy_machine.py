@@ -24,8 +24,8 @@ import typer
 from foredraft.bench.harness.geometry import write_checkpoint
 from foredraft.bench.harness.interleave import orders, wait_until_idle
 from foredraft.bench.harness.methods import Absent
+from foredraft.bench.harness.peers.step_peers import PEERS, Run
 from foredraft.bench.harness.record import common_fields
-from foredraft.bench.harness.step_peers import PEERS, Run
 from foredraft.bench.harness.steps import random_source
 from foredraft.bench.report.tables import Table, number
 from foredraft.cli import options
@@ -37,7 +37,7 @@ SHORT, LONG = 2, 42
 COMPUTE = "while True: pass"
 ENGINE = """
 import sys
-from foredraft.bench.harness.step_peers import PEERS
+from foredraft.bench.harness.peers.step_peers import PEERS
 run = PEERS[sys.argv[2]](sys.argv[1])
 source = [int(token) for token in sys.argv[3].split(",")]
 run(source, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from foredraft.engine.models.kv_cache import KVCache
 from foredraft.engine.models.relative_position import relative_bucket
 from foredraft.engine.models.t5_encoder import T5Encoder
-from foredraft.engine.models.t5_weights import T5Weights
+from foredraft.engine.models.t5_weights import QUANTISED, T5Weights
 from foredraft.kernels.core.backend import HAS_NUMBA
 from foredraft.kernels.model.decoder import DECODER
 from foredraft.kernels.model.lm_head import CHOOSE, LOGITS
@@ -42,7 +42,7 @@ class T5:
         c = self.config
         self.start_token, self.end_token = c.start_token, c.end_token
         # quantised weights are so few bytes that a source's keys and values are a large part of what a step reads
-        page_type = np.uint16 if weights.stored in ("int8", "int4") else np.float32
+        page_type = np.uint16 if weights.stored in QUANTISED else np.float32
         self.cache = KVCache(c.num_decoder_layers, c.num_heads, c.d_kv, page_type)
         self._all_sublayers = np.ones((c.num_decoder_layers, 3), np.bool_)
         self.encoder = T5Encoder(weights, self.backend)

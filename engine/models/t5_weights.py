@@ -24,6 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ENCODERS = DTYPES | {"int8": torch.float32}
 # How the decoder's matrices and the head may be stored; products accumulate in float32, of integers exactly.
 STORAGES = ("fp32", "bf16", "int8", "int4")
+QUANTISED = ("int8", "int4")
 
 
 @dataclass
@@ -98,7 +99,7 @@ def packed(matrix: Tensor, stored: str) -> np.ndarray:
     """
     if stored == "int4" and matrix.shape[1] % GROUP == 0:
         return quantize_int4(matrix.float().numpy())
-    if stored in ("int8", "int4") and matrix.shape[1] % 2 == 0:
+    if stored in QUANTISED and matrix.shape[1] % 2 == 0:
         return quantize_int8(matrix.float().numpy())
     return pack(as_numpy(matrix.to(torch.bfloat16 if stored == "bf16" else torch.float32)))
 
@@ -116,7 +117,7 @@ def fastest_dtype(weights: str | None) -> str:
     """The encoder's type for "auto": bfloat16 where the processor multiplies it, else int8 beside quantised weights."""
     if has_cpu_feature("avx512bf16") or has_cpu_feature("amx-bf16"):
         return "bfloat16"
-    return "int8" if weights in ("int8", "int4") else "float32"
+    return "int8" if weights in QUANTISED else "float32"
 
 
 def default_storage(embedding: Tensor, dtype: torch.dtype) -> str:

@@ -48,26 +48,23 @@ def _tile(typingctx, rows, blocks, x, x_stride, weight, w, w_stride, K, out, out
     return signature, codegen
 
 
-@intrinsic
-def is_integer(typingctx, weight):
-    """Whether weights are int8 or int4, known when the caller is compiled."""
-    from numba import types
+def _has_dtype(*names: str):
+    """A function of an array: whether its dtype is one of `names`, known when the caller is compiled."""
 
-    def codegen(context, builder, signature, _args):
-        return context.get_constant(types.boolean, signature.args[0].dtype in (types.int8, types.uint8))
+    @intrinsic
+    def has_dtype(typingctx, array):
+        from numba import types
 
-    return types.boolean(weight), codegen
+        def codegen(context, _builder, signature, _args):
+            return context.get_constant(types.boolean, str(signature.args[0].dtype) in names)
+
+        return types.boolean(array), codegen
+
+    return has_dtype
 
 
-@intrinsic
-def is_int4(typingctx, weight):
-    """Whether weights are int4, known when the caller is compiled."""
-    from numba import types
-
-    def codegen(context, builder, signature, _args):
-        return context.get_constant(types.boolean, signature.args[0].dtype == types.uint8)
-
-    return types.boolean(weight), codegen
+# whether weights are int8 or int4, and whether they are int4
+is_integer, is_int4 = _has_dtype("int8", "uint8"), _has_dtype("uint8")
 
 
 @njit()

@@ -55,7 +55,7 @@ class Tile:
 
     def emit(self, x, x_stride, w, w_stride, count, out, out_stride) -> None:
         size = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}[self.storage]
-        self.x, self.x_rows = x, [self.address(x, x_stride, m * 4) for m in range(self.M)]
+        self.x, self.x_stride = x, x_stride
         self.blocks = [self.address(w, w_stride, r * size) for r in range(self.R)]
         results = {"int8": self.int8, "int4": self.int4}.get(self.storage, self.floating)(count)
         for m in range(self.M):
@@ -120,6 +120,7 @@ class Tile:
         wide = self.ir.VectorType(self.i32, LANES)
         element = self.ir.VectorType(self.i16, LANES) if half else self.floats
         bytes_of = LANES * (2 if half else 4)
+        rows = [self.address(self.x, self.x_stride, m * 4) for m in range(self.M)]
 
         def body(k, sums):
             at = b.mul(k, self.ir.Constant(self.i64, bytes_of))
@@ -133,7 +134,7 @@ class Tile:
                 weights.append(value)
             found = []
             for m in range(self.M):
-                x = self.spread(b.load(self.pointer(self.x_rows[m], b.mul(k, self.ir.Constant(self.i64, 4)), self.f32),
+                x = self.spread(b.load(self.pointer(rows[m], b.mul(k, self.ir.Constant(self.i64, 4)), self.f32),
                                        align=4), LANES)
                 found += [self.call(f"llvm.fma.v{LANES}f32", self.floats, x, weights[r], sums[m * self.R + r])
                           for r in range(self.R)]

@@ -1,7 +1,7 @@
 """Copies and sums of rows, for compiled kernels.
 
-numba needs seconds to compile `out[:] = row` and `out += row`, with what they do for rows of other sizes; these two take
-little.
+numba takes seconds to compile `out[:] = row` and `out += row`, because they also handle rows of different sizes. These two
+functions expect equal sizes and compile quickly.
 """
 
 from __future__ import annotations

@@ -15,18 +15,16 @@ from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.gemm_microkernel import ROW_TILE, is_integer
 from foredraft.kernels.core.workers import parallel, threads_for
 
+# The greatest |level| of K inputs is SUM_LIMIT // K, so that a sum of K products with |weight| <= 127 is below 2^31, and at
+# most MOST, so that it fits int16.
+SUM_LIMIT, MOST = (2**31 - 1) // 127, 2**15 - 1
 # What an element costs, in multiply-adds of a product.
 WORK = 8
 
 
-def largest_level(inputs: int) -> int:
-    """The greatest |level|: at most 16 bits, and the sum of `inputs` products with |weight| <= 127 is below 2^31."""
-    return min(32767, (2**31 - 1) // (127 * inputs))
-
-
 def levels_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The integer levels [M, K] of float32 rows, and the float32 scale of each row [M]."""
-    top = np.float32(largest_level(x.shape[1]))
+    top = np.float32(min(MOST, SUM_LIMIT // x.shape[1]))
     largest = np.abs(x).max(1)
     rate = np.where(largest > 0, top / np.where(largest > 0, largest, 1), 0).astype(np.float32)
     return np.rint(x * rate[:, None]).astype(np.int64), (largest / top).astype(np.float32)
@@ -63,7 +61,6 @@ def levels_loop(x, weight, threads):
         return np.empty((0, 0, 0), np.int16)
     M, K = x.shape
     levels = np.empty(((M + ROW_TILE - 1) // ROW_TILE, K + 2, ROW_TILE), np.int16)
-    # as largest_level
-    top = np.float32(min(32767, (2**31 - 1) // (127 * K)))
+    top = np.float32(min(MOST, SUM_LIMIT // K))
     _levels_tiles(levels.shape[0], threads_for(M * K * WORK, threads), x, top, levels)
     return levels

@@ -60,8 +60,8 @@ def quantize_int8(weight: np.ndarray) -> np.ndarray:
 def quantize_int4(weight: np.ndarray) -> np.ndarray:
     """[N, K] float32 to int4 blocks [ceil(N / 16), 9K / 16, 16] uint8, with a bfloat16 scale for 32 inputs of an output.
 
-    The largest weight of a group becomes -8 or 8 - 1, as in llama.cpp's Q4_0: of the two scales, the one whose squared error
-    is smaller. ValueError if K is no multiple of 32.
+    The weight of a group that is largest in magnitude becomes -8 or 7, whichever leaves the smaller squared error in the
+    group. ValueError if K is no multiple of 32.
     """
     N, K = weight.shape
     if K % GROUP:
@@ -73,7 +73,7 @@ def quantize_int4(weight: np.ndarray) -> np.ndarray:
     largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)
     found, error = np.zeros(values.shape, np.int8), np.full(largest.shape, np.inf, np.float32)
     scales = np.zeros(largest.shape, np.uint16)
-    for divisor in (-8, 7, -7):
+    for divisor in (-8, 7):
         bits = _bfloat16(largest / np.float32(divisor))
         scale = (bits.astype(np.uint32) << 16).view(np.float32)
         levels = np.clip(np.rint(values / np.where(scale == 0, np.float32(1), scale)), -8, 7)

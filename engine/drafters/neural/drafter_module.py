@@ -28,7 +28,7 @@ from foredraft.atomic_write import write_atomic
 from foredraft.engine.models.checkpoint import StoredTensors, read_config, weights_hash
 from foredraft.engine.models.projection import Projection, read_projection
 from foredraft.engine.models.spec import ModelConfig, tensor_parts
-from foredraft.engine.models.t5_weights import T5Weights, as_numpy, packed
+from foredraft.engine.models.t5_weights import QUANTISED, T5Weights, as_numpy, packed
 from foredraft.errors import UserError
 from foredraft.json_file import read_object
 from foredraft.kernels.model.packing import pack
@@ -251,7 +251,7 @@ class Tables:
 
 def storage_of(folder: Path, target: T5Weights) -> str:
     """Storage of a saved drafter's own matrices: int8 beside an int8 or int4 target, else as its file holds them."""
-    if target.stored in ("int8", "int4"):
+    if target.stored in QUANTISED:
         return "int8"
     with StoredTensors(folder) as tensors:
         return "bf16" if any(tensors.raw(name).dtype == torch.bfloat16 for name in tensors.names) else "fp32"

@@ -31,7 +31,7 @@ from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.models.checkpoint import StoredTensors, Tensors
 from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_weights import T5Weights, decoder_weights, load_weights
+from foredraft.engine.models.t5_weights import QUANTISED, T5Weights, decoder_weights, load_weights
 from foredraft.engine.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from foredraft.engine.protocols import Capabilities, Drafter
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
@@ -253,7 +253,7 @@ class T5Drafter(Drafter):
     @classmethod
     def open(cls, folder: Path, target: T5Weights, target_folder: Path, tokenizer: Any) -> T5Drafter:
         """Read a T5 checkpoint directory. `tokenizer`: the target's, or None."""
-        weights = load_weights(folder, weights="int8" if target.stored in ("int8", "int4") else None)
+        weights = load_weights(folder, weights="int8" if target.stored in QUANTISED else None)
         check_vocabulary(folder, weights.config, target.config, target_folder, tokenizer)
         return cls(weights)
 

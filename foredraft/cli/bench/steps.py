@@ -29,8 +29,8 @@ def steps(
 ) -> None:
     """Time plain decode steps on random weights."""
     from foredraft.bench.harness.geometry import write_checkpoint
+    from foredraft.bench.harness.peers.step_peers import PEERS, compare_peers
     from foredraft.bench.harness.record import common_fields
-    from foredraft.bench.harness.step_peers import PEERS, compare_peers
     from foredraft.bench.harness.steps import loaded_target, measure_steps, random_source
     from foredraft.bench.report.steps_tables import tables
     from foredraft.cli.measuring import finish

@@ -2,10 +2,10 @@
 
 import pytest
 
-from foredraft.bench.harness import step_peers as peers
 from foredraft.bench.harness import steps
 from foredraft.bench.harness.geometry import GEOMETRIES, write_checkpoint
 from foredraft.bench.harness.methods import Absent
+from foredraft.bench.harness.peers import step_peers as peers
 from foredraft.embedded import TARGET
 
 

@@ -6,7 +6,7 @@ import pytest
 from peer_tokens import SOURCE, shortfall, tiny_checkpoint
 
 from foredraft.bench.harness.methods import Absent
-from foredraft.bench.harness.step_peers import PEERS
+from foredraft.bench.harness.peers.step_peers import PEERS
 
 
 @pytest.fixture(scope="module", params=["t5-small", "flan-t5-small"])

@@ -6,9 +6,9 @@ import sys
 import pytest
 from peer_tokens import SOURCE, shortfall, tiny_checkpoint
 
-from foredraft.bench.harness import llama_cpp_peer as peer
 from foredraft.bench.harness.methods import Absent
-from foredraft.bench.harness.step_peers import PEERS
+from foredraft.bench.harness.peers import llama_cpp_peer as peer
+from foredraft.bench.harness.peers.step_peers import PEERS
 from foredraft.embedded import TARGET
 from foredraft.engine.models.checkpoint import read_config
 

@@ -48,7 +48,7 @@ def _transformers(compiled: bool):
 
 def _ctranslate2(compute_type: str):
     def build(folder: Path) -> Run:
-        from foredraft.bench.harness.ctranslate2_peer import Translator
+        from foredraft.bench.harness.peers.ctranslate2_peer import Translator
 
         translator = Translator(folder, compute_type)
         return lambda source, tokens: translator([source], tokens, shortest=tokens)[0]
@@ -58,7 +58,7 @@ def _ctranslate2(compute_type: str):
 
 def _llama_cpp(stored: str):
     def build(folder: Path) -> Run:
-        from foredraft.bench.harness.llama_cpp_peer import Decoder
+        from foredraft.bench.harness.peers.llama_cpp_peer import Decoder
 
         return Decoder(folder, stored)
 
@@ -66,7 +66,7 @@ def _llama_cpp(stored: str):
 
 
 def _onnxruntime(folder: Path) -> Run:
-    from foredraft.bench.harness.onnxruntime_peer import Decoder
+    from foredraft.bench.harness.peers.onnxruntime_peer import Decoder
 
     return Decoder(folder)
 

@@ -106,11 +106,11 @@ class Decoder:
 
     def __init__(self, folder: str | Path, stored: str):
         self.context = self.model = None
-        self.library, _ = libraries()
+        self.llama, _ = libraries()
         self.config = read_config(Path(folder))
         self.files = converted(Path(folder), stored)
         file = str(Path(self.files.name) / "model.gguf").encode()
-        self.model = self.library.llama_model_load_from_file(file, self.library.llama_model_default_params())
+        self.model = self.llama.llama_model_load_from_file(file, self.llama.llama_model_default_params())
         if not self.model:
             raise Absent("llama.cpp does not load the checkpoint; its message is above")
         self.length = 0
@@ -118,11 +118,11 @@ class Decoder:
     def __del__(self):
         self._free_context()
         if self.model:
-            self.library.llama_model_free(self.model)
+            self.llama.llama_model_free(self.model)
 
     def _free_context(self) -> None:
         if self.context:
-            self.library.llama_free(self.context)
+            self.llama.llama_free(self.context)
         self.context = None
 
     def _reserve(self, length: int) -> None:
@@ -132,28 +132,28 @@ class Decoder:
         if length <= self.length:
             return
         self._free_context()
-        params = self.library.llama_context_default_params()
+        params = self.llama.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = length
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
-        self.context = self.library.llama_init_from_model(self.model, params)
+        self.context = self.llama.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError("llama.cpp makes no context; its message is above")
         self.length = length
 
     def _run(self, name: str, tokens: Sequence[int]) -> None:
-        array = (self.library.llama_token * len(tokens))(*tokens)
-        status = getattr(self.library, name)(self.context, self.library.llama_batch_get_one(array, len(tokens)))
+        array = (self.llama.llama_token * len(tokens))(*tokens)
+        status = getattr(self.llama, name)(self.context, self.llama.llama_batch_get_one(array, len(tokens)))
         if status:
             raise RuntimeError(f"{name} returns {status}")
 
     def __call__(self, source: Sequence[int], tokens: int) -> list[int]:
         """Exactly `tokens` tokens of one source, past any end token."""
         self._reserve(max(len(source), tokens))
-        self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
         self._run("llama_encode", source)
         out = [self.config.start_token]
         for _ in range(tokens):
             self._run("llama_decode", out[-1:])
-            logits = self.library.llama_get_logits_ith(self.context, -1)
+            logits = self.llama.llama_get_logits_ith(self.context, -1)
             out.append(int(np.ctypeslib.as_array(logits, (self.config.vocab_size,)).argmax()))
         return out[1:]
