@@ -79,10 +79,14 @@ class Tile:
         kind = self.ir.FunctionType(result, [value.type for value in values])
         return self.b.call(get_or_insert_function(self.b.module, kind, name), values)
 
-    def prefetch(self, address) -> None:
-        # (address, 0: to read, 3: keep in all caches, 1: data)
-        ahead = self.pointer(address, PREFETCH, self.i8)
-        self.call("llvm.prefetch.p0i8", self.ir.VoidType(), ahead, *(self.ir.Constant(self.i32, n) for n in (0, 3, 1)))
+    def fetch(self, starts: list, offset) -> list:
+        """The addresses at a byte offset from each start; what follows them is prefetched."""
+        addresses = [self.b.add(start, offset) for start in starts]
+        for address in addresses:
+            ahead = self.pointer(address, PREFETCH, self.i8)
+            # (address, 0: to read, 3: keep in all caches, 1: data)
+            self.call("llvm.prefetch.p0i8", self.ir.VoidType(), ahead, *(self.ir.Constant(self.i32, n) for n in (0, 3, 1)))
+        return addresses
 
     def spread(self, scalar, lanes: int):
         """A vector with `scalar` in all lanes."""
@@ -123,11 +127,8 @@ class Tile:
         rows = [self.address(self.x, self.x_stride, m * 4) for m in range(self.M)]
 
         def body(k, sums):
-            at = b.mul(k, self.ir.Constant(self.i64, bytes_of))
             weights = []
-            for block in self.blocks:
-                address = b.add(block, at)
-                self.prefetch(address)
+            for address in self.fetch(self.blocks, b.mul(k, self.ir.Constant(self.i64, bytes_of))):
                 value = b.load(self.pointer(address, 0, element), align=2 if half else 4)
                 if half:
                     value = b.bitcast(b.shl(b.zext(value, wide), self.splat(wide, 16)), self.floats)
@@ -195,13 +196,9 @@ class Tile:
         narrow, wide = self.ir.VectorType(self.i8, 2 * lanes), self.ir.VectorType(self.i16, 2 * lanes)
 
         def body(k, sums):
-            at = b.mul(k, self.ir.Constant(self.i64, LANES))
-            weights = []
-            for block in self.blocks:
-                address = b.add(block, at)
-                self.prefetch(address)
-                weights += [b.sext(b.load(self.pointer(address, part * 2 * lanes, narrow), align=1), wide)
-                            for part in range(self.parts)]
+            addresses = self.fetch(self.blocks, b.mul(k, self.ir.Constant(self.i64, LANES)))
+            weights = [b.sext(b.load(self.pointer(address, part * 2 * lanes, narrow), align=1), wide)
+                       for address in addresses for part in range(self.parts)]
             return self.add_products(sums, weights, self.levels(k))
 
         sums = self.loop(count, 2, self.zeros(), body)
@@ -231,11 +228,9 @@ class Tile:
             starts = [b.add(block, at) for block in self.blocks]
 
             def inner(j, sums):
-                packed = []
-                for start in starts:
-                    address = b.add(start, b.mul(j, constant(quarter // 8)))
-                    self.prefetch(address)
-                    packed += [b.load(self.pointer(address, part * 4 * lanes, four), align=2) for part in range(self.parts)]
+                addresses = self.fetch(starts, b.mul(j, constant(quarter // 8)))
+                packed = [b.load(self.pointer(address, part * 4 * lanes, four), align=2)
+                          for address in addresses for part in range(self.parts)]
                 levels = self.levels(b.add(k, j))
                 for pair in range(4):
                     weights = [b.ashr(b.shl(value, self.splat(four, 12 - 4 * pair)) if pair < 3 else value,
