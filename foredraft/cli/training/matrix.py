@@ -10,6 +10,7 @@ import typer
 
 from foredraft.atomic_write import write_atomic
 from foredraft.cli import options
+from foredraft.cli.extras import check_training
 from foredraft.cli.output import interrupted, notice
 from foredraft.errors import UserError
 from foredraft.outputs import check_file, check_folder
@@ -62,6 +63,7 @@ def matrix(
     as_json: options.Json = False,
 ) -> None:
     """Train every drafter with every method and seed on the same articles and steps, and evaluate each."""
+    check_training()
     from foredraft import embedded
     from foredraft.cli.training.train import parse_sizes
     from foredraft.engine.load import check_device

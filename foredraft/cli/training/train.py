@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from foredraft.cli import options
+from foredraft.cli.extras import check_training
 from foredraft.cli.output import interrupted, print_figures
 from foredraft.engine.drafters.registry import trained_kinds
 from foredraft.errors import UserError
@@ -119,6 +120,7 @@ def train(
         print_figures({"out": str(table), "bytes": table.stat().st_size, "texts": fitted.texts, "tokens": fitted.tokens,
                        "ngrams": sum(fitted.table.sizes[1:])}, as_json)
         return
+    check_training()
     from foredraft.train.data.drafter_data import read_drafter_data
     from foredraft.train.data.heldout import heldout_articles
     from foredraft.train.drafter.distillation_methods import DistillationConfig

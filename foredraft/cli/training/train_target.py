@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from foredraft.cli import options
+from foredraft.cli.extras import check_training
 from foredraft.cli.output import interrupted, print_figures
 from foredraft.outputs import check_file, check_folder
 
@@ -54,6 +55,7 @@ def train_target(
     resume: options.Resume = False,
 ) -> None:
     """Train a T5 target on article/summary pairs."""
+    check_training()
     from foredraft.train.run_folder import only_trainer
     from foredraft.train.target import train_target as target
 
@@ -111,6 +113,7 @@ def target_card(
     as_json: options.Json = False,
 ) -> None:
     """Measure a target and write its model card."""
+    check_training()
     from foredraft.train.target.model_card import FIGURES, write_card
 
     # a card that foredraft wrote has its figures beside it
@@ -129,6 +132,7 @@ def family(
     as_json: options.Json = False,
 ) -> None:
     """Rebuild the embedded reference family: target, model card, n-gram table. Takes hours on a CPU."""
+    check_training()
     from foredraft.train.family import build_family
     from foredraft.train.run_folder import only_trainer
 
