@@ -60,23 +60,23 @@ USES = {
         "foredraft pseudo --data pairs.jsonl --limit 2 --format parquet --out pseudo",
         "foredraft train --drafter lstm --data pairs.jsonl --pseudo-dataset-path pseudo --size hidden_size=32 --steps 2 "
         "--batch-size 2 --eval-every 2 --save-every 2 --validation pairs.jsonl --eval-articles 2 --out drafter",
-        "{python} -c 'import foredraft.train.target.target_metrics'",
+        "python -c 'import foredraft.train.target.target_metrics'",
     ),
     "bench": (
         "foredraft bench run --methods plain,ctranslate2 --limit 1 --repeats 1 --max-new-tokens 8 --no-footprints "
         "--out records",
         "foredraft report records --out page",
-        "{python} -m pytest --version",
+        "python -m pytest --version",
     ),
     "llama-cpp": (f"{STEPS} --peers llama.cpp-q8_0",),
     "onnxruntime": (f"{STEPS} --peers onnxruntime-int8",),
-    "gpu": (f"env TRITON_INTERPRET=1 {{python}} -c {shlex.quote(TRITON)}",),
-    "ray": (f"{{python}} -c {shlex.quote(REQUEST)} --ray",),
-    "serve": (f"{{python}} -c {shlex.quote(REQUEST)}",),
+    "gpu": (f"env TRITON_INTERPRET=1 python -c {shlex.quote(TRITON)}",),
+    "ray": (f"python -c {shlex.quote(REQUEST)} --ray",),
+    "serve": (f"python -c {shlex.quote(REQUEST)}",),
     "grammar": ("foredraft generate --text 'The bridge is closed.' --regex '[a-z]+ [a-z]+' --max-new-tokens 8",),
     "tune": ("foredraft tune-skip --data pairs.jsonl --limit 1 --trials 2 --max-new-tokens 8 --out skip.json",),
-    "docs": ("{python} -m mkdocs build --quiet --strict --config-file {source}/mkdocs.yml --site-dir site",),
-    "dev": ("{python} -m pytest -q -n0 -p no:cacheprovider {source}/tests/foredraft/test_public_api.py",
+    "docs": ("python -m mkdocs build --quiet --strict --config-file {source}/mkdocs.yml --site-dir site",),
+    "dev": ("python -m pytest -q -n0 -p no:cacheprovider {source}/tests/foredraft/test_public_api.py",
             "ruff check {source}/foredraft", "mypy --version", "codespell --version"),
 }
 # without any extra, each of these ends in one line that names the extra it needs
@@ -165,10 +165,10 @@ class Environment:
         run([self.python, "-m", "pip", *words], self.work)
         return time.monotonic() - began
 
-    def command(self, *line: str | Path) -> str:
+    def command(self, line: str) -> str:
         """Stdout of a command in the working folder, which finds this environment's programs first."""
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return run(["env", *line], self.work, PATH=path, XDG_CACHE_HOME=str(self.cache))
+        return run(shlex.split(line), self.work, PATH=path, XDG_CACHE_HOME=str(self.cache))
 
     def share_kernels(self) -> None:
         """Give the installed files one time: numba compiles a kernel again if its file's time is another."""
@@ -181,13 +181,13 @@ def attempt(environment: Environment, built: Built, artefact: str, extra: str) -
     wanted = str(built.files[artefact]) + ("" if extra == WITHOUT else f"[{extra}]")
     installed = environment.pip("install", wanted)
     environment.pip("check")
-    version = environment.command("foredraft", "--version").strip()
+    version = environment.command("foredraft --version").strip()
     if version != f"foredraft {built.version}":
         raise Failure(f"foredraft --version: {version!r}, expected {built.version}")
-    imported = min(float(environment.command("python", "-c", IMPORT)) for _ in range(3))
+    imported = min(float(environment.command(f"python -c '{IMPORT}'")) for _ in range(3))
     environment.share_kernels()
     texts = [file.read_text() for file in sorted((built.source / "assets" / "texts").glob("*.txt"))]
-    if not environment.command("foredraft", "summarize", "--text", texts[0]).strip():
+    if not environment.command(f"foredraft summarize --text {shlex.quote(texts[0])}").strip():
         raise Failure("foredraft summarize: an empty summary")
     pairs = [json.dumps({"article": text, "highlights": text.split(".")[0]}) + "\n" for text in texts]
     (environment.work / "pairs.jsonl").write_text("".join(pairs))
@@ -195,7 +195,7 @@ def attempt(environment: Environment, built: Built, artefact: str, extra: str) -
         for needed, line in REFUSED.items():
             check_refused(environment, line, needed)
     for line in USES.get(extra, ()):
-        environment.command(*shlex.split(line.format(source=built.source, python=environment.python)))
+        environment.command(line.replace("{source}", shlex.quote(str(built.source))))
     environment.pip("uninstall", "--yes", "foredraft")
     if left := sorted(str(path.relative_to(environment.folder)) for path in environment.folder.rglob("*foredraft*")):
         raise Failure(f"pip uninstall: {left[0]} is left, of {len(left)}")
@@ -205,7 +205,7 @@ def attempt(environment: Environment, built: Built, artefact: str, extra: str) -
 def check_refused(environment: Environment, line: str, extra: str) -> None:
     """Run a command that lacks an extra. Failure: it ends in anything but exit code 2 and the extra's name."""
     try:
-        environment.command(*shlex.split(line))
+        environment.command(line)
     except Failure as error:
         if "exit code 2: " in str(error) and f"foredraft[{extra}]" in str(error):
             return
