@@ -154,8 +154,17 @@ def methods_rows(temperature: float = 0.0, batch_size: int = 1, time: str = "202
     return [*rows, common | {"drafter": "tree:x", "draft_tokens": None, "verification": None, "absent": "no such thing"}]
 
 
+def larger_rows(geometry: str = "flan-t5-base", temperature: float = 0.0, batch_size: int = 1) -> list[dict]:
+    """A size and setting of larger_targets: the methods of run_rows."""
+    common = {"kind": "larger-target", "geometry": geometry, "behaves_like": "abcdef", "encoder": "int8",
+              "command": f"python -m foredraft.bench.studies.larger_targets --geometry {geometry}"}
+    return [row | common | {"costs": {"c": 0.01, "v": 1.2, "predicted": 2.5} if row["method"] == "lookup" else None}
+            for row in run_rows(temperature, batch_size)]
+
+
 def every_kind() -> list[dict]:
     return [row for temperature in (0.0, 1.0) for size in (1, 8) for row in run_rows(temperature, size)] + [
         *drafter_rows(), drafter_row("lookup", None), steps_row(), theory_row(), throughput_row(),
         scale_row(), regression_row(), spec_bench_row(),
+        *larger_rows(), *larger_rows("flan-t5-xl", 1.0),
         *(row for temperature in (0.0, 1.0) for size in (1, 8) for row in methods_rows(temperature, size))]

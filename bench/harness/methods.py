@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from foredraft.bench.harness.settings import Settings
 from foredraft.engine.drafters.registry import ENTRIES
+from foredraft.engine.params import AUTO
 from foredraft.errors import UserError
 
 REFERENCE = "plain"
@@ -65,7 +66,7 @@ def build(name: str, model, settings: Settings) -> Method:
     return METHODS[key](model, settings, argument or None)
 
 
-def _foredraft(drafter: str | None, draft_tokens: int | None = None):
+def _foredraft(drafter: str | None, draft_tokens: int | str | None = None):
     def factory(model, settings: Settings, argument: str | None) -> Method:
         spec = f"{drafter}:{argument}" if drafter and argument else drafter
         try:
@@ -238,7 +239,8 @@ def _assisted(settings: Settings) -> dict:
 
 METHODS = {
     REFERENCE: _foredraft(None, draft_tokens=0),
-    **{name: _foredraft(name) for name, entry in ENTRIES.items() if entry.is_spec and name != "none"},
+    **{name: _foredraft(name) for name, entry in ENTRIES.items() if entry.is_spec and name not in ("none", AUTO)},
+    AUTO: _foredraft(AUTO, AUTO),
     "drafter": _trained,
     "hf-greedy": _transformers(lambda settings: {}),
     "hf-static-compiled": _transformers(lambda settings: static_compiled(), multiple=256),

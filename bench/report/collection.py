@@ -20,13 +20,15 @@ class Collection:
     """The newest record of each measurement.
 
     `runs`: comparisons by machine, temperature, batch size and K, on real articles only. `methods`: of methods_comparison,
-    by machine, temperature and batch size. `drafters`: of `foredraft eval` and `foredraft matrix`, by drafter, method and
-    seed. `steps`: by geometry. `theory`, `scale`, `throughput`, `regression`: of the commands and studies of that name.
-    `beams`: of beam_speed, by geometry. `spec_bench`: of the suite. `all`: every record that states its command.
+    by machine, temperature and batch size. `larger`: of larger_targets, by size, the largest first, and the same settings.
+    `drafters`: of `foredraft eval` and `foredraft matrix`, by drafter, method and seed. `steps`: by geometry. `theory`,
+    `scale`, `throughput`, `regression`: of the commands and studies of that name. `beams`: of beam_speed, by geometry.
+    `spec_bench`: of the suite. `all`: every record that states its command.
     """
 
     runs: list[list[dict]] = field(default_factory=list)
     methods: list[list[dict]] = field(default_factory=list)
+    larger: list[list[dict]] = field(default_factory=list)
     drafters: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     theory: list[dict] = field(default_factory=list)
@@ -57,6 +59,9 @@ def collect(path: Path) -> Collection:
     return Collection(
         latest_groups(kinds.get(RUN, ()), "temperature", "batch_size", "draft_tokens"),
         latest_groups(kinds.get("methods", ()), "temperature", "batch_size"),
+        # the largest first
+        sorted(latest_groups(kinds.get("larger-target", ()), "geometry", "temperature", "batch_size", "draft_tokens"),
+               key=lambda rows: -rows[0]["target"]["parameters"]),
         list(evaluated.values()),
         newest("steps", lambda row: (row["geometry"], row["source_tokens"])),
         newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),

@@ -16,6 +16,8 @@ from foredraft.bench.report import charts, charts_drafters
 from foredraft.bench.report.charts import Chart
 from foredraft.bench.report.collection import Collection
 from foredraft.bench.report.drafters_table import drafters_table
+from foredraft.bench.report.larger_table import larger_table
+from foredraft.bench.report.larger_table import summary as larger_summary
 from foredraft.bench.report.methods_table import methods_table
 from foredraft.bench.report.other_tables import regression_text, scale_table, spec_bench_table
 from foredraft.bench.report.runs_table import runs_table, summary_table
@@ -33,7 +35,8 @@ PICTURES = {"runs": ("speeds", "Decoding speed by method"), "drafters": ("drafte
 
 def blocks(found: Collection) -> dict[str, str]:
     """The text of each block, without its picture."""
-    shown = {"summary": summary_table(found.runs, found.beams), "runs": runs_table(found.runs),
+    shown = {"larger-summary": larger_summary(found.larger), "larger": larger_table(found.larger),
+             "summary": summary_table(found.runs, found.beams), "runs": runs_table(found.runs),
              "drafters": drafters_table(found.drafters),
              "methods": methods_table(found.methods), "scale": scale_table(found.scale),
              "spec-bench": spec_bench_table(found.spec_bench), "regression": regression_text(found.regression)}
