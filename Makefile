@@ -16,8 +16,12 @@ test: .venv/.ready
 
 # everything but minutes-long single tests; tests on real articles where FOREDRAFT_DATA names them
 TESTS ?= not slow
-test-all: .venv/.ready check
+test-all: .venv/.ready .venv/triton-3.6.0 check
 	$(PYTEST) -rs -m "$(TESTS)"
+
+# the triton of the GPU machine, beside the environment's own; a test compiles for both, and skips this one if it is missing
+.venv/triton-3.6.0: | .venv/.ready
+	-$(RUN) pip install --quiet --no-deps --target $@ triton==3.6.0
 
 check: .venv/.ready
 	$(RUN) ruff check .

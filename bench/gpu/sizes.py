@@ -20,8 +20,8 @@ POSITION = 64
 
 @dataclass
 class Sizes:
-    """`geometries`: entries of a config.json by name. `large`: those timed at every batch size. `dtype`: of the embedded
-    model's encoder. `drafters`: a folder of trained drafters' folders."""
+    """`geometries`: entries of a config.json by name. `large`: those timed at every batch size. `together`: sources of one
+    batch. `dtype`: of the embedded model's encoder. `drafters`: a folder of trained drafters' folders."""
 
     device: str = "cuda"
     dtype: str = "bfloat16"
@@ -33,6 +33,7 @@ class Sizes:
     reads: tuple[int, ...] = (1, 2, 4, 6, 9)
     draft_tokens: int = 5
     source: int = 512
+    together: tuple[int, int] = (300, 1000)
     new_tokens: int = 64
     repeats: int = 20
     texts: int | None = None

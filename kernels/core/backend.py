@@ -1,7 +1,9 @@
 """The backends of the kernels. numba and triton are optional: every file of kernels can be imported without them.
 
 `njit`, `intrinsic`: numba's; without numba a compiled kernel raises ImportError when it is called.
-`jit`, `tl`, `constexpr`: triton's; without triton a launch raises ImportError.
+`jit`, `tl`, `constexpr`: triton's; without triton a launch raises ImportError. Triton compiles a kernel anew for arguments
+that are 1 or multiples of 16, and may then sum in another order. do_not_specialize names every argument that differs between
+passes of one model, so that each pass gives the same bits and a step has few kernels to compile.
 
 Compiled code is cached on disk. numba checks only the file of a function itself, but compiled kernels contain the kernels
 that they call; therefore the cache folder is named after the code of all numba kernels, without comments and docstrings.
@@ -43,7 +45,7 @@ except ImportError:
     def constexpr(value):
         return value
 
-    class jit:  # noqa: N801  stands in for triton.jit
+    class Missing:
         """A kernel that cannot be launched."""
 
         def __init__(self, function):
@@ -51,6 +53,9 @@ except ImportError:
 
         def __getitem__(self, _grid):
             raise ImportError(f"{self.function.__name__} needs triton: pip install triton")
+
+    def jit(function=None, **_options):
+        return Missing if function is None else Missing(function)
 
 
 @functools.cache

@@ -3,7 +3,9 @@
     launches(call) -> list[Launch]            the Triton launches of a call, recorded instead of run
     distinct(launches) -> list[Launch]        one launch for each different machine code
     compiled(launch, target) -> Cost          resources of the machine code (cubin or hsaco) for one of TARGETS
+    lowered(launch, target) -> Lowered        the layouts of its sums, from Triton's GPU dialect; much faster than `compiled`
     costs(spec) -> list[Cost]                 of every distinct launch of `spec`, FILE.py:FUNCTION, on every target
+    lower(spec, target, triton)               Lowered of every distinct launch, by the triton in a folder
 
 The function of `spec` takes no argument and calls launchers on tensors of real sizes. torch.empty on the CPU will do: only
 shapes, types and alignment count. Triton cannot compile in a process that runs its interpreter; then `costs` starts another
@@ -60,6 +62,17 @@ class Cost:
     warps: int
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """constants: the arguments that are compiled in. reductions: kind, axis and operands of each reduction and scan, with
+    their layouts, in order; together with the dot products they fix the order of every sum."""
+
+    kernel: str
+    constants: dict[str, Any]
+    types: tuple[str, ...]
+    reductions: tuple[str, ...]
+
+
 def launches(call: Callable[[], Any]) -> list[Launch]:
     """The Triton launches of a call. Needs triton without its interpreter; needs no GPU."""
     from triton.runtime.jit import JITFunction
@@ -92,8 +105,9 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], kwargs: dic
     for index, parameter in enumerate(kernel.params):
         name = parameter.name
         value = values.get(name, parameter.default)
-        # triton specialises a launch: 1 and None become constants, multiples of 16 are marked as such
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        # triton specialises a launch unless told not to: 1 becomes a constant as None does, multiples of 16 are marked
+        is_special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (is_special and type(value) is int and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
         number = None
@@ -105,7 +119,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], kwargs: dic
             signature[name], number = "i32" if -(2**31) <= value < 2**31 else "i64", value
         else:
             signature[name] = "fp32"
-        if number is not None and number % 16 == 0:
+        if is_special and not parameter.do_not_specialize_on_alignment and number is not None and number % 16 == 0:
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = {name: kwargs[name] for name in _OPTIONS if name in kwargs}
     return Launch(kernel, tuple(grid), signature, constants, attributes, options)
@@ -131,6 +145,34 @@ def compiled(launch: Launch, target: str) -> Cost:
                 code.metadata.num_warps)
 
 
+def lowered(launch: Launch, target: str) -> Lowered:
+    """Lower to Triton's GPU dialect for one of TARGETS."""
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+
+    machine = GPUTarget(*TARGETS[target])
+    source, backend = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes), make_backend(machine)
+    options = backend.parse_options({"enable_fp_fusion": True} | launch.options)
+    stages: dict[str, Callable] = {}
+    backend.add_stages(stages, options, source.language)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    module = source.make_ir(machine, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+    for name in ("ttir", "ttgir"):
+        module = stages[name](module, {"target": machine, **vars(options)})
+    return Lowered(launch.kernel.__name__, launch.constants, tuple(launch.signature.values()),
+                   tuple(_reductions(str(module))))
+
+
+def _reductions(text: str) -> list[str]:
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+    found = re.findall(r'"tt\.(reduce|scan)".*?<\{(.*?)\}> \(\{.*?\}\) : \((.*?)\) ->', text, re.DOTALL)
+    spelled = (re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), operands) for _, _, operands in found)
+    return [f"{kind} {options} {operands}" for (kind, options, _), operands in zip(found, spelled, strict=True)]
+
+
 def _cubin_use(cubin: bytes) -> tuple[int, int]:
     """Registers and stack bytes of a thread, read by the cuobjdump in triton's wheel."""
     import triton.backends.nvidia
@@ -152,12 +194,23 @@ def costs(spec: str, targets: Sequence[str] = tuple(TARGETS)) -> list[Cost]:
     if not is_interpreted():
         return [compiled(launch, target) for launch in distinct(launches(_function(spec)))
                 for target in targets]
-    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "foredraft.kernels.core.triton_compile", spec, *targets]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return [Cost(**cost) for cost in _elsewhere(["costs", spec, *targets])]
+
+
+def lower(spec: str, target: str, triton: Path | None = None) -> list[Lowered]:
+    """Lowered of every distinct launch of `spec` for a target; `triton`: a folder that holds another version of it."""
+    return [Lowered(each["kernel"], each["constants"], tuple(each["types"]), tuple(each["reductions"]))
+            for each in _elsewhere(["lower", spec, target], triton)]
+
+
+def _elsewhere(arguments: Sequence[str], triton: Path | None = None) -> list[dict]:
+    """What a process of this file prints, in which triton compiles."""
+    path = [*([] if triton is None else [str(triton)]), *filter(None, sys.path)]
+    done = subprocess.run([sys.executable, "-m", "foredraft.kernels.core.triton_compile", *arguments], capture_output=True,
+                          text=True, env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path)})
     if done.returncode:
-        raise RuntimeError(f"{spec} does not compile:\n{done.stderr[-3000:]}")
-    return [Cost(**cost) for cost in json.loads(done.stdout.splitlines()[-1])]
+        raise RuntimeError(f"{arguments[1]} does not compile:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _function(spec: str) -> Callable[[], Any]:
@@ -177,6 +230,9 @@ def table(rows: Sequence[Cost]) -> str:
 
 
 if __name__ == "__main__":
-    found = costs(sys.argv[1], sys.argv[2:] or tuple(TARGETS))
-    print(table(found))
-    print(json.dumps([asdict(cost) for cost in found]))
+    verb, spec, *targets = sys.argv[1:]
+    if verb == "lower":
+        rows = [lowered(launch, targets[0]) for launch in distinct(launches(_function(spec)))]
+    else:
+        rows = costs(spec, targets)
+    print(json.dumps([asdict(row) for row in rows], default=str))

@@ -19,7 +19,7 @@ from foredraft.kernels.drafting.lstm_cell_triton import EPSILON, inverse_rms, re
 from foredraft.kernels.model.linear_triton import WIDTH, matmul_tile
 
 
-@jit
+@jit(do_not_specialize=["positions", "B", "T", "dilation", "positions_stride"])
 def _convolution_kernel(positions, below, weight, bias, above, B, T, dilation, positions_stride, W: tl.constexpr,
                         U: tl.constexpr, EPSILON: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)

@@ -21,7 +21,7 @@ from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_progra
 from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 
-@jit
+@jit(do_not_specialize=["B", "T1", "K"])
 def _drafter_inputs_kernel(tokens, lengths, finished, limits, budgets, temperature, read, positions, later, dense, B, T1, K,
                            TILE_B: tl.constexpr, K_PAD: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)
@@ -41,7 +41,7 @@ def _drafter_inputs_kernel(tokens, lengths, finished, limits, budgets, temperatu
     tl.store(dense + b, tl.load(temperature + b, mask=inside, other=0.0) > 0, mask=inside)
 
 
-@jit
+@jit(do_not_specialize=["B", "K"])
 def _draft_lengths_kernel(drafted, lengths, finished, limits, budgets, counts, end_token, B, K, TILE_B: tl.constexpr,
                           K_PAD: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)

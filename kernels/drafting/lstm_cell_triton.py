@@ -55,7 +55,7 @@ def _gate(x, weight_x, h, weight_h, bias, source, is_read, scale, before, has_be
     return total + tl.load(bias + outputs, mask=is_unit, other=0.0)[None, :]
 
 
-@jit
+@jit(do_not_specialize=["tokens", "positions", "B", "T", "tokens_stride", "positions_stride"])
 def _cell_kernel(tokens, positions, x, weight_x, weight_h, bias, h, c, B, T, tokens_stride, positions_stride,
                  X: tl.constexpr, U: tl.constexpr, EMBEDS: tl.constexpr, EPSILON: tl.constexpr, N: tl.constexpr,
                  WAYS: tl.constexpr, STEP: tl.constexpr):
@@ -87,7 +87,7 @@ def _cell_kernel(tokens, positions, x, weight_x, weight_h, bias, h, c, B, T, tok
     tl.store(h + here[:, None] * U + units[None, :], (tl.sigmoid(o) * _tanh(state)).to(h.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit(do_not_specialize=["positions", "B", "T", "T1", "K", "positions_stride"])
 def _mix_kernel(positions, h, others, embedding, committed, lengths, drafted, weight_h, weight_o, weight_e, bias, out, gain,
                 scale, B, T, T1, K, positions_stride, N_ALL, U: tl.constexpr, J: tl.constexpr, C: tl.constexpr,
                 E: tl.constexpr, NORMED: tl.constexpr, GAINS: tl.constexpr, BY_POSITION: tl.constexpr, EPSILON: tl.constexpr,

@@ -82,7 +82,7 @@ def most_likely_token(keys, best, best_probability, seed, root_best, root_probab
     return tl.where(is_known, word, default), tl.where(is_known, likely, default_likely)
 
 
-@jit
+@jit(do_not_specialize=["T1"])
 def _ngram_lookup_kernel(keys, best, best_probability, seed, root_best, root_probability, V, tokens, lengths, finished,
                          limits, budgets, proposed, proposed_lengths, end_token, T1, BITS: tl.constexpr,
                          SUFFIXES: tl.constexpr, SUFFIXES_PAD: tl.constexpr, PROBES: tl.constexpr, PROBES_PAD: tl.constexpr,

@@ -1,6 +1,7 @@
 """Prompt-lookup drafts on a GPU, copied from the source or from the output so far; an n-gram table may complement them.
 
-The rules are those of ngram_native/prompt_lookup/copy_rules.py without a history; each sequence learns its own confidences.
+The rules are those of ngram_native/prompt_lookup/copy_rules.py, but there is no history, nothing is copied from behind a
+corrected word, and outputs begin at the source's first token; each sequence learns its own confidences.
 Matches that the CPU's hash chains give up on (VISITS) are found here. There is no index: one program a sequence compares
 every position of both texts with the last tokens, and again when a copied run ends inside a draft.
 
@@ -109,7 +110,7 @@ def _learn(b, output, length, live, tested, last, LAST, MAX_MATCH: tl.constexpr,
     return m, accepted / trials
 
 
-@jit
+@jit(do_not_specialize=["S", "T1", "LAST"])
 def _prompt_lookup_kernel(
     source, source_lengths, tokens, lengths, finished, limits, budgets, tested, last, keys, best, best_probability, seed,
     root_best, root_probability, V, proposed, proposed_lengths, proposers, end_token, S, T1, LAST, K: tl.constexpr,

@@ -40,7 +40,7 @@ class SourceScores(NamedTuple):
     total: Tensor
 
 
-@jit
+@jit(do_not_specialize=["table_stride", "scores_stride", "pages", "R"])
 def _cross_attention_kernel(q, pages_k, pages_v, table, sources, out, work, arrived, source_scores, source_top, source_total,
                             table_stride, scores_stride, pages, R, H: tl.constexpr, D: tl.constexpr, D_UP: tl.constexpr,
                             TOGETHER: tl.constexpr, SOURCE_SCORES: tl.constexpr, PDL: tl.constexpr = False):

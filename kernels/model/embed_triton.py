@@ -20,7 +20,7 @@ from foredraft.kernels.core.backend import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 
 
-@jit
+@jit(do_not_specialize=["tokens", "positions", "parents", "tokens_stride"])
 def _embed_kernel(tokens, positions, parents, embedding, norm, visible, x, y, squares, tokens_stride, R: tl.constexpr,
                   R_UP: tl.constexpr, C: tl.constexpr, C_UP: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr,
                   LINEAR: tl.constexpr, PDL: tl.constexpr = False):

@@ -53,7 +53,7 @@ def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.conste
     return 1.0 / tl.sqrt(tl.sum(parts, 1) / C + epsilon)
 
 
-@jit
+@jit(do_not_specialize=["positions", "M", "T", "R"])
 def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
                 TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
                 STEP: tl.constexpr, PDL: tl.constexpr = False):
@@ -75,13 +75,14 @@ def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.
         is_read = is_row & (tl.load(positions + rows, mask=is_row, other=-1) >= 0)
         at = ((b * H + head) * T + base + rows % R)[:, None] * D + d[None, :]
         mask = is_read[:, None] & (d < D)[None, :]
+        # one store: triton 3.6 fails where two branches inside a branch store one value
+        cache = v
         if part == 1:
-            tl.store(k + at, sums.to(k.dtype.element_ty), mask=mask)
-        else:
-            tl.store(v + at, sums.to(v.dtype.element_ty), mask=mask)
+            cache = k
+        tl.store(cache + at, sums.to(k.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit(do_not_specialize=["M"])
 def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr,
                     TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr,
                     PDL: tl.constexpr = False):
@@ -95,7 +96,7 @@ def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C:
              mask=is_row[:, None] & (outputs < N_ALL)[None, :])
 
 
-@jit
+@jit(do_not_specialize=["M"])
 def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.constexpr, ACTIVATION: tl.constexpr,
                  GATED: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
                  STEP: tl.constexpr, PDL: tl.constexpr = False):
@@ -120,7 +121,7 @@ def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.con
              mask=is_row[:, None] & (outputs < F)[None, :])
 
 
-@jit
+@jit(do_not_specialize=["M"])
 def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
                 N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)

@@ -26,7 +26,7 @@ from foredraft.kernels.core.pdl_triton import pdl_wait
 BLOCK = 64
 
 
-@jit
+@jit(do_not_specialize=["positions", "T", "R"])
 def _self_attention_kernel(q, k, v, positions, visible, bias, out, T, R, H: tl.constexpr, D: tl.constexpr,
                            D_UP: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)

@@ -14,7 +14,7 @@ from foredraft.kernels.core.split_softmax_triton import Scratch, apply_filter, c
 _DRAFT = constexpr(DRAFT)
 
 
-@jit
+@jit(do_not_specialize=["offset", "tokens", "lse", "B", "tokens_stride", "lse_stride"])
 def _sample_kernel(logits, temperature, floors, ties, seeds, starts, offset, maxima, argmaxes, sums, tickets, tokens,
                    processed, lse, B, V, tokens_stride, processed_stride, lse_stride, TILE_B: tl.constexpr,
                    SUB: tl.constexpr, SUBS: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,

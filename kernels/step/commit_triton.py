@@ -61,7 +61,7 @@ def commit_sequences(b, inside, emitted, visited, following, accepted, reached, 
     tl.store(finished + b, (end < most) | (length + count >= limit), mask=live)
 
 
-@jit
+@jit(do_not_specialize=["B", "T1"])
 def _commit_kernel(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
                    end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered, drafted, tested_at,
                    accepted_at, last_counts, last_tested, last_accepted, B, T1, C, K: tl.constexpr, TILE_B: tl.constexpr,

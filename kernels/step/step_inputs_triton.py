@@ -18,7 +18,7 @@ def tree_depths(parents, b, inside, K: tl.constexpr, R_PAD: tl.constexpr):
     return depth
 
 
-@jit
+@jit(do_not_specialize=["B", "T1"])
 def _step_inputs_kernel(tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions, above, B,
                         T1, K: tl.constexpr, TILE_B: tl.constexpr, R_PAD: tl.constexpr, TREE: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)
@@ -59,7 +59,7 @@ def drafts_allowed(b, inside, lengths, limits, finished, budgets):
     return tl.where(tl.load(finished + b, mask=inside, other=1) == 0, left, 0)
 
 
-@jit
+@jit(do_not_specialize=["B"])
 def _allowed_kernel(lengths, limits, finished, budgets, allowed, B, TILE_B: tl.constexpr):
     b = tl.program_id(0).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)
     tl.store(allowed + b, drafts_allowed(b, b < B, lengths, limits, finished, budgets), mask=b < B)

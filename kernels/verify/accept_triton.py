@@ -81,7 +81,7 @@ def write_verification(emitted, visited, following, accepted, b, inside, verifie
                          drafted, tested_at, accepted_at, last_counts, last_tested, last_accepted, T1, C, K, R_PAD, C_TILE)
 
 
-@jit
+@jit(do_not_specialize=["B", "T1", "lse_stride_b", "lse_stride_k"])
 def _accept_kernel(
     logits, draft_tokens, draft_lengths, parents, dense, draft_logits, draft_lse, temperature, floors, ties, seeds,
     maxima, argmaxes, sums, tickets, verified_tokens, verified_counts, path,
@@ -123,7 +123,7 @@ def _accept_kernel(
                            last_accepted, T1, C, K, R_PAD, C_TILE, COMMIT)
 
 
-@jit
+@jit(do_not_specialize=["B", "T1"])
 def _greedy_kernel(
     chosen, draft_tokens, draft_lengths, parents, verified_tokens, verified_counts, path,
     draft_proposers, target_hidden, limits, end_tokens, tokens, proposer, lengths, finished, hidden, num_steps, covered,

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from foredraft.bench.gpu.roofline import Step
 from foredraft.engine.params import MAX_DRAFT_TOKENS
 from foredraft.errors import UserError
 from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
-from foredraft.kernels.core.triton_compile import Cost, costs
+from foredraft.kernels.core.triton_compile import Cost, costs, lower
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 PASS = {"_step_inputs_kernel", "_embed_kernel", "_qkv_kernel", "_self_attention_kernel", "_add_kernel", "_project_kernel",
@@ -34,13 +35,13 @@ STEPS = {
     "longest": ("flan-t5-xl", Step(8, MAX_DRAFT_TOKENS, position=128, sampled=True, cuts=True, drafter="lookup"), "bf16"),
     "longest trees": ("flan-t5-base", Step(8, MAX_DRAFT_TOKENS, position=128, sampled=True, drafter="tree"), "bf16"),
 }
-# the kernels of each, and their number of variants by types and alignments
+# the kernels of each, and their number of variants by types, sizes of the model and alignments
 KERNELS = {
     "greedy": (GREEDY | {"_prompt_lookup_kernel"}, 13),
     "sampled": (SAMPLED | {"_drafter_inputs_kernel", "_vocabulary_kernel", "_top_k_top_p_kernel", "_sample_kernel",
-                           "_draft_lengths_kernel"}, 34),
-    "recurrent": (SAMPLED | COPY | {"_cell_kernel", "_sample_kernel"}, 29),
-    "convolution": (GREEDY | COPY | {"_convolution_kernel"}, 32),
+                           "_draft_lengths_kernel"}, 21),
+    "recurrent": (SAMPLED | COPY | {"_cell_kernel", "_sample_kernel"}, 21),
+    "convolution": (GREEDY | COPY | {"_convolution_kernel"}, 21),
     "table": (GREEDY | {"_prompt_lookup_kernel"}, 13),
     "plain": (SAMPLED, 12),
     "trees": (SAMPLED | {"_commit_kernel"}, 13),
@@ -55,6 +56,41 @@ def recorded(name):
 
 
 greedy, sampled, recurrent, convolution, table, plain, trees, wide, longest, longest_trees = map(recorded, STEPS)
+
+
+# `make test-all` puts it there: the version of the GPU machine, beside the environment's own
+OLDER = Path(sys.prefix) / "triton-3.6.0"
+# every kernel: drafter, whether it samples, storage
+ROUNDS = [(Step(8, 5, position=128, drafter=drafter, sampled=sampled, cuts=sampled), stored)
+          for stored, sampled, drafters in (
+              ("bf16", False, ("lookup", "lookup+ngram", "ngram", "cnn", "tree")),
+              ("bf16", True, ("t5shallow", "lstm", "tree")),
+              ("fp32", False, ("none", "lstm", "cnn")), ("fp32", True, ("t5shallow",))) for drafter in drafters]
+# every size that passes of one model may differ in: batch, drafts, source; alone, multiples of sixteen and others
+ROUNDS += [(Step(B, K, source, 128, drafter="none"), stored)
+           for B, K, source in ((1, 0, 300), (1, 15, 1000), (16, 31, 300)) for stored in ("bf16", "fp32")]
+# the constants that a model fixes; its passes must give the same bits whatever the others are
+FIXED = ("H", "D", "C", "F", "K", "N_ALL", "V", "ACTIVATION", "GATED", "SOURCE_SCORES")
+
+
+def rounds():
+    for each, stored in ROUNDS:
+        step_of("flan-t5-base", each, stored)()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("triton", [None, OLDER], ids=["current", "3.6.0"])
+def test_every_kernel_lowers_and_a_pass_of_any_size_sums_in_one_order(triton):
+    if triton is not None and not triton.is_dir():
+        pytest.skip(f"{triton} is missing: pip install --no-deps --target {triton} triton==3.6.0")
+    found, orders = lower(f"{__file__}:rounds", "sm_90", triton), defaultdict(set)
+    for each in found:
+        types = [kind for kind in each.types if kind.startswith("*")]
+        orders[each.kernel, *types, *(each.constants.get(name) for name in FIXED)].add(each.reductions)
+    assert {each.kernel for each in found} == set().union(*(kernels for kernels, _ in KERNELS.values()))
+    several = {key: list(found) for key, found in orders.items()
+               if len(found) > 1 and key[0] in PASS | {"_choose_kernel", "_logits_kernel"}}
+    assert not several
 
 
 @pytest.mark.full

@@ -28,7 +28,8 @@ TINY = dict(model_type="t5", vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_lay
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, relative_attention_num_buckets=8,
             decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
 SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("tiny",), checked="tiny",
-              batches=(1, 2), reads=(1, 2), draft_tokens=1, source=66, new_tokens=4, repeats=1, texts=2, megabytes=1)
+              batches=(1, 2), reads=(1, 2), draft_tokens=1, source=66, together=(66, 130),
+              new_tokens=4, repeats=1, texts=2, megabytes=1)
 
 
 @pytest.mark.full
