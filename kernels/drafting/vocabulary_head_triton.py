@@ -66,7 +66,7 @@ def _copied(source, lengths, scores, top, total, gain, b, token, S, N: tl.conste
     return tl.sum(shares, 1) * (tl.load(gain + b) / tl.load(total + b))
 
 
-@jit
+@jit(do_not_specialize=["chosen", "B", "X", "S", "own_stride", "chosen_stride"])
 def _vocabulary_kernel(y, weight, common, own, own_counts, left_out, source, source_lengths, scores, top, total, gain,
                        logits, chosen, work, work_tokens, arrived, B, F, X, S, own_stride, chosen_stride, V: tl.constexpr,
                        C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
@@ -104,7 +104,7 @@ def _vocabulary_kernel(y, weight, common, own, own_counts, left_out, source, sou
         if ARGMAX:
             values = tl.where(is_value, values, float("-inf"))
             best = tl.max(values, 1)
-            best_token = tl.min(tl.where(is_value & (values == best[:, None]), token.to(tl.int32)[None, :], V), 1)
+            best_token = tl.min(tl.where(is_value & (values == best[:, None]), token.to(tl.int32)[None, :], V - 1), 1)
             tl.store(work + rows * parts + part, best, mask=owner)
             tl.store(work_tokens + rows * parts + part, best_token, mask=owner)
             # all threads have stored before the program arrives

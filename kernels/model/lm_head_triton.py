@@ -3,7 +3,7 @@
     y        [M, C]             the decoder's output, scaled, in the type of the weight (final_norm of embed_triton.py)
     weight   [V, C]             bf16 or float32
     logits   [M, V] float32     out: y @ weight.T; or, without storing the logits,
-    chosen   [M] int64          out: their argmax, the lowest token on ties
+    chosen   [M] int64          out: their argmax, the lowest token on ties; a token too if logits are NaN
     work     float32, work_tokens int32 buffers of M ceil(V/32) or more: the programs' maxima and their tokens
     arrived  [ceil(M/16)] or more int32    buffer: zeros, and zeros again afterwards
 
@@ -23,7 +23,7 @@ WIDTH = 32
 TOGETHER = 128
 
 
-@jit
+@jit(do_not_specialize=["M"])
 def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
                    STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
@@ -35,23 +35,23 @@ def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl
 
 @jit
 def largest_part(work, work_tokens, rows, is_row, parts, V: tl.constexpr, TOGETHER: tl.constexpr):
-    """The token of the largest of each row's maxima, [16] int32, the lowest on ties."""
+    """The token of the largest of each row's maxima, [16] int32, the lowest on ties; V - 1 if all are NaN."""
     top = tl.full((16,), float("-inf"), tl.float32)
-    top_token = tl.full((16,), V, tl.int32)
+    top_token = tl.full((16,), V - 1, tl.int32)
     for first in range(0, parts, TOGETHER):
         part = first + tl.arange(0, TOGETHER)
         mask = is_row[:, None] & (part < parts)[None, :]
         at = rows[:, None] * parts + part[None, :]
         values = tl.load(work + at, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        token = tl.load(work_tokens + at, mask=mask, other=V, cache_modifier=".cg")
+        token = tl.load(work_tokens + at, mask=mask, other=V - 1, cache_modifier=".cg")
         best = tl.max(values, 1)
-        best_token = tl.min(tl.where(values == best[:, None], token, V), 1)
+        best_token = tl.min(tl.where(values == best[:, None], token, V - 1), 1)
         top_token = tl.where(best > top, best_token, tl.where(best == top, tl.minimum(best_token, top_token), top_token))
         top = tl.maximum(top, best)
     return top_token
 
 
-@jit
+@jit(do_not_specialize=["M"])
 def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr,
                    WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
@@ -62,7 +62,7 @@ def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.const
     scores = matmul_tile(y, weight, rows, is_row, token, token < V, C, N, WAYS, STEP)
     scores = tl.where((token < V)[None, :], scores, float("-inf"))
     best = tl.max(scores, 1)
-    best_token = tl.min(tl.where(scores == best[:, None], token.to(tl.int32)[None, :], V), 1)
+    best_token = tl.min(tl.where(scores == best[:, None], token.to(tl.int32)[None, :], V - 1), 1)
     tl.store(work + rows * parts + tl.program_id(1), best, mask=is_row)
     tl.store(work_tokens + rows * parts + tl.program_id(1), best_token, mask=is_row)
     # all threads have stored before the program arrives

@@ -56,6 +56,15 @@ def test_logits_and_argmax(B, V, F, S, dtype, own, points):
     assert drafted[:, 1].tolist() == found.argmax(1).tolist() and not arrived.any() and set(drafted[:, 0].tolist()) == {-7}
 
 
+def test_logits_that_are_not_numbers_give_a_token():
+    y, head, list, _ = case(3, 100, 40, 70)
+    y[0], head[list.common[3]] = float("nan"), float("nan")
+    chosen = torch.full((3,), -7)
+    VOCABULARY_CHOOSE["triton"](y, head, list, None, chosen, torch.empty(15), torch.zeros(15, dtype=torch.int32),
+                                torch.zeros(1, dtype=torch.int32))
+    assert all(0 <= token < 100 for token in chosen.tolist())
+
+
 def at_real_size():
     """FLAN-T5-XL's width, eight sequences of 512 source tokens."""
     B, V, C, F, S, bf16 = 8, 32128, 2048, 1024, 512, torch.bfloat16

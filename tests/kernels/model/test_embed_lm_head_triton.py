@@ -91,6 +91,12 @@ def test_the_lowest_of_equal_tokens_wins():
     assert choose(weight[33:34] * 9, weight).tolist() == [33]
 
 
+def test_logits_that_are_not_numbers_give_a_token():
+    hidden, weight = head_case(3, 24, 100, torch.float32)
+    hidden[0], weight[7] = float("nan"), float("nan")
+    assert all(0 <= token < 100 for token in choose(hidden, weight).tolist())
+
+
 def test_argmax_and_bits_of_a_row_do_not_depend_on_the_other_rows():
     hidden, weight = head_case(20, 24, 100, torch.bfloat16)
     whole, one = poisoned(20, 100), poisoned(1, 100)
