@@ -68,7 +68,7 @@ def draft_parts(drafter: Drafter, c: ModelConfig, r: Step, trace: dict) -> list[
         share = trace["passes_per_step"] / r.draft_tokens
         # a pass drafts many tokens, and each has its distribution
         passes = [Part(part.name, round(part.launches * share), 0 if part.name == DRAWS else round(part.bytes * share),
-                       round(part.flop * share)) for part in _modelled("t5shallow", c, r)]
+                       round(part.flop * share), round(part.again * share)) for part in _modelled("t5shallow", c, r)]
         return [*passes, *draft_parts(drafter.drafter, c, r, trace), _distributions(c, r)]
     if isinstance(drafter, SelfDrafter):
         return [*_self(drafter, c, r), _distributions(c, r)]
@@ -103,7 +103,7 @@ def _self(drafter: SelfDrafter, c: ModelConfig, r: Step) -> list[Part]:
             share = (LISTED + r.batch_size * r.source) / c.vocab_size
         if part.name in (*SUBLAYER_PARTS, "embedding and closing norm", "head"):
             found.append(Part(f"drafts: {part.name}", *(round(r.draft_tokens * share * value) for value in (
-                part.launches, part.bytes, part.flop))))
+                part.launches, part.bytes, part.flop, part.again))))
     return found
 
 
