@@ -5,19 +5,23 @@
     floors          [B, R] float32    out: logits above the floor are kept, and at the floor tokens up to the tie;
     ties            [B, R] int32      out: -inf and V - 1 where nothing is filtered
 
-The rules are those of top_k_top_p.py. A program takes one row. It finds both thresholds by bisection over the ordered bits
-of the logits: the k-th largest by counts, then the nucleus by sums of weights among the tokens that top-k kept. Each takes
-up to 32 passes over the row (16 in bfloat16), which stays in the caches. Greedy rows, rows that are not read and rows
-without top-k and top-p end at once.
+The rules are those of top_k_top_p.py. A program takes one row, reads it once and keeps it in registers. There it finds the
+k-th largest logit by bisection over the ordered bits of the logits, with counts, and the nucleus by bisection over the bits
+of the weights of the tokens that top-k kept, with sums. Weights rise with logits, so tokens of the nucleus's last weight are
+an interval of logits; the row, read once more, gives the interval, and a bisection by logit and token its last kept one.
+
+A vocabulary beyond HELD does not fit: each step of a bisection reads the row again. Greedy rows, rows that are not read and
+rows without top-k and top-p end at once.
 """
 
 from __future__ import annotations
 
-import torch
+from foredraft.kernels.core.backend import constexpr, jit, power_of_2, sequences_per_program, tl
 
-from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_program, tl
-
-TILE = 4096
+# most tokens that a program holds; tokens that it reads together otherwise
+HELD, TILE = 32768, 4096
+# the order of -inf; the bits of 1.0, the largest weight
+_LOWEST, _ONE = constexpr(-2139095041), constexpr(0x3F800000)
 
 
 @jit
@@ -34,39 +38,101 @@ def _floats(order):
 
 
 @jit
-def _at_least(logits, row, active, order, least, top, rate, V, BY_MASS: tl.constexpr, TILE: tl.constexpr):
-    """How many logits of a row have an order >= max(order, least), or their total weight (BY_MASS)."""
-    found = tl.zeros((row.shape[0], TILE), tl.float32)
-    i = tl.arange(0, TILE)[None, :]
-    for first in range(0, V, TILE):
-        read = active[:, None] & (first + i < V)
-        x = tl.load(logits + row[:, None] * V + first + i, mask=read, other=float("-inf")).to(tl.float32)
-        at = _ordered(x)
-        inside = read & (at >= tl.maximum(order, least)[:, None])
-        weight = tl.exp((x - top[:, None]) * rate[:, None]) if BY_MASS else at * 0.0 + 1.0
-        found += tl.where(inside, weight, 0.0)
+def _read(logits, row, active, first, V, TILE: tl.constexpr):
+    """The orders of TILE logits of each row, that of -inf beyond the last."""
+    token = first + tl.arange(0, TILE)[None, :]
+    x = tl.load(logits + row[:, None] * V + token, mask=active[:, None] & (token < V), other=float("-inf"),
+                cache_modifier=".cg")
+    return _ordered(x.to(tl.float32))
+
+
+@jit
+def _weights(order, least, top, rate):
+    """e^((logit - top) / temperature); 0 below `least`."""
+    return tl.where(order >= least[:, None], tl.exp((_floats(order) - top[:, None]) * rate[:, None]), 0.0)
+
+
+@jit
+def _reached(values, bound, BY_MASS: tl.constexpr):
+    """What each value of a row adds to _amount."""
+    if BY_MASS:
+        found = tl.where(values.to(tl.int32, bitcast=True) >= bound[:, None], values, 0.0)
+    else:
+        found = (values >= bound[:, None]).to(tl.float32)
+    return found
+
+
+@jit
+def _amount(held, logits, row, active, bound, least, top, rate, V, BY_MASS: tl.constexpr, TILE: tl.constexpr,
+            HOLDS: tl.constexpr):
+    """How many orders of a row are >= bound; or BY_MASS the sum of the weights whose bits are. `held`: the row's orders, or
+    weights, if the program HOLDS them."""
+    if HOLDS:
+        found = _reached(held, bound, BY_MASS)
+    else:
+        found = tl.zeros((row.shape[0], TILE), tl.float32)
+        for first in range(0, V, TILE):
+            order = _read(logits, row, active, first, V, TILE)
+            found += _reached(_weights(order, least, top, rate) if BY_MASS else order, bound, BY_MASS)
     # sum after the loop: triton 3.6 fails on sums inside a loop that are used more than once
     return tl.sum(found, axis=1).to(tl.float64)
 
 
 @jit
-def _bisect(logits, row, active, wanted, low, high, least, top, rate, V, BY_MASS: tl.constexpr, TILE: tl.constexpr,
-            SHIFT: tl.constexpr):
-    """The highest order at and above which a row has at least `wanted` logits, or weight (BY_MASS)."""
-    # in steps of the logits' resolution: bfloat16 has zeros in the low half of the bits
-    low, high = tl.where(active, low, 0).to(tl.int64) >> SHIFT, tl.where(active, high, 0).to(tl.int64) >> SHIFT
+def _bisect(held, logits, row, active, low, high, wanted, least, top, rate, V, BY_MASS: tl.constexpr, TILE: tl.constexpr,
+            HOLDS: tl.constexpr):
+    """The highest bound in low..high whose amount is at least `wanted`; `low` if there is none."""
+    low, high = tl.where(active, low, 0).to(tl.int64), tl.where(active, high, 0).to(tl.int64)
     while tl.max(high - low, axis=0) > 0:
         middle = (low + high + 1) >> 1
-        order = (middle << SHIFT).to(tl.int32)
-        enough = _at_least(logits, row, active, order, least, top, rate, V, BY_MASS, TILE) >= wanted
+        enough = _amount(held, logits, row, active, middle.to(tl.int32), least, top, rate, V, BY_MASS, TILE, HOLDS) >= wanted
         low, high = tl.where(enough, middle, low), tl.where(enough, high, tl.maximum(middle - 1, low))
-    # in the order of a negative number the low bits are ones
-    return ((low << SHIFT) + tl.where(low < 0, (1 << SHIFT) - 1, 0)).to(tl.int32)
+    return low.to(tl.int32)
 
 
 @jit
+def _interval(logits, row, active, level, least, top, rate, V, TILE: tl.constexpr):
+    """Of the tokens of a row whose weight's bits are `level`: lowest and highest order, first and last token."""
+    lowest = tl.full((row.shape[0], TILE), 0x7FFFFFFF, tl.int32)
+    highest, first, last = -lowest, lowest, lowest * 0
+    for start in range(0, V, TILE):
+        token = start + tl.arange(0, TILE)[None, :]
+        order = _read(logits, row, active, start, V, TILE)
+        weights = _weights(order, least, top, rate)
+        equal = active[:, None] & (weights.to(tl.int32, bitcast=True) == level[:, None])
+        lowest = tl.where(equal, tl.minimum(lowest, order), lowest)
+        highest = tl.where(equal, tl.maximum(highest, order), highest)
+        first = tl.where(equal, tl.minimum(first, token), first)
+        last = tl.where(equal, tl.maximum(last, token), last)
+    return tl.min(lowest, axis=1), tl.max(highest, axis=1), tl.min(first, axis=1), tl.max(last, axis=1)
+
+
+@jit
+def _last_kept(logits, row, active, lowest, highest, first, last, kept, V, TILE: tl.constexpr):
+    """The order and the token of the kept-th of an interval's tokens: the highest order first, then the lowest token.
+
+    Bisects pairs of an order and a token. A single token, as almost always, takes no step.
+    """
+    span = tl.where(active, last - first + 1, 1).to(tl.int64)
+    pairs = tl.where(active, (highest.to(tl.int64) - lowest + 1) * span, 1)
+    low, high = pairs * 0, pairs - 1
+    while tl.max(high - low, axis=0) > 0:
+        middle = (low + high + 1) >> 1
+        least, tie = (lowest + middle // span)[:, None], (last - middle % span)[:, None]
+        found = tl.zeros((row.shape[0], TILE), tl.float32)
+        for start in range(0, V, TILE):
+            token = start + tl.arange(0, TILE)[None, :]
+            order = _read(logits, row, active, start, V, TILE)
+            reached = (order > least) | ((order == least) & (token <= tie))
+            found += ((order <= highest[:, None]) & reached).to(tl.float32)
+        enough = tl.sum(found, axis=1) >= kept
+        low, high = tl.where(enough, middle, low), tl.where(enough, high, tl.maximum(middle - 1, low))
+    return lowest + (low // span).to(tl.int32), last - (low % span).to(tl.int32)
+
+
+@jit(do_not_specialize=["B"])
 def _top_k_top_p_kernel(logits, draft_lengths, finished, temperature, top_k, top_p, floors, ties, B, V, R: tl.constexpr,
-                        ROWS: tl.constexpr, TILE: tl.constexpr, SHIFT: tl.constexpr):
+                        ROWS: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, HOLDS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < B * R
     b, r = row // R, row % R
@@ -80,48 +146,48 @@ def _top_k_top_p_kernel(logits, draft_lengths, finished, temperature, top_k, top
     tl.store(ties + row, V - 1, mask=inside)
     if tl.max(active.to(tl.int32), axis=0) > 0:
         rate = 1.0 / tl.where(t > 0, t, 1.0)
-        i = tl.arange(0, TILE)[None, :]
-        largest = tl.full((ROWS, TILE), float("-inf"), tl.float32)
-        for first in range(0, V, TILE):
-            x = tl.load(logits + row[:, None] * V + first + i, mask=active[:, None] & (first + i < V), other=float("-inf"))
-            largest = tl.maximum(largest, x.to(tl.float32))
-        top = tl.max(largest, axis=1)
-        highest = _ordered(tl.where(active, top, 0.0))
-        lowest = tl.zeros((ROWS,), tl.int32) + (-2139095041)  # the order of -inf
-        least = lowest
+        none = tl.zeros((ROWS,), tl.int32)
+        if HOLDS:
+            held = _read(logits, row, active, 0, V, SIZE)
+            highest = tl.max(held, axis=1)
+        else:
+            held = none
+            largest = tl.full((ROWS, SIZE), _LOWEST, tl.int32)
+            for first in range(0, V, SIZE):
+                largest = tl.maximum(largest, _read(logits, row, active, first, V, SIZE))
+            highest = tl.max(largest, axis=1)
+        top = _floats(highest)
+        least = none + _LOWEST
         if tl.max(by_k.to(tl.int32), axis=0) > 0:
-            found = _bisect(logits, row, by_k, k.to(tl.float64), lowest, highest, lowest, top, rate, V, False, TILE, SHIFT)
-            least = tl.where(by_k, found, lowest)
-        order, tie = least, tl.zeros((ROWS,), tl.int32) + (V - 1)
+            found = _bisect(held, logits, row, by_k, least, highest, k.to(tl.float64), least, top, rate, V, False, SIZE,
+                            HOLDS)
+            least = tl.where(by_k, found, least)
+        floor, tie = least, none + (V - 1)
         if tl.max(by_p.to(tl.int32), axis=0) > 0:
-            total = _at_least(logits, row, by_p, least, least, top, rate, V, True, TILE)
+            weights = none
+            if HOLDS:
+                weights = _weights(held, least, top, rate)
+            total = _amount(weights, logits, row, by_p, none, least, top, rate, V, True, SIZE, HOLDS)
             wanted = p.to(tl.float64) * total
-            nucleus = _bisect(logits, row, by_p, wanted, least, highest, least, top, rate, V, True, TILE, SHIFT)
-            # tokens at the floor are kept, the lowest first, while the mass before them is below `wanted`
-            above = _at_least(logits, row, by_p, nucleus + 1, least, top, rate, V, True, TILE)
-            one = tl.exp((_floats(nucleus) - top) * rate).to(tl.float64)
+            level = _bisect(weights, logits, row, by_p, none, none + _ONE, wanted, least, top, rate, V, True, SIZE, HOLDS)
+            above = _amount(weights, logits, row, by_p, level + 1, least, top, rate, V, True, SIZE, HOLDS)
+            # tokens of this weight are kept, the likeliest first, while the mass before them is below `wanted`
+            one = level.to(tl.float32, bitcast=True).to(tl.float64)
             kept = tl.maximum(tl.ceil((wanted - above) / tl.where(by_p & (one > 0), one, 1.0)), 1.0)
-            order = tl.where(by_p, nucleus, order)
-            seen = tl.zeros((ROWS,), tl.int32)
-            last = tl.zeros((ROWS, TILE), tl.int32)
-            for first in range(0, V, TILE):
-                read = by_p[:, None] & (first + i < V)
-                x = tl.load(logits + row[:, None] * V + first + i, mask=read, other=0.0).to(tl.float32)
-                equal = (read & (_ordered(x) == nucleus[:, None])).to(tl.int32)
-                rank = seen[:, None] + tl.cumsum(equal, axis=1)
-                chosen = (equal != 0) & (rank.to(tl.float64) <= kept[:, None])
-                last = tl.maximum(last, tl.where(chosen, first + i, 0))
-                seen = tl.max(rank, axis=1)
-            tie = tl.where(by_p, tl.max(last, axis=1), tie)
-        tl.store(floors + row, _floats(order), mask=active)
+            lowest, most, first, last = _interval(logits, row, by_p, level, least, top, rate, V, TILE)
+            order, token = _last_kept(logits, row, by_p, lowest, most, first, last, kept, V, TILE)
+            floor, tie = tl.where(by_p, order, floor), tl.where(by_p, token, tie)
+        tl.store(floors + row, _floats(floor), mask=active)
         tl.store(ties + row, tie, mask=active)
 
 
 def top_k_top_p_triton(logits, draft_lengths, finished, temperature, top_k, top_p, floors, ties) -> None:
     """One launch, without synchronisation."""
     B, R, V = logits.shape
-    tile = min(TILE, power_of_2(V))
-    rows = sequences_per_program(B * R, tile)
+    size = power_of_2(V)
+    holds, tile = size <= HELD, min(TILE, size)
+    size = size if holds else tile
+    rows = sequences_per_program(B * R, size)
     _top_k_top_p_kernel[(-(-(B * R) // rows),)](
-        logits, draft_lengths, finished, temperature, top_k, top_p, floors, ties, B, V, R=R, ROWS=rows, TILE=tile,
-        SHIFT=16 if logits.dtype == torch.bfloat16 else 0, num_warps=8)
+        logits, draft_lengths, finished, temperature, top_k, top_p, floors, ties, B, V, R=R, ROWS=rows, SIZE=size, TILE=tile,
+        HOLDS=holds, num_warps=16 if holds else 8)
