@@ -254,7 +254,10 @@ def joint_chi_square(drafter: str, trials: int, V: int = 16, rows: int = 4_000,
 
 
 class Copier(Drafter):
-    """The CPU's lookup with an index, and so with confidences, for each sequence; finished sequences learn nothing."""
+    """The CPU's lookup with an index, and so with confidences, for each sequence; finished sequences learn nothing.
+
+    Outputs begin at the source's first token, and nothing is copied from behind a word, as on a device.
+    """
 
     name = "lookup"
 
@@ -275,6 +278,7 @@ class Copier(Drafter):
         draft.proposer.fill_(PROPOSERS.index("lookup"))
         for row in (~state.finished).nonzero()[:, 0].tolist():
             one = slice(row, row + 1)
+            self.rows[row].starts[1:] = 0
             self.rows[row].propose(
                 state.tokens[one].numpy(), state.lengths[one].numpy(), allowed[one].numpy(), state.end_token,
                 draft.tokens[one].numpy(), draft.lengths[one].numpy(), draft.proposer[one].numpy(), self.cost, self.table)

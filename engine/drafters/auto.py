@@ -15,7 +15,7 @@ import numpy as np
 from foredraft import embedded
 from foredraft.engine.draft_length.lazy_admission import LazyAdmission
 from foredraft.engine.drafters.cascade import CascadeDrafter
-from foredraft.engine.drafters.lookup import LookupDrafter
+from foredraft.engine.drafters.lookup import LookupDrafter, word_starts
 from foredraft.engine.drafters.ngram import open_table
 from foredraft.engine.protocols import Drafter, DrafterSetup
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
@@ -63,7 +63,7 @@ class AutoDrafter(CascadeDrafter):
             trained = []
         if argument:
             trained = [setup.make(part) for part in argument.split(",")]
-        return cls(LookupDrafter(table=table), trained)
+        return cls(LookupDrafter(table=table, word_starts=word_starts(setup.tokenizer)), trained)
 
     def choose_drafters(self, state: DecodeState) -> Sequence[LazyAdmission]:
         if len(self._admissions) == 1:

@@ -42,15 +42,18 @@ class LookupDrafter(Drafter):
     cost : float
         Of one more drafted token, as a share of a step; a draft ends where its expected gain is lower. A budget's costs take
         precedence.
+    word_starts : ndarray or None
+        [V] bool, the tokens that begin a word: copying then goes on behind a corrected word
+        (ngram_native/prompt_lookup/word_gap.py).
     """
 
     capabilities = Capabilities(point_masses=True, trees=True, stops_early=True)
 
     def __init__(self, min_match: int = 1, max_match: int = 4, table: Table | None = None, history: int = 0,
-                 cost: float = COST):
+                 cost: float = COST, word_starts: np.ndarray | None = None):
         if not 0 <= cost <= 1:
             raise UserError(f"cost must lie in 0..1, got {cost}; it is a share of a step")
-        self.index, self.table, self.cost = PromptLookupIndex(min_match, max_match, history), table, cost
+        self.index, self.table, self.cost = PromptLookupIndex(min_match, max_match, history, word_starts), table, cost
         self.name = "+".join(["lookup", *(["history"] if history else []), *(["ngram"] if table else [])])
         self._state: DecodeState | None = None
         self._warm_up()
@@ -61,7 +64,7 @@ class LookupDrafter(Drafter):
         table = None
         if "ngram" in name:
             table = open_table(argument or embedded.NGRAM, setup.target.config.vocab_size, setup.tokenizer)
-        return cls(table=table, history=HISTORY if "history" in name else 0)
+        return cls(table=table, history=HISTORY if "history" in name else 0, word_starts=word_starts(setup.tokenizer))
 
     def admit(self, sequences: Sequence[int], sources: Sequence[Tensor], encoded: Sequence[Tensor]) -> None:
         """Index the sources, n of [S_i] int64; a sequence's former source is forgotten."""
@@ -113,6 +116,16 @@ class LookupDrafter(Drafter):
         parents = np.zeros((1, 1), np.int64)
         index.branch(np.zeros((1, 3), np.int64), one + 1, one, 1, one - 1, empty, one.copy(), parents,
                      np.zeros((1, 1), np.uint8))
+
+
+def word_starts(tokenizer) -> np.ndarray | None:
+    """[V] bool, the tokens that begin a word by SentencePiece's mark; None without a tokenizer or without such tokens."""
+    if tokenizer is None:
+        return None
+    pieces = tokenizer.get_vocab()
+    found = np.zeros(max(pieces.values(), default=0) + 1, np.bool_)
+    found[[token for piece, token in pieces.items() if piece.startswith("▁")]] = True
+    return found if found.any() else None
 
 
 def first_branch(tree: Tree) -> int:

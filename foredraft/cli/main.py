@@ -30,6 +30,8 @@ COMMANDS = {
     "tune-skip": ("foredraft.cli.training.tune_skip:tune_skip", "Find the sublayers that self-drafting skips."),
     "tune-tree": ("foredraft.cli.training.tune_tree:tune_tree", "Find the fastest shape of a draft tree."),
     "ngram": ("foredraft.cli.ngram:ngram", "Count, fit, inspect and convert n-gram tables."),
+    "corrections": ("foredraft.cli.training.corrections:corrections",
+                    "Write sentences with errors, to train a target that corrects text."),
     "train-target": ("foredraft.cli.training.train_target:train_target", "Train a T5 target."),
     "target-card": ("foredraft.cli.training.train_target:target_card", "Measure a target and write its model card."),
     "family": ("foredraft.cli.training.train_target:family", "Rebuild the embedded reference family."),

@@ -14,7 +14,12 @@ searched: an earlier occurrence of the last m tokens (drafted ones included) in 
 from max_match down to min_match. At the first m with an occurrence, the first CANDIDATES of each text are ranked by (1) the
 number of tokens to copy, at most those still allowed, (2) whether the next token is the table's most probable one, (3) the
 text: source, output, history, (4) the position: the earliest of the source, the latest of the others. Before there is
-output, copying begins at the source's first token, with confidence[0].
+output, copying begins in the source where most earlier outputs began, at first at its first token, with confidence[0]: a
+task's prefix, such as "summarize: ", is not copied.
+
+Where no match is longer than one token, the first token of a draft may also be copied from behind a corrected word
+(word_gap.py), with a confidence of its own, if that is not below confidence[1] of a match of one token. Then it counts as a
+match of one token. With a min_match above 1 neither of the two applies: such drafts depend on the request alone.
 
 If the table's most probable token has a larger probability than the copy's confidence, it is drafted instead; if it differs
 from the candidate, the position is dropped. The draft ends with the end token, where there is no candidate, and where the
@@ -29,9 +34,12 @@ confidence[m] is the share of copied tokens with match length m that were accept
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from foredraft.ngram_native.prompt_lookup.hash_chains import CANDIDATES, HISTORY, OUTPUT, SOURCE
+from foredraft.ngram_native.prompt_lookup.word_gap import behind_word_reference
 from foredraft.ngram_native.query import likeliest
 from foredraft.ngram_native.stopping import is_worth_drafting
 from foredraft.ngram_native.table import Table
@@ -60,8 +68,12 @@ def find_reference(source: list[int], output: list[int], emitted: int, room: int
 
 
 def propose_reference(source: list[int], output: list[int], allowed: int, min_match: int, max_match: int, end_token: int,
-                      confidence: list[float], cost: float = 0.0, table: Table | None = None, history: list[int] = ()):
-    """The contract by brute force: (tokens, the proposer of each: "lookup" or "ngram")."""
+                      confidence: list[float], cost: float = 0.0, table: Table | None = None, history: list[int] = (),
+                      start: int = 0, word_starts: Sequence[bool] = (), gap_confidence: float = 0.0):
+    """The contract by brute force: (tokens, the proposer of each: "lookup" or "ngram").
+
+    start: where copying begins before there is output. Without word_starts nothing is copied from behind a word.
+    """
     if source and source[-1] == end_token:
         source = source[:-1]
     drafted, proposers, following, match = [], [], [], 0
@@ -69,16 +81,24 @@ def propose_reference(source: list[int], output: list[int], allowed: int, min_ma
     while len(drafted) < allowed and drafted[-1:] != [end_token]:
         text = [0, *output, *drafted]
         best, likely = likeliest(table.packed, np.array(text), len(text)) if table else (None, -1.0)
+        trust_copy = None
         if not following and not output and not drafted:
-            following, match = source, 0
+            following, match = source[start if start < len(source) and min_match == 1 else 0 :], 0
         elif not following:
             found = find_reference(source, output + drafted, len(output), allowed - len(drafted), min_match, max_match,
                                    list(history), best)
             following, match = found or ([], 0)
-        copies = bool(following) and confidence[match] >= likely
+            if match < 2 and not drafted and len(word_starts) and min_match == 1 and (
+                    not match or gap_confidence >= confidence[1]):
+                behind = behind_word_reference(source, output, max_match, word_starts)
+                if behind >= 0:
+                    following, match, trust_copy = source[behind:], 1, gap_confidence
+        if trust_copy is None:
+            trust_copy = confidence[match]
+        copies = bool(following) and trust_copy >= likely
         if not copies and not table:
             break
-        token, trust = (following[0], confidence[match]) if copies else (best, likely)
+        token, trust = (following[0], trust_copy) if copies else (best, likely)
         reach *= trust
         if not is_worth_drafting(reach, len(drafted), expected, cost):
             break

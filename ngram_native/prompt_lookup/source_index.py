@@ -18,6 +18,7 @@ from foredraft.ngram_native.prompt_lookup.hash_chains import (
     index_output,
     index_source,
 )
+from foredraft.ngram_native.prompt_lookup.word_gap import behind_word
 from foredraft.ngram_native.query import likeliest
 from foredraft.ngram_native.stopping import is_worth_drafting_jit
 from foredraft.ngram_native.table import Table
@@ -27,8 +28,13 @@ LOOKUP, NGRAM = 1, 2  # the proposer of a token, an index into foredraft.engine.
 PRIOR = 20.0
 # Counts above this are halved, so that confidences follow a change of temperature or of texts.
 MAX_COUNT = 2000.0
-# Confidence by match length before anything was verified.
+# Confidence by match length before anything was verified, and that of copies from behind a word.
 PRIOR_CONFIDENCE = (0.6, 0.7, 0.8, 0.9, 0.95)
+PRIOR_GAP = 0.6
+# Positions at which an output may begin, more than a task's prefix has tokens.
+STARTS = 32
+# Outputs that begin at the first token of their source, before any was seen.
+PRIOR_STARTS = 2.0
 NO_TABLE = Table(2, (2,), "kneser-ney", (), None, np.full(2, 0.5, np.float32), np.zeros(0, np.uint16),
                  np.zeros(0, np.float32), np.zeros(1, np.uint16), np.zeros(0, np.float32), np.zeros(0, np.uint16),
                  np.zeros(0, np.float32))
@@ -46,6 +52,8 @@ class PromptLookupIndex:
         Shortest and longest match, in tokens.
     history
         Tokens of earlier outputs that can be found; 0 keeps none.
+    word_starts
+        [V] bool, the tokens that begin a word; empty: nothing is copied from behind a word (word_gap.py).
 
     Attributes
     ----------
@@ -61,10 +69,12 @@ class PromptLookupIndex:
         [n, 1 + 2 K] int64, the last draft: length of the sequence at the draft (0: none), then token and match length (-1:
         not copied) of each drafted token.
     tested
-        [max_match + 1, 2] float64, verified and accepted copies by match length.
+        [max_match + 2, 2] float64, verified and accepted copies by match length; the last row: from behind a word.
+    starts
+        [STARTS] float64, how many outputs began at each position of their source.
     """
 
-    def __init__(self, min_match: int, max_match: int, history: int = 0):
+    def __init__(self, min_match: int, max_match: int, history: int = 0, word_starts: np.ndarray | None = None):
         if not 1 <= min_match <= max_match:
             raise ValueError(f"min_match is {min_match} and max_match {max_match}; 1 <= min_match <= max_match is required")
         self.min_match, self.max_match = min_match, max_match
@@ -80,13 +90,21 @@ class PromptLookupIndex:
         self.history_heads = np.full(max(BUCKETS, 2 * history) if history else 1, -1, np.int64)
         self.history_count = np.zeros(1, np.int64)
         prior = [PRIOR_CONFIDENCE[min(m, len(PRIOR_CONFIDENCE) - 1)] for m in range(max_match + 1)]
-        self.tested = np.array([[PRIOR, PRIOR * p] for p in prior])
+        self.tested = np.array([[PRIOR, PRIOR * p] for p in (*prior, PRIOR_GAP)])
+        self.starts = np.zeros(STARTS)
+        self.starts[0] = PRIOR_STARTS
+        self.word_starts = np.zeros(0, np.bool_) if word_starts is None else word_starts
         self._lock = threading.Lock()
 
     @property
     def confidence(self) -> np.ndarray:
         """[max_match + 1]: estimated acceptance probability of a copied token, by match length."""
-        return self.tested[:, 1] / self.tested[:, 0]
+        return self.tested[:-1, 1] / self.tested[:-1, 0]
+
+    @property
+    def gap_confidence(self) -> float:
+        """Estimated acceptance probability of a token copied from behind a word."""
+        return float(self.tested[-1, 1] / self.tested[-1, 0])
 
     def admit(self, slot: int, source: np.ndarray) -> None:
         """Begin a request in `slot` with the source [S] int64; the slot's earlier request is removed."""
@@ -143,7 +161,7 @@ class PromptLookupIndex:
             _propose_loop(
                 tokens, lengths, allowed, end_token, max(min_match, self.min_match), self.max_match, self.source,
                 self.source_lengths, self.heads, self.source_links, self.output_links, self.indexed, self.last, self.history,
-                self.history_links, self.history_heads, self.history_count, self.tested,
+                self.history_links, self.history_heads, self.history_count, self.tested, self.starts, self.word_starts,
                 (NO_TABLE if table is None else table).packed, table is not None, cost, proposed, proposed_lengths,
                 proposers)
 
@@ -206,10 +224,21 @@ def _learn(b, tokens, length, last, tested):
 
 
 @njit()
+def _learn_start(output, source, stop, starts):
+    """Count where in its source an output begins: the earliest position of its first two tokens."""
+    for position in range(min(len(starts), stop - 1)):
+        if source[position] == output[1] and source[position + 1] == output[2]:
+            starts[position] += 1.0
+            if starts[position] > MAX_COUNT:
+                starts *= 0.5
+            return
+
+
+@njit()
 def _propose_loop(
     tokens, lengths, allowed, end_token, min_match, max_match, source, source_lengths, heads, source_links, output_links,
-    indexed, last_draft, history, history_links, history_heads, history_count, tested, packed, has_table, cost, proposed,
-    proposed_lengths, proposers,
+    indexed, last_draft, history, history_links, history_heads, history_count, tested, starts, word_starts, packed,
+    has_table, cost, proposed, proposed_lengths, proposers,
 ):  # fmt: skip
     for b in range(tokens.shape[0]):
         proposed[b] = 0
@@ -219,6 +248,12 @@ def _propose_loop(
             continue
         _learn(b, tokens[b], lengths[b], last_draft, tested)
         emitted = lengths[b] - 1
+        # the source without its end token
+        text, stop = source[b], source_lengths[b]
+        if stop > 0 and text[stop - 1] == end_token:
+            stop -= 1
+        if indexed[b] == 1 and emitted >= 2:
+            _learn_start(tokens[b], text, stop, starts)
         index_output(b, max_match, tokens[b], indexed[b], emitted, heads, output_links)
         indexed[b] = max(indexed[b], emitted)
         if room <= 0:
@@ -226,10 +261,11 @@ def _propose_loop(
         # the output with the drafted tokens, after which matches are searched too
         output = np.empty(emitted + 1 + room, np.int64)
         output[: emitted + 1] = tokens[b, : emitted + 1]
-        text, stop = source[b], source_lengths[b]
-        if stop > 0 and text[stop - 1] == end_token:
-            stop -= 1
-        kind, position, match, copying = SOURCE, np.int64(0), 0, emitted == 0 and stop > 0
+        kind, position, match, copying = SOURCE, np.argmax(starts), 0, emitted == 0 and stop > 0
+        if position >= stop or min_match > 1:
+            position = np.int64(0)
+        # the row of `tested` for copies from behind a word
+        gap = max_match + 1
         reach, expected, count = 1.0, 1.0, 0
         while count < room:
             best, likely = np.int64(-1), -1.0
@@ -240,6 +276,11 @@ def _propose_loop(
                     b, output, emitted, emitted + count, room - count, min_match, max_match, text, stop, heads,
                     source_links, output_links, history, history_links, history_heads, history_count[0], best)
                 copying = match > 0
+                if len(word_starts) and match < 2 and count == 0 and min_match == 1 and (
+                        match == 0 or tested[gap, 1] / tested[gap, 0] >= tested[1, 1] / tested[1, 0]):
+                    behind = behind_word(b, output, emitted, max_match, text, stop, heads, source_links, word_starts)
+                    if behind >= 0:
+                        kind, position, match, copying = SOURCE, behind, gap, True
             token, trust, copies = best, likely, False
             candidate = np.int64(-1)
             if copying:
@@ -262,7 +303,7 @@ def _propose_loop(
             count += 1
             if copying and candidate == token:
                 position += 1
-                match = min(match + 1, max_match)
+                match = min(2 if match == gap else match + 1, max_match)
                 end = stop if kind == SOURCE else emitted + 1 if kind == OUTPUT else history_count[0]
                 copying = position < end
             else:

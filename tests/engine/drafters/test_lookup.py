@@ -49,6 +49,7 @@ def test_steps_equal_brute_force(K):
         drafter.admit(range(B), sources, [torch.zeros(0)] * B)
         while not state.finished.all():
             allowed, trust = state.allowed(), drafter.index.confidence.tolist()
+            drafter.index.starts[1:] = -100
             draft = drafter.draft(state)
             assert draft.tokens.shape == (B, K) and not draft.dense.any() and draft.logits is None
             drafted = torch.arange(K) < draft.lengths[:, None]

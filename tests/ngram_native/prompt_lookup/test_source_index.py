@@ -47,12 +47,14 @@ def random_tokens(draw: np.random.Generator, alphabet: int, size: int) -> list[i
     return np.array([0, *range(2, 1 + alphabet)])[draw.integers(0, alphabet, size)].tolist()
 
 
+@pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize(("min_match", "max_match"), [(1, 1), (1, 4), (2, 3), (3, 20)])
 @pytest.mark.parametrize("alphabet", [2, 4, 12])
-def test_drafts_equal_brute_force_at_every_step(min_match, max_match, alphabet):
+def test_drafts_equal_brute_force_at_every_step(min_match, max_match, alphabet, words):
     """Sequences of different lengths, several tokens a step, reused slots, sources with and without end token."""
     draw = np.random.default_rng(min_match * 100 + max_match * 10 + alphabet)
-    index, trust = PromptLookupIndex(min_match, max_match), [0.5] * (max_match + 1)
+    starts = np.arange(1 + alphabet) % 3 == 0 if words else np.zeros(0, np.bool_)
+    index, trust, behind = PromptLookupIndex(min_match, max_match, 0, starts), [0.5] * (max_match + 1), 0
     for B in (3, 1, 5):
         state = Batch(B, 80)
         sources = [random_tokens(draw, alphabet, draw.integers(0, 40)) for _ in range(B)]
@@ -61,11 +63,20 @@ def test_drafts_equal_brute_force_at_every_step(min_match, max_match, alphabet):
             index.admit(int(b), np.array(sources[b], np.int64))
         for _ in range(25):
             allowed = draw.integers(0, 8, B).tolist()
+            index.starts[1:] = -100
+            # confidences that one batch hardly changes
+            index.tested[:] = 1000, 500
+            index.tested[-1, 1] = draw.choice([400, 600])
             found = state.propose(index, allowed, 7)
             for b in range(B):
-                expected = propose_reference(sources[b], state.output(b), allowed[b], min_match, max_match, END, trust)
-                assert found[b] == expected[0]
+                expected, without = (propose_reference(
+                    sources[b], state.output(b), allowed[b], min_match, max_match, END, trust, word_starts=one,
+                    gap_confidence=index.gap_confidence)[0] for one in (starts, ()))
+                assert found[b] == expected
+                behind += expected != without
                 state.extend(b, random_tokens(draw, alphabet, draw.integers(0, 4)))
+    # of two tokens the last two always occur
+    assert (behind > 0) == (words and min_match == 1 < max_match and alphabet > 2)
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.15])
@@ -80,7 +91,7 @@ def test_with_a_table_and_a_history_equals_brute_force(cost):
         index.admit(0, np.array(source))
         for _ in range(15):
             trust, output = index.confidence.tolist(), state.output(0)
-            index.last[:] = 0
+            index.last[:], index.starts[1:] = 0, 0
             found = state.propose(index, [6], 6, cost, table)[0]
             expected, proposers = propose_reference(source, output, 6, 1, 3, END, trust, cost, table, past)
             assert found == expected
@@ -90,6 +101,43 @@ def test_with_a_table_and_a_history_equals_brute_force(cost):
         past += [*state.output(0), END]
         index.remember(np.array([*state.output(0), END]))
     assert seen == {"lookup", "ngram"} if cost == 0 else "lookup" in seen
+
+
+def test_copying_begins_where_earlier_outputs_began():
+    """Sources with a prefix of two tokens, which no output contains."""
+    index = PromptLookupIndex(1, 4)
+    for number in range(4):
+        state, first = Batch(1, 20), 10 * number
+        index.admit(0, np.array([500, 501, *range(first + 10, first + 18), END]))
+        begin = [first + 10, first + 11, first + 12] if number == 3 else [500, 501, first + 10]
+        assert state.propose(index, [3], 3) == [begin]
+        state.extend(0, [first + 10, first + 11])
+        state.propose(index, [3], 3)
+    # a source that is shorter than the prefix is copied from its first token
+    state = Batch(1, 20)
+    index.admit(0, np.array([7, END]))
+    assert state.propose(index, [3], 3) == [[7]]
+    # drafts that depend on the request alone do not use what was learned
+    index.admit(0, np.array([500, 501, 502, END]))
+    tokens, one, drafted = np.zeros((1, 9), np.int64), np.ones(1, np.int64), np.zeros((1, 3), np.int64)
+    index.propose(tokens, one, 3 * one, END, drafted, one.copy(), np.zeros((1, 3), np.uint8), min_match=2)
+    assert drafted.tolist() == [[500, 501, 502]]
+
+
+def test_the_confidence_of_copies_from_behind_a_word_follows_acceptance():
+    starts = np.ones(200, np.bool_)
+    index, before = PromptLookupIndex(1, 4, 0, starts), 0.6
+    for step, right in ((0, True), (1, True), (2, False), (3, False), (4, False)):
+        state = Batch(1, 20)
+        index.admit(0, np.arange(10, 30))
+        # 12 is replaced by 100
+        state.extend(0, [10, 11, 100])
+        assert state.propose(index, [1], 1) == [[13]]
+        state.extend(0, [13 if right else 12])
+        state.propose(index, [1], 1)
+        after = index.gap_confidence
+        assert after > before if right else after < before, step
+        before = after
 
 
 def test_the_history_is_bounded_and_drops_its_oldest_tokens():

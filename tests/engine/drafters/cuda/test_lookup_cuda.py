@@ -97,7 +97,7 @@ def test_counts_are_halved_as_on_the_cpu():
             state.tokens[0, 1 : length] = torch.arange(5, 4 + length)
             state.lengths.fill_(length)
         same_drafts(host, device, states)
-    np.testing.assert_array_equal(device.tested[0].cpu(), host.rows[0].tested)
+    np.testing.assert_array_equal(device.tested[0].cpu(), host.rows[0].tested[:-1])
     assert float(device.tested[0].min()) < 1100
 
 
