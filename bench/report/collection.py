@@ -13,6 +13,8 @@ from foredraft.errors import UserError
 BASELINE = "baseline"
 # lines of a comparison have no kind; `eval` is of `foredraft eval`, `matrix` also states how the drafter was trained
 RUN, DRAFTERS = "run", ("eval", "matrix")
+# the task of larger_targets by default, and of its first records, which do not name it
+SUMMARIES = "summaries"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Collection:
     """The newest record of each measurement.
 
     `runs`: comparisons by machine, temperature, batch size and K, on real articles only. `methods`: of methods_comparison,
-    by machine, temperature and batch size. `larger`: of larger_targets, by size, the largest first, and the same settings.
+    by machine, temperature and batch size. `larger`: of larger_targets, by task, size, the largest first, and the same
+    settings.
     `drafters`: of `foredraft eval` and `foredraft matrix`, by drafter, method and seed. `steps`: by geometry. `theory`,
     `scale`, `throughput`, `regression`: of the commands and studies of that name. `beams`: of beam_speed, by geometry.
     `spec_bench`: of the suite. `all`: every record that states its command.
@@ -28,7 +31,7 @@ class Collection:
 
     runs: list[list[dict]] = field(default_factory=list)
     methods: list[list[dict]] = field(default_factory=list)
-    larger: list[list[dict]] = field(default_factory=list)
+    larger: dict[str, list[list[dict]]] = field(default_factory=dict)
     drafters: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     theory: list[dict] = field(default_factory=list)
@@ -59,9 +62,7 @@ def collect(path: Path) -> Collection:
     return Collection(
         latest_groups(kinds.get(RUN, ()), "temperature", "batch_size", "draft_tokens"),
         latest_groups(kinds.get("methods", ()), "temperature", "batch_size"),
-        # the largest first
-        sorted(latest_groups(kinds.get("larger-target", ()), "geometry", "temperature", "batch_size", "draft_tokens"),
-               key=lambda rows: -rows[0]["target"]["parameters"]),
+        _by_task(kinds.get("larger-target", ())),
         list(evaluated.values()),
         newest("steps", lambda row: (row["geometry"], row["source_tokens"])),
         newest("theory", lambda row: (row["target"]["hash"], row["drafter"]["name"])),
@@ -71,6 +72,14 @@ def collect(path: Path) -> Collection:
         newest("spec-bench", lambda row: (row["target"]["hash"], row["data"]["name"], row["draft_tokens"])),
         newest("regression", lambda row: ()),
         [row for kind in kinds.values() for row in kind])
+
+
+def _by_task(rows: Sequence[dict]) -> dict[str, list[list[dict]]]:
+    tasks: dict[str, list[dict]] = {}
+    for row in rows:
+        tasks.setdefault(row.get("task", SUMMARIES), []).append(row)
+    return {task: sorted(latest_groups(found, "geometry", "temperature", "batch_size", "draft_tokens"),
+                         key=lambda group: -group[0]["target"]["parameters"]) for task, found in tasks.items()}
 
 
 def read_objects(path: Path) -> list[dict]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from foredraft.atomic_write import write_atomic
 from foredraft.bench.report import charts, charts_drafters
 from foredraft.bench.report.charts import Chart
-from foredraft.bench.report.collection import Collection
+from foredraft.bench.report.collection import SUMMARIES, Collection
 from foredraft.bench.report.drafters_table import drafters_table
 from foredraft.bench.report.larger_table import larger_table
 from foredraft.bench.report.larger_table import summary as larger_summary
@@ -35,7 +35,9 @@ PICTURES = {"runs": ("speeds", "Decoding speed by method"), "drafters": ("drafte
 
 def blocks(found: Collection) -> dict[str, str]:
     """The text of each block, without its picture."""
-    shown = {"larger-summary": larger_summary(found.larger), "larger": larger_table(found.larger),
+    summaries = found.larger.get(SUMMARIES, [])
+    shown = {"larger-summary": larger_summary(summaries), "larger": larger_table(summaries),
+             "corrections": larger_table(found.larger.get("corrections", [])),
              "summary": summary_table(found.runs, found.beams), "runs": runs_table(found.runs),
              "drafters": drafters_table(found.drafters),
              "methods": methods_table(found.methods), "scale": scale_table(found.scale),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foredraft.bench.harness.methods import REFERENCE
-from foredraft.bench.report.collection import machine_name
+from foredraft.bench.report.collection import SUMMARIES, machine_name
 from foredraft.bench.report.runs_table import best_drafter
 from foredraft.bench.report.tables import (
     Table,
@@ -75,9 +75,11 @@ def summary(runs: Sequence[Sequence[dict]]) -> str:
 
 def _caption(runs: Sequence[Sequence[dict]]) -> str:
     row = runs[0][0]
+    task = row.get("task", SUMMARIES)
+    original = "the embedded target" if task == SUMMARIES else f"a small target that was trained for {task}"
     counts = sorted({rows[0]["data"]["articles"] for rows in runs})
     articles = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     return wrapped(
-        f"Targets of FLAN-T5's sizes that behave like the embedded target (`{row['behaves_like']}`): "
-        f"{row['target']['weights']} decoder, {row['encoder']} encoder, {articles} articles of {row['data']['name']}, up to "
+        f"Targets of FLAN-T5's sizes that behave like {original} (`{row['behaves_like']}`): "
+        f"{row['target']['weights']} decoder, {row['encoder']} encoder, {articles} texts of {row['data']['name']}, up to "
         f"{row['max_new_tokens']} new tokens, {machine_name(row)}.") + "\n"

@@ -21,6 +21,7 @@ from foredraft.bench.harness.methods import REFERENCE
 from foredraft.bench.harness.record import common_fields, store
 from foredraft.bench.harness.settings import Settings
 from foredraft.bench.report import larger_table
+from foredraft.bench.report.collection import SUMMARIES
 from foredraft.bench.report.tables import Table
 from foredraft.cli import options
 from foredraft.cli.measuring import counting, open_model, read_articles, run_script, show
@@ -81,6 +82,7 @@ def main(
     geometry: Annotated[str, typer.Option(help=f"Sizes, separated by commas: {', '.join(SIZES)}.")] = "flan-t5-base",
     data: options.Data = None,
     target: options.Target = None,
+    task: Annotated[str, typer.Option(help="What the target was trained for; each task has its tables.")] = SUMMARIES,
     widened: Annotated[Path | None, typer.Option(
         help="Folder that keeps the widened checkpoints, one for each size. Default: a temporary one.")] = None,
     methods: Annotated[
@@ -112,7 +114,7 @@ def main(
             model = open_model(str(widened_target(original, Path(folder) / size, size)), dtype=dtype, weights=weights)
             articles = read_articles(data, model, limit)
             common = common_fields("larger-target", model=model, data=describe(data, articles)) | {
-                "geometry": size, "behaves_like": open_model(target).describe()["hash"], "encoder": model.dtype}
+                "geometry": size, "task": task, "behaves_like": open_model(target).describe()["hash"], "encoder": model.dtype}
             for one in settings:
                 text = f"{size} T={one.temperature:g} B={one.batch_size}"
                 with counting(repeats * -(-len(articles) // one.batch_size), text) as advance:

@@ -18,14 +18,17 @@ def test_the_newest_of_everything(tmp_path):
             bench_rows.drafter_row(alpha=0.5, time=new), bench_rows.drafter_row(alpha=0.4, time=old),
             bench_rows.drafter_row(seed=1, time=old), bench_rows.steps_row(), {"shape": "of another file"},
             *bench_rows.methods_rows(1.0, time=new), *bench_rows.methods_rows(1.0, time=old), *bench_rows.methods_rows(0.0),
-            *bench_rows.larger_rows(), *bench_rows.larger_rows(batch_size=8), *bench_rows.larger_rows("flan-t5-xl")]
+            *bench_rows.larger_rows(), *bench_rows.larger_rows(batch_size=8), *bench_rows.larger_rows("flan-t5-xl"),
+            *[row | {"task": "corrections"} for row in bench_rows.larger_rows()]]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = collection.collect(tmp_path)
     assert [(run[0]["temperature"], run[0]["time"], len(run)) for run in found.runs] == [(0.0, new, 4), (1.0, old, 4)]
     assert [(row["training"]["seed"], row["figures"][0]["alpha"]["value"]) for row in found.drafters] == [(0, 0.5), (1, 0.4)]
     assert [(rows[0]["temperature"], rows[0]["time"], len(rows)) for rows in found.methods] == [(0.0, old, 7), (1.0, new, 7)]
-    assert [(rows[0]["geometry"], rows[0]["batch_size"], len(rows)) for rows in found.larger] == [
-        ("flan-t5-base", 1, 4), ("flan-t5-base", 8, 4), ("flan-t5-xl", 1, 4)]
+    assert {task: [(rows[0]["geometry"], rows[0]["batch_size"], len(rows)) for rows in groups]
+            for task, groups in found.larger.items()} == {
+        "summaries": [("flan-t5-xl", 1, 4), ("flan-t5-base", 1, 4), ("flan-t5-base", 8, 4)],
+        "corrections": [("flan-t5-base", 1, 4)]}
     assert len(found.steps) == 1 and len(found.all) == len(rows) - 1
 
 

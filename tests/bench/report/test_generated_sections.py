@@ -79,7 +79,7 @@ def test_long_commands_continue_on_the_next_line():
 PAGES = {
     "README.md": "top\n<!-- summary: begin -->\nold\n<!-- summary: end -->\nend\n",
     "docs/benchmarks.md": "".join(f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\nmid\n" for name in (
-        "larger-summary", "larger", "runs", "drafters", "methods", "scale", "spec-bench", "regression")),
+        "larger-summary", "larger", "corrections", "runs", "drafters", "methods", "scale", "spec-bench", "regression")),
 }
 
 

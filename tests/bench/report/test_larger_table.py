@@ -14,6 +14,9 @@ def test_a_table_for_each_size_and_setting():
     assert text.count(f"| lookup | 2,000 (1,800-2,200) | {speed_up} | 3.00 | 0.70 | 0.010 | 1.20 | 2.50x | 0 of 30 |") == 2
     assert "`hf-assisted` is absent at flan-t5-base T=0 B=1 K=5, flan-t5-xl T=1 B=1 K=5: no assistant." in text
     assert "like the embedded target (`abcdef`)" in " ".join(text.split())
+    corrections = [row | {"task": "corrections"} for row in bench_rows.larger_rows()]
+    assert "like a small target that was trained for corrections (`abcdef`)" in " ".join(
+        larger_table.larger_table([corrections]).split())
     assert larger_table.larger_table([]) == ""
 
 

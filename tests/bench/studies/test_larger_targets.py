@@ -42,6 +42,7 @@ def test_the_script(script, tmp_path):
     rows = json.loads(out.splitlines()[-1])["rows"]
     assert [one["method"] for one in rows] == ["plain", "lookup", "auto", "drafter"]
     assert {one["geometry"] for one in rows} == {"flan-t5-small"} and rows[0]["target"]["weights"] == "int8"
+    assert rows[0]["task"] == "summaries"
     assert rows[0]["target"]["hash"] != rows[0]["behaves_like"] and rows[0]["differ"] == rows[1]["differ"] == 0
     assert rows[1]["costs"]["v"] > 0 and rows[1]["costs"]["predicted"] > 0 and "no trained drafter" in rows[3]["absent"]
     # the checkpoint is kept
