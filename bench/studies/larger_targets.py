@@ -114,7 +114,7 @@ def main(
             model = open_model(str(widened_target(original, Path(folder) / size, size)), dtype=dtype, weights=weights)
             articles = read_articles(data, model, limit)
             common = common_fields("larger-target", model=model, data=describe(data, articles)) | {
-                "geometry": size, "task": task, "behaves_like": open_model(target).describe()["hash"], "encoder": model.dtype}
+                "geometry": size, "task": task, "behaves_like": weights_hash(original), "encoder": model.dtype}
             for one in settings:
                 text = f"{size} T={one.temperature:g} B={one.batch_size}"
                 with counting(repeats * -(-len(articles) // one.batch_size), text) as advance:
