@@ -8,7 +8,7 @@ from foredraft.ngram_native.prompt_lookup.word_gap import behind_word_reference
 
 # a piece with a capital letter begins a word
 PIECES = {piece: number for number, piece in enumerate(
-    ["The", "Cat", "Sta", "te", "s", "Sat", "On", "A", "Nay", "v", "Navy", "Fo", "ld", "a", ",", "Mat", "Fol"])}
+    ["The", "Cat", "Sat", "On", "A", "Nay", "v", "Navy", "Pa", "ld", "a", ",", "Mat"])}
 STARTS = [piece[0].isupper() for piece in PIECES]
 
 
@@ -16,8 +16,8 @@ STARTS = [piece[0].isupper() for piece in PIECES]
     # one piece replaces two
     ("The Cat Nay v Sat On", "The Cat Navy", "Sat On"),
     # a word of several pieces is complete, or is not
-    ("The Cat Nay v Sat On", "The Cat Fo ld a", "Sat On"),
-    ("The Cat Nay v Sat On", "The Cat Fo", "Sat On"),
+    ("The Cat Nay v Sat On", "The Cat Pa ld a", "Sat On"),
+    ("The Cat Nay v Sat On", "The Cat Pa", "Sat On"),
     # an inserted mark
     ("The Cat Sat On", "The Cat ,", "Sat On"),
     # two words have passed since, no match before, only one token before
