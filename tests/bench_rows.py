@@ -159,8 +159,8 @@ def larger_rows(geometry: str = "flan-t5-base", temperature: float = 0.0, batch_
     common = {"kind": "larger-target", "geometry": geometry, "behaves_like": "abcdef", "encoder": "int8",
               "command": f"python -m foredraft.bench.studies.larger_targets --geometry {geometry}"}
     parameters = {"flan-t5-xl": 3_000_000_000}.get(geometry, 250_000_000)
-    own = {"c": 0.01, "v": 1.2, "predicted": 2.5}
-    return [row | common | {"target": TARGET | {"parameters": parameters}, "costs": own if row["method"] == "lookup" else None}
+    common["target"], costs = TARGET | {"parameters": parameters}, {"c": 0.01, "v": 1.2, "predicted": 2.5}
+    return [row | common | {"costs": costs if row["method"] == "lookup" else None}
             for row in run_rows(temperature, batch_size)]
 
 
