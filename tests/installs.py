@@ -234,7 +234,7 @@ def main() -> None:
         for number, program in enumerate(given.python or [sys.executable]):
             for artefact in given.artefact or ["wheel"]:
                 for extra in given.extra or [WITHOUT]:
-                    interpreter, seconds, result = program, "| |", "passed"
+                    interpreter, seconds, result = program, "| | |", "passed"
                     try:
                         environment = Environment(program, folder / str(number), given.first)
                         interpreter = run([environment.python, "-c", "import platform; print(platform.python_version())"],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foredraft.bench.harness.methods import REFERENCE
 from foredraft.bench.report.collection import SUMMARIES, machine_name
-from foredraft.bench.report.runs_table import best_drafter
+from foredraft.bench.report.runs_table import best_drafter, span
 from foredraft.bench.report.tables import (
     Table,
     absences,
@@ -24,7 +24,7 @@ from foredraft.bench.report.tables import (
 HEADS = ("method", "tok/s", "speed-up", "with encoding", "tokens/step", "alpha", "c", "v", "predicted", "differ")
 WIDE = ("with encoding",)
 # the other engines of the summary, by method
-PEERS = {"hf-greedy": "transformers", "ctranslate2-int8": "CTranslate2 int8"}
+PEERS = {"hf-greedy": "transformers float32", "ctranslate2-int8": "CTranslate2 int8"}
 
 
 def lines(rows: Sequence[dict]) -> list[list[str]]:
@@ -43,11 +43,12 @@ def larger_table(runs: Sequence[Sequence[dict]]) -> str:
     """Markdown: a table for each size and setting; empty without records."""
     if not runs:
         return ""
-    text = [_caption(runs) + wrapped(
-        "c: cost of a drafted token; v: cost of a target pass with drafts; both in target passes of plain decoding. "
-        "predicted: from alpha, c and v.") + "\n"]
+    text = [_caption(runs) + "\n" + wrapped(
+        "c is the cost of a drafted token, v that of a target pass with drafts, in units of a target pass of plain decoding "
+        "(of a sequence's share of it in a batch). predicted = (1 - alpha^(K+1)) / (1 - alpha) / (v + c K). "
+        "transformers runs in float32. `auto` chooses its draft lengths.") + "\n"]
     for rows in runs:
-        text += [f"\n**{setting(rows)}**\n", Table("", HEADS, lines(rows)).markdown()]
+        text += [f"\n**{setting(rows)}**, {_size([rows])}\n", Table("", HEADS, lines(rows)).markdown()]
     text += [f"\n{wrapped(line)}\n" for line in absences(runs, lambda row: row["method"], setting)]
     return "\n".join(text) + command_block(rows[0] for rows in runs)
 
@@ -77,9 +78,15 @@ def _caption(runs: Sequence[Sequence[dict]]) -> str:
     row = runs[0][0]
     task = row.get("task", SUMMARIES)
     original = "the embedded target" if task == SUMMARIES else f"a small target that was trained for {task}"
-    counts = sorted({rows[0]["data"]["articles"] for rows in runs})
-    articles = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     return wrapped(
         f"Targets of FLAN-T5's sizes that behave like {original} (`{row['behaves_like']}`): "
-        f"{row['target']['weights']} decoder, {row['encoder']} encoder, {articles} texts of {row['data']['name']}, up to "
-        f"{row['max_new_tokens']} new tokens, {machine_name(row)}.") + "\n"
+        f"{row['target']['weights']} decoder, {row['encoder']} encoder, texts of {row['data']['name']}, "
+        f"{machine_name(row)}; {_size(runs)}. The drafters are the small target's. An LSTM for a larger target costs more: "
+        "speeds of `lstm`, and of `auto` at T=1, are upper estimates.") + "\n"
+
+
+def _size(runs: Sequence[Sequence[dict]]) -> str:
+    """How much was decoded: the least and the most of the runs."""
+    texts, tokens, passes = (span([value(rows[0]) for rows in runs]) for value in (
+        lambda row: row["data"]["articles"], lambda row: row["max_new_tokens"], lambda row: row["repeats"]))
+    return f"{texts} texts, up to {tokens} new tokens, passes: {passes}"

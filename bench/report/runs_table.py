@@ -128,16 +128,17 @@ def _group(runs: Sequence[Sequence[dict]]) -> str:
 def described(runs: Sequence[Sequence[dict]], more: str = "") -> str:
     """A paragraph: articles, target, machine and what the columns mean, and `more`."""
     row = runs[0][0]
-    target, articles = row["target"], _span([run[0]["data"]["articles"] for run in runs])
+    target, articles = row["target"], span([run[0]["data"]["articles"] for run in runs])
     sizes = [run[0]["data"]["source_tokens"][end] for run in runs for end in ("min", "max")]
     return wrapped(
-        f"{articles} articles of {row['data']['name']} ({_span(sizes)} source tokens), the target `{target['hash']}` "
+        f"{articles} articles of {row['data']['name']} ({span(sizes)} source tokens), the target `{target['hash']}` "
         f"({target['parameters'] / 1e6:.1f}M, {target['weights']}), up to {row['max_new_tokens']} new tokens, "
         f"{row['repeats']} passes, {machine_name(row)}. T=0 is greedy. Speed-ups are over `plain` of the same run, with 95 "
         f"% intervals.{more}") + "\n"
 
 
-def _span(numbers: Sequence[int]) -> str:
+def span(numbers: Sequence[int]) -> str:
+    """The least and the most of the numbers."""
     return "-".join(str(number) for number in sorted({min(numbers), max(numbers)}))
 
 

@@ -17,14 +17,14 @@ import typer
 from foredraft import embedded
 from foredraft.bench.harness.bench_run import compare
 from foredraft.bench.harness.cases import describe
-from foredraft.bench.harness.methods import REFERENCE
+from foredraft.bench.harness.methods import METHODS, REFERENCE
 from foredraft.bench.harness.record import common_fields, store
 from foredraft.bench.harness.settings import Settings
 from foredraft.bench.report import larger_table
 from foredraft.bench.report.collection import SUMMARIES
 from foredraft.bench.report.tables import Table
 from foredraft.cli import options
-from foredraft.cli.measuring import counting, open_model, read_articles, run_script, show
+from foredraft.cli.measuring import counting, open_model, read_articles, run_script, show, stop_if_interrupted
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.geometry import SIZES
 from foredraft.engine.models.hub import find_checkpoint
@@ -33,7 +33,7 @@ from foredraft.engine.models.widened_checkpoint import widen_checkpoint
 from foredraft.engine.params import AUTO
 from foredraft.errors import UserError
 
-METHODS = "lookup,ngram,lookup+ngram,lstm,auto"
+USUAL = "lookup,ngram,lookup+ngram,lstm,auto"
 # of the widened checkpoints: what large models are published in
 DTYPE = "bfloat16"
 
@@ -86,7 +86,7 @@ def main(
     widened: Annotated[Path | None, typer.Option(
         help="Folder that keeps the widened checkpoints, one for each size. Default: a temporary one.")] = None,
     methods: Annotated[
-        str, typer.Option(help="Of `bench run`, separated by commas; plain decoding is always measured.")] = METHODS,
+        str, typer.Option(help="Of `bench run`, separated by commas; plain decoding is always measured.")] = USUAL,
     limit: options.Limit = 16,
     batch_size: options.BatchSizeList = "1",
     temperature: options.TemperatureList = "0,1",
@@ -104,6 +104,8 @@ def main(
     sizes, names = geometry.split(","), methods.split(",")
     if unknown := [size for size in sizes if size not in SIZES]:
         raise UserError(f"--geometry: {unknown[0]!r} is not known; one of {', '.join(SIZES)}")
+    if unknown := [name for name in names if name.partition(":")[0] not in METHODS]:
+        raise UserError(f"--methods: no method named {unknown[0]!r}; choose from {', '.join(METHODS)}")
     settings = [Settings(B, draft_tokens, T, max_new_tokens, repeats, warm_up=1, assistant=assistant)
                 for T in options.parse_numbers("--temperature", temperature, float, 0)
                 for B in options.parse_numbers("--batch-size", batch_size, int, 1)]
@@ -119,10 +121,13 @@ def main(
                 text = f"{size} T={one.temperature:g} B={one.batch_size}"
                 with counting(repeats * -(-len(articles) // one.batch_size), text) as advance:
                     rows = measure(model, articles, one, names, common, advance)
-                record = store(rows, out)
-                stored += rows
+                complete = rows[0]["repeats"] == repeats and rows[0]["data"]["articles"] == len(articles)
+                if complete:
+                    record = store(rows, out)
+                    stored += rows
                 show([Table(text, larger_table.HEADS, larger_table.lines(rows), larger_table.WIDE),
                       *(f"{row['method']} is absent: {row['absent']}" for row in rows if row["absent"])], wide)
+                stop_if_interrupted(complete, out)
     print(json.dumps({"record": str(record), "rows": stored}) if as_json else f"record: {record}")
 
 

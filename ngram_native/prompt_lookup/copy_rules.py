@@ -14,12 +14,13 @@ searched: an earlier occurrence of the last m tokens (drafted ones included) in 
 from max_match down to min_match. At the first m with an occurrence, the first CANDIDATES of each text are ranked by (1) the
 number of tokens to copy, at most those still allowed, (2) whether the next token is the table's most probable one, (3) the
 text: source, output, history, (4) the position: the earliest of the source, the latest of the others. Before there is
-output, copying begins in the source where most earlier outputs began, at first at its first token, with confidence[0]: a
-task's prefix, such as "summarize: ", is not copied.
+output, copying begins at the source position where most earlier outputs began, with confidence[0]; before any output was
+seen, at position 0. So a task's prefix, such as "summarize: ", is soon no longer copied.
 
 Where no match is longer than one token, the first token of a draft may also be copied from behind a corrected word
-(word_gap.py), with a confidence of its own, if that is not below confidence[1] of a match of one token. Then it counts as a
-match of one token. With a min_match above 1 neither of the two applies: such drafts depend on the request alone.
+(word_gap.py), with a confidence of its own, if that is not below confidence[1] of a match of one token. The tokens copied
+after it count as if it were a match of one token. With a min_match above 1 neither earlier outputs nor corrected words
+change a draft: it depends on the request alone.
 
 If the table's most probable token has a larger probability than the copy's confidence, it is drafted instead; if it differs
 from the candidate, the position is dropped. The draft ends with the end token, where there is no candidate, and where the

@@ -83,11 +83,15 @@ def run(folder: Path, words: list[str], seconds: float = -1, size: int = -1) -> 
 
 @dataclass
 class Case:
-    """words: the command; IN and OUT are replaced by folders. seconds: how long it writes. result: what must be equal."""
+    """words: the command; IN and OUT are replaced by folders. seconds: how long it writes. result: what must be equal.
+
+    once: a complete output is refused. A command may be killed after it has written all and before it ends.
+    """
 
     words: list[str]
     seconds: float
     result: Callable[[Path], object]
+    once: bool = False
 
 
 def lines(out: Path) -> list:
@@ -116,11 +120,11 @@ CASES = {
     "train": Case(["train", "--drafter", "lstm", "--data", "IN/a.jsonl", "--validation", "IN/a.jsonl", "--out", "OUT/t",
                    "--target", "IN/model", "--loss", "1", "--kd-loss", "0", "--steps", "9", "--warmup-steps", "2",
                    "--eval-every", "3", "--save-every", "3", "--eval-articles", "4", "--batch-size", "4",
-                   "--size", "hidden_size=8", "--cache", "IN/cache"], 6.0, weights),
+                   "--size", "hidden_size=8", "--cache", "IN/cache"], 2.5, weights),
     "ngram count": Case(["ngram", "count", "IN/b.jsonl", "--tokenizer", "IN/model", "--out", "OUT/c.counts",
                          "--memory", "1"], 1.0, lambda out: (out / "c.counts").read_bytes()),
     "convert": Case(["convert", "IN/model", "--out", "OUT/m", "--dtype", "bfloat16"], 0.1,
-                    lambda out: (out / "m" / "model.safetensors").read_bytes()),
+                    lambda out: (out / "m" / "model.safetensors").read_bytes(), once=True),
 }
 
 
@@ -166,7 +170,7 @@ def undisturbed(inputs, tmp_path_factory):
 
 def check_continued(done: Ended, case: Case, inputs: Path, out: Path, expected) -> None:
     """A command that has failed runs once more; then the output is that of an undisturbed run."""
-    if done.code:
+    if done.code and not (case.once and names(out) == expected[1]):
         done = run(out, command(case, inputs, out))
         assert done.code == 0, done.text
     assert (case.result(out), names(out)) == expected
@@ -184,7 +188,7 @@ def kill(name: str, kills: int, seed: int, inputs: Path, undisturbed, tmp_path: 
             done = run(out, command(case, inputs, out), seconds=draw.uniform(0, case.seconds))
             assert done.code in (0, -9) and "Traceback" not in done.text, done.text
             killed += done.code == -9
-            if done.code == 0:
+            if done.code == 0 or (case.once and names(out) == expected[1]):
                 break
         check_continued(done, case, inputs, out, expected)
     return killed

@@ -96,7 +96,7 @@ def write_corrections(data: Path, out: Path, limit: int | None, rate: float, see
     out
         The .jsonl.gz file to write.
     limit
-        Pairs at most, drawn from all.
+        Pairs at most, drawn from all; so many are in memory together.
     rate
         Share of the words with an error, 0 to 1.
     seed
@@ -113,11 +113,16 @@ def write_corrections(data: Path, out: Path, limit: int | None, rate: float, see
     """
     if not 0 <= rate <= 1:
         raise UserError(f"rate is {rate}; give a share from 0 to 1")
-    pairs = list(corrections(data, rate, seed, prefix, variants))
+    draw, pairs = random.Random(seed), []
+    for number, pair in enumerate(corrections(data, rate, seed, prefix, variants)):
+        if limit is None or number < limit:
+            pairs.append(pair)
+        # each pair so far is kept with the same probability (reservoir sampling, Vitter 1985, algorithm R)
+        elif (place := draw.randint(0, number)) < limit:
+            pairs[place] = pair
     if not pairs:
         raise UserError(f"{data}: has no sentence of {LEAST_WORDS} words or more; give another file")
-    random.Random(seed).shuffle(pairs)
-    pairs = pairs[:limit]
+    draw.shuffle(pairs)
     # without a time stamp, so that the same pairs yield the same bytes
     with open_atomic(out) as file, gzip.GzipFile("", "wb", 4, file, mtime=0) as lines:
         for pair in pairs:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from foredraft.bench.harness.methods import Absent
+from foredraft.json_file import read_object
 
 
 @lru_cache(maxsize=4)
@@ -31,6 +32,8 @@ def converted(folder: Path) -> tempfile.TemporaryDirectory:
     kept = tempfile.TemporaryDirectory(prefix="foredraft-ctranslate2-")
     try:
         model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        # transformers 5 takes the tables for tied, and the converter would scale the outputs
+        model.config.tie_word_embeddings = read_object(Path(folder) / "config.json").get("tie_word_embeddings", True)
         with torch.no_grad():
             spec = Ids()(model, None)
         spec.validate()

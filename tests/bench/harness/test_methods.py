@@ -48,6 +48,14 @@ def test_transformers_speculation_runs(model, name):
     assert outputs(name, model, settings) == outputs("plain", model, settings)
 
 
+def test_auto_chooses_its_draft_lengths(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(methods, "drafting_method", lambda model, settings, draft_tokens: asked.append(draft_tokens))
+    build("auto", model, Settings(draft_tokens=3))
+    build("lookup", model, Settings(draft_tokens=3))
+    assert asked == ["auto", 3]
+
+
 def test_lookup_samples_as_plain_does(model):
     settings = Settings(batch_size=3, temperature=1.0, max_new_tokens=8, repeats=1, warm_up=0, seed=11)
     assert outputs("lookup", model, settings) == outputs("plain", model, settings)

@@ -8,11 +8,14 @@ from foredraft.bench.report import larger_table
 
 
 def test_a_table_for_each_size_and_setting():
-    text = larger_table.larger_table([bench_rows.larger_rows(), bench_rows.larger_rows("flan-t5-xl", 1.0)])
-    assert "**flan-t5-base T=0 B=1 K=5**" in text and "**flan-t5-xl T=1 B=1 K=5**" in text
+    short = [row | {"max_new_tokens": 48, "repeats": 1} for row in bench_rows.larger_rows("flan-t5-xl", 1.0)]
+    text = larger_table.larger_table([short, bench_rows.larger_rows()])
+    assert "**flan-t5-base T=0 B=1 K=5**, 30 texts, up to 64 new tokens, passes: 3\n" in text
+    assert "**flan-t5-xl T=1 B=1 K=5**, 30 texts, up to 48 new tokens, passes: 1\n" in text
+    assert "30 texts, up to 48-64 new tokens, passes: 1-3" in " ".join(text.split())
     speed_up = "2.00x (1.60-2.40) | 2.00x (1.60-2.40)"
     assert text.count(f"| lookup | 2,000 (1,800-2,200) | {speed_up} | 3.00 | 0.70 | 0.010 | 1.20 | 2.50x | 0 of 30 |") == 2
-    assert "`hf-assisted` is absent at flan-t5-base T=0 B=1 K=5, flan-t5-xl T=1 B=1 K=5: no assistant." in text
+    assert "`hf-assisted` is absent at flan-t5-xl T=1 B=1 K=5, flan-t5-base T=0 B=1 K=5: no assistant." in text
     assert "like the embedded target (`abcdef`)" in " ".join(text.split())
     corrections = [row | {"task": "corrections"} for row in bench_rows.larger_rows()]
     assert "like a small target that was trained for corrections (`abcdef`)" in " ".join(

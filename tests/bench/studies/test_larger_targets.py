@@ -29,8 +29,10 @@ def test_the_costs_of_drafts():
 
 
 def test_bad_input_is_one_line(script, tmp_path):
-    code, _, err = script(larger_targets, "--geometry", "flan-t5-base,huge", "--out", tmp_path)
-    assert code == 2 and "--geometry: 'huge' is not known; one of" in err and len(err.splitlines()) == 1
+    for line, said in ((("--geometry", "flan-t5-base,huge"), "--geometry: 'huge' is not known; one of"),
+                       (("--methods", "lookup,lokup"), "--methods: no method named 'lokup'; choose from")):
+        code, _, err = script(larger_targets, *line, "--out", tmp_path)
+        assert code == 2 and said in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.full

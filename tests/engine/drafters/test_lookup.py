@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
-from foredraft.engine.drafters.lookup import LookupDrafter
+import foredraft
+from foredraft.engine.drafters.lookup import LookupDrafter, word_starts
 from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.state import DecodeState, Draft, Verification
 from foredraft.ngram_native.prompt_lookup.copy_rules import propose_reference
@@ -66,6 +68,16 @@ def test_steps_equal_brute_force(K):
         if K:
             assert 0 < int(state.accepted_at.sum()) < int(state.drafted.sum())
         drafter.release(range(B))
+
+
+def test_the_tokens_that_begin_a_word():
+    model = foredraft.load(drafter="lookup")
+    pieces = model.tokenizer.get_vocab()
+    starts = model.drafter.index.word_starts
+    assert [bool(starts[pieces[piece]]) for piece in ("▁the", "▁", "the", ",", "</s>")] == [True, True, False, False, False]
+    assert (model.with_drafter("auto").drafter.drafters[0].index.word_starts == starts).all()
+    # a vocabulary without SentencePiece's marks
+    assert word_starts(Tokenizer(models.WordLevel({"the": 0, "Ġend": 1}))) is None and word_starts(None) is None
 
 
 def test_a_sequence_is_admitted_anew_while_others_run():

@@ -11,6 +11,7 @@ COMMANDS = (
     ("train-target", "--data", "pairs.jsonl", "--tokenizer", "tokenizer.json", "--out", "out"),
     ("target-card", "--target", "target", "--data", "pairs.jsonl"),
     ("matrix", "--data", "data", "--out", "out"),
+    ("family", "--data", "data", "--tokenizer", "tokenizer.json", "--work", "work", "--out", "out"),
 )
 
 

@@ -85,22 +85,23 @@ def test_with_a_table_and_a_history_equals_brute_force(cost):
     draw = np.random.default_rng(7)
     texts = [[0, *random_tokens(draw, 6, 12), END] for _ in range(30)]
     table = fit(count(np.concatenate(texts), np.arange(0, 14 * 30 + 1, 14), 3, 12))
-    index, past, seen = PromptLookupIndex(1, 3, history=1000), [], set()
+    index, past, seen, starts = PromptLookupIndex(1, 3, history=1000), [], set(), set()
     for _ in range(12):
         state, source = Batch(1, 80), random_tokens(draw, 6, 15)
         index.admit(0, np.array(source))
-        for _ in range(15):
+        for step in range(15):
             trust, output = index.confidence.tolist(), state.output(0)
-            index.last[:], index.starts[1:] = 0, 0
+            index.last[:], start = 0, int(np.argmax(index.starts))
+            starts.add(start)
             found = state.propose(index, [6], 6, cost, table)[0]
-            expected, proposers = propose_reference(source, output, 6, 1, 3, END, trust, cost, table, past)
+            expected, proposers = propose_reference(source, output, 6, 1, 3, END, trust, cost, table, past, start)
             assert found == expected
             assert [PROPOSERS[proposer] for proposer in state.proposers[0, : len(found)]] == proposers
             seen.update(proposers)
-            state.extend(0, random_tokens(draw, 6, draw.integers(1, 4)))
+            state.extend(0, random_tokens(draw, 6, draw.integers(1, 4)) if step else source[2:5])
         past += [*state.output(0), END]
         index.remember(np.array([*state.output(0), END]))
-    assert seen == {"lookup", "ngram"} if cost == 0 else "lookup" in seen
+    assert len(starts) > 1 and (seen == {"lookup", "ngram"} if cost == 0 else "lookup" in seen)
 
 
 def test_copying_begins_where_earlier_outputs_began():

@@ -74,7 +74,12 @@ def test_the_file_has_each_sentence_once_and_its_corruptions(articles, tmp_path)
     again = tmp_path / "again.jsonl.gz"
     assert write_corrections(articles, again, None, 0.3, 0, "grammar: ", 2)["unchanged"] == unchanged
     assert again.read_bytes() == out.read_bytes()
-    assert write_corrections(articles, again, 3, 0.3, 1)["pairs"] == len(read(again)) == 3
+    # a limit draws from all sentences
+    drawn = set()
+    for seed in range(8):
+        assert write_corrections(articles, again, 2, 0.3, seed)["pairs"] == len(read(again)) == 2
+        drawn |= {pair["highlights"] for pair in read(again)}
+    assert len(drawn) == 4
     assert write_corrections(articles, again, None, 0.0, 0)["unchanged"] == 4
 
 
