@@ -2,7 +2,7 @@
 
 `python -m tests.installs [--python PROGRAM] [--artefact wheel|sdist] [--extra NAME] [--first REQUIREMENT]`, all repeatable.
 Each try installs, runs `pip check`, imports, summarises, uses what the extra is for, uninstalls, and looks for what is left.
-Commands run in an empty folder, with no checkout on the path and no compiled kernels of other environments.
+Commands run in an empty folder, with no checkout on the path. Environments of one interpreter share their compiled kernels.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], kwargs: dic
     for index, parameter in enumerate(kernel.params):
         name = parameter.name
         value = values.get(name, parameter.default)
-        # triton specialises a launch unless told not to: 1 becomes a constant as None does, multiples of 16 are marked
+        # unless do_not_specialize names an argument, triton compiles 1 in, as it does None, and treats multiples of 16 apart
         is_special = not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (is_special and type(value) is int and value == 1):
             signature[name], constants[name] = "constexpr", value

@@ -10,6 +10,8 @@ k-th largest logit by bisection over the ordered bits of the logits, with counts
 of the weights of the tokens that top-k kept, with sums. Weights rise with logits, so tokens of the nucleus's last weight are
 an interval of logits; the row, read once more, gives the interval, and a bisection by logit and token its last kept one.
 
+A logit's order is its bits as an int32 that sorts as the logit does, as the keys of a radix sort are.
+
 A vocabulary beyond HELD does not fit: each step of a bisection reads the row again. Greedy rows, rows that are not read and
 rows without top-k and top-p end at once.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from foredraft.kernels.core.backend import constexpr, jit, power_of_2, sequences_per_program, tl
 
-# most tokens that a program holds; tokens that it reads together otherwise
+# the most tokens that a program keeps in registers, and how many it reads at a time if there are more
 HELD, TILE = 32768, 4096
 # the order of -inf; the bits of 1.0, the largest weight
 _LOWEST, _ONE = constexpr(-2139095041), constexpr(0x3F800000)
@@ -26,7 +28,7 @@ _LOWEST, _ONE = constexpr(-2139095041), constexpr(0x3F800000)
 
 @jit
 def _ordered(x):
-    """float32 to int32 of the same order; -0.0 and 0.0 are equal."""
+    """The order of a float32, int32; that of -0.0 is that of 0.0."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
@@ -39,7 +41,7 @@ def _floats(order):
 
 @jit
 def _read(logits, row, active, first, V, TILE: tl.constexpr):
-    """The orders of TILE logits of each row, that of -inf beyond the last."""
+    """The orders of the next TILE logits of each row; past the vocabulary's end that of -inf."""
     token = first + tl.arange(0, TILE)[None, :]
     x = tl.load(logits + row[:, None] * V + token, mask=active[:, None] & (token < V), other=float("-inf"),
                 cache_modifier=".cg")
@@ -54,7 +56,7 @@ def _weights(order, least, top, rate):
 
 @jit
 def _reached(values, bound, BY_MASS: tl.constexpr):
-    """What each value of a row adds to _amount."""
+    """What each order or weight of a row adds to _amount: 1 or the weight if it is >= bound, else 0."""
     if BY_MASS:
         found = tl.where(values.to(tl.int32, bitcast=True) >= bound[:, None], values, 0.0)
     else:
@@ -65,8 +67,9 @@ def _reached(values, bound, BY_MASS: tl.constexpr):
 @jit
 def _amount(held, logits, row, active, bound, least, top, rate, V, BY_MASS: tl.constexpr, TILE: tl.constexpr,
             HOLDS: tl.constexpr):
-    """How many orders of a row are >= bound; or BY_MASS the sum of the weights whose bits are. `held`: the row's orders, or
-    weights, if the program HOLDS them."""
+    """The number of a row's orders that are >= bound; BY_MASS: the sum of the weights whose bits are >= bound.
+
+    HOLDS: `held` are the row's orders, or its weights BY_MASS; otherwise the row is read."""
     if HOLDS:
         found = _reached(held, bound, BY_MASS)
     else:
