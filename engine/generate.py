@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from foredraft.engine.inputs import check_inputs, cut_source, tokens_of, unknown
 from foredraft.engine.models.checkpoint import weights_hash
 from foredraft.engine.models.kv_cache import pages_of
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.output import Output
 from foredraft.engine.params import AUTO, BatchConfig, SamplingParams
 from foredraft.engine.protocols import Drafter
@@ -32,7 +31,6 @@ from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.engine.runtime.ownership import Ownership
 from foredraft.engine.runtime.requests import Job, Request, Result
 from foredraft.engine.runtime.scheduler import Scheduler
-from foredraft.engine.runtime.static_batches import StaticBatches
 from foredraft.engine.runtime.stream import Stream
 from foredraft.engine.sampling.grammar import GrammarVocabulary
 from foredraft.engine.sampling.logits_pipeline import make_processors
@@ -41,6 +39,9 @@ from foredraft.engine.sampling.stop_rules import make_stop_rules
 from foredraft.engine.score import Scores, score
 from foredraft.errors import UserError
 from foredraft.kernels.core.philox import request_seed
+
+if TYPE_CHECKING:
+    from foredraft.engine.models.t5_cuda import T5Cuda
 
 
 class Model:
@@ -54,7 +55,7 @@ class Model:
         self.settings, self.warnings, self._has_warned = dict(settings or {}), list(warnings), False
         self.ownership = ownership or Ownership()
         self.drafter = make_drafter(drafter, target, path, tokenizer, str(target.device))
-        self.graphs = CapturedSteps() if isinstance(target, T5Cuda) else None
+        self.graphs = None if isinstance(target, T5) else CapturedSteps()
 
     @cached_property
     def adaptive(self) -> AdaptiveDrafter:
@@ -238,6 +239,8 @@ class Model:
         drafter, block = self.drafter, config.verification == "block"
         check_drafter_settings(drafter, params, config, self.graphs is not None)
         if self.graphs is not None:
+            from foredraft.engine.runtime.static_batches import StaticBatches
+
             return StaticBatches(self.target, drafter, self.graphs, config.batch_size, block)
         width = self._width(params.draft_tokens)
         beam_drafter = drafter if width else NoDrafter()

@@ -12,8 +12,6 @@ from foredraft.engine.arguments import checkpoint_settings, settings_of
 from foredraft.engine.generate import Model
 from foredraft.engine.models.hub import find_adapter, find_checkpoint
 from foredraft.engine.models.t5 import T5
-from foredraft.engine.models.t5_cuda import T5Cuda
-from foredraft.engine.models.t5_cuda_weights import copy_cuda_weights, load_cuda_weights
 from foredraft.engine.models.t5_weights import copy_weights, fastest_dtype, load_weights
 from foredraft.engine.models.tokenizer import adopt_tokenizer, load_tokenizer
 from foredraft.engine.models.unknown_names import unknown_entries
@@ -21,7 +19,6 @@ from foredraft.engine.protocols import Drafter
 from foredraft.engine.runtime.ownership import check_process
 from foredraft.engine.transformers_model import TransformersModel
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_TRITON
 
 
 def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = "lookup", device: str = "cpu",
@@ -69,6 +66,9 @@ def load(path: str | Path | None = None, drafter: str | Path | Drafter | None = 
         dtype = fastest_dtype(weights) if dtype == "auto" else dtype
         target = T5(load_weights(folder, dtype, weights, merged))
     else:
+        from foredraft.engine.models.t5_cuda import T5Cuda
+        from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
+
         target = T5Cuda(load_cuda_weights(folder, device, dtype, weights, merged))
     settings, warnings = checkpoint_settings(folder)
     warnings += unknown_entries(folder)
@@ -121,6 +121,9 @@ def from_transformers(model: Any, tokenizer: Any = None, drafter: str | Path | D
         if device == "cpu":
             target = T5(copy_weights(model, dtype, weights, shared=True))
         else:
+            from foredraft.engine.models.t5_cuda import T5Cuda
+            from foredraft.engine.models.t5_cuda_weights import copy_cuda_weights
+
             target = T5Cuda(copy_cuda_weights(model, device, dtype, weights))
         return Model(target, adopted, drafter, path, dtype, settings=settings, warnings=warnings)
 
@@ -138,6 +141,8 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device!r}: no CUDA device is present here; use device 'cpu'")
     if int(number or 0) >= torch.cuda.device_count():
         raise UserError(f"device {device!r}: the number of devices is {torch.cuda.device_count()}; count from cuda:0")
+    from foredraft.kernels.core.backend_triton import HAS_TRITON
+
     if not HAS_TRITON:
         raise UserError(f"device {device!r} needs triton: pip install triton")
     major, minor = torch.cuda.get_device_capability(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from foredraft.kernels.core.backend import backend_of
 from foredraft.kernels.step.commit import COMMIT
 from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 from foredraft.kernels.step.step_inputs import ALLOWED, STEP_INPUTS
-from foredraft.kernels.verify.accept_triton import CommitTensors
+
+if TYPE_CHECKING:
+    from foredraft.kernels.verify.accept_triton import CommitTensors
 
 # Logits and log-sum-exps of a draft without distributions, for the CPU's kernels.
 NO_DISTRIBUTIONS = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0))
@@ -249,7 +251,9 @@ class DecodeState:
     def allowed(self, budget: DraftBudget | None = None) -> Tensor:
         """How many tokens each sequence may draft now, [B] int64: its K or its budget, as room is left; 0 if finished."""
         if self.backend == "triton":
-            ALLOWED["triton"](*self._room, self._allowed)
+            from foredraft.kernels.step.step_inputs_triton import allowed_triton
+
+            allowed_triton(*self._room, self._allowed)
             return self._allowed
         allowed = np.empty(self.batch_size, np.int64)
         *room, draft_tokens = self._host_room
@@ -267,9 +271,11 @@ class DecodeState:
             Of a tree: the query position that each one follows, -1 for query position 0.
         """
         if self.backend == "triton":
+            from foredraft.kernels.step.step_inputs_triton import step_inputs_triton
+
             tokens, positions, above = self._inputs
             above = None if draft.parents is None else above
-            STEP_INPUTS["triton"](*self._inside, draft.tokens, draft.lengths, draft.parents, tokens, positions, above)
+            step_inputs_triton(*self._inside, draft.tokens, draft.lengths, draft.parents, tokens, positions, above)
             return tokens, positions, above
         proposed, parents = draft.tokens.numpy(), None if draft.parents is None else draft.parents.numpy()
         read = np.empty((self.batch_size, 1 + proposed.shape[1]), np.int64)
@@ -286,8 +292,10 @@ class DecodeState:
             return
         verified = (verification.tokens, verification.counts)
         if self.backend == "triton":
+            from foredraft.kernels.step.commit_triton import commit_triton
+
             path = self._chain_path if verification.path is None else verification.path
-            COMMIT["triton"](*verified, path, draft.lengths, draft.parents, *self.committed_into(draft, hidden))
+            commit_triton(*verified, path, draft.lengths, draft.parents, *self.committed_into(draft, hidden))
             return
         self.last_draft = draft
         parents, path = self._host_chain
@@ -299,6 +307,8 @@ class DecodeState:
 
     def committed_into(self, draft: Draft, hidden: Tensor) -> CommitTensors:
         """What a commit on CUDA reads of the draft and the state, and what it writes."""
+        from foredraft.kernels.verify.accept_triton import CommitTensors
+
         return CommitTensors(draft.proposer, hidden, self.limits, self.end_tokens, *self._written)
 
     def start(self, sequence: int, *, limit: int, draft_tokens: int, temperature: float, top_k: int, top_p: float,

@@ -35,7 +35,7 @@ from foredraft.engine.models.t5_cuda_weights import STORED, T5WeightsCuda, assem
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
+from foredraft.kernels.core.backend_triton import HAS_TRITON, is_interpreted
 from foredraft.kernels.core.triton_compile import Cost, compiled, distinct, launches, table
 from foredraft.ngram_native.table import Table
 

@@ -15,7 +15,7 @@ from foredraft.engine.runtime.cuda_graphs import CapturedSteps, HostView
 from foredraft.engine.runtime.requests import Job, Result
 from foredraft.engine.runtime.scheduler import Scheduler
 from foredraft.engine.state import DecodeState, state_bytes
-from foredraft.engine.verify import workspace_bytes
+from foredraft.engine.verify_cuda import workspace_bytes
 
 # Positions of a state are a multiple of this, so that requests of about the same length share captured graphs.
 POSITION_STEP = 64

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from foredraft.engine.state import DecodeState, Draft
-from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.sampling.sample import SAMPLE
-from foredraft.kernels.sampling.sample_triton import sample_triton
-from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton
 
 
 def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
@@ -23,17 +20,6 @@ def dense_draft(state: DecodeState, vocab_size: int) -> Draft:
     draft.lse = torch.zeros(K, B, dtype=torch.float64, device=device).transpose(0, 1)
     draft.dense = state.temperature > 0
     return draft
-
-
-class Sampler:
-    """Buffers for sampling one state's drafts on CUDA: top-k and top-p thresholds [B, 1], and scratch memory."""
-
-    def __init__(self, state: DecodeState, vocab_size: int):
-        B, device = state.batch_size, state.tokens.device
-        self.floors = torch.empty(B, 1, device=device)
-        self.ties = torch.empty(B, 1, dtype=torch.int32, device=device)
-        self.first = torch.zeros(B, dtype=torch.int64, device=device)
-        self.scratch = make_scratch(B, 1, vocab_size, device)
 
 
 def sample_into(draft: Draft, position: int, logits: Tensor, state: DecodeState) -> Tensor:
@@ -55,17 +41,9 @@ def sample_into(draft: Draft, position: int, logits: Tensor, state: DecodeState)
         The tokens; on CUDA a view into the draft.
     """
     if state.backend == "triton":
-        if state.sampler is None:
-            state.sampler = Sampler(state, logits.shape[1])
-        space, thresholds = state.sampler, (None, None)
-        if state.has_top_k_top_p:
-            thresholds = space.floors, space.ties
-            top_k_top_p_triton(logits[:, None], space.first, state.finished, state.temperature, state.top_k, state.top_p,
-                               *thresholds)
-        tokens = draft.tokens[:, position]
-        sample_triton(logits, state.temperature, *thresholds, state.seeds, state.lengths, position, tokens,
-                      draft.logits[:, position], draft.lse[:, position], space.scratch)
-        return tokens
+        from foredraft.engine.sampling.draft_sampling_cuda import sample_on_cuda
+
+        return sample_on_cuda(draft, position, logits, state)
     tokens, host = torch.zeros(state.batch_size, dtype=torch.int64), state.host
     SAMPLE[state.backend](
         logits.numpy(), host.temperature, host.top_k, host.top_p, host.seeds, host.lengths, position, tokens.numpy(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from typing import Annotated
@@ -37,6 +39,8 @@ COMMANDS = {
     "family": ("foredraft.cli.training.train_target:family", "Rebuild the embedded reference family."),
     "report": ("foredraft.cli.report:report", "Make a page, pictures or tables from records."),
 }
+# new objects that start a search for garbage
+GARBAGE = 100_000
 # characters of an error; it may quote a file
 LONGEST_LINE = 1000
 
@@ -55,11 +59,21 @@ def options(
     """The options of `foredraft` itself."""
 
 
+def _keep_garbage() -> None:
+    """Leave all objects to the end of the process: to search them for garbage at exit takes half a second too."""
+    # triton reports each object of its own that is left
+    if "triton" not in sys.modules:
+        gc.freeze()
+
+
 app = group(COMMANDS, help="Lossless speculative decoding for T5.", callback=options)
 
 
 def main() -> None:
     """Run the command line. An error that the user can fix is one line on stderr and exit code 2."""
+    # imports make a million objects that stay; to search them again and again takes half a second
+    gc.set_threshold(GARBAGE)
+    atexit.register(_keep_garbage)
     # names of files that are not UTF-8 are written byte for byte, as other programs write them
     sys.stdout.reconfigure(errors="surrogateescape")
     try:

@@ -6,7 +6,7 @@ reads or writes anything, and is launched with the options PDL_LAUNCH.
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 
 PDL_LAUNCH = {"PDL": True, "launch_pdl": True}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 
 
 @jit

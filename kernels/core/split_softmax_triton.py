@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 
 # Tokens whose weights are summed together; tokens of a split.
 SUB, SPLIT = 256, 4096

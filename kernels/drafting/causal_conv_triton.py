@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 from foredraft.kernels.drafting.lstm_cell_triton import EPSILON, inverse_rms, recurrent_tiling
 from foredraft.kernels.model.linear_triton import WIDTH, matmul_tile
 

@@ -17,7 +17,7 @@ draft token. After a rejection one token is uncached, after a fully accepted dra
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, sequences_per_program, tl
 from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 from foredraft.kernels.model.linear_triton import WIDTH, matmul_tile, tiling
 
 EPSILON = 1e-6

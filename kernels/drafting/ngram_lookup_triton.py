@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 
 

@@ -16,7 +16,7 @@ every position of both texts with the last tokens, and again when a copied run e
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import constexpr, jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import constexpr, jit, power_of_2, tl
 from foredraft.kernels.drafting.ngram_lookup_triton import Hash, is_worth_drafting, most_likely_token
 from foredraft.kernels.step.step_inputs_triton import drafts_allowed
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 from foredraft.kernels.model.linear_triton import matmul_tile
 from foredraft.kernels.model.lm_head_triton import TOGETHER, WIDTH, head_tiling, largest_part
 

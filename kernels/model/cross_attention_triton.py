@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 
 PAGE = 64

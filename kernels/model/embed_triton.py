@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 from foredraft.kernels.model.activation import activate_reference
 

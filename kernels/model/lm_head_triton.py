@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 from foredraft.kernels.model.linear_triton import matmul_tile, tiling
 

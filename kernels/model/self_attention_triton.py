@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 
 BLOCK = 64

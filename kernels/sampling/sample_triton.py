@@ -6,7 +6,7 @@ writes `processed`.
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import constexpr, jit, sequences_per_program, tl
+from foredraft.kernels.core.backend_triton import constexpr, jit, sequences_per_program, tl
 from foredraft.kernels.core.philox import DRAFT
 from foredraft.kernels.core.philox_triton import uniform_triton
 from foredraft.kernels.core.split_softmax_triton import Scratch, apply_filter, combine_splits, split_sizes, split_softmax

@@ -18,7 +18,7 @@ rows without top-k and top-p end at once.
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import constexpr, jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.core.backend_triton import constexpr, jit, power_of_2, sequences_per_program, tl
 
 # the most tokens that a program keeps in registers, and how many it reads at a time if there are more
 HELD, TILE = 32768, 4096

@@ -26,7 +26,6 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
-from foredraft.kernels.step.commit_triton import commit_triton
 
 
 def commit_reference(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
@@ -97,4 +96,4 @@ def commit_numba(*arguments) -> None:
     _commit_loop(*arguments)
 
 
-COMMIT = {"reference": commit_reference, "numba": commit_numba, "triton": commit_triton}
+COMMIT = {"reference": commit_reference, "numba": commit_numba}

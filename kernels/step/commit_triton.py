@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import constexpr, jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.core.backend_triton import constexpr, jit, power_of_2, sequences_per_program, tl
 from foredraft.kernels.step.end_tokens import MAX_END_TOKENS
 
 END_TOKENS = constexpr(MAX_END_TOKENS)

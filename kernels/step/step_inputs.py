@@ -17,7 +17,6 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
-from foredraft.kernels.step.step_inputs_triton import allowed_triton, step_inputs_triton
 
 
 def step_inputs_reference(tokens, lengths, finished, draft_tokens, draft_lengths, parents, input_tokens, positions,
@@ -78,5 +77,5 @@ def allowed_numba(lengths, limits, finished, budgets, allowed) -> None:
     _allowed_loop(lengths, limits, finished, budgets, allowed)
 
 
-STEP_INPUTS = {"reference": step_inputs_reference, "numba": step_inputs_numba, "triton": step_inputs_triton}
-ALLOWED = {"reference": allowed_reference, "numba": allowed_numba, "triton": allowed_triton}
+STEP_INPUTS = {"reference": step_inputs_reference, "numba": step_inputs_numba}
+ALLOWED = {"reference": allowed_reference, "numba": allowed_numba}

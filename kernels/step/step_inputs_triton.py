@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, sequences_per_program, tl
 
 
 @jit

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from foredraft.kernels.core.backend import jit, power_of_2, sequences_per_program, tl
+from foredraft.kernels.core.backend_triton import jit, power_of_2, sequences_per_program, tl
 from foredraft.kernels.core.split_softmax_triton import Scratch, split_sizes, split_softmax
 from foredraft.kernels.step.commit_triton import commit_sequences
 from foredraft.kernels.verify.decide_triton import decide

@@ -5,7 +5,7 @@ Arguments are those of _accept_kernel in accept_triton.py, whose programs have r
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import constexpr, jit, tl
+from foredraft.kernels.core.backend_triton import constexpr, jit, tl
 from foredraft.kernels.core.philox import ACCEPT, POINT, RESIDUAL
 from foredraft.kernels.core.philox_triton import uniform_triton
 from foredraft.kernels.core.split_softmax_triton import apply_filter, combine_splits

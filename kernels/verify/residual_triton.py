@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from foredraft.kernels.core.backend import jit, tl
+from foredraft.kernels.core.backend_triton import jit, tl
 from foredraft.kernels.core.split_softmax_triton import apply_filter, first_hit
 
 

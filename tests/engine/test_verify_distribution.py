@@ -15,7 +15,7 @@ from foredraft.engine.loop import decode
 from foredraft.engine.protocols import Drafter
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
 from foredraft.kernels.core import split_softmax_triton
-from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.backend_triton import can_launch, is_interpreted
 from foredraft.kernels.sampling.top_k_top_p import warp_reference
 from foredraft.kernels.verify import accept_triton, decide_triton, residual_triton
 

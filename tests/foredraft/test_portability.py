@@ -55,6 +55,12 @@ def test_the_hook_hides(line):
     assert "hidden" in done.stderr or "ImportError" in done.stderr, done.stderr
 
 
+def test_a_summary_on_a_cpu_does_not_import_triton(tiny_model_path):
+    show = "import atexit, sys\natexit.register(lambda: print('triton' in sys.modules))"
+    done = run(f"{show}\n{COMMAND}", "summarize", "--text", "w3 w4 w5", "--target", tiny_model_path, "--max-new-tokens", "4")
+    assert done.stdout.splitlines()[-1] == "False", done
+
+
 def test_texts_are_decoded_without_what_linux_alone_has(tmp_path, tiny_model_path):
     lines = [json.dumps({"article": f"w{i} w{i + 1} w{i + 2}"}) for i in range(3, 8)]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))

@@ -14,7 +14,7 @@ from foredraft.engine.drafters.registry import PROPOSERS
 from foredraft.engine.models.device_memory import check_memory
 from foredraft.engine.protocols import Capabilities, Drafter, DrafterSetup
 from foredraft.engine.state import DecodeState, Draft, DraftBudget
-from foredraft.kernels.core.backend import power_of_2
+from foredraft.kernels.core.backend_triton import power_of_2
 from foredraft.kernels.drafting.ngram_lookup_triton import Hash, ngram_lookup_triton
 from foredraft.kernels.drafting.prompt_lookup_triton import prompt_lookup_triton
 from foredraft.ngram_native.device_table import export_device

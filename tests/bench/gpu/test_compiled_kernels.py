@@ -14,7 +14,7 @@ from foredraft.bench.gpu.compiled_kernels import fits, step_of
 from foredraft.bench.gpu.roofline import Step
 from foredraft.engine.params import MAX_DRAFT_TOKENS
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
+from foredraft.kernels.core.backend_triton import HAS_TRITON, is_interpreted
 from foredraft.kernels.core.triton_compile import Cost, costs, lower
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")

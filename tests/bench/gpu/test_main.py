@@ -18,7 +18,7 @@ from foredraft.bench.gpu import times as gpu_times
 from foredraft.bench.gpu import transformers_peer as gpu_peers
 from foredraft.bench.gpu import verification_peers as gpu_verification
 from foredraft.bench.gpu.sizes import Sizes
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 from foredraft.kernels.verify import accept_triton as verification
 
 if HAS_TRITON:

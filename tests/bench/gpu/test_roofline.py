@@ -22,7 +22,7 @@ from foredraft.engine.loop import step
 from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import random_cuda_weights
 from foredraft.engine.runtime.cuda_graphs import HostView
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 from foredraft.kernels.model import linear_triton
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.smooth import fit

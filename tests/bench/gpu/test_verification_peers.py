@@ -5,7 +5,7 @@ import torch
 
 from foredraft.bench.gpu.sizes import Sizes
 from foredraft.bench.gpu.verification_peers import Case, check_verification, measure_verification, race
-from foredraft.kernels.core.backend import HAS_TRITON, is_interpreted
+from foredraft.kernels.core.backend_triton import HAS_TRITON, is_interpreted
 
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
 

@@ -8,7 +8,7 @@ import foredraft
 from foredraft.engine.drafters.registry import ENTRIES, PROPOSERS, _imported, make_drafter, specs, trained_kinds
 from foredraft.engine.protocols import Drafter
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 
 
 def test_every_entry_names_a_drafter():

@@ -13,7 +13,7 @@ from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_cuda import LAYER_LAUNCHES, T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
 from foredraft.engine.models.t5_weights import load_weights
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 
 if HAS_TRITON:
     from launches import Launches

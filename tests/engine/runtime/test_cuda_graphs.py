@@ -17,7 +17,7 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
 from foredraft.engine.runtime.cuda_graphs import MAX_SHAPES, CapturedSteps, CudaCapture
 from foredraft.engine.runtime.requests import Request
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TABLE = torch.randn(20, 16, 16, generator=torch.Generator().manual_seed(3))

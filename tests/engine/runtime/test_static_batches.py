@@ -14,9 +14,9 @@ from foredraft.engine.models.t5_cuda_weights import load_cuda_weights
 from foredraft.engine.runtime import static_batches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.engine.state import state_bytes
-from foredraft.engine.verify import workspace_bytes
+from foredraft.engine.verify_cuda import workspace_bytes
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import is_interpreted
+from foredraft.kernels.core.backend_triton import is_interpreted
 
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="needs triton's interpreter")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 from foredraft.kernels.core.pdl_triton import PDL_LAUNCH
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.model.linear_triton import PROJECT

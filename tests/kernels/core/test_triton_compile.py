@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foredraft.kernels.core.backend import HAS_TRITON, jit, tl
+from foredraft.kernels.core.backend_triton import HAS_TRITON, jit, tl
 from foredraft.kernels.core.triton_compile import TARGETS, costs, table
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")

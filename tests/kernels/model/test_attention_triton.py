@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foredraft.bench.gpu.rounding_bounds import attended
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.model.cross_attention_triton import FUSED_CROSS_ATTENTION, PAGE, work_size
 from foredraft.kernels.model.self_attention_triton import FUSED_SELF_ATTENTION

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foredraft.bench.gpu.rounding_bounds import rounding, unsigned
-from foredraft.kernels.core.backend import HAS_TRITON
+from foredraft.kernels.core.backend_triton import HAS_TRITON
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.model.linear_triton import ADD, GATE, PROJECT, QKV
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.backend_triton import can_launch, is_interpreted
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.sampling import top_k_top_p_triton as triton_file
 from foredraft.kernels.sampling.top_k_top_p import warp_reference

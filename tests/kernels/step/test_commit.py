@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.backend_triton import can_launch, is_interpreted
 from foredraft.kernels.step import commit_triton as triton_file
 from foredraft.kernels.step.commit import commit_numba, commit_reference
 from foredraft.kernels.step.commit_triton import commit_triton

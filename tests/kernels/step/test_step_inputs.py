@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.kernels.core.backend import can_launch
-from foredraft.kernels.step.step_inputs import ALLOWED, STEP_INPUTS
+from foredraft.kernels.core.backend_triton import can_launch
+from foredraft.kernels.step import step_inputs
+from foredraft.kernels.step.step_inputs_triton import allowed_triton, step_inputs_triton
 
 BACKENDS = ["reference", "numba", pytest.param("triton", marks=pytest.mark.skipif(
     not can_launch(), reason="needs a GPU, or TRITON_INTERPRET=1"))]
 B, K, T = 5, 4, 9
+STEP_INPUTS = {**step_inputs.STEP_INPUTS, "triton": step_inputs_triton}
+ALLOWED = {**step_inputs.ALLOWED, "triton": allowed_triton}
 
 
 def call(kernel, backend, *arguments):

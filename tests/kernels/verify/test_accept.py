@@ -7,7 +7,7 @@ from doubles import make_state
 from verification_cases import case, verifications
 
 from foredraft.engine.sampling.draft_sampling import dense_draft, sample_into
-from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.backend_triton import can_launch, is_interpreted
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.sampling.sample import sample_numba, sample_reference
 from foredraft.kernels.verify.accept import accept_greedy_numba, accept_greedy_reference, accept_numba, accept_reference

@@ -11,7 +11,7 @@ from verification_cases import case, verifications
 from foredraft.engine.loop import decode
 from foredraft.engine.params import MAX_DRAFT_TOKENS
 from foredraft.kernels.core import split_softmax_triton as draw
-from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.backend_triton import can_launch, is_interpreted
 from foredraft.kernels.core.split_softmax_triton import make_scratch
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.sampling.top_k_top_p_triton import top_k_top_p_triton

@@ -17,7 +17,7 @@ from foredraft.engine.models import device_memory
 from foredraft.engine.params import MAX_DRAFT_TOKENS
 from foredraft.engine.state import DecodeState, Draft
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import can_launch, is_interpreted
+from foredraft.kernels.core.backend_triton import can_launch, is_interpreted
 from foredraft.kernels.core.triton_compile import costs
 from foredraft.kernels.drafting import prompt_lookup_triton as lookup
 from foredraft.ngram_native.count import count

@@ -23,7 +23,7 @@ from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.runtime import static_batches
 from foredraft.engine.runtime.cuda_graphs import CapturedSteps
 from foredraft.errors import UserError
-from foredraft.kernels.core.backend import is_interpreted
+from foredraft.kernels.core.backend_triton import is_interpreted
 
 if is_interpreted():
     from launches import Launches
