@@ -9,7 +9,7 @@ import pytest
 import torch
 from doubles import ScriptedDrafter, TableTarget, chi_square, joint_chi_square, make_state
 
-from foredraft.engine import verify as engine_verify
+from foredraft.engine import verify_cuda
 from foredraft.engine.drafters.none import NoDrafter
 from foredraft.engine.loop import decode
 from foredraft.engine.protocols import Drafter
@@ -147,7 +147,7 @@ def test_wide_vocabulary_follows_the_target(distribution):
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
     broken = mutate(*SAMPLED[name], tmp_path, monkeypatch)
-    monkeypatch.setattr(engine_verify, "accept_sampled_triton", broken.accept_sampled_triton)
+    monkeypatch.setattr(verify_cuda, "accept_sampled_triton", broken.accept_sampled_triton)
     assert not all(is_lossless(drafter, trials=12_000) for drafter in ("adversarial", "close"))
 
 
@@ -156,7 +156,7 @@ def test_a_broken_sampled_verification_fails_the_chi_square(name, monkeypatch, t
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_broken_block_fails_the_chi_square(name, monkeypatch, tmp_path, many_splits):
     broken = mutate(*BLOCKS[name], tmp_path, monkeypatch)
-    monkeypatch.setattr(engine_verify, "accept_sampled_triton", broken.accept_sampled_triton)
+    monkeypatch.setattr(verify_cuda, "accept_sampled_triton", broken.accept_sampled_triton)
     assert not all(is_lossless(drafter, trials=20_000, block=True) for drafter in ("adversarial", "close"))
 
 
@@ -175,5 +175,5 @@ def test_a_broken_greedy_verification_changes_the_output(name, monkeypatch, tmp_
 
     assert speculative() == truth
     broken = mutate(*GREEDY[name], tmp_path, monkeypatch)
-    monkeypatch.setattr(engine_verify, "accept_greedy_triton", broken.accept_greedy_triton)
+    monkeypatch.setattr(verify_cuda, "accept_greedy_triton", broken.accept_greedy_triton)
     assert speculative() != truth
