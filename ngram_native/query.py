@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import copy_row
 from foredraft.ngram_native.stopping import is_worth_drafting, is_worth_drafting_jit
 from foredraft.ngram_native.table import Table
 
@@ -166,7 +167,7 @@ def _distribution_loop(packed, context, distribution):
     ids, unigrams, probabilities, codes, first_child, backoffs, _, _, vocab_size, order, strict, _ = packed
     end = len(context)
     longest = min(order - 1, end)
-    distribution[:] = unigrams
+    copy_row(unigrams, distribution)
     for size in range(longest if strict else 1, longest + 1):
         if size == 0:
             break
@@ -224,7 +225,7 @@ def _draft_loop(packed, tokens, lengths, allowed, end_token, cost, proposed, pro
         proposed[b] = 0
         count = 0
         known = min(order - 1, lengths[b])
-        text[:known] = tokens[b, lengths[b] - known : lengths[b]]
+        copy_row(tokens[b, lengths[b] - known : lengths[b]], text)
         reach, expected = 1.0, 1.0
         while count < min(allowed[b], proposed.shape[1]):
             token, likely = likeliest(packed, text, known + count)

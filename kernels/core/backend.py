@@ -1,6 +1,6 @@
 """The backend of the CPU kernels. numba is optional: every file of kernels can be imported without it.
 
-`njit`, `intrinsic`: numba's; without numba a compiled kernel raises ImportError when it is called.
+`njit`, `intrinsic`, `overload`: numba's; without numba a compiled kernel raises ImportError when it is called.
 
 Compiled code is cached on disk. numba checks only the file of a function itself, but compiled kernels contain the kernels
 that they call; therefore the cache folder is named after the code of all numba kernels, without comments and docstrings.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 try:
     import numba
-    from numba.extending import intrinsic
+    from numba.extending import intrinsic, overload
 
     HAS_NUMBA = True
 except ImportError:
@@ -25,6 +25,9 @@ except ImportError:
 
     def intrinsic(function):
         return function
+
+    def overload(_function):
+        return lambda implementation: implementation
 
 
 def backend_of(tensor) -> str:

@@ -63,8 +63,10 @@ def _has_dtype(*names: str):
     return has_dtype
 
 
+# dtypes of int8 and int4 weights
+INTEGERS = ("int8", "uint8")
 # whether weights are int8 or int4, and whether they are int4
-is_integer, is_int4 = _has_dtype("int8", "uint8"), _has_dtype("uint8")
+is_integer, is_int4 = _has_dtype(*INTEGERS), _has_dtype("uint8")
 
 
 @njit()

@@ -136,7 +136,8 @@ def choose_loop(lengths, limits, finished, draft_lengths, max_tokens, requests, 
         if draft_lengths.any():
             return position_costs[1], ASSUMED_TOKEN, True, 0
         # nothing changes before the next exploration; the caller takes back the reuses that a new request ends
-        requests[:, 2] += reuses
+        for b in range(B):
+            requests[b, 2] += reuses
         return position_costs[1], ASSUMED_TOKEN, False, reuses
     plain_cost = max(plain_times[running, 0], 1e-3)
     total = _maximise_rate(survival, coverage, room, running, call_costs, position_costs, plain_cost, draft_lengths)

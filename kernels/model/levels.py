@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foredraft.kernels.core.backend import njit
-from foredraft.kernels.core.gemm_microkernel import ROW_TILE, is_integer
+from foredraft.kernels.core.backend import njit, overload
+from foredraft.kernels.core.gemm_microkernel import INTEGERS, ROW_TILE
 from foredraft.kernels.core.workers import parallel, threads_for
 
 # The greatest |level| of K inputs is SUM_LIMIT // K, so that a sum of K products with |weight| <= 127 is below 2^31, and at
@@ -51,14 +51,24 @@ def _levels_tiles(first, last, x, top, levels):
             scales[m - start] = largest / top + total
 
 
-@njit()
 def levels_loop(x, weight, threads):
     """[tiles, K + 2, rows] int16: each tile is [K/2, rows, 2] levels, then the float32 scales. Float weights need nothing.
 
-    A row that is not finite has the scale NaN, and so has every output of it.
+    A row that is not finite has the scale NaN, and so has every output of it. For compiled kernels.
     """
-    if not is_integer(weight):
-        return np.empty((0, 0, 0), np.int16)
+    raise NotImplementedError
+
+
+@overload(levels_loop)
+def _by_storage(x, weight, threads):
+    # a branch on is_integer would compile the integers' kernels for float weights too
+    if str(weight.dtype) in INTEGERS:
+        return lambda x, weight, threads: _integer_levels(x, threads)
+    return lambda x, weight, threads: np.empty((0, 0, 0), np.int16)
+
+
+@njit()
+def _integer_levels(x, threads):
     M, K = x.shape
     levels = np.empty(((M + ROW_TILE - 1) // ROW_TILE, K + 2, ROW_TILE), np.int16)
     top = np.float32(min(MOST, SUM_LIMIT // K))

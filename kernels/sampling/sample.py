@@ -18,6 +18,7 @@ import numpy as np
 from foredraft.kernels.core.argmax import argmax_loop, largest_loop
 from foredraft.kernels.core.backend import njit
 from foredraft.kernels.core.philox import DRAFT, uniform, uniform_reference
+from foredraft.kernels.core.rows import copy_row
 from foredraft.kernels.core.workers import get_num_threads, parallel
 from foredraft.kernels.sampling.top_k_top_p import inverse_cdf_loop, inverse_cdf_reference, warp_loop, warp_reference
 
@@ -51,7 +52,7 @@ def _sample_sequences(first, last, logits, temperature, top_k, top_p, seeds, sta
     for b in range(first, last):
         if temperature[b] == 0:
             tokens[b] = argmax_loop(logits[b])
-            processed[b] = logits[b]
+            copy_row(logits[b], processed[b])
             lse[b] = 0.0
         else:
             weights = np.empty(V, np.float32)

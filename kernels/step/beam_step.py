@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import copy_row
 
 # Added to scores that may not be chosen.
 NEVER = np.float32(-1e9)
@@ -98,7 +99,7 @@ def beam_step_numba(values, indices, stopped, V, length, max_length, end_tokens,
         all_finished = all_finished and is_finished[i]
     divisor = np.float32(np.float64(length) ** length_penalty)
     merged = np.empty(n + k, np.float32)
-    merged[:n] = finished_scores
+    copy_row(finished_scores, merged)
     for j in range(k):
         value = values[j] / divisor
         if early_stopping == 1 and all_finished:

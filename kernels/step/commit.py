@@ -26,6 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import copy_row
 
 
 def commit_reference(verified_tokens, verified_counts, path, draft_lengths, parents, draft_proposers, target_hidden, limits,
@@ -74,7 +75,7 @@ def _commit_loop(verified_tokens, verified_counts, path, draft_lengths, parents,
             for i in range(end_tokens.shape[1]):
                 ended = ended or token == end_tokens[b, i]
             n += 1
-        hidden[b] = target_hidden[b, path[b, n - 1]]
+        copy_row(target_hidden[b, path[b, n - 1]], hidden[b])
         last_counts[b], last_accepted[b] = n, min(accepted, n)
         tested = accepted
         for i in range(draft_lengths[b]):

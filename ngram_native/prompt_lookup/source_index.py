@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from foredraft.kernels.core.backend import njit
+from foredraft.kernels.core.rows import copy_row
 from foredraft.ngram_native.prompt_lookup.copy_branches import _branch_loop
 from foredraft.ngram_native.prompt_lookup.hash_chains import (
     BUCKETS,
@@ -217,7 +218,9 @@ def _learn(b, tokens, length, last, tested):
             tested[match, 0] += 1.0
             tested[match, 1] += 1.0 if accepted else 0.0
             if tested[match, 0] > MAX_COUNT:
-                tested[match] *= 0.5
+                # one by one: numba takes seconds to compile an assignment to a whole row
+                tested[match, 0] *= 0.5
+                tested[match, 1] *= 0.5
         if not accepted:
             break
     last[b, 0] = 0
@@ -260,7 +263,7 @@ def _propose_loop(
             continue
         # the output with the drafted tokens, after which matches are searched too
         output = np.empty(emitted + 1 + room, np.int64)
-        output[: emitted + 1] = tokens[b, : emitted + 1]
+        copy_row(tokens[b, : emitted + 1], output)
         kind, position, match, copying = SOURCE, np.argmax(starts), 0, emitted == 0 and stop > 0
         if position >= stop or min_match > 1:
             position = np.int64(0)
