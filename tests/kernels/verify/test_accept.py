@@ -39,6 +39,27 @@ def test_trees_equal_the_reference(B, K, V):
         assert any(len(path) > 1 and path[1] > 1 for b, (_, path) in enumerate(reference) if arguments[4][b])
 
 
+def test_greedy_sequences_have_no_dense_drafts():
+    arguments = case(40, 3, 16, seed=6)
+    arguments[7][:], arguments[4][:] = 0, False
+    expected = verifications(accept_reference, arguments, 40, 3)
+    arguments[4][:] = True
+    for function in (accept_reference, accept_numba):
+        assert verifications(function, arguments, 40, 3) == expected
+
+
+def test_a_residual_without_mass_leaves_the_distribution():
+    """Siblings from q = 2p, as rounding could have it: no token is left after a rejected one."""
+    arguments = case(40, 3, 16, seed=7)
+    arguments[3][:], arguments[4][:], arguments[7][:], arguments[8][:], arguments[9][:] = 0, True, 1, 0, 1
+    arguments[5] = np.repeat(arguments[0][:, :1], 3, axis=1)
+    arguments[6] = np.log(np.exp(arguments[5].astype(np.float64)).sum(-1) / 2)
+    found = verifications(accept_reference, arguments, 40, 3)
+    assert found == verifications(accept_numba, arguments, 40, 3)
+    # the first sibling alone can be accepted
+    assert {path[1] if len(path) > 1 else 0 for _, path in found} == {0, 1}
+
+
 def test_point_masses_need_no_draft_distribution():
     arguments = case(30, 3, 20, seed=2)
     arguments[4] = np.zeros(30, bool)
@@ -64,10 +85,12 @@ def test_trees_follow_the_accepted_child():
         assert verifications(function, arguments, 1, 4) == [([4, 5, 6], [0, 2, 3])]
 
 
-def test_greedy_kernels_agree():
+@pytest.mark.parametrize("branches", [False, True])
+def test_greedy_kernels_agree(branches):
+    """Also on trees, some of whose siblings are equal."""
     rng = np.random.default_rng(5)
     arguments = [rng.integers(0, 3, (50, 6)), rng.integers(0, 3, (50, 5)), rng.integers(0, 6, 50),
-                 np.tile(np.arange(5), (50, 1))]
+                 rng.integers(0, np.arange(1, 6), (50, 5)) if branches else np.tile(np.arange(5), (50, 1))]
     assert verifications(accept_greedy_numba, arguments, 50, 5) == verifications(accept_greedy_reference, arguments, 50, 5)
 
 
