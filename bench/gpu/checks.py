@@ -84,31 +84,60 @@ def _on_cpu(value: object) -> object:
 
 
 def check_kernels(sizes: Sizes) -> Iterator[dict]:
-    """Every kernel of a target's pass at the width of `sizes.checked`: six query positions of three requests, one of which
-    is not decoded."""
+    """Every kernel of a target's pass at the width of `sizes.checked`; the products in tiles of 16, 32 and 64 rows."""
     c, case = random_target(sizes, sizes.checked, layers=1).config, _Case(sizes)
-    C, H, D, F, V, B, R = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size, 3, 6
-    M = B * R
-    positions = torch.arange(POSITION, POSITION + R, device=case.device).repeat(B, 1)
-    positions[1, 3:], positions[2] = -1, -1
+    for B in (1, 3, 8):
+        yield from _check_products(case, c, B)
+    yield from _check_others(case, c, sizes.source)
+
+
+def _six_positions(case: _Case, B: int) -> Tensor:
+    """Positions [B, 6]; where there are three requests, one has fewer and one is not decoded."""
+    positions = torch.arange(POSITION, POSITION + 6, device=case.device).repeat(B, 1)
+    positions[1:2, 3:], positions[2:3] = -1, -1
+    return positions
+
+
+def _check_products(case: _Case, c: ModelConfig, B: int) -> Iterator[dict]:
+    """The products of six query positions of B requests."""
+    C, H, D, F, V, T = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size, POSITION + 9
+    positions = _six_positions(case, B)
+    M = positions.numel()
     x = case.draw(M, C, dtype=torch.float32)
     squares = torch.zeros(M, -(-C // 16), device=case.device)
     squares[:, 0] = x.square().sum(1)
     y = x.bfloat16()
-    T = POSITION + R + 3
-    yield case.compare("qkv", QKV, (y, squares, case.draw(3 * H * D, C, scale=C**-0.5), 1e-6, positions),
+    yield case.compare(f"qkv, {M} rows", QKV, (y, squares, case.draw(3 * H * D, C, scale=C**-0.5), 1e-6, positions),
                        (case.empty(M, H, D), case.empty(B, H, T, D), case.empty(B, H, T, D)), terms=C)
-    yield case.compare("project", PROJECT, (y, squares, case.draw(H * D, C, scale=C**-0.5), 1e-6), (case.empty(M, H * D),),
-                       terms=C)
+    yield case.compare(f"project, {M} rows", PROJECT, (y, squares, case.draw(H * D, C, scale=C**-0.5), 1e-6),
+                       (case.empty(M, H * D),), terms=C)
     gate = case.draw(2 * F if c.gated else F, C, scale=C**-0.5)
-    yield case.compare("gate", GATE, (y, squares, gate, 1e-6, c.activation, c.gated), (case.empty(M, F),), terms=C)
+    yield case.compare(f"gate, {M} rows", GATE, (y, squares, gate, 1e-6, c.activation, c.gated), (case.empty(M, F),),
+                       terms=C)
     added, sums = x.clone(), case.empty(M, -(-C // 16), dtype=torch.float32)
-    yield case.compare("add", ADD, (case.draw(M, F), case.draw(C, F, scale=F**-0.5), torch.ones(C, device=case.device)),
+    ones = torch.ones(C, device=case.device)
+    yield case.compare(f"add, {M} rows", ADD, (case.draw(M, F), case.draw(C, F, scale=F**-0.5), ones),
                        (added, case.empty(M, C), sums), terms=F)
     exact = added.double().square().unflatten(1, (-1, 16)).sum(2)
     apart = (sums - exact).abs() / rounding(16, sums, exact)
-    yield {"check": "add: its squares are those of its output", "worst": float(apart.max()),
+    yield {"check": f"add, {M} rows: its squares are those of its output", "worst": float(apart.max()),
            "passed": bool((apart <= 1).all())}
+    head = case.draw(V, C, scale=C**-0.5)
+    logits = case.empty(M, V, dtype=torch.float32)
+    yield case.compare(f"logits, {M} rows", FUSED_LOGITS, (y, head), (logits,), terms=C)
+    parts = -(-V // WIDTH)
+    chosen = torch.zeros(M, dtype=torch.int64, device=case.device)
+    arrived = torch.zeros(-(-M // 16), dtype=torch.int32, device=case.device)
+    FUSED_CHOOSE["triton"](y, head, chosen, case.empty(M, parts, dtype=torch.float32),
+                           torch.zeros(M, parts, dtype=torch.int32, device=case.device), arrived)
+    yield {"check": f"the choice is the argmax of the logits, {M} rows",
+           "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
+
+
+def _check_others(case: _Case, c: ModelConfig, source: int) -> Iterator[dict]:
+    """Attention, the embedding and the closing norm, of six query positions of three requests."""
+    C, H, D, V, B, R, T = c.d_model, c.num_heads, c.d_kv, c.vocab_size, 3, 6, POSITION + 9
+    M, positions = B * R, _six_positions(case, B)
     # references of attention are plain loops: few heads
     few = min(H, 2)
     visible = torch.ones(R, R, dtype=torch.int8, device=case.device).tril().repeat(B, 1, 1)
@@ -116,31 +145,21 @@ def check_kernels(sizes: Sizes) -> Iterator[dict]:
     yield case.compare("self-attention", FUSED_SELF_ATTENTION, (
         q, case.draw(B, few, T, D, scale=0.3), case.draw(B, few, T, D), positions, visible,
         case.draw(few, T, dtype=torch.float32)), (case.empty(M, few * D),), keys=T)
-    pages = -(-sizes.source // PAGE)
+    pages = -(-source // PAGE)
     table = torch.randperm(B * pages, device=case.device, generator=case.generator).view(B, pages)
-    lengths = torch.tensor([sizes.source, 1, min(65, sizes.source)], device=case.device)
+    lengths = torch.tensor([source, 1, min(65, source)], device=case.device)
     work = (case.empty(work_size(B, R, few, pages, D), dtype=torch.float32),
             torch.zeros(B * few, dtype=torch.int32, device=case.device))
     yield case.compare("cross-attention", FUSED_CROSS_ATTENTION, (
         q, case.draw(B * pages, few, PAGE, D, scale=0.3), case.draw(B * pages, few, PAGE, D), table, lengths),
-        (case.empty(M, few * D),), work, keys=sizes.source)
+        (case.empty(M, few * D),), work, keys=source)
     norm = 0.5 + torch.rand(C, device=case.device, generator=case.generator)
     tokens = torch.randint(V, (B, R), device=case.device, generator=case.generator)
+    x, squares = (case.empty(M, n, dtype=torch.float32) for n in (C, -(-C // 16)))
     yield case.compare("embedding", EMBED, (tokens, positions, None, case.draw(V, C), norm), (
-        torch.full((B, R, R), -77, dtype=torch.int8, device=case.device), case.empty(M, C, dtype=torch.float32),
-        case.empty(M, C), case.empty(M, -(-C // 16), dtype=torch.float32)), terms=16)
+        torch.full((B, R, R), -77, dtype=torch.int8, device=case.device), x, case.empty(M, C), squares), terms=16)
     yield case.compare("closing norm", FINAL_NORM, (x, squares, norm, 1e-6, 0.5),
                        (case.empty(M, C, dtype=torch.float32), case.empty(M, C)), terms=C)
-    head = case.draw(V, C, scale=C**-0.5)
-    logits = case.empty(M, V, dtype=torch.float32)
-    yield case.compare("logits", FUSED_LOGITS, (y, head), (logits,), terms=C)
-    parts = -(-V // WIDTH)
-    chosen = torch.zeros(M, dtype=torch.int64, device=case.device)
-    arrived = torch.zeros(-(-M // 16), dtype=torch.int32, device=case.device)
-    FUSED_CHOOSE["triton"](y, head, chosen, case.empty(M, parts, dtype=torch.float32),
-                           torch.zeros(M, parts, dtype=torch.int32, device=case.device), arrived)
-    yield {"check": "the choice is the argmax of the logits",
-           "passed": bool((chosen == logits.argmax(1)).all()) and not arrived.any()}
 
 
 def check_drafters(sizes: Sizes) -> Iterator[dict]:
@@ -205,7 +224,8 @@ def check_bits(sizes: Sizes, layers: int | None = 4) -> Iterator[dict]:
     def same(B: int, reads: int, count: int) -> bool:
         return all(torch.equal(a[:, :count], b) for a, b in zip(plain, run(B, reads, count), strict=True))
 
-    for B in (1, largest):
+    # between them the passes take tiles of 16, 32 and 64 rows
+    for B in sorted({1, min(4, largest), largest}):
         for reads in sorted({1, 2, R, 16}):
             if (B, reads) != (1, 1):
                 yield {"check": f"bf16 bits: {reads} tokens a pass, batch {B}, against one token of one request",

@@ -59,10 +59,10 @@ def step_of(geometry: str, r: Step, stored: str = "bf16") -> Callable[[], None]:
 
 def measure(run: Callable[[], None], machines: Sequence[str], only: str = "") -> Iterator[Cost]:
     """The cost of each distinct launch of `run` on each machine; `only`: of kernels whose name contains this."""
-    with torch.inference_mode():
-        found = [launch for launch in distinct(launches(run)) if only in launch.kernel.__name__]
-    for launch in found:
-        for machine in machines:
+    for machine in machines:
+        with torch.inference_mode():
+            found = [launch for launch in distinct(launches(run, machine)) if only in launch.kernel.__name__]
+        for launch in found:
             yield compiled(launch, machine)
 
 

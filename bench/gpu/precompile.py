@@ -47,10 +47,9 @@ def _loop(sizes: Sizes, geometry: str) -> None:
 
 
 def _verifications(sizes: Sizes, K: int, V: int) -> None:
-    # 1, even numbers and multiples of 16 are compiled separately
-    for B in (1, 2, 16):
-        for dense in (False, True):
-            Case(sizes.device, B, K, V, dense, 2).ours()
+    # the number of sequences is not compiled in, but alignment by 16 bytes is: one sequence's copies have both kinds
+    for dense in (False, True):
+        Case(sizes.device, 1, K, V, dense, 2).ours()
 
 
 def compile_all(sizes: Sizes, seconds: float) -> Iterator[dict]:

@@ -2,11 +2,12 @@
 
     python -m foredraft.bench.gpu.roofline --geometry flan-t5-xl --tokens-per-step 3
 
-    time = sum over parts of max((bytes + again) / bandwidth, flop / rate) + launches * cost of one
+    time = sum over parts of max(bytes / bandwidth, (bytes + again) / (cache * bandwidth), flop / rate)
+           + launches * cost of one
 
-`bytes` counts weights, caches and logits once a step. A program takes 16 rows, and each reads the weights: `again` is what
-all but the first read. The second-level cache may hold it and is not modelled, so beyond 16 rows a time is an upper bound,
-and that of `bytes` alone a lower one.
+`bytes` counts weights, caches and logits once a step. A program reads the weights of its outputs and the inputs of its rows
+(tiles: kernels/model/linear_triton.py): `again` is what tiles of rows but the first read of the weights, and all programs of
+the inputs. The second-level cache serves it. How fast is an ASSUMPTION: `cache` times memory; no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from foredraft.engine.models.spec import ModelConfig
 from foredraft.engine.models.t5_cuda import END_LAUNCHES, LAYER_LAUNCHES
 from foredraft.errors import UserError
 from foredraft.kernels.model.cross_attention_triton import PAGE
+from foredraft.kernels.model.linear_triton import HEIGHT, WIDTH, tile
+from foredraft.kernels.model.lm_head_triton import WIDTH as HEAD_WIDTH
 
 
 @dataclass(frozen=True)
 class Machine:
     """`bandwidth` in GB/s and `rate` in TFLOP/s (bf16, dense), as the maker states; without a rate arithmetic takes no time.
-    `launch_us`: a launch inside a graph."""
+    `launch_us`: a launch inside a graph. `cache`: bandwidth of the second-level cache over memory's, assumed."""
 
     bandwidth: float
     rate: float | None
     launch_us: float = 1.3
+    cache: float = 1.2
 
 
 MACHINES = {
@@ -47,8 +51,6 @@ MACHINES = {
 # Drafters that run on the device. Of trained ones: layers, draft vocabulary without the source's tokens, default sizes.
 DRAFTERS = ("none", "lookup", "ngram", "lookup+ngram", "t5shallow", "lstm", "cnn")
 LAYERS, LISTED = {"t5shallow": 2, "lstm": 1, "cnn": 3}, 1024
-# rows of a program (kernels/model/linear_triton.py)
-ROWS = 16
 DRAWS = "draft: sampling"
 SIZES = {"lstm": LSTMConfig.__dataclass_fields__, "cnn": CNNConfig.__dataclass_fields__}
 # launches of a step outside target and drafter
@@ -74,7 +76,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a step: launches, bytes read or written in device memory, FLOP, bytes that are read again."""
+    """One part of a step: launches, bytes read or written in device memory, FLOP, bytes read from the second-level cache."""
 
     name: str
     launches: int
@@ -83,7 +85,7 @@ class Part:
     again: int = 0
 
     def seconds(self, machine: Machine) -> float:
-        work = (self.bytes + self.again) / machine.bandwidth / 1e9
+        work = max(self.bytes, (self.bytes + self.again) / machine.cache) / machine.bandwidth / 1e9
         if machine.rate is not None:
             work = max(work, self.flop / machine.rate / 1e12)
         return work + self.launches * machine.launch_us / 1e6
@@ -103,9 +105,9 @@ def config_of(geometry: str) -> ModelConfig:
     return ModelConfig.from_dict(GEOMETRIES[geometry], geometry)
 
 
-def _further_tiles(rows: int) -> int:
-    """Tiles of rows beyond the first."""
-    return -(-rows // ROWS) - 1
+def _again(weights: int, rows: int, item: int, height: int = HEIGHT, width: int = WIDTH) -> int:
+    """Bytes of a product that the cache serves: of weights to tiles of rows beyond the first, of inputs to every program."""
+    return weights * (-(-rows // height) - 1) * item + weights * rows * item // width
 
 
 def _draft(c: ModelConfig, r: Step, listed: int) -> list[Part]:
@@ -118,9 +120,11 @@ def _draft(c: ModelConfig, r: Step, listed: int) -> list[Part]:
         return [Part("draft", 1, B * (r.source + r.position) * 8, 0)]
     layers = LAYERS[r.drafter]
 
+    tiles = tile(B, r.item == 2) if r.drafter == "t5shallow" else (HEIGHT, WIDTH)
+
     def read(name: str, times: int, launches: int, weights: int, cached: int = 0) -> Part:
         return Part(f"draft: {name}", times * launches, times * (weights + cached) * r.item, times * B * 2 * weights,
-                    times * _further_tiles(B) * weights * r.item)
+                    times * _again(weights, B, r.item, *tiles))
 
     if r.drafter == "t5shallow":
         inner = c.num_heads * c.d_kv
@@ -139,7 +143,7 @@ def _draft(c: ModelConfig, r: Step, listed: int) -> list[Part]:
     # the drafter's inputs and draft lengths; sampled drafts write their distributions, which the verification reads
     return [Part("draft: buffers", 2, 0, 0), *network,
             Part("draft: head", K, K * (listed + B * r.source) * C * r.item, K * B * 2 * (listed + r.source) * C,
-                 K * _further_tiles(B) * listed * C * r.item),
+                 K * _again(listed * C, B, r.item, width=HEAD_WIDTH)),
             Part(DRAWS, K * r.sampled * (1 + r.cuts), K * r.sampled * B * c.vocab_size * 8, 0)]
 
 
@@ -149,10 +153,13 @@ def parts(c: ModelConfig, r: Step, listed: int = LISTED) -> list[Part]:
         raise UserError(f"drafter {r.drafter!r} is not modelled; one of {', '.join(DRAFTERS)}")
     L, C, F, V, inner = c.num_decoder_layers, c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv
     B, M = r.batch_size, r.batch_size * (r.draft_tokens + 1)
+    height, width = tile(M, r.item == 2)
     pages = -(-r.source // PAGE) * PAGE
 
-    def matrices(name: str, launches: int, weights: int) -> Part:
-        return Part(name, L * launches, L * weights * r.item, L * weights * M * 2, _further_tiles(M) * L * weights * r.item)
+    def matrices(name: str, launches: int, weights: int, gate: int = 0) -> Part:
+        """`gate`: weights of the gated product, which computes at least 32 of its two outputs at a time."""
+        again = _again(weights, M, r.item, height, width) + _again(gate, M, r.item, height, max(width, 2 * WIDTH))
+        return Part(name, L * launches, L * (weights + gate) * r.item, L * (weights + gate) * M * 2, L * again)
 
     def attention(name: str, keys: int, again: int = 0) -> Part:
         read = L * B * keys * 2 * inner * r.item
@@ -164,11 +171,12 @@ def parts(c: ModelConfig, r: Step, listed: int = LISTED) -> list[Part]:
         Part("inputs", STEP_LAUNCHES["inputs"], 0, 0),
         Part("embedding and closing norm", END_LAUNCHES - 1, M * C * r.item, 0),
         matrices("self-attention's matrices", 2, 4 * inner * C),
-        attention("self-attention", r.position + r.draft_tokens + 1, _further_tiles(r.draft_tokens + 1)),
+        # each sixteen query positions read the cache
+        attention("self-attention", r.position + r.draft_tokens + 1, r.draft_tokens // 16),
         matrices("cross-attention's matrices", 2, 2 * inner * C),
         attention("cross-attention", pages),
-        matrices("feed-forward", LAYER_LAUNCHES - 6, (3 if c.gated else 2) * F * C),
-        Part("head", 1, V * C * r.item + written, V * C * M * 2, _further_tiles(M) * V * C * r.item),
+        matrices("feed-forward", LAYER_LAUNCHES - 6, (1 if c.gated else 2) * F * C, 2 * F * C * c.gated),
+        Part("head", 1, V * C * r.item + written, V * C * M * 2, _again(V * C, M, r.item, height, HEAD_WIDTH)),
         Part("top-k and top-p", STEP_LAUNCHES["top-k and top-p"] * r.cuts, 2 * written * r.cuts, 0),
         Part("verification and commit", STEP_LAUNCHES["verification and commit"], written, 0),
         Part("host's view", STEP_LAUNCHES["host's view"], 0, 0),
@@ -213,6 +221,7 @@ def main(
     machine: Annotated[str, typer.Option(help=f"{', '.join(MACHINES)}: the maker's figures.")] = "h200",
     bandwidth: Annotated[float | None, typer.Option(help="GB/s, instead of the machine's.")] = None,
     launch_us: Annotated[float | None, typer.Option(help="A launch, microseconds; eager ones cost 5 or more.")] = None,
+    cache: Annotated[float | None, typer.Option(help="Second-level cache's bandwidth over memory's; assumed.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Model the time of a step in bf16."""
@@ -220,7 +229,7 @@ def main(
         raise UserError(f"--machine {machine!r} is not known; one of {', '.join(MACHINES)}")
     sizes = options.parse_numbers("--batch-sizes", batch_sizes, int, 1)
     known = MACHINES[machine]
-    for name, value in (("bandwidth", bandwidth), ("launch_us", launch_us)):
+    for name, value in (("bandwidth", bandwidth), ("launch_us", launch_us), ("cache", cache)):
         if value is not None:
             if value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; give a number above 0")
@@ -229,14 +238,14 @@ def main(
     rows = table(geometry, known, steps, tokens_per_step)
     show([
         Table(f"{geometry}, K={draft_tokens}, {source} source tokens, {known.bandwidth:.0f} GB/s, {known.launch_us} us a "
-              "launch: MODELLED, not measured",
-              ("B", "launches", "MB", "MB again", "MB once, us", "plain step, us", "step, us", "v(K+1)", "plain tok/s",
+              f"launch, a cache {known.cache:g} times as fast: MODELLED, not measured",
+              ("B", "launches", "MB", "MB cached", "MB once, us", "plain step, us", "step, us", "v(K+1)", "plain tok/s",
                "tok/s"), [
                   [str(size), str(row["launches"]), f"{row['bytes'] / 1e6:,.0f}", f"{row['again'] / 1e6:,.0f}",
                    f"{row['bytes_us']:,.0f}", f"{row['plain_us']:,.0f}", f"{row['us']:,.0f}", f"{row['v']:.2f}",
                    f"{row['plain_tokens_per_second']:,.0f}", f"{row['tokens_per_second']:,.0f}"]
                   for size, row in zip(sizes, rows, strict=True)]),
-        Table(f"parts of a step at B={sizes[0]}", ("part", "launches", "MB", "MB again", "us"), [
+        Table(f"parts of a step at B={sizes[0]}", ("part", "launches", "MB", "MB cached", "us"), [
             [part["name"], str(part["launches"]), f"{part['bytes'] / 1e6:,.2f}", f"{part['again'] / 1e6:,.2f}",
              f"{part['us']:,.1f}"]
             for part in rows[0]["parts"]])])

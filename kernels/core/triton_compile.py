@@ -1,6 +1,6 @@
 """Resources of Triton kernels, compiled for GPUs that are not present.
 
-    launches(call) -> list[Launch]            the Triton launches of a call, recorded instead of run
+    launches(call, target) -> list[Launch]    the Triton launches of a call on one of TARGETS, recorded instead of run
     distinct(launches) -> list[Launch]        one launch for each different machine code
     compiled(launch, target) -> Cost          resources of the machine code (cubin or hsaco) for one of TARGETS
     lowered(launch, target) -> Lowered        the layouts of its sums, from Triton's GPU dialect; much faster than `compiled`
@@ -64,17 +64,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Lowered:
-    """constants: the arguments that are compiled in. reductions: kind, axis and operands of each reduction and scan, with
-    their layouts, in order; together with the dot products they fix the order of every sum."""
+    """constants: the arguments that are compiled in. sums: each product, reduction and scan but maxima and minima, with the
+    number of terms and the layouts of its operands, which fix the order of every sum."""
 
     kernel: str
     constants: dict[str, Any]
     types: tuple[str, ...]
-    reductions: tuple[str, ...]
+    sums: tuple[str, ...]
 
 
-def launches(call: Callable[[], Any]) -> list[Launch]:
-    """The Triton launches of a call. Needs triton without its interpreter; needs no GPU."""
+def launches(call: Callable[[], Any], target: str) -> list[Launch]:
+    """The Triton launches of a call on one of TARGETS. Needs triton without its interpreter; needs no GPU."""
+    import torch
     from triton.runtime.jit import JITFunction
 
     recorded = []
@@ -82,11 +83,13 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
     def record(kernel, *args, grid, warmup, **kwargs):
         recorded.append(_launch(kernel, grid, args, kwargs))
 
+    # launchers choose some options by it
+    hip, torch.version.hip = torch.version.hip, target if TARGETS[target][0] == "hip" else None
     run, JITFunction.run = JITFunction.run, record
     try:
         call()
     finally:
-        JITFunction.run = run
+        JITFunction.run, torch.version.hip = run, hip
     return recorded
 
 
@@ -163,14 +166,22 @@ def lowered(launch: Launch, target: str) -> Lowered:
     for name in ("ttir", "ttgir"):
         module = stages[name](module, {"target": machine, **vars(options)})
     return Lowered(launch.kernel.__name__, launch.constants, tuple(launch.signature.values()),
-                   tuple(_reductions(str(module))))
+                   tuple(_sums(str(module))))
 
 
-def _reductions(text: str) -> list[str]:
-    layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
-    found = re.findall(r'"tt\.(reduce|scan)".*?<\{(.*?)\}> \(\{.*?\}\) : \((.*?)\) ->', text, re.DOTALL)
-    spelled = (re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), operands) for _, _, operands in found)
-    return [f"{kind} {options} {operands}" for (kind, options, _), operands in zip(found, spelled, strict=True)]
+def _sums(text: str) -> list[str]:
+    layouts, found = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE)), []
+    for reduction, axis, body, operands, product, factors in re.findall(
+            r'"tt\.(reduce|scan)"\(.*?axis = (\d+)(.*?)\}\) : \((.*?)\) ->|\b(\w+\.\w*dot) %.*? : (.*?) loc\(', text,
+            re.DOTALL):
+        if re.search(r"arith\.(max|min)", body):
+            continue
+        types = operands or factors
+        # a product sums over the last axis of its first factor
+        size = re.search(r"tensor<((?:\d+x)+)", types)[1].split("x")[:-1][int(axis or -1)]
+        types = re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), re.sub(r"tensor<(?:\d+x)+", "tensor<", types))
+        found.append(f"{reduction or product} of {size}: {types}")
+    return found
 
 
 def _cubin_use(cubin: bytes) -> tuple[int, int]:
@@ -192,14 +203,15 @@ def _number(pattern: str, text: str) -> int:
 def costs(spec: str, targets: Sequence[str] = tuple(TARGETS)) -> list[Cost]:
     """Resources of every distinct launch of `spec`, FILE.py:FUNCTION."""
     if not is_interpreted():
-        return [compiled(launch, target) for launch in distinct(launches(_function(spec)))
-                for target in targets]
+        recorded = [distinct(launches(_function(spec), target)) for target in targets]
+        return [compiled(launch, target) for each in zip(*recorded, strict=True)
+                for launch, target in zip(each, targets, strict=True)]
     return [Cost(**cost) for cost in _elsewhere(["costs", spec, *targets])]
 
 
 def lower(spec: str, target: str, triton: Path | None = None) -> list[Lowered]:
     """Lowered of every distinct launch of `spec` for a target; `triton`: a folder that holds another version of it."""
-    return [Lowered(each["kernel"], each["constants"], tuple(each["types"]), tuple(each["reductions"]))
+    return [Lowered(each["kernel"], each["constants"], tuple(each["types"]), tuple(each["sums"]))
             for each in _elsewhere(["lower", spec, target], triton)]
 
 
@@ -232,7 +244,7 @@ def table(rows: Sequence[Cost]) -> str:
 if __name__ == "__main__":
     verb, spec, *targets = sys.argv[1:]
     if verb == "lower":
-        rows = [lowered(launch, targets[0]) for launch in distinct(launches(_function(spec)))]
+        rows = [lowered(launch, targets[0]) for launch in distinct(launches(_function(spec), targets[0]))]
     else:
         rows = costs(spec, targets)
     print(json.dumps([asdict(row) for row in rows], default=str))

@@ -10,8 +10,9 @@
     gate     weight [F or 2F, C] -> out [M, F], the activation (activation.py) of norm(x) @ weight.T
     add      inputs [M, K], weight [C, K], norm [C] -> x += inputs @ weight.T in place, with its y and squares
 
-A program computes 16 outputs of 16 rows. It sums over K in four interleaved ways, each in order, and adds these at the end.
-The order depends neither on the number of rows nor on the batch, so 1 row and K + 1 rows give the same bits.
+A program computes 16 outputs of 16 rows, or 32 outputs of 32 or 64 rows (`tile`); a gated output takes two. It sums over K
+in four interleaved ways, each in order, and adds these at the end. The order depends neither on the tile nor on the number
+of rows nor on the batch, so 1 row and K + 1 rows give the same bits.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from foredraft.kernels.core.backend_triton import jit, power_of_2, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
 from foredraft.kernels.model.activation import activate_reference
 
-# Outputs of a program: a tensor core's smallest tile, so that the step of one request still fills the GPU.
-WIDTH = 16
+# Rows and outputs of the smallest program: a tensor core's smallest tile, so that the step of one request fills the GPU.
+# `squares` has a sum for each WIDTH columns, whatever the tile.
+HEIGHT, WIDTH = 16, 16
 # A program reads WAYS * STEP columns at a time, in WAYS independent sums that hide each other's latency.
 WAYS, STEP = 4, 64
 
@@ -32,33 +34,47 @@ WAYS, STEP = 4, 64
 @jit
 def matmul_tile(x, weight, rows, is_row, outputs, is_output, K: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
                 STEP: tl.constexpr):
-    """[16, N] float32 = x[rows] @ weight[outputs].T over K columns, x rounded to the type of the weight."""
+    """[rows, N] float32 = x[rows] @ weight[outputs].T over K columns, x rounded to the type of the weight.
+
+    The three-dimensional product gives each way a warp of its own and keeps to one tensor core instruction for every tile.
+    """
     way, step = tl.arange(0, WAYS), tl.arange(0, STEP)
-    sums = tl.zeros((WAYS, 16, N), tl.float32)
+    sums = tl.zeros((WAYS, rows.shape[0], N), tl.float32)
     for start in range(0, K, WAYS * STEP):
         k = start + way[:, None] * STEP + step[None, :]
         a = tl.load(x + rows[None, :, None] * K + k[:, None, :], mask=is_row[None, :, None] & (k < K)[:, None, :], other=0.0)
-        w = tl.load(weight + outputs[None, :, None] * K + k[:, None, :],
-                    mask=is_output[None, :, None] & (k < K)[:, None, :], other=0.0)
-        sums = tl.dot(a.to(w.dtype), tl.permute(w, (0, 2, 1)), sums, input_precision="ieee")
+        w = tl.load(weight + outputs[None, None, :] * K + k[:, :, None],
+                    mask=is_output[None, None, :] & (k < K)[:, :, None], other=0.0)
+        sums = tl.dot(a.to(w.dtype), w, sums, input_precision="ieee")
     return tl.sum(sums, 0)
 
 
 @jit
 def norm_scale(squares, rows, is_row, epsilon, C: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr):
-    """[16] float32: norm(x) / y of each row."""
+    """[rows] float32: norm(x) / y of each row."""
     tile = tl.arange(0, TILES_UP)
     mask = is_row[:, None] & (tile < TILES)[None, :]
     parts = tl.load(squares + rows[:, None] * TILES + tile[None, :], mask=mask, other=0.0)
     return 1.0 / tl.sqrt(tl.sum(parts, 1) / C + epsilon)
 
 
+@jit
+def sums_of_16(values, ROWS: tl.constexpr, N: tl.constexpr):
+    """[ROWS, N / 16]: sums of 16 columns each, in halves: an order that no layout changes."""
+    halves = tl.permute(tl.reshape(values, (ROWS, N // 16, 2, 8)), (0, 1, 3, 2))
+    left, right = tl.split(halves)
+    left, right = tl.split(tl.reshape(left + right, (ROWS, N // 16, 4, 2)))
+    left, right = tl.split(tl.reshape(left + right, (ROWS, N // 16, 2, 2)))
+    left, right = tl.split(left + right)
+    return left + right
+
+
 @jit(do_not_specialize=["positions", "M", "T", "R"])
 def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
-                TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
+                TILES: tl.constexpr, TILES_UP: tl.constexpr, HEIGHT: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
                 STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
-    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    rows = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     is_row = rows < M
     pieces: tl.constexpr = (D + N - 1) // N
     part, head = tl.program_id(1) // (H * pieces), tl.program_id(1) // pieces % H
@@ -84,10 +100,10 @@ def _qkv_kernel(y, squares, weight, positions, q, k, v, M, T, epsilon, R, H: tl.
 
 @jit(do_not_specialize=["M"])
 def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr,
-                    TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr,
+                    TILES_UP: tl.constexpr, HEIGHT: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr,
                     PDL: tl.constexpr = False):
     pdl_wait(PDL)
-    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    rows = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     sums = matmul_tile(y, weight, rows, is_row, outputs, outputs < N_ALL, C, N, WAYS, STEP)
@@ -98,14 +114,19 @@ def _project_kernel(y, squares, weight, out, M, epsilon, N_ALL: tl.constexpr, C:
 
 @jit(do_not_specialize=["M"])
 def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.constexpr, ACTIVATION: tl.constexpr,
-                 GATED: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                 STEP: tl.constexpr, PDL: tl.constexpr = False):
+                 GATED: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, HEIGHT: tl.constexpr, N: tl.constexpr,
+                 WAYS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
-    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    rows = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     is_row = rows < M
-    outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
-    scale = norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
-    a = matmul_tile(y, weight, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale
+    # the two products of an output are neighbours: one pass over the rows, and the same thread holds both
+    each: tl.constexpr = 2 if GATED else 1
+    n = tl.arange(0, N)
+    outputs = tl.program_id(1).to(tl.int64) * (N // each) + n // each
+    a = matmul_tile(y, weight, rows, is_row, outputs + n % each * F, outputs < F, C, N, WAYS, STEP)
+    a *= norm_scale(squares, rows, is_row, epsilon, C, TILES, TILES_UP)[:, None]
+    if GATED:
+        a, factor = tl.split(tl.reshape(a, (HEIGHT, N // 2, 2)))
     if ACTIVATION == 0:
         a = tl.maximum(a, 0.0)
     elif ACTIVATION == 1:
@@ -116,16 +137,17 @@ def _gate_kernel(y, squares, weight, out, M, epsilon, F: tl.constexpr, C: tl.con
     else:
         a = a * tl.sigmoid(a)
     if GATED:
-        a = a * (matmul_tile(y, weight + F * C, rows, is_row, outputs, outputs < F, C, N, WAYS, STEP) * scale)
+        a = a * factor
+    outputs = tl.program_id(1).to(tl.int64) * (N // each) + tl.arange(0, N // each)
     tl.store(out + rows[:, None] * F + outputs[None, :], a.to(out.dtype.element_ty),
              mask=is_row[:, None] & (outputs < F)[None, :])
 
 
 @jit(do_not_specialize=["M"])
 def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr,
-                N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr = False):
+                HEIGHT: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
-    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    rows = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     is_row = rows < M
     outputs = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     mask = is_row[:, None] & (outputs < C)[None, :]
@@ -135,7 +157,20 @@ def _add_kernel(inputs, weight, norm, x, y, squares, M, C: tl.constexpr, K: tl.c
     after = before + matmul_tile(inputs, weight, rows, is_row, outputs, outputs < C, K, N, WAYS, STEP)
     tl.store(x + at, after, mask=mask)
     tl.store(y + at, (after * scale[None, :]).to(y.dtype.element_ty), mask=mask)
-    tl.store(squares + rows * TILES + tl.program_id(1), tl.sum(tl.where(mask, after * after, 0.0), 1), mask=is_row)
+    part = tl.program_id(1) * (N // 16) + tl.arange(0, N // 16)
+    tl.store(squares + rows[:, None] * TILES + part[None, :], sums_of_16(tl.where(mask, after * after, 0.0), HEIGHT, N),
+             mask=is_row[:, None] & (part < TILES)[None, :])
+
+
+def tile(rows: int, is_narrow: bool = True) -> tuple[int, int]:
+    """Rows and outputs of a program of bf16 weights (`is_narrow`) or float32 ones, for a pass of that many rows.
+
+    Each tile of rows reads the weights and each of outputs the rows, so more than 16 rows take larger ones. float32 takes
+    too many registers for that, and AMD's matrix instruction, with its order of sums, depends on the tile.
+    """
+    if rows <= HEIGHT or not is_narrow or torch.version.hip is not None:
+        return HEIGHT, WIDTH
+    return (32 if rows <= 32 else 64), 32
 
 
 def tiling(weight: Tensor) -> dict[str, int]:
@@ -147,40 +182,56 @@ def tiling(weight: Tensor) -> dict[str, int]:
     return {"WAYS": WAYS, "STEP": STEP if narrow else STEP // 2, "num_warps": WAYS, "num_stages": 4 if narrow else 2}
 
 
+def tiling_of(weight: Tensor, rows: int) -> dict[str, int]:
+    """`tiling` with the `tile` of a pass."""
+    height, width = tile(rows, weight.dtype == torch.bfloat16)
+    # two programs of 64 rows share a multiprocessor
+    return tiling(weight) | {"HEIGHT": height, "N": width} | ({"num_stages": 3} if height > 32 else {})
+
+
 def _norm_sizes(squares: Tensor) -> dict[str, int]:
-    return {"TILES": squares.shape[1], "TILES_UP": power_of_2(squares.shape[1])}
+    # from 32 on, the layout of a row does not depend on the number of rows
+    return {"TILES": squares.shape[1], "TILES_UP": max(32, power_of_2(squares.shape[1]))}
 
 
-def _tiles(rows: int, outputs: int) -> tuple[int, int]:
+def grid_of(rows: int, outputs: int, options: dict[str, int]) -> tuple[int, int]:
     """The grid. Row tiles come first, so that they share the weight in the L2 cache."""
-    return -(-rows // 16), -(-outputs // WIDTH)
+    return -(-rows // options["HEIGHT"]), -(-outputs // options["N"])
 
 
 def qkv_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, positions: Tensor, q: Tensor, k: Tensor,
                v: Tensor, **launch) -> None:
     M, H, D = q.shape
-    grid = (-(-M // 16), 3 * H * -(-D // WIDTH))
-    _qkv_kernel[grid](y, squares, weight, positions, q, k, v, M, k.shape[2], epsilon, positions.shape[1], H=H, D=D,
-                      C=y.shape[1], N=WIDTH, **_norm_sizes(squares), **tiling(weight), **launch)
+    options = tiling_of(weight, M)
+    rows, pieces = grid_of(M, D, options)
+    _qkv_kernel[(rows, 3 * H * pieces)](y, squares, weight, positions, q, k, v, M, k.shape[2], epsilon, positions.shape[1],
+                                        H=H, D=D, C=y.shape[1], **_norm_sizes(squares), **options, **launch)
 
 
 def project_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, out: Tensor, **launch) -> None:
     M, N = out.shape
-    _project_kernel[_tiles(M, N)](y, squares, weight, out, M, epsilon, N_ALL=N, C=y.shape[1], N=WIDTH,
-                                  **_norm_sizes(squares), **tiling(weight), **launch)
+    options = tiling_of(weight, M)
+    _project_kernel[grid_of(M, N, options)](y, squares, weight, out, M, epsilon, N_ALL=N, C=y.shape[1],
+                                            **_norm_sizes(squares), **options, **launch)
 
 
 def gate_triton(y: Tensor, squares: Tensor, weight: Tensor, epsilon: float, activation: int, gated: bool,
                 out: Tensor, **launch) -> None:
     M, F = out.shape
-    _gate_kernel[_tiles(M, F)](y, squares, weight, out, M, epsilon, F=F, C=y.shape[1], ACTIVATION=activation, GATED=gated,
-                               N=WIDTH, **_norm_sizes(squares), **tiling(weight), **launch)
+    options = tiling_of(weight, M)
+    # a program of 16 rows has 16 gated outputs too
+    if gated and options["N"] == WIDTH:
+        options |= {"N": 2 * WIDTH, "num_stages": options["num_stages"] - 1}
+    _gate_kernel[grid_of(M, len(weight), options)](y, squares, weight, out, M, epsilon, F=F, C=y.shape[1],
+                                                   ACTIVATION=activation, GATED=gated, **_norm_sizes(squares), **options,
+                                                   **launch)
 
 
 def add_triton(inputs: Tensor, weight: Tensor, norm: Tensor, x: Tensor, y: Tensor, squares: Tensor, **launch) -> None:
     M, C = x.shape
-    _add_kernel[_tiles(M, C)](inputs, weight, norm, x, y, squares, M, C=C, K=weight.shape[1], TILES=squares.shape[1],
-                              N=WIDTH, **tiling(weight), **launch)
+    options = tiling_of(weight, M)
+    _add_kernel[grid_of(M, C, options)](inputs, weight, norm, x, y, squares, M, C=C, K=weight.shape[1],
+                                        TILES=squares.shape[1], **options, **launch)
 
 
 def _normed(y: Tensor, squares: Tensor, epsilon: float) -> Tensor:

@@ -7,7 +7,8 @@
     work     float32, work_tokens int32 buffers of M ceil(V/32) or more: the programs' maxima and their tokens
     arrived  [ceil(M/16)] or more int32    buffer: zeros, and zeros again afterwards
 
-A program computes 32 logits of 16 rows as linear_triton.py does. The last one to arrive takes the largest of the maxima.
+A program computes 32 logits of 16, 32 or 64 rows as linear_triton.py does. The last one to arrive takes the largest of the
+maxima.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from torch import Tensor
 
 from foredraft.kernels.core.backend_triton import jit, tl
 from foredraft.kernels.core.pdl_triton import pdl_wait
-from foredraft.kernels.model.linear_triton import matmul_tile, tiling
+from foredraft.kernels.model.linear_triton import HEIGHT, grid_of, matmul_tile, tiling, tiling_of
 
 WIDTH = 32
 TOGETHER = 128
 
 
 @jit(do_not_specialize=["M"])
-def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr,
-                   STEP: tl.constexpr, PDL: tl.constexpr = False):
+def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, HEIGHT: tl.constexpr, N: tl.constexpr,
+                   WAYS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr = False):
     pdl_wait(PDL)
-    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    rows = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     token = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     scores = matmul_tile(y, weight, rows, rows < M, token, token < V, C, N, WAYS, STEP)
     tl.store(logits + rows[:, None] * V + token[None, :], scores, mask=(rows < M)[:, None] & (token < V)[None, :])
@@ -35,9 +36,9 @@ def _logits_kernel(y, weight, logits, M, V: tl.constexpr, C: tl.constexpr, N: tl
 
 @jit
 def largest_part(work, work_tokens, rows, is_row, parts, V: tl.constexpr, TOGETHER: tl.constexpr):
-    """The token of the largest of each row's maxima, [16] int32, the lowest on ties; V - 1 if all are NaN."""
-    top = tl.full((16,), float("-inf"), tl.float32)
-    top_token = tl.full((16,), V - 1, tl.int32)
+    """The token of the largest of each row's maxima, [rows] int32, the lowest on ties; V - 1 if all are NaN."""
+    top = tl.full((rows.shape[0],), float("-inf"), tl.float32)
+    top_token = tl.full((rows.shape[0],), V - 1, tl.int32)
     for first in range(0, parts, TOGETHER):
         part = first + tl.arange(0, TOGETHER)
         mask = is_row[:, None] & (part < parts)[None, :]
@@ -52,10 +53,11 @@ def largest_part(work, work_tokens, rows, is_row, parts, V: tl.constexpr, TOGETH
 
 
 @jit(do_not_specialize=["M"])
-def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.constexpr, C: tl.constexpr, N: tl.constexpr,
-                   WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr = False):
+def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.constexpr, C: tl.constexpr,
+                   HEIGHT: tl.constexpr, N: tl.constexpr, WAYS: tl.constexpr, STEP: tl.constexpr, TOGETHER: tl.constexpr,
+                   PDL: tl.constexpr = False):
     pdl_wait(PDL)
-    rows = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)
+    rows = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     is_row = rows < M
     token = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     parts: tl.constexpr = (V + N - 1) // N
@@ -75,15 +77,16 @@ def _choose_kernel(y, weight, chosen, work, work_tokens, arrived, M, V: tl.const
 
 def fused_logits_triton(y: Tensor, weight: Tensor, logits: Tensor, **launch) -> None:
     M, V = logits.shape
-    _logits_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, logits, M, V=V, C=weight.shape[1], N=WIDTH,
-                                                  **head_tiling(weight), **launch)
+    options = tiling_of(weight, M) | head_tiling(weight) | {"N": WIDTH}
+    _logits_kernel[grid_of(M, V, options)](y, weight, logits, M, V=V, C=weight.shape[1], **options, **launch)
 
 
 def fused_choose_triton(y: Tensor, weight: Tensor, chosen: Tensor, work: Tensor, work_tokens: Tensor, arrived: Tensor,
                         **launch) -> None:
     (M,), (V, C) = chosen.shape, weight.shape
-    _choose_kernel[(-(-M // 16), -(-V // WIDTH))](y, weight, chosen, work, work_tokens, arrived, M, V=V, C=C, N=WIDTH,
-                                                  TOGETHER=TOGETHER, **head_tiling(weight), **launch)
+    options = tiling_of(weight, M) | head_tiling(weight) | {"N": WIDTH}
+    _choose_kernel[grid_of(M, V, options)](y, weight, chosen, work, work_tokens, arrived, M, V=V, C=C,
+                                           TOGETHER=TOGETHER * HEIGHT // options["HEIGHT"], **options, **launch)
 
 
 def head_tiling(weight: Tensor) -> dict[str, int]:

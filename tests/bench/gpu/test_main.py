@@ -35,7 +35,7 @@ SIZES = Sizes(device="cpu", dtype="float32", geometries={"tiny": TINY}, large=("
 @pytest.mark.full
 def test_kernels_and_bits_pass_their_checks():
     rows = [*gpu_checks.check_kernels(SIZES), *gpu_checks.check_bits(SIZES, layers=1)]
-    assert len(rows) == 16 and all(row["passed"] for row in rows), rows
+    assert len(rows) == 30 and all(row["passed"] for row in rows), rows
 
 
 @pytest.mark.full
@@ -64,7 +64,7 @@ def test_a_kernel_that_leaves_a_part_of_a_term_out_fails_its_check(kernel, place
     of_target = kernel.startswith("FUSED") or kernel == "ADD"
     rows = list((gpu_checks.check_kernels if of_target else gpu_checks.check_drafters)(SIZES))
     # another largest logit may come of it
-    assert {row["check"] for row in rows if not row["passed"] and "argmax" not in row["check"]} == {check}
+    assert {row["check"].split(",")[0] for row in rows if not row["passed"] and "argmax" not in row["check"]} == {check}
 
 
 @pytest.mark.full

@@ -23,7 +23,7 @@ from foredraft.engine.models.t5_cuda import T5Cuda
 from foredraft.engine.models.t5_cuda_weights import random_cuda_weights
 from foredraft.engine.runtime.cuda_graphs import HostView
 from foredraft.kernels.core.backend_triton import HAS_TRITON
-from foredraft.kernels.model import linear_triton
+from foredraft.kernels.model import linear_triton, lm_head_triton
 from foredraft.ngram_native.count import count
 from foredraft.ngram_native.smooth import fit
 
@@ -161,14 +161,38 @@ def test_floors_of_the_published_sizes():
         assert weights / 1e6 == pytest.approx(megabytes, rel=0.01)
 
 
-@pytest.mark.parametrize(("B", "K"), [(16, 0), (17, 0), (8, 5), (1, 63)])
-def test_each_tile_of_rows_reads_the_weights(B, K):
-    c = config_of("flan-t5-xl")
-    further = linear_triton._tiles(B * (K + 1), 16)[0] - 1
-    found = {part.name: part for part in parts(c, Step(B, K, drafter="none"))}
-    for name in ("self-attention's matrices", "cross-attention's matrices", "feed-forward", "head"):
-        assert found[name].again == further * found[name].bytes
-    assert found["self-attention"].again == (K // 16) * found["self-attention"].bytes
+@pytest.mark.parametrize(("B", "K"), [(1, 5), (16, 0), (17, 0), (8, 5), (1, 63), (32, 5)])
+def test_tiles_of_rows_read_weights_and_programs_read_their_rows(B, K):
+    """As counted from the grids of the launches."""
+    c, M = config_of("flan-t5-xl"), B * (K + 1)
+    L, C, F, V, inner = c.num_decoder_layers, c.d_model, c.d_ff, c.vocab_size, c.num_heads * c.d_kv
+    options = linear_triton.tiling_of(torch.empty(1, dtype=torch.bfloat16), M)
+
+    def again(outputs, columns, **others):
+        down, across = linear_triton.grid_of(M, outputs, options | others)
+        return 2 * ((down - 1) * outputs * columns + across * M * columns)
+
+    found = {part.name: part.again for part in parts(c, Step(B, K, drafter="none"))}
+    assert found["self-attention's matrices"] == L * (again(3 * inner, C) + again(C, inner))
+    assert found["cross-attention's matrices"] == L * (again(inner, C) + again(C, inner))
+    assert found["feed-forward"] == L * (again(2 * F, C, N=32) + again(C, F))
+    assert found["head"] == again(V, C, N=lm_head_triton.WIDTH)
+    assert found["self-attention"] == (K // 16) * L * B * (64 + K + 1) * 2 * inner * 2
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_a_gated_product_computes_32_outputs_at_a_time(monkeypatch):
+    seen = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, N, **__: seen.append((grid, N))
+
+    monkeypatch.setattr(linear_triton, "_gate_kernel", Kernel())
+    for M in (6, 48):
+        linear_triton.gate_triton(torch.empty(M, 64), torch.empty(M, 4), torch.empty(256, 64, dtype=torch.bfloat16), 0.0, 1,
+                                  True, torch.empty(M, 128))
+    assert seen == [((1, 8), 32)] * 2
 
 
 def test_time_is_bytes_over_bandwidth_plus_launches():
@@ -186,7 +210,8 @@ def test_a_measured_device_has_its_own_rate_or_none(device, rate):
     assert machine_of(device, 100.0) == Machine(100.0, rate)
     c, r = config_of("flan-t5-xl"), Step(128, 5, sampled=True)
     without = predict(c, r, Machine(100.0, None, 0.0))
-    assert without["us"] == pytest.approx(without["bytes_us"] + without["again"] / 100e3)
+    assert without["us"] == pytest.approx(sum(max(part["bytes"], (part["bytes"] + part["again"]) / 1.2)
+                                              for part in without["parts"]) / 100e3)
 
 
 def test_speculation_gains_by_tokens_per_step():
@@ -201,6 +226,7 @@ def test_the_script_ends_in_json_and_refuses_in_a_line(script):
     assert [row["step"]["batch_size"] for row in json.loads(out.splitlines()[-1])["modelled"]] == [1, 4]
     for options, message in ((["--geometry", "gpt"], "not known"), (["--machine", "abacus"], "not known"),
                              (["--batch-sizes", "x"], "give numbers of at least 1"), (["--bandwidth", "0"], "above 0"),
+                             (["--cache", "0"], "above 0"),
                              (["--drafter", "head"], "is not modelled")):
         code, _, err = script(model, *options)
         assert code == 2 and message in err and len(err.splitlines()) == 1

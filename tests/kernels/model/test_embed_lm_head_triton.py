@@ -70,7 +70,7 @@ def choose(hidden, weight):
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("V", "M"), [(16, 1), (100, 18), (8193, 2), (32100, 2), (32128, 2)])
+@pytest.mark.parametrize(("V", "M"), [(16, 1), (100, 18), (100, 70), (8193, 2), (32100, 2), (32128, 2)])
 def test_logits_and_argmax(V, M, dtype):
     hidden, weight = head_case(M, 24, V, dtype)
     wanted, found, magnitude = poisoned(M, V), poisoned(M, V), poisoned(M, V)
@@ -98,16 +98,18 @@ def test_logits_that_are_not_numbers_give_a_token():
 
 
 def test_argmax_and_bits_of_a_row_do_not_depend_on_the_other_rows():
-    hidden, weight = head_case(20, 24, 100, torch.bfloat16)
-    whole, one = poisoned(20, 100), poisoned(1, 100)
+    """Alone, in tiles of 16, 32 and 64 rows, and in two tiles of 64."""
+    hidden, weight = head_case(70, 300, 100, torch.bfloat16)
+    whole, chosen = poisoned(70, 100), choose(hidden, weight)
     FUSED_LOGITS["triton"](hidden, weight, whole)
-    for m in (0, 15, 19):
-        FUSED_LOGITS["triton"](hidden[m : m + 1].contiguous(), weight, one)
-        assert torch.equal(one[0], whole[m])
+    for part in (slice(0, 1), slice(15, 16), slice(3, 20), slice(20, 60), slice(69, 70)):
+        found = torch.full_like(whole[part], float("nan"))
+        FUSED_LOGITS["triton"](hidden[part].contiguous(), weight, found)
+        assert torch.equal(found, whole[part]) and torch.equal(choose(hidden[part].contiguous(), weight), chosen[part])
 
 
-def ends_at_real_size():
-    M, V, C, bf16 = 6, 32128, 2048, torch.bfloat16
+def ends_at_real_size(M=6):
+    V, C, bf16 = 32128, 2048, torch.bfloat16
     embedding, x, y = torch.empty(V, C, dtype=bf16), torch.empty(M, C), torch.empty(M, C, dtype=bf16)
     places, norm, squares = torch.zeros(1, M, dtype=torch.int64), torch.empty(C), torch.empty(M, C // 16)
     EMBED["triton"](places, places, places, embedding, norm, torch.zeros(1, M, M, dtype=torch.int8), x, y, squares)
@@ -117,9 +119,18 @@ def ends_at_real_size():
                            torch.empty(M, 1004, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
 
 
+def ends_of_32_rows():
+    ends_at_real_size(32)
+
+
+def ends_of_64_rows():
+    ends_at_real_size(64)
+
+
 @pytest.mark.full
-def test_the_machine_code_fits_and_does_not_spill():
-    found = costs(f"{__file__}:ends_at_real_size")
+@pytest.mark.parametrize("sizes", ["ends_at_real_size", "ends_of_32_rows", "ends_of_64_rows"])
+def test_the_machine_code_fits_and_does_not_spill(sizes):
+    found = costs(f"{__file__}:{sizes}")
     assert [cost.kernel for cost in found[::3]] == ["_embed_kernel", "_final_norm_kernel", "_logits_kernel",
                                                     "_choose_kernel"]
     for cost in found:
