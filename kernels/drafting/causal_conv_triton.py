@@ -6,7 +6,7 @@
                                             then the gates; bias [2U] float32
     above      [B, T, U] float32            out, at `positions`: below + value * sigmoid(gate), of RMS-normed inputs
 
-Sequences are tiled by 16 as in model/linear_triton.py: a result does not depend on the other sequences of the tile.
+Sequences are tiled by 16, summed as in model/linear_triton.py: a result does not depend on the other sequences of the tile.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@
     bias [N] float32. Each may be None. out is [B, N], or [B, T, N] written at `positions`. With gain [B] float32, out gets
     relu of the first N - 1 outputs, and gain the softplus of the last one.
 
-Sequences are tiled by 16 as in model/linear_triton.py: a result does not depend on the other sequences of the tile.
+Sequences are tiled by 16, summed as in model/linear_triton.py: a result does not depend on the other sequences of the tile.
 """
 
 from __future__ import annotations

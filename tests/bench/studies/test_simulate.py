@@ -46,9 +46,9 @@ def test_the_speed_up_is_tokens_per_step_over_the_ratio_of_costs():
     assert found["tokens_per_second"] == pytest.approx(found["speed_up"] / plain * 1e6)
     # at batch size 1 a large target's pass of five positions costs little more than one of one position
     assert 2.8 < found["speed_up"] < 3
-    # fifteen rows read the weights once
+    # fifteen rows read the weights once, and the cache serves them to every sixteen outputs
     batch = simulated(lookup, 4, TRACE, Settings(batch_size=3))
-    assert batch["tokens_per_second"] > 2.8 * found["tokens_per_second"]
+    assert 2 < batch["tokens_per_second"] / found["tokens_per_second"] < 3
 
 
 def test_the_target_as_its_own_drafter_costs_its_share_of_the_sublayers():
