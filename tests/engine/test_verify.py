@@ -12,7 +12,7 @@ from foredraft.kernels.verify.accept import accept_greedy_reference, accept_refe
 from foredraft.kernels.verify.big_little_rollback import rollback_reference
 from foredraft.kernels.verify.block import block_reference
 
-B, K, V = 40, 4, 12
+B, K, V = 40, 5, 12
 
 
 class Logits:
@@ -74,10 +74,19 @@ def run(state, draft, logits, target=None) -> Verification:
 
 def check(found: Verification, expected: list, tree: bool = False) -> None:
     assert [found.tokens[b, :n].tolist() for b, n in enumerate(found.counts.tolist())] == [tokens for tokens, _ in expected]
-    assert (found.path is not None) == tree and not found.committed
+    assert found.tokens.shape == (B, K + 1) and (found.path is not None) == tree and not found.committed
     if tree:
+        assert found.path.shape == (B, K + 1)
         assert [found.path[b, :n].tolist() for b, n in enumerate(found.counts.tolist())] == [path for _, path in expected]
         assert all(not found.path[b, n:].any() for b, n in enumerate(found.counts.tolist()))
+
+
+def test_a_state_on_cuda_is_verified_there(monkeypatch):
+    verify_cuda = pytest.importorskip("foredraft.engine.verify_cuda", reason="needs triton", exc_type=ImportError)
+    state, draft, arguments = example("triton")
+    monkeypatch.setattr(verify_cuda, "verify_on_cuda", lambda *given: given)
+    hidden, target = torch.from_numpy(arguments[0]), Logits()
+    assert verify(state, draft, hidden, target) == (state, draft, hidden, target)
 
 
 @pytest.mark.parametrize("pipeline", [None, Inactive()])

@@ -28,13 +28,35 @@ def test_numba_equals_the_reference(B, K, V):
     assert verifications(block_numba, arguments, B, K) == verifications(block_reference, arguments, B, K)
 
 
-def test_point_masses_and_greedy_sequences_are_verified_token_by_token():
+def test_numba_equals_the_reference_on_drafts_that_chance_accepts():
+    """Drafts sampled from q, with draft lengths of 4 and less."""
+    arguments, rng = case(400, 4, 6, seed=8), np.random.default_rng(9)
+    arguments[4][:], arguments[7][:] = True, 1
+    arguments[1] = (arguments[5] + rng.gumbel(size=arguments[5].shape)).argmax(-1)
+    found = verifications(block_reference, arguments, 400, 4)
+    assert found == verifications(block_numba, arguments, 400, 4)
+    assert {len(tokens) for tokens, _ in found} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("function", [block_reference, block_numba])
+def test_point_masses_and_greedy_sequences_are_verified_token_by_token(function):
     arguments = case(60, 4, 20, seed=2)
     arguments[4] = np.zeros(60, bool)
-    assert verifications(block_numba, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
+    assert verifications(function, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
     arguments = case(60, 4, 20, seed=3)
     arguments[7], arguments[4] = np.zeros(60, np.float32), np.ones(60, bool)
-    assert verifications(block_numba, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
+    assert verifications(function, arguments, 60, 4) == verifications(accept_numba, arguments, 60, 4)
+
+
+def test_a_residual_without_mass_leaves_the_distribution():
+    """A draft from q = 2p, as rounding could have it: no token is left after it is rejected."""
+    arguments = case(40, 1, 16, seed=7)
+    arguments[2][:], arguments[4][:], arguments[7][:], arguments[8][:], arguments[9][:] = 1, True, 1, 0, 1
+    arguments[5] = arguments[0][:, :1].copy()
+    arguments[6] = np.log(np.exp(arguments[5].astype(np.float64)).sum(-1) / 2)
+    found = verifications(block_reference, arguments, 40, 1)
+    assert found == verifications(block_numba, arguments, 40, 1)
+    assert {len(tokens) for tokens, _ in found} == {1, 2}
 
 
 def generate(drafter: str, trials: int, blocks: bool = True, V: int = 5, rows: int = 4000, K: int = 3):
