@@ -49,6 +49,9 @@ def why_full(error: BaseException) -> str | None:
     """What the system says where an error means a full disk; otherwise None."""
     if isinstance(error, OSError):
         number = error.errno
+    elif "inline_container" in str(error):
+        # torch.save writes in C++ and does not say why it cannot
+        return "a file cannot be written, as on a full disk"
     else:
         # safetensors has an exception of its own
         found = re.search(r"\(os error (\d+)\)", str(error))

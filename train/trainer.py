@@ -10,12 +10,28 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 from transformers.activations import NewGELUActivation
 from transformers.trainer import TRAINER_STATE_NAME
+
+from foredraft.atomic_write import why_full
+from foredraft.errors import UserError
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever is written in the block belongs to `path`. UserError: the disk is full."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if (reason := why_full(error)) is None:
+            raise
+        raise UserError(f"{path}: {reason}; free some space and run the command again") from None
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> float:
@@ -51,14 +67,16 @@ class TrainerMixin:
         self.accelerator.wait_for_everyone()
         self.args.output_dir = str(partial)
         try:
-            super()._save_checkpoint(model, trial)
+            with naming(final / name):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(final)
         self.accelerator.wait_for_everyone()
         best = self.state.best_global_step
         self.state.best_model_checkpoint = str(final / f"checkpoint-{best}") if best else None
         if main:
-            self.state.save_to_json(str(partial / name / TRAINER_STATE_NAME))
+            with naming(final / name):
+                self.state.save_to_json(str(partial / name / TRAINER_STATE_NAME))
             shutil.rmtree(final / name, ignore_errors=True)
             os.replace(partial / name, final / name)
             partial.rmdir()
@@ -103,7 +121,7 @@ class LogAndStop(TrainerCallback):
         """Append an entry."""
         if not state.is_world_process_zero:
             return
-        with open(self.log, "a", encoding="utf-8") as file:
+        with naming(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
 

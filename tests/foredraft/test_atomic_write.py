@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from foredraft.atomic_write import work_folder, write_atomic
+from foredraft.atomic_write import why_full, work_folder, write_atomic
 from foredraft.errors import UserError
 
 
@@ -59,3 +59,12 @@ def test_what_a_killed_process_left_is_deleted_by_the_next_write(tmp_path):
         path.write_text("")
     write_atomic(tmp_path / "out", "text")
     assert not dead.exists() and alive.exists() and all(path.exists() for path in others)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's device that is always full")
+def test_torchs_error_on_a_full_disk_is_known():
+    import torch
+
+    with pytest.raises(RuntimeError) as found:
+        torch.save(torch.zeros(100_000), "/dev/full")
+    assert why_full(found.value) and why_full(RuntimeError("out of memory")) is None

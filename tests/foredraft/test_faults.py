@@ -11,7 +11,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -174,7 +175,6 @@ def check_continued(done: Ended, case: Case, inputs: Path, out: Path, expected) 
         done = run(out, command(case, inputs, out))
         assert done.code == 0, done.text
     assert (case.result(out), names(out)) == expected
-    shutil.rmtree(out)
 
 
 def kill(name: str, kills: int, seed: int, inputs: Path, undisturbed, tmp_path: Path) -> int:
@@ -191,6 +191,7 @@ def kill(name: str, kills: int, seed: int, inputs: Path, undisturbed, tmp_path: 
             if done.code == 0 or (case.once and names(out) == expected[1]):
                 break
         check_continued(done, case, inputs, out, expected)
+        shutil.rmtree(out)
     return killed
 
 
@@ -220,15 +221,45 @@ def fill(name: str, tries: int, seed: int, inputs: Path, undisturbed, tmp_path: 
         if done.code:
             assert "Traceback" not in done.text, done.text
         check_continued(done, case, inputs, out, expected)
+        shutil.rmtree(out)
     return full
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["summarize", "pseudo", "ngram count", "convert"])
+@pytest.mark.parametrize("name", CASES)
 def test_20_full_disks(name, inputs, undisturbed, tmp_path):
     full = fill(name, min(OUTPUTS, 20), 0, inputs, undisturbed, tmp_path)
     print(f"{name}: full in {full} of {min(OUTPUTS, 20)} outputs")
     assert full >= OUTPUTS // 10
+
+
+@contextmanager
+def file_system(folder: Path, size: int) -> Iterator[None]:
+    """A file system in memory, of `size` bytes, at an empty folder; skips where one may not be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system can only be mounted by root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_20_small_file_systems(inputs, undisturbed, tmp_path):
+    """train, whose checkpoints and weights take 5 MB, on file systems of up to 5 MB that are full in any of them."""
+    draw, full, tries, expected = random.Random(0), 0, min(OUTPUTS, 20), undisturbed("train")
+    for number in range(tries):
+        out = tmp_path / str(number)
+        out.mkdir()
+        with file_system(out, draw.randrange(4096, 5_000_000)):
+            done = run(out, command(CASES["train"], inputs, out))
+            assert "Traceback" not in done.text, done.text
+            full += done.code != 0
+            subprocess.run(["mount", "-o", "remount,size=100m", str(out)], check=True)
+            check_continued(done, CASES["train"], inputs, out, expected)
+    print(f"train: full in {full} of {tries} small file systems")
+    assert full >= tries // 2
 
 
 @pytest.mark.full
