@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foredraft.kernels.core.argmax import larger
 from foredraft.kernels.core.backend import njit, overload
 from foredraft.kernels.core.gemm_microkernel import INTEGERS, ROW_TILE
 from foredraft.kernels.core.workers import parallel, threads_for
@@ -35,19 +36,23 @@ def levels_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _levels_tiles(first, last, x, top, levels):
     M, K = x.shape
     tiles, rows = levels.shape[0], levels.shape[2]
+    # contiguous, so that these loops are vectorised; the pairs are spread afterwards
+    of_row = np.empty(K, np.int16)
+    pairs = of_row.view(np.int32)
     for tile in range(first, last):
         scales = levels[tile, K:].reshape(2 * rows).view(np.float32)
+        spread = levels[tile, :K].reshape(K * rows).view(np.int32)
         start, stop = M * tile // tiles, M * (tile + 1) // tiles
         for m in range(start, stop):
             largest, total = np.float32(0.0), np.float32(0.0)
             for k in range(K):
-                largest = max(largest, abs(x[m, k]))
+                largest = larger(largest, abs(x[m, k]))
                 total += x[m, k] * np.float32(0.0)
             rate = top / largest if largest > 0 else np.float32(0.0)
-            of_row = levels[tile, :K].reshape(K // 2, rows, 2)[:, m - start]
-            for k in range(0, K, 2):
-                of_row[k // 2, 0] = np.int16(np.rint(x[m, k] * rate))
-                of_row[k // 2, 1] = np.int16(np.rint(x[m, k + 1] * rate))
+            for k in range(K):
+                of_row[k] = np.int16(np.rint(x[m, k] * rate))
+            for k in range(K // 2):
+                spread[k * rows + m - start] = pairs[k]
             scales[m - start] = largest / top + total
 
 
