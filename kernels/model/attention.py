@@ -33,6 +33,8 @@ from foredraft.kernels.core.workers import get_num_threads, parallel, threads_fo
 from foredraft.kernels.model.packing import widen
 
 PAGE = 64
+# What a multiply-add of self-attention costs, in multiply-adds of a product of several rows.
+SELF_WORK = 4
 
 
 def attend_reference(q: np.ndarray, keys: list, values: list, biases: list) -> np.ndarray:
@@ -99,14 +101,6 @@ def cross_attention_reference(q, sequences, pages_k, pages_v, table, sources) ->
 
 
 @njit(fastmath={"reassoc", "contract"})
-def _dot(a, b):
-    total = np.float32(0.0)
-    for d in range(a.shape[0]):
-        total += a[d] * b[d]
-    return total
-
-
-@njit(fastmath={"reassoc", "contract"})
 def softmax_loop(scores):
     top = largest_loop(scores)
     total = np.float32(0.0)
@@ -116,10 +110,27 @@ def softmax_loop(scores):
     return total
 
 
+@njit(fastmath={"reassoc", "contract"})
+def _self_scores(q, keys, bias, at, base, slots, scores):
+    """scores [t <= at] of a query q [D] at position `at` with keys [T, D]; slots: where keys from position `base` on are."""
+    for t in range(at + 1):
+        slot = t if t < base else slots[t]
+        total = np.float32(0.0)
+        for d in range(q.shape[0]):
+            total += q[d] * keys[slot, d]
+        scores[t] = total + bias[at - t]
+
+
 @njit(fastmath={"contract"})
-def _add_scaled(out, weight, value):
+def _self_mix(scores, scale, values, at, base, slots, out):
+    """The sum [D] of values [T, D], each times its score and `scale`."""
     for d in range(out.shape[0]):
-        out[d] += weight * value[d]
+        out[d] = np.float32(0.0)
+    for t in range(at + 1):
+        slot = t if t < base else slots[t]
+        weight = scores[t] * scale
+        for d in range(out.shape[0]):
+            out[d] += weight * values[slot, d]
 
 
 @parallel
@@ -132,19 +143,13 @@ def _self_tasks(first, last, q, sequences, queries, positions, parents, k, v, bi
         i, h = task // H, task % H
         b, r = sequences[i], queries[i]
         base, at = positions[b, 0], positions[b, r]
-        count = at + 1
         ancestor = r
         for t in range(at, base - 1, -1):
             slots[t] = base + ancestor
             ancestor = parents[b, ancestor]
-        for t in range(count):
-            slot = t if t < base else slots[t]
-            scores[t] = _dot(q[i, h], k[b, h, slot]) + bias[h, at - t]
-        total = softmax_loop(scores[:count])
-        out[i, h, :] = np.float32(0.0)
-        for t in range(count):
-            slot = t if t < base else slots[t]
-            _add_scaled(out[i, h], scores[t] / total, v[b, h, slot])
+        _self_scores(q[i, h], k[b, h], bias[h], at, base, slots, scores)
+        total = softmax_loop(scores[: at + 1])
+        _self_mix(scores, np.float32(1.0) / total, v[b, h], at, base, slots, out[i, h])
 
 
 @njit()
@@ -205,8 +210,8 @@ def self_attention_loop(q, sequences, queries, positions, parents, k, v, bias, o
     longest = 0
     for i in range(n):
         longest = max(longest, positions[sequences[i], queries[i]])
-    _self_tasks(n * H, threads_for(n * H * D * longest * 2, threads), q, sequences, queries, positions, parents, k, v, bias,
-                out)
+    threads = threads_for(n * H * D * longest * 2 * SELF_WORK, threads)
+    _self_tasks(n * H, threads, q, sequences, queries, positions, parents, k, v, bias, out)
 
 
 @njit()
