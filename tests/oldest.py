@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tomllib
 from pathlib import Path
 
@@ -24,9 +24,12 @@ def main() -> None:
     """Print a requirement a line, without foredraft's own extras."""
     project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    if unknown := [name for name in sys.argv[1:] if name not in extras]:
-        sys.exit(f"extra {unknown[0]!r} is unknown; choose from {', '.join(extras)}")
-    lines = [*project["dependencies"], *(line for name in sys.argv[1:] for line in extras[name])]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help=f"one of {', '.join(extras)}")
+    given = parser.parse_args().extras
+    if unknown := [name for name in given if name not in extras]:
+        parser.error(f"extra {unknown[0]!r} is unknown; choose from {', '.join(extras)}")
+    lines = [*project["dependencies"], *(line for name in given for line in extras[name])]
     print(*sorted({lowest(line) for line in lines if Requirement(line).name != project["name"]}), sep="\n")
 
 
