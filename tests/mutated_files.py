@@ -49,7 +49,7 @@ def run(inputs: int, seed: int, folder: Path, names: list[str] | None = None) ->
         reader.read(path)
         if number == 0:
             _limit_memory()
-        for i in range(inputs // len(chosen)):
+        for i in range(-(-inputs // len(chosen))):
             path.write_bytes(mutate(valid, random.Random(f"{seed} {name} {i}"), reader.signed))
             began, tally.inputs = time.monotonic(), tally.inputs + 1
             try:

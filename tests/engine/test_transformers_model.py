@@ -12,6 +12,7 @@ from transformers import (
 
 import foredraft
 from foredraft.errors import UserError
+from tests.peer_versions import needs_transformers
 
 ROWS = [[5, 9, 33, 5, 9, 40, 5, 9, 1], [7, 8, 9, 1], [50, 50, 12, 50, 50, 12, 1], [3, 1]]
 
@@ -130,6 +131,7 @@ def test_greedy_decoding_leaves_pytorchs_generator_alone(pair):
 
 
 def test_a_prefix_function_is_told_the_input_of_several_samples(pair):
+    needs_transformers("5.23")
     reference, model = pair
     arguments = dict(do_sample=True, top_k=1, num_return_sequences=2, max_new_tokens=5,
                      attention_mask=(padded(ROWS) != 0).long(),

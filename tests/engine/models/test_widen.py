@@ -13,6 +13,7 @@ from foredraft.engine.models.projection import read_projection
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.models.widened_checkpoint import widen_checkpoint
+from tests.peer_versions import needs_transformers
 
 # no size is a multiple of the original's, nor even
 TINY = dict(d_model=45, d_kv=13, d_ff=67, num_layers=3, num_decoder_layers=5, num_heads=5)
@@ -76,6 +77,8 @@ def test_outputs_are_the_originals(original, widened):
 def test_transformers_loads_it_and_agrees(original, widened):
     from transformers import AutoModelForSeq2SeqLM
 
+    if json.loads((original / "config.json").read_text())["model_type"] == "umt5":
+        needs_transformers("5.23")
     logits = []
     for folder in (original, widened):
         theirs = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
