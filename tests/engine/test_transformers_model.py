@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peer_versions import needs_transformers
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -12,7 +13,6 @@ from transformers import (
 
 import foredraft
 from foredraft.errors import UserError
-from tests.peer_versions import needs_transformers
 
 ROWS = [[5, 9, 33, 5, 9, 40, 5, 9, 1], [7, 8, 9, 1], [50, 50, 12, 50, 50, 12, 1], [3, 1]]
 

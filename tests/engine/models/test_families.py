@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
+from peer_versions import needs_transformers
 from safetensors.torch import load_file, save_file
 
 import foredraft
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
-from tests.peer_versions import needs_transformers
 
 SIZES = dict(vocab_size=140, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=2,
              relative_attention_num_buckets=8, relative_attention_max_distance=16, decoder_start_token_id=0)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from peer_versions import needs_transformers
 from safetensors.torch import load_file, save_file
 
 from foredraft.engine.models.checkpoint import StoredTensors
@@ -13,7 +14,6 @@ from foredraft.engine.models.projection import read_projection
 from foredraft.engine.models.t5 import T5
 from foredraft.engine.models.t5_weights import load_weights
 from foredraft.engine.models.widened_checkpoint import widen_checkpoint
-from tests.peer_versions import needs_transformers
 
 # no size is a multiple of the original's, nor even
 TINY = dict(d_model=45, d_kv=13, d_ff=67, num_layers=3, num_decoder_layers=5, num_heads=5)
