@@ -229,7 +229,7 @@ class DecodeState:
                 tuple(tensor.numpy() for tensor in tensors)
                 for tensors in (self._written, self._room, self._inside, (self.chain_parents, self._chain_path)))
             self._host_ends = self.end_tokens.numpy()
-        # buffers of a CUDA state: its own, and those that verify_cuda.py and draft_sampling_cuda.py allocate in the first step
+        # buffers of a CUDA state: its own, and those of verify_cuda.py and draft_sampling_cuda.py, made in the first step
         self._allowed = torch.zeros(B, dtype=torch.int64, device=device)
         self._inputs = tuple(torch.zeros(B, K + 1, dtype=torch.int64, device=device) for _ in range(3))
         self.workspace = self.sampler = None
