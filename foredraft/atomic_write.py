@@ -49,8 +49,8 @@ def why_full(error: BaseException) -> str | None:
     """What the system says where an error means a full disk; otherwise None."""
     if isinstance(error, OSError):
         number = error.errno
-    elif "inline_container" in str(error):
-        # torch.save writes in C++ and does not say why it cannot
+    elif "inline_container" in str(error) and "unexpected pos" in str(error):
+        # torch.save writes in C++ and says only that less was written than it gave
         return "a file cannot be written, as on a full disk"
     else:
         # safetensors has an exception of its own

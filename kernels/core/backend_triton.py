@@ -4,7 +4,7 @@
 that are 1 or multiples of 16, and may then sum in another order. do_not_specialize names every argument that differs between
 passes of one model, so that each pass gives the same bits and a step has few kernels to compile.
 
-Nothing that runs on a CPU imports this file or a kernel of triton's: importing triton takes a tenth of a second.
+Commands that decode on a CPU do not import this file: importing triton takes a tenth of a second.
 """
 
 from __future__ import annotations

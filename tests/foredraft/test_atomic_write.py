@@ -62,9 +62,12 @@ def test_what_a_killed_process_left_is_deleted_by_the_next_write(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's device that is always full")
-def test_torchs_error_on_a_full_disk_is_known():
+def test_torchs_error_on_a_full_disk_is_known(tmp_path):
     import torch
 
     with pytest.raises(RuntimeError) as found:
         torch.save(torch.zeros(100_000), "/dev/full")
     assert why_full(found.value) and why_full(RuntimeError("out of memory")) is None
+    with pytest.raises(RuntimeError) as found:
+        torch.save(torch.zeros(10), tmp_path)
+    assert why_full(found.value) is None
