@@ -1,8 +1,9 @@
-"""All mutations by cosmic-ray of the functions that verify drafts: `python -m tests.mutation_score [--function NAME]`.
+"""Mutations of the functions that verify drafts: `python -m tests.mutation_score [--function NAME]`.
 
-Needs `pip install cosmic-ray`. Each mutant runs in a process of its own with the tests of its function; it is killed if one
-fails, if the process ends otherwise, or if it takes five times as long. Only functions in Python are mutated: the references
-of kernels, which the tests compare with the compiled kernels. tests/engine/test_mutants.py mutates those.
+They are those of cosmic-ray's operators that take no arguments; it needs `pip install cosmic-ray`. Each mutant runs in a
+process of its own with the tests of its function; it is killed if one fails, if the process ends otherwise, or if it uses 20
+seconds more than five times the tests' CPU time. Only functions in Python are mutated: the references of kernels, which the
+tests compare with the compiled kernels. tests/engine/test_mutants.py mutates those.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def survives(function, code: CodeType, tests: tuple[str, ...], seconds: int) -> 
         os._exit(run(tests))
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if ended > 1:
-        sys.exit(f"pytest ended with {ended} instead of a verdict")
+        sys.exit(f"pytest ended with exit code {ended}, so the mutant was not tested")
     return ended == 0
 
 

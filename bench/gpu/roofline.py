@@ -5,9 +5,9 @@
     time = sum over parts of max(bytes / bandwidth, (bytes + again) / (cache * bandwidth), flop / rate)
            + launches * cost of one
 
-`bytes` counts weights, caches and logits once a step. A program reads the weights of its outputs and the inputs of its rows
-(tiles: kernels/model/linear_triton.py): `again` is what tiles of rows but the first read of the weights, and all programs of
-the inputs. The second-level cache serves it. How fast is an ASSUMPTION: `cache` times memory; no GPU was at hand.
+`bytes` counts weights, caches and logits once a step. `again` counts what the second-level cache serves: the weights that
+tiles of rows after the first read, and the inputs that each program reads (tiles: kernels/model/linear_triton.py). The cache
+is ASSUMED to be `cache` times as fast as memory; this was not measured.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def _levels_tiles(first, last, x, top, levels):
         spread = levels[tile, :K].reshape(K * rows).view(np.int32)
         start, stop = M * tile // tiles, M * (tile + 1) // tiles
         for m in range(start, stop):
+            # `larger` may drop a NaN; `total` carries it to the scale
             largest, total = np.float32(0.0), np.float32(0.0)
             for k in range(K):
                 largest = larger(largest, abs(x[m, k]))
@@ -61,7 +62,7 @@ def levels_loop(x, weight, threads):
 
     A row that is not finite has the scale NaN, and so has every output of it. For compiled kernels.
     """
-    raise NotImplementedError
+    raise NotImplementedError("levels_loop is for compiled kernels; in Python use levels_reference")
 
 
 @overload(levels_loop)

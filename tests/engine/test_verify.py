@@ -6,6 +6,7 @@ import torch
 from doubles import make_state
 from verification_cases import case, outputs, verifications
 
+from foredraft.engine import verify_cuda
 from foredraft.engine.state import Draft, Verification
 from foredraft.engine.verify import verify
 from foredraft.kernels.verify.accept import accept_greedy_reference, accept_reference
@@ -82,7 +83,6 @@ def check(found: Verification, expected: list, tree: bool = False) -> None:
 
 
 def test_a_state_on_cuda_is_verified_there(monkeypatch):
-    verify_cuda = pytest.importorskip("foredraft.engine.verify_cuda", reason="needs triton", exc_type=ImportError)
     state, draft, arguments = example("triton")
     monkeypatch.setattr(verify_cuda, "verify_on_cuda", lambda *given: given)
     hidden, target = torch.from_numpy(arguments[0]), Logits()
